@@ -1,0 +1,327 @@
+"""Vision Transformer (Dosovitskiy et al., arXiv 2010.11929) and everything of its exact shape.
+
+- patches -> linear projection -> class token -> learned positions -> pre-norm encoder -> linear
+- DeiT (2012.12877): the same, and a distillation token with a head of its own
+- DeiT-III (2204.07118): LayerScale; the class token has no position
+- DINOv2 (2304.07193): patch 14, LayerScale; registers (2309.16588); a gated MLP in the giant
+- g, G, e (2106.04560, 2209.06794) and So400m (2305.13035) of the scaling studies
+- small rows of our own, with a convolutional stem (2106.14881), for small images and CPUs
+
+Letters: b batch, c channels, h w pixels, gh gw token grid, n = gh * gw patch tokens, k prefix
+tokens, d width. One row of `ROWS` is one published shape; everything else is a change to a row.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrail.errors import UsageError, unknown_name
+from vitrail.nn import (
+    Activation,
+    AttentionPool,
+    Block,
+    ConvStem,
+    Encoder,
+    Features,
+    Indivisible,
+    LearnedPosition,
+    PatchEmbed,
+    Pool,
+    Position,
+    RotaryPosition,
+    SinCosPosition,
+    drop_path_rates,
+    patch_grid,
+    tokens_to_map,
+)
+
+Stem = Literal["patch", "conv"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """The shape of one Vision Transformer. Sizes are (height, width), in pixels."""
+
+    family: Literal["vit"] = "vit"
+    depth: int = 12
+    width: int = 768
+    heads: int = 12
+    mlp: int = 3072
+    """Hidden width of the MLP (after gating, for `swiglu`)."""
+    patch: tuple[int, int] = (16, 16)
+    image_size: tuple[int, int] = (224, 224)
+    """Sets the grid of the position table; other sizes are resampled on the fly."""
+    channels: int = 3
+    classes: int = 1000
+    """0 leaves the head out: `forward` then gives the pooled features."""
+    stem: Stem = "patch"
+    stem_norm: bool = False
+    indivisible: Indivisible = "refuse"
+    """An image that is no whole number of patches: an error, or zero padding right and below."""
+    position: Position = "learned"
+    prefix_position: bool = True
+    """Whether class and distillation token have rows in the learned position table."""
+    class_token: bool = True
+    distilled: bool = False
+    """DeiT's second token, with its own head; the two heads' logits are averaged."""
+    registers: int = 0
+    pool: Pool = "class"
+    activation: Activation = "gelu"
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    layer_scale: float | None = None
+    """Initial value of LayerScale; None leaves it out."""
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    """Stochastic depth of the last block; it grows linearly from 0 in the first."""
+
+    def __post_init__(self) -> None:
+        for field, known in _CHOICES.items():
+            if getattr(self, field) not in known:
+                raise unknown_name(field, str(getattr(self, field)), known)
+        for field in ("depth", "width", "heads", "mlp", "channels"):
+            if getattr(self, field) < 1:
+                raise UsageError(f"{field} must be at least 1, not {getattr(self, field)}")
+        for field in ("patch", "image_size"):
+            pair = getattr(self, field)
+            if not (isinstance(pair, tuple) and len(pair) == 2 and min(pair) >= 1):
+                raise UsageError(f"{field} is a pair (height, width) in pixels, not {pair!r}")
+        for field in ("classes", "registers"):
+            if getattr(self, field) < 0:
+                raise UsageError(f"{field} cannot be negative")
+        for field in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UsageError(f"{field} must be in [0, 1), not {getattr(self, field)}")
+        if self.norm_eps <= 0:
+            raise UsageError(f"norm_eps must be positive, not {self.norm_eps}")
+        if self.width % self.heads:
+            raise UsageError(f"width {self.width} is not divisible by {self.heads} heads")
+        if self.position.startswith("sincos") and self.width % 4:
+            raise UsageError(f"position='{self.position}' needs a width divisible by 4")
+        if self.position == "rope" and self.width // self.heads % 4:
+            raise UsageError("position='rope' needs heads whose width is divisible by 4")
+        if self.pool == "class" and not self.class_token:
+            raise UsageError("pool='class' needs class_token=True; or use pool='mean' or 'map'")
+        if self.distilled and self.pool != "class":
+            raise UsageError("distilled=True averages two tokens' heads, so it needs pool='class'")
+        patch_grid(self.image_size, self.patch, self.indivisible)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The token grid (rows, columns) at `image_size`."""
+        return patch_grid(self.image_size, self.patch, self.indivisible)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "stem": get_args(Stem),
+    "indivisible": get_args(Indivisible),
+    "position": get_args(Position),
+    "pool": get_args(Pool),
+    "activation": get_args(Activation),
+}
+
+
+class ViT(nn.Module):
+    """A Vision Transformer.
+
+    >>> model = ViT(ViTConfig(depth=2, width=64, heads=2, mlp=128, image_size=(64, 96)))
+    >>> model(torch.zeros(3, 3, 64, 96)).shape
+    torch.Size([3, 1000])
+    >>> model.features(torch.zeros(3, 3, 64, 96)).grid
+    (4, 6)
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.width
+        stem = ConvStem if config.stem == "conv" else PatchEmbed
+        self.stem = stem(
+            config.channels,
+            config.patch,
+            d,
+            norm_eps=config.norm_eps if config.stem_norm else None,
+            indivisible=config.indivisible,
+        )
+        positioned = int(config.class_token) + int(config.distilled)
+        prefix = positioned + config.registers
+        self.prefix = nn.Parameter(torch.zeros(prefix, d)) if prefix else None
+        self.position: LearnedPosition | SinCosPosition | None = None
+        if config.position == "learned":
+            rows = positioned if config.prefix_position else 0
+            self.position = LearnedPosition(config.grid, d, rows)
+        elif config.position in ("sincos_moco", "sincos_mae", "sincos_bigvision", "sincos_1d"):
+            self.position = SinCosPosition(config.grid, d, config.position)
+        self.rotary = RotaryPosition(d // config.heads) if config.position == "rope" else None
+        self.drop = nn.Dropout(config.dropout)
+        self.encoder = Encoder(
+            (
+                Block(
+                    d,
+                    config.heads,
+                    config.mlp,
+                    activation=config.activation,
+                    qkv_bias=config.qkv_bias,
+                    qk_norm=config.qk_norm,
+                    layer_scale=config.layer_scale,
+                    norm_eps=config.norm_eps,
+                    dropout=config.dropout,
+                    drop_path=rate,
+                )
+                for rate in drop_path_rates(config.drop_path, config.depth)
+            ),
+            d,
+            config.norm_eps,
+            peg=config.position == "peg",
+        )
+        self.pool = (
+            AttentionPool(d, config.heads, config.mlp, config.activation, config.norm_eps)
+            if config.pool == "map"
+            else None
+        )
+        self.head = nn.Linear(d, config.classes) if config.classes else None
+        self.head_distilled = (
+            nn.Linear(d, config.classes) if config.classes and config.distilled else None
+        )
+        self.initialise()
+
+    def initialise(self) -> None:
+        """As Google's JAX code does: Xavier in the encoder, zeros for class token and heads."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                # The fused q, k, v are three matrices, each with its own fan.
+                for matrix in module.weight.chunk({"qkv": 3, "kv": 2}.get(name.split(".")[-1], 1)):
+                    nn.init.xavier_uniform_(matrix)
+            elif isinstance(module, nn.Conv2d):
+                # flax's lecun_normal: variance 1 / fan_in after its tails are cut at 2 sigma.
+                std = 1 / math.sqrt(module.weight[0].numel()) / 0.87962566103423978
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("fc1.bias", "fc2.bias")):
+                nn.init.normal_(parameter, std=1e-6)
+        if self.prefix is not None:
+            # The class token starts at zero, as in JAX; others would then stay equal to it.
+            nn.init.normal_(self.prefix[int(self.config.class_token) :], std=0.02)
+        for head in (self.head, self.head_distilled):
+            if head is not None:
+                nn.init.zeros_(head.weight)
+
+    def features(self, x: Float[Tensor, "b c h w"]) -> Features:
+        """Everything a head may want of images `x` (already normalised)."""
+        patches, grid = self.stem(x)
+        if self.prefix is None:
+            prefix = patches.new_empty(x.shape[0], 0, patches.shape[2])
+        else:
+            prefix = self.prefix.to(patches.dtype).expand(x.shape[0], -1, -1)
+        if self.position is not None:
+            patches, prefix = self.position(patches, prefix, grid)
+        rotation = None if self.rotary is None else self.rotary(grid)
+        tokens = self.encoder(self.drop(torch.cat([prefix, patches], dim=1)), grid, rotation)
+        prefix, patches = tokens.split([prefix.shape[1], patches.shape[1]], dim=1)
+        if self.pool is not None:
+            pooled = self.pool(tokens)
+        elif self.config.pool == "mean":
+            pooled = patches.mean(dim=1)
+        else:
+            pooled = prefix[:, 0]
+        return Features(
+            patches=patches,
+            prefix=prefix,
+            grid=grid,
+            maps=(tokens_to_map(patches, grid),),
+            strides=(self.config.patch,),
+            pooled=pooled,
+        )
+
+    def logits(self, features: Features) -> Float[Tensor, "b t c"]:
+        """The logits of each head apart: the classifier's, then, in DeiT, the distilled one's."""
+        assert self.head is not None, "this model was built without a head (classes=0)"
+        logits = [self.head(features.pooled)]
+        if self.head_distilled is not None:
+            logits.append(self.head_distilled(features.prefix[:, 1]))
+        return torch.stack(logits, dim=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out"]:
+        """Logits `[b classes]`; the pooled features `[b d]` of a model without a head."""
+        features = self.features(x)
+        return features.pooled if self.head is None else self.logits(features).mean(dim=1)
+
+
+_TI = ViTConfig(width=192, heads=3, mlp=768)
+_S = ViTConfig(width=384, heads=6, mlp=1536)
+_M = ViTConfig(width=512, heads=8, mlp=2048)
+_B = ViTConfig()
+_L = ViTConfig(width=1024, depth=24, heads=16, mlp=4096)
+_H = ViTConfig(width=1280, depth=32, heads=16, mlp=5120, patch=(14, 14))
+
+
+def _patch(config: ViTConfig, side: int) -> ViTConfig:
+    return replace(config, patch=(side, side))
+
+
+def _deit3(config: ViTConfig) -> ViTConfig:
+    return replace(config, layer_scale=1e-6, prefix_position=False)
+
+
+def _dinov2(config: ViTConfig) -> ViTConfig:
+    return replace(_patch(config, 14), image_size=(518, 518), classes=0, layer_scale=1e-5)
+
+
+_DINOV2_G = ViTConfig(width=1536, depth=40, heads=24, mlp=4096, activation="swiglu")
+
+ROWS: dict[str, ViTConfig] = {
+    # ViT: table 1 of the paper, the sizes of "How to train your ViT?" (2106.10270), big_vision
+    "vit_mu16": ViTConfig(width=32, depth=1, heads=2, mlp=128),
+    "vit_ti16": _TI,
+    "vit_s32": _patch(_S, 32),
+    "vit_s16": _S,
+    "vit_s14": _patch(_S, 14),
+    "vit_s8": _patch(_S, 8),
+    "vit_m16": _M,
+    "vit_b32": _patch(_B, 32),
+    "vit_b16": _B,
+    "vit_b14": _patch(_B, 14),
+    "vit_b8": _patch(_B, 8),
+    "vit_l32": _patch(_L, 32),
+    "vit_l16": replace(_L, dropout=0.1),
+    "vit_l14": _patch(_L, 14),
+    "vit_h14": replace(_H, dropout=0.1),
+    # Scaling Vision Transformers: g and G with the class token of their public checkpoints
+    "vit_g14": replace(_H, width=1408, depth=40, mlp=6144),
+    "vit_bigg14": replace(_H, width=1664, depth=48, mlp=8192),
+    # e (PaLI) and So400m (SigLIP) pool by attention and have no class token
+    "vit_e14": replace(_H, width=1792, depth=56, mlp=15360, class_token=False, pool="map"),
+    "vit_so400m14": replace(
+        _H, width=1152, depth=27, mlp=4304, class_token=False, pool="map", activation="gelu_tanh"
+    ),
+    # DeiT
+    "deit_ti16": _TI,
+    "deit_s16": _S,
+    "deit_b16": _B,
+    "deit_ti16_distilled": replace(_TI, distilled=True),
+    "deit_s16_distilled": replace(_S, distilled=True),
+    "deit_b16_distilled": replace(_B, distilled=True),
+    # DeiT-III
+    "deit3_s16": _deit3(_S),
+    "deit3_m16": _deit3(_M),
+    "deit3_b16": _deit3(_B),
+    "deit3_l16": _deit3(_L),
+    "deit3_h14": _deit3(_H),
+    # DINOv2, backbones at the 518 pixels that their position table was trained for last
+    "dinov2_s14": _dinov2(_S),
+    "dinov2_b14": _dinov2(_B),
+    "dinov2_l14": _dinov2(_L),
+    "dinov2_g14": _dinov2(_DINOV2_G),
+    "dinov2_s14_reg": replace(_dinov2(_S), registers=4),
+    "dinov2_b14_reg": replace(_dinov2(_B), registers=4),
+    "dinov2_l14_reg": replace(_dinov2(_L), registers=4),
+    "dinov2_g14_reg": replace(_dinov2(_DINOV2_G), registers=4),
+}
+"""Name -> shape. Image size, classes, dropout are changes to a row, never names."""

@@ -1,0 +1,104 @@
+"""The transformer encoder: a stack of pre-norm blocks (ViT, arXiv 2010.11929, eqs. 2 and 3)."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrail.nn.attention import Attention
+from vitrail.nn.mlp import Activation, build_mlp
+from vitrail.nn.position import Peg, Rotation
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a branch (CaiT, arXiv 2103.17239, eq. 6)."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: leave a sample's branch out with probability `rate`, and scale the others
+    up by `1 / (1 - rate)` so that the mean stays (Huang et al., arXiv 1603.09382).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        if self.rate == 0 or not self.training:
+            return x
+        keep = 1 - self.rate
+        mask = x.new_empty(x.shape[0], 1, 1).bernoulli_(keep)
+        return x * (mask / keep)
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on the normalised input and added to it."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp: int,
+        activation: Activation = "gelu",
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        layer_scale: float | None = None,
+        norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, heads, qkv_bias, qk_norm, norm_eps, dropout)
+        self.scale1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = build_mlp(width, mlp, activation, dropout)
+        self.scale2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], rotation: Rotation | None = None
+    ) -> Float[Tensor, "b n d"]:
+        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), rotation)))
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Stochastic depth grows linearly from 0 in the first block to `last` (arXiv 1603.09382).
+
+    >>> drop_path_rates(0.2, 3)
+    [0.0, 0.1, 0.2]
+    """
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
+
+
+class Encoder(nn.Module):
+    """Blocks in turn, then the final norm; with a PEG, positions come in after the first block."""
+
+    def __init__(
+        self, blocks: Iterable[Block], width: int, norm_eps: float, peg: bool = False
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.peg = Peg(width) if peg else None
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], grid: tuple[int, int], rotation: Rotation | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """`x` holds the prefix tokens, then `gh * gw` patch tokens."""
+        for i, block in enumerate(self.blocks):
+            x = block(x, rotation)
+            if i == 0 and self.peg is not None:
+                k = x.shape[1] - grid[0] * grid[1]
+                prefix, patches = x[:, :k], x[:, k:]
+                x = torch.cat([prefix, self.peg(patches, grid)], dim=1)
+        return self.norm(x)

@@ -1,0 +1,34 @@
+"""What every backbone returns: one type with named parts, whatever the family."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Features(NamedTuple):
+    """The output of `model.features(x)` for images `x [b c h w]`.
+
+    Letters: `b` batch, `n` patch tokens, `k` prefix tokens, `d` width; see docs/shapes.md.
+    """
+
+    patches: Float[Tensor, "b n d"]
+    """Patch tokens after the final norm, row by row: `n = gh * gw`."""
+    prefix: Float[Tensor, "b k d"]
+    """Class, distillation and register tokens, in this order; `k` may be 0."""
+    grid: tuple[int, int]
+    """`(gh, gw)`: the token grid, height first."""
+    maps: tuple[Float[Tensor, "b _c _h _w"], ...]
+    """One feature map a stage, finest first, for dense heads."""
+    strides: tuple[tuple[int, int], ...]
+    """Pixels of input per cell of each map, as (vertical, horizontal)."""
+    pooled: Float[Tensor, "b d"]
+    """The image's one vector: what a linear classifier reads."""
+
+
+def tokens_to_map(
+    patches: Float[Tensor, "b n d"], grid: tuple[int, int]
+) -> Float[Tensor, "b d gh gw"]:
+    """Lay the tokens back on their grid."""
+    b, _, d = patches.shape
+    return patches.transpose(1, 2).reshape(b, d, *grid)

@@ -1,0 +1,131 @@
+"""Images to patch tokens: the linear patch embedding of ViT, and the convolutional stem.
+
+With patches of `p x q` pixels an image `[c h w]` becomes `n = (h / p) * (w / q)` tokens of width
+`d`. A convolution whose stride is its kernel is exactly "cut into patches, flatten each as
+`(c, p, q)`, multiply by one matrix" (ViT, arXiv 2010.11929, equation 1); the test
+`test_patch.py` holds the two against each other.
+"""
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrail.errors import UsageError
+
+Indivisible = Literal["refuse", "pad"]
+
+
+def patch_grid(
+    size: tuple[int, int], patch: tuple[int, int], indivisible: Indivisible
+) -> tuple[int, int]:
+    """The token grid `(gh, gw)` of an image of `size` (height, width) in pixels.
+
+    Raises `UsageError` when the patches do not cover the image exactly and `indivisible` says so.
+
+    >>> patch_grid((224, 224), (16, 16), "refuse")
+    (14, 14)
+    """
+    if indivisible == "refuse" and (size[0] % patch[0] or size[1] % patch[1]):
+        down = tuple(max(p, s // p * p) for s, p in zip(size, patch, strict=True))
+        raise UsageError(
+            f"an image of {size[0]}x{size[1]} pixels (height x width) cannot be cut into patches "
+            f"of {patch[0]}x{patch[1]}: use {down[0]}x{down[1]}, or indivisible='pad'"
+        )
+    return math.ceil(size[0] / patch[0]), math.ceil(size[1] / patch[1])
+
+
+def pad_to_patches(
+    x: Float[Tensor, "b c h w"], patch: tuple[int, int], indivisible: Indivisible
+) -> tuple[Float[Tensor, "b c _h _w"], tuple[int, int]]:
+    """Pad the bottom and the right with zeros (the mean pixel) to whole patches; and the grid."""
+    h, w = x.shape[-2:]
+    grid = patch_grid((h, w), patch, indivisible)
+    missing = (grid[0] * patch[0] - h, grid[1] * patch[1] - w)
+    return (F.pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x), grid
+
+
+class PatchEmbed(nn.Module):
+    """Cut into patches and project each: one convolution, stride = kernel.
+
+    >>> import torch
+    >>> tokens, grid = PatchEmbed(3, (16, 16), 192)(torch.zeros(2, 3, 64, 96))
+    >>> tuple(tokens.shape), grid
+    ((2, 24, 192), (4, 6))
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        patch: tuple[int, int],
+        width: int,
+        norm_eps: float | None = None,
+        indivisible: Indivisible = "refuse",
+    ) -> None:
+        """`norm_eps`: a LayerNorm after the projection, as Twins, Swin and PVT have it."""
+        super().__init__()
+        self.patch = patch
+        self.indivisible = indivisible
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(width, eps=norm_eps)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b n d"], tuple[int, int]]:
+        """Tokens, and the grid `(gh, gw)` they came from."""
+        x, grid = pad_to_patches(x, self.patch, self.indivisible)
+        return self.norm(self.proj(x).flatten(2).transpose(1, 2)), grid
+
+
+class ConvStem(nn.Module):
+    """Stacked 3x3 convolutions of stride 2, then 1x1 (Xiao et al., arXiv 2106.14881).
+
+    The published stem that makes a ViT train faster and less fussily than one big-stride
+    projection. For a patch of `2^s` there are `s` convolutions whose channels double up to `d`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        patch: tuple[int, int],
+        width: int,
+        norm_eps: float | None = None,
+        indivisible: Indivisible = "refuse",
+    ) -> None:
+        super().__init__()
+        stages = int(math.log2(patch[0]))
+        if patch[0] != patch[1] or 2**stages != patch[0] or stages < 1:
+            raise UsageError(
+                f"stem='conv' halves the image step by step, so the patch must be square and a "
+                f"power of two (2, 4, 8, 16, 32), not {patch[0]}x{patch[1]}"
+            )
+        if width % 2 ** (stages - 1):
+            raise UsageError(
+                f"stem='conv' with patch {patch[0]} needs a width divisible by "
+                f"{2 ** (stages - 1)}, not {width}"
+            )
+        self.patch = patch
+        self.indivisible = indivisible
+        sizes = [channels, *(width // 2 ** (stages - 1 - i) for i in range(stages))]
+        self.convs = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(c_in, c_out, 3, stride=2, padding=1, bias=False),
+                    nn.BatchNorm2d(c_out),
+                    nn.ReLU(),
+                )
+                for c_in, c_out in pairwise(sizes)
+            )
+        )
+        self.proj = nn.Conv2d(width, width, kernel_size=1)
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(width, eps=norm_eps)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b n d"], tuple[int, int]]:
+        """Tokens, and the grid `(gh, gw)` they came from."""
+        x, grid = pad_to_patches(x, self.patch, self.indivisible)
+        return self.norm(self.proj(self.convs(x)).flatten(2).transpose(1, 2)), grid

@@ -1,0 +1,39 @@
+"""Many tokens to one vector: the class token, the mean, or attention with a learned query."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrail.nn.mlp import Activation, build_mlp
+
+Pool = Literal["class", "mean", "map"]
+
+
+class AttentionPool(nn.Module):
+    """Multi-head attention pooling, MAP (Set Transformer, arXiv 1810.00825; big_vision's MAPHead):
+    a learned probe attends to all tokens, then a residual MLP.
+    """
+
+    def __init__(
+        self, width: int, heads: int, mlp: int, activation: Activation, norm_eps: float = 1e-6
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.probe = nn.Parameter(torch.empty(1, 1, width))
+        nn.init.xavier_uniform_(self.probe)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = build_mlp(width, mlp, activation)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        b, n, d = x.shape
+        q = self.q(self.probe.expand(b, -1, -1)).view(b, 1, self.heads, -1).transpose(1, 2)
+        k, v = self.kv(x).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, d)
+        x = self.proj(x)
+        return x + self.mlp(self.norm(x))

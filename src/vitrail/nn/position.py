@@ -1,0 +1,182 @@
+"""Where a token lies: every published way to tell a ViT, each able to change grid.
+
+| name               | what it is                                          | source              |
+|--------------------|-----------------------------------------------------|---------------------|
+| `none`             | nothing: the encoder sees a set                     |                     |
+| `learned`          | a table, one row a token, resampled to another grid | ViT, 2010.11929     |
+| `sincos_moco`      | fixed 2-D sine-cosine                               | MoCo v3, 2104.02057 |
+| `sincos_mae`       | the same, with the axes and layout of MAE's code    | MAE, 2111.06377     |
+| `sincos_bigvision` | the same, last frequency exactly 1/10000            | 2205.01580          |
+| `sincos_1d`        | the transformer's own, over the row-major index     | 1706.03762          |
+| `rope`             | queries and keys turned by their place in the plane | DINOv3, 2508.10104  |
+| `peg`              | a depth-wise convolution over the tokens            | CPVT, 2102.10882    |
+
+The four tables look alike and are not interchangeable: a checkpoint trained with one gives wrong
+answers, silently, with another.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrail.nn.features import tokens_to_map
+
+SinCos = Literal["sincos_moco", "sincos_mae", "sincos_bigvision", "sincos_1d"]
+Position = Literal["none", "learned", SinCos, "rope", "peg"]
+
+
+def resample_table(
+    table: Float[Tensor, "n d"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Tensor, "m d"]:
+    """A position table for another grid, by bicubic interpolation with antialiasing (timm's)."""
+    if old == new:
+        return table
+    grid = table.float().T.reshape(1, -1, *old)
+    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=True, align_corners=False)
+    return grid.flatten(2)[0].T.to(table.dtype)
+
+
+class LearnedPosition(nn.Module):
+    """A learned row for every patch and, in the original ViT and DeiT, for every prefix token."""
+
+    def __init__(self, grid: tuple[int, int], width: int, prefix: int) -> None:
+        """`prefix`: how many prefix tokens have a row of their own, before the patches'."""
+        super().__init__()
+        self.grid = grid
+        self.prefix = prefix
+        self.table = nn.Parameter(torch.empty(prefix + grid[0] * grid[1], width))
+        nn.init.normal_(self.table, std=0.02)
+
+    def forward(
+        self,
+        patches: Float[Tensor, "b n d"],
+        prefix: Float[Tensor, "b k d"],
+        grid: tuple[int, int],
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"]]:
+        """Add the rows; prefix tokens beyond the table's (registers) stay as they are."""
+        patches = patches + resample_table(self.table[self.prefix :], self.grid, grid)
+        if self.prefix:
+            with_row, without = prefix[:, : self.prefix], prefix[:, self.prefix :]
+            prefix = torch.cat([with_row + self.table[: self.prefix], without], dim=1)
+        return patches, prefix
+
+
+class SinCosPosition(nn.Module):
+    """A fixed table, computed for whatever grid comes. Prefix tokens get nothing (zeros)."""
+
+    def __init__(self, grid: tuple[int, int], width: int, kind: SinCos) -> None:
+        super().__init__()
+        self.grid = grid
+        self.kind = kind
+        self.register_buffer("table", sincos_table(grid, width, kind), persistent=False)
+        self.table: Tensor
+
+    def forward(
+        self,
+        patches: Float[Tensor, "b n d"],
+        prefix: Float[Tensor, "b k d"],
+        grid: tuple[int, int],
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"]]:
+        """Add the rows of `grid`."""
+        if grid == self.grid:
+            return patches + self.table, prefix
+        table = sincos_table(grid, patches.shape[-1], self.kind)
+        return patches + table.to(self.table), prefix
+
+
+def sincos_table(grid: tuple[int, int], width: int, kind: SinCos) -> Float[Tensor, "n d"]:
+    """The fixed sine-cosine table of `grid = (gh, gw)`, tokens row by row, in float32.
+
+    `width` must be divisible by 4 (by 2 for `sincos_1d`). Computed in float64: the definitions
+    differ in the last frequency by less than float32 would show at large grids.
+
+    >>> sincos_table((14, 14), 384, "sincos_mae").shape
+    torch.Size([196, 384])
+    """
+    rows, columns = torch.meshgrid(
+        torch.arange(grid[0], dtype=torch.float64),
+        torch.arange(grid[1], dtype=torch.float64),
+        indexing="ij",
+    )
+    y, x = rows.reshape(-1, 1), columns.reshape(-1, 1)
+    if kind == "sincos_1d":
+        # Interleaved: even channels sine, odd cosine (arXiv 1706.03762, section 3.5).
+        angle = (y * grid[1] + x) * _frequencies(width // 2, width // 2)
+        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()
+    quarter = width // 4
+    last = quarter - 1 if kind == "sincos_bigvision" else quarter
+    # MoCo v3 names its first axis w but lays its mesh out 'ij', so that it runs along the rows;
+    # MAE names its first axis h but feeds it the columns.
+    first, second = (y, x) if kind == "sincos_moco" else (x, y)
+    omega = _frequencies(quarter, last)
+    parts = [(first * omega).sin(), (first * omega).cos()]
+    parts += [(second * omega).sin(), (second * omega).cos()]
+    return torch.cat(parts, dim=1).float()
+
+
+def _frequencies(count: int, last: int) -> Float[Tensor, " f"]:
+    """`10000^(-k / last)` for k = 0 .. count - 1."""
+    return 10_000.0 ** (-torch.arange(count, dtype=torch.float64) / max(last, 1))
+
+
+Rotation = tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]
+"""Sine and cosine of each patch token's angles, `e` the width of one head."""
+
+
+class RotaryPosition(nn.Module):
+    """2-D rotary positions on normalised coordinates, as in DINOv3 (arXiv 2508.10104).
+
+    Each head's channels hold two halves, rotated into each other; of each half the first part
+    turns with the row, the rest with the column. Coordinates are cell centres in [-1, 1] and the
+    angle is `2 pi coordinate / period`, periods from 1 to `base`: another grid is a finer
+    sampling of the same plane.
+    """
+
+    def __init__(self, head_width: int, base: float = 100.0) -> None:
+        """`head_width` must be divisible by 4."""
+        super().__init__()
+        quarter = head_width // 4
+        periods = base ** (torch.arange(quarter, dtype=torch.float32) / quarter)
+        self.register_buffer("periods", periods, persistent=False)
+        self.periods: Tensor
+
+    def forward(self, grid: tuple[int, int]) -> Rotation:
+        """The rotation of every patch token of `grid`."""
+        y, x = (
+            (torch.arange(size, device=self.periods.device) + 0.5) / size * 2 - 1 for size in grid
+        )
+        places = torch.cartesian_prod(y, x)
+        angle = 2 * math.pi * places[:, :, None] / self.periods
+        angle = angle.flatten(1).tile(2)
+        return angle.sin(), angle.cos()
+
+
+def rotate(x: Float[Tensor, "b h t e"], rotation: Rotation) -> Float[Tensor, "b h t e"]:
+    """Turn the last `n` of the `t` tokens; the first `t - n` are the prefix and have no place."""
+    sin, cos = rotation[0].to(x.dtype), rotation[1].to(x.dtype)
+    prefix, patches = x[:, :, : -sin.shape[0]], x[:, :, -sin.shape[0] :]
+    first, second = patches.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return torch.cat([prefix, patches * cos + turned * sin], dim=2)
+
+
+class Peg(nn.Module):
+    """Conditional position: a depth-wise 3x3 convolution over the token map, plus the input.
+
+    CPVT (arXiv 2102.10882), as Twins uses it: once, after the first block. Zero padding is what
+    tells a token how far the border is, so that any grid works.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
+
+    def forward(
+        self, patches: Float[Tensor, "b n d"], grid: tuple[int, int]
+    ) -> Float[Tensor, "b n d"]:
+        """`x + conv(x)` on the token map."""
+        return patches + self.conv(tokens_to_map(patches, grid)).flatten(2).transpose(1, 2)
