@@ -1,0 +1,27 @@
+"""Data: from files to labelled images. What makes batches of them is imported from its own file.
+
+Nothing here imports torch, so that looking at data is quick.
+"""
+
+from vitrail.data.check import CheckReport as CheckReport
+from vitrail.data.check import Spread as Spread
+from vitrail.data.check import check as check
+from vitrail.data.csvfile import CsvSource as CsvSource
+from vitrail.data.decode import FORMATS as FORMATS
+from vitrail.data.decode import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
+from vitrail.data.decode import UnreadableImage as UnreadableImage
+from vitrail.data.decode import read_image as read_image
+from vitrail.data.folder import FolderSource as FolderSource
+from vitrail.data.samples import SAMPLES as SAMPLES
+from vitrail.data.samples import cache_folder as cache_folder
+from vitrail.data.samples import fetch as fetch
+from vitrail.data.source import PARTS as PARTS
+from vitrail.data.source import ArraySource as ArraySource
+from vitrail.data.source import PartedSource as PartedSource
+from vitrail.data.source import Source as Source
+from vitrail.data.source import Subset as Subset
+from vitrail.data.source import Targets as Targets
+from vitrail.data.split import Splits as Splits
+from vitrail.data.split import open_data as open_data
+from vitrail.data.split import open_splits as open_splits
+from vitrail.data.split import write_split as write_split

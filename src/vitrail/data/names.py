@@ -1,0 +1,44 @@
+"""Names of images and labels: many in little memory, each in one spelling, few in a message."""
+
+import unicodedata
+from array import array
+from collections.abc import Iterable
+
+
+class PackedNames:
+    """Strings in one buffer: a list of a million would cost every worker hundreds of MB."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        text, ends = bytearray(), array("q", [0])
+        for name in names:
+            text += name.encode("utf-8", "surrogateescape")
+            ends.append(len(text))
+        self._text, self._ends = bytes(text), ends
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, i: int) -> str:
+        return self._text[self._ends[i] : self._ends[i + 1]].decode("utf-8", "surrogateescape")
+
+
+def label_name(label: str) -> str:
+    """A label's one spelling: the same letters typed on a Mac and elsewhere differ in bytes."""
+    return unicodedata.normalize("NFC", label.strip())
+
+
+def printable(path: str) -> str:
+    r"""The path with bytes that are not UTF-8 as \xff, and \ doubled so that no two paths meet."""
+    text = path.replace("\\", "\\\\").encode("utf-8", "surrogateescape")
+    return text.decode("utf-8", "backslashreplace")
+
+
+def shortened(names: Iterable[str], limit: int = 5) -> str:
+    """The first names, and how many more there are.
+
+    >>> shortened("abcdefgh")
+    'a, b, c, d, e and 3 more'
+    """
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

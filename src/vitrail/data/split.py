@@ -1,0 +1,267 @@
+"""From what the user names to images for training, validation and test.
+
+The split of the data's maker is kept. Where there is no validation part, one is drawn from the
+training images, class by class: they are ordered by a hash of (seed, key), and the first go to
+validation. So the split depends on nothing but the data and the seed, and an image that is added
+moves at most one other, of its own class, instead of shuffling all.
+"""
+
+import csv
+import os
+from difflib import get_close_matches
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from vitrail.data.arrays import has_idx, open_idx, open_npz
+from vitrail.data.csvfile import Columns, CsvSource
+from vitrail.data.folder import FolderSource
+from vitrail.data.names import shortened
+from vitrail.data.samples import SAMPLES, open_sample
+from vitrail.data.source import PARTS, PartedSource, Source, Subset, Targets, label_counts
+from vitrail.errors import DataError, UsageError
+
+_TRAIN, _VAL, _TEST = range(len(PARTS))
+_LEFT_OUT = 255
+_SAMPLES_PREFIX = "samples:"
+_SPLIT_HEADER = ("split", "key", "label")
+
+_Part = UInt8[np.ndarray, " n"]
+
+
+class Splits(NamedTuple):
+    """What a run trains on, chooses by and is measured on; all share one table of classes.
+
+    `val` and `test` are one object where the user wants no validation part. `notes` are sentences
+    for the user: what was left out, and how the split was made.
+    """
+
+    train: Source
+    val: Source
+    test: Source | None
+    notes: tuple[str, ...] = ()
+
+
+def open_splits(
+    data: Path | str,
+    *,
+    seed: int,
+    val_fraction: float = 0.2,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    assignment: Path | None = None,
+) -> Splits:
+    """Open `data`, as `open_data` does, and split it.
+
+    Where the data has no validation part, `val_fraction` of its training images become one; with
+    0, the test part takes that role. `assignment` is a file of `write_split`, whose split is
+    restored instead. Raises UsageError for a fraction that cannot be, and DataError for data that
+    is not there or that nothing can be learned from.
+    """
+    if not 0 <= val_fraction < 1:
+        raise UsageError(f"val_fraction is {val_fraction}: it must be at least 0 and less than 1")
+    source = open_data(data, Columns(image_column, label_column, split_column))
+    _refuse_unlearnable(data, source)
+    if assignment is None:
+        part, notes = _divide(source, seed, val_fraction)
+    else:
+        part, notes = _restore(source, assignment)
+    _refuse_unseen(source, part)
+    subsets = _subsets(source, part)
+    test = subsets.get(_TEST)
+    val = subsets.get(_VAL, test)
+    if val is None:
+        raise DataError(f"no image of {data} is left for validation: it has too few")
+    return Splits(subsets[_TRAIN], val, test, (*source.notes, *notes))
+
+
+def open_data(data: Path | str, columns: Columns | None = None) -> PartedSource:
+    """Open the data set at `data`, whole.
+
+    It is a folder of class folders, or of train/, val/ and test/ with class folders; a folder with
+    a labels.csv; a CSV file; a .npz file of MedMNIST's layout; a folder of MNIST's IDX files; or
+    samples:NAME. `columns` names columns of the CSV file. Raises DataError for anything else.
+    """
+    try:
+        return _open(os.path.expanduser(str(data)), columns or Columns())
+    except OSError as error:
+        raise DataError(f"cannot open {data}: {error.strerror}") from error
+
+
+def _open(name: str, columns: Columns) -> PartedSource:
+    path = Path(name)
+    listed = path / "labels.csv" if path.is_dir() else path
+    if listed.is_file() and listed.suffix.lower() in (".csv", ".tsv"):
+        return CsvSource(listed, *columns)
+    if any(columns):
+        raise UsageError(f"a column is named, but {name} is no CSV file")
+    if name.startswith(_SAMPLES_PREFIX):
+        return open_sample(name.removeprefix(_SAMPLES_PREFIX))
+    if path.is_dir():
+        return open_idx(path) if has_idx(path) else FolderSource(path)
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return open_npz(path)
+    raise _no_data_set(path)
+
+
+def _no_data_set(path: Path) -> DataError:
+    if path.exists():
+        return DataError(
+            f"{path} is no data set: give a folder of class folders, a .csv or a .npz file "
+            "(an archive must be unpacked first)"
+        )
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = [str(path.parent / name) for name in get_close_matches(path.name, siblings, n=1)]
+    near += [_SAMPLES_PREFIX + name for name in SAMPLES if name == path.name]
+    hint = f": did you mean {near[0]}?" if near else ""
+    return DataError(f"no such file or folder: {path}{hint}")
+
+
+def _refuse_unlearnable(data: Path | str, source: PartedSource) -> None:
+    if not (source.part == _TRAIN).any():
+        raise DataError(f"{data} has no images to train with")
+    if len(source.classes) == 1 and source.targets.ndim == 1:
+        only = source.classes[0]
+        raise DataError(
+            f"{data} has only one class, '{only}': to tell classes apart takes at least two (if "
+            f"the class folders lie inside {only}, give that folder)"
+        )
+
+
+def _refuse_unseen(source: Source, part: _Part) -> None:
+    """Refuse labels of validation and test that no training image has."""
+    trained = label_counts(source, part == _TRAIN)
+    asked = label_counts(source, (part == _VAL) | (part == _TEST))
+    unseen = np.flatnonzero((trained == 0) & (asked > 0))
+    if len(unseen):
+        raise DataError(
+            "labels unseen in training, though validation or test has them: "
+            f"{shortened(source.classes[label] for label in unseen)}; add training images of "
+            "them, or take those images out"
+        )
+
+
+def _subsets(source: Source, part: _Part) -> dict[int, Subset]:
+    """The images of each part, without the labels that only images left out have."""
+    used = label_counts(source, part != _LEFT_OUT) > 0
+    labels = np.flatnonzero(used | (label_counts(source, part == _LEFT_OUT) == 0))
+    indices = {number: np.flatnonzero(part == number) for number in (_TRAIN, _VAL, _TEST)}
+    return {
+        number: Subset(source, found, labels) for number, found in indices.items() if len(found)
+    }
+
+
+def _divide(source: PartedSource, seed: int, fraction: float) -> tuple[_Part, tuple[str, ...]]:
+    """The maker's split, with a validation part drawn from the training images if it has none."""
+    part = source.part.copy()
+    if (part == _VAL).any():
+        return part, ()
+    if fraction > 0:
+        pool = np.flatnonzero(part == _TRAIN)
+        chosen = _validation(source, pool, seed, fraction)
+        part[chosen] = _VAL
+        how = f"validation: {len(chosen)} of the {len(pool)} training images, drawn by seed {seed}"
+        return part, (how,)
+    if (part == _TEST).any():
+        return part, ("validation: the test images, so a best epoch is chosen by them",)
+    raise UsageError("val_fraction is 0, but the data has no part for validation or test")
+
+
+def _validation(
+    source: Source, pool: Int64[np.ndarray, " n"], seed: int, fraction: float
+) -> Int64[np.ndarray, " v"]:
+    """Those of the training images `pool` that go to validation."""
+    draws = np.array([_draw(seed, source.key(int(i))) for i in pool], np.uint64)
+    order = pool[np.argsort(draws, kind="stable")]
+    if source.targets.ndim == 2:
+        return _validation_of_several_labels(source.targets, order, fraction)
+    by_class = order[np.argsort(source.targets[order], kind="stable")]
+    groups = np.split(by_class, np.flatnonzero(np.diff(source.targets[by_class])) + 1)
+    lonely = [source.classes[source.targets[group[0]]] for group in groups if len(group) == 1]
+    if lonely:
+        raise DataError(
+            "a class needs at least two images, one to train with and one to validate with; "
+            f"these have one: {shortened(lonely)}"
+        )
+    return np.concatenate([group[: _share(len(group), fraction)] for group in groups])
+
+
+def _validation_of_several_labels(
+    targets: Targets, order: Int64[np.ndarray, " n"], fraction: float
+) -> Int64[np.ndarray, " v"]:
+    """The first of `order`, less those with a label that training would then never see."""
+    chosen, rest = np.split(order, [_share(len(order), fraction)])
+    untrained = ~targets[rest].any(axis=0)
+    return chosen[~targets[chosen][:, untrained].any(axis=1)]
+
+
+def _draw(seed: int, key: str) -> int:
+    return int.from_bytes(blake2b(f"{seed}/{key}".encode(), digest_size=8).digest(), "big")
+
+
+def _share(n: int, fraction: float) -> int:
+    """How many of `n` images go to validation: at least one, and never all."""
+    return min(max(1, round(n * fraction)), n - 1)
+
+
+def write_split(splits: Splits, file: Path) -> None:
+    """Store which image is in which part, as CSV: split,key,label (several labels as a|b).
+
+    Raises DataError where it cannot be written.
+    """
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    if splits.val is splits.test:
+        del parts["val"]
+    try:
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(_SPLIT_HEADER)
+            for name, source in parts.items():
+                if source is not None:
+                    rows = ((name, source.key(i), _label(source, i)) for i in range(len(source)))
+                    writer.writerows(rows)
+    except OSError as error:
+        raise DataError(f"cannot write the split to {file}: {error.strerror}") from error
+
+
+def _label(source: Source, i: int) -> str:
+    target = source.targets[i]
+    labels = np.flatnonzero(target) if source.targets.ndim == 2 else [target]
+    return "|".join(source.classes[label] for label in labels)
+
+
+def _restore(source: PartedSource, file: Path) -> tuple[_Part, tuple[str, ...]]:
+    """The split that `write_split` stored: every image of it, and no other."""
+    numbers = {source.key(i): i for i in range(len(source))}
+    stored = _read_split(file)
+    missing = [key for key in stored if key not in numbers]
+    if missing:
+        raise DataError(
+            f"{len(missing)} images of the split in {file} are no longer in the data: "
+            f"{shortened(missing)}; put them back, or start a new run to split anew"
+        )
+    part = np.full(len(source), _LEFT_OUT, np.uint8)
+    part[[numbers[key] for key in stored]] = list(stored.values())
+    new = np.flatnonzero(part == _LEFT_OUT)
+    if not len(new):
+        return part, ()
+    names = shortened(source.key(int(i)) for i in new)
+    return part, (
+        f"images that the split in {file} does not list are left out ({len(new)}): {names}",
+    )
+
+
+def _read_split(file: Path) -> dict[str, int]:
+    """Each image's key and part."""
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.reader(stream))
+        if tuple(rows[0]) != _SPLIT_HEADER:
+            raise ValueError(f"its header is not {','.join(_SPLIT_HEADER)}")
+        return {key: PARTS.index(name) for name, key, _ in rows[1:]}
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        raise DataError(f"cannot restore the split from {file}: {error}") from error

@@ -1,0 +1,475 @@
+"""What `read_image` makes of the images that people really have."""
+
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, features
+
+from vitrail.data import FORMATS, UnreadableImage, read_image
+
+RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def pixels(data: bytes, **options: object) -> np.ndarray:
+    image = read_image(data, **options)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def photo(width: int = 48, height: int = 32) -> Image.Image:
+    """Noise on a gradient: every part of the file matters."""
+    noise = np.random.default_rng(0).integers(0, 60, (height, width, 3))
+    ramp = np.linspace(0, 190, width)[None, :, None]
+    return Image.fromarray((noise + ramp).astype(np.uint8))
+
+
+# Modes
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP", "PPM"])
+def test_lossless_formats_give_the_very_pixels(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert (pixels(encoded(photo(), kind, **options)) == np.asarray(photo())).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "AVIF", "MPO", "WEBP"])
+def test_lossy_formats_come_close(kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    flat = Image.new("RGB", (16, 8), (200, 100, 50))
+    found = pixels(encoded(flat, kind, quality=95)).astype(int)
+    assert np.abs(found - (200, 100, 50)).max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "PPM"])
+def test_black_and_white(kind: str) -> None:
+    image = Image.new("1", (3, 1))
+    image.putpixel((1, 0), 1)
+    assert pixels(encoded(image, kind)).tolist() == [[[0] * 3, [255] * 3, [0] * 3]]
+
+
+def test_grey() -> None:
+    assert pixels(encoded(Image.new("L", (1, 1), 77), "PNG")).tolist() == [[[77, 77, 77]]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_transparency_lies_on_white_unless_told_otherwise(kind: str) -> None:
+    image = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    image.putpixel((1, 0), (10, 20, 30, 0))
+    data = encoded(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+    assert pixels(data).tolist() == [[list(RED), list(WHITE)]]
+    assert pixels(data, background=GREEN).tolist() == [[list(RED), list(GREEN)]]
+
+
+def test_half_transparent_is_half_background() -> None:
+    found = pixels(encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 128)), "PNG"))
+    assert found.tolist() == [[[127, 127, 127]]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_with_alpha(kind: str) -> None:
+    image = Image.new("LA", (2, 1), (90, 255))
+    image.putpixel((1, 0), (90, 0))
+    assert pixels(encoded(image, kind)).tolist() == [[[90] * 3, [255] * 3]]
+
+
+def palette(mode: str = "P") -> Image.Image:
+    """Two pixels, red and green."""
+    image = Image.new(mode, (2, 1))
+    image.putpalette([*RED, *GREEN])
+    image.putpixel((1, 0), 1 if mode == "P" else (1, 0))
+    return image
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF"])
+def test_palette(kind: str) -> None:
+    assert pixels(encoded(palette(), kind)).tolist() == [[list(RED), list(GREEN)]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_palette_with_one_transparent_colour(kind: str) -> None:
+    data = encoded(palette(), kind, transparency=1)
+    assert pixels(data).tolist() == [[list(RED), list(WHITE)]]
+
+
+def test_palette_with_an_alpha_for_each_colour() -> None:
+    data = encoded(palette(), "PNG", transparency=bytes([255, 0]))
+    assert pixels(data).tolist() == [[list(RED), list(WHITE)]]
+
+
+def test_palette_with_an_alpha_for_each_pixel() -> None:
+    image = palette("PA")
+    image.putpixel((0, 0), (0, 255))
+    assert pixels(encoded(image, "TIFF")).tolist() == [[list(RED), list(WHITE)]]
+
+
+@pytest.mark.parametrize("mode, colour", [("RGB", RED), ("L", 9)])
+def test_colour_key_of_a_png(mode: str, colour: int | tuple[int, int, int]) -> None:
+    data = encoded(Image.new(mode, (1, 1), colour), "PNG", transparency=colour)
+    assert pixels(data).tolist() == [[list(WHITE)]]
+
+
+@pytest.mark.parametrize("mode, kind", [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF")])
+def test_16_bit_grey_keeps_its_range(mode: str, kind: str) -> None:
+    values = np.array([[0, 257, 32896, 65535]], ">u2" if mode == "I;16B" else "<u2")
+    image = Image.frombytes(mode, (4, 1), values.tobytes())
+    assert pixels(encoded(image, kind))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_16_bit_pgm() -> None:
+    data = b"P5 3 1 65535\n" + np.array([0, 32896, 65535], ">u2").tobytes()
+    assert pixels(data)[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_32_bit_grey_within_16_bits_is_scaled_alike() -> None:
+    image = Image.fromarray(np.array([[0, 257, 65535]], np.int32))
+    assert pixels(encoded(image, "TIFF"))[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_32_bit_grey_beyond_16_bits_is_scaled_from_least_to_greatest() -> None:
+    image = Image.fromarray(np.array([[-100_000, 0, 100_000]], np.int32))
+    assert pixels(encoded(image, "TIFF"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([-3e38, 0.0, 3e38], [0, 128, 255]),
+        ([np.nan, 2.0, 4.0], [0, 0, 255]),
+        ([np.inf, 2.0, 4.0], [0, 0, 255]),
+        ([np.nan, np.nan, np.nan], [0, 0, 0]),
+        ([7.0, 7.0, 7.0], [0, 0, 0]),
+    ],
+)
+def test_float_tiff(values: list[float], expected: list[int]) -> None:
+    image = Image.fromarray(np.array([values], np.float32))
+    assert pixels(encoded(image, "TIFF"))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
+def test_cmyk(kind: str) -> None:
+    found = pixels(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), kind))
+    assert np.abs(found.astype(int) - RED).max() <= 3
+
+
+def test_ycck_as_photoshop_writes_it() -> None:
+    # Inverted red, as Y Cb Cr K; Pillow's encoder inverts too, and knows only of CMYK.
+    y_cb_cr = Image.new("RGB", (16, 16), (0, 255, 255)).convert("YCbCr").split()
+    planes = [plane.point(lambda value: 255 - value) for plane in y_cb_cr]
+    image = Image.merge("CMYK", [*planes, Image.new("L", (16, 16), 0)])
+    data = bytearray(encoded(image, "JPEG", quality=100, subsampling=0))
+    data[data.index(b"Adobe") + 11] = 2
+    assert Image.open(io.BytesIO(data)).info["adobe_transform"] == 2
+    assert np.abs(pixels(bytes(data)).astype(int) - RED).max() <= 3
+
+
+def test_icc_profiles_are_ignored() -> None:
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    data = encoded(photo(), "PNG", icc_profile=profile)
+    assert (pixels(data) == np.asarray(photo())).all()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
+def test_the_first_of_many_frames_is_taken(kind: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN)]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert np.abs(pixels(data).astype(int) - RED).max() <= 2
+
+
+def test_progressive_jpeg() -> None:
+    plain, progressive = (pixels(encoded(photo(), "JPEG", progressive=p)) for p in (False, True))
+    assert (plain == progressive).all()
+
+
+# Orientation
+
+UPRIGHT = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 14
+STORED = {
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.swapaxes(0, 1),
+    6: np.rot90(UPRIGHT, 1),
+    7: UPRIGHT[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90(UPRIGHT, -1),
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientation_is_undone(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation]))
+    assert (pixels(encoded(stored, kind, exif=exif, **options)) == UPRIGHT).all()
+
+
+def test_orientation_of_a_jpeg() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert read_image(encoded(photo(48, 32), "JPEG", exif=exif)).size == (32, 48)
+
+
+@pytest.mark.filterwarnings("ignore")  # as decode.py does wherever pytest does not undo it
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b""])
+def test_damaged_exif_data_spoils_nothing(exif: bytes) -> None:
+    assert read_image(encoded(photo(), "JPEG", exif=exif)).size == photo().size
+
+
+def test_an_orientation_that_does_not_exist_means_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 77
+    assert (pixels(encoded(photo(), "PNG", exif=exif)) == np.asarray(photo())).all()
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
+def test_odd_sizes(size: tuple[int, int]) -> None:
+    assert read_image(encoded(Image.new("RGB", size), "PNG")).size == size
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_header(width: int, height: int) -> bytes:
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    data = png_chunk(b"IDAT", zlib.compress(bytes(100_000)))
+    return b"\x89PNG\r\n\x1a\n" + header + data + png_chunk(b"IEND", b"")
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    data = bytearray(encoded(Image.new("RGB", (8, 8)), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        png_header(60_000, 60_000),
+        png_header(10_000, 10_000),
+        png_header(8_001, 8_000),
+        png_header(70_000, 2),
+        png_header(2, 70_000),
+        png_header(2**31 - 1, 2**31 - 1),
+        jpeg_header(65_535, 65_535),
+    ],
+)
+def test_bombs_are_refused_by_their_header(bomb: bytes) -> None:
+    start = time.process_time()
+    with pytest.raises(UnreadableImage, match=r"pixels"):
+        read_image(bomb)
+    assert time.process_time() - start < 0.2
+
+
+def test_the_limit_is_the_callers() -> None:
+    data = encoded(photo(48, 32), "PNG")
+    assert read_image(data, max_pixels=48 * 32).size == (48, 32)
+    with pytest.raises(UnreadableImage, match="48 x 32 pixels, more than the limit of 1535"):
+        read_image(data, max_pixels=48 * 32 - 1)
+
+
+def test_pillows_own_warning_does_not_reach_the_user(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(png_header(10_000, 10_000))
+    program = (
+        "import sys; from pathlib import Path; from vitrail.data import *\n"
+        "try: read_image(Path(sys.argv[1]))\n"
+        "except UnreadableImage as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(bomb)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stderr == ""
+    assert "claims 10000 x 10000 pixels" in done.stdout
+
+
+def test_a_bomb_in_a_pngs_text_is_refused() -> None:
+    whole = encoded(photo(), "PNG")
+    text = png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(20_000_000)))
+    with pytest.raises(UnreadableImage, match="too large"):
+        read_image(whole[:33] + text + whole[33:])
+
+
+# Damage
+
+ZOO = {
+    "jpeg": encoded(photo(), "JPEG"),
+    "progressive jpeg": encoded(photo(), "JPEG", progressive=True),
+    "png": encoded(photo(), "PNG"),
+    "webp": encoded(photo(), "WEBP"),
+    "lossless webp": encoded(photo(), "WEBP", lossless=True),
+    "gif": encoded(photo(), "GIF"),
+    "bmp": encoded(photo(), "BMP"),
+    "tiff": encoded(photo(), "TIFF"),
+    "lzw tiff": encoded(photo(), "TIFF", compression="tiff_lzw"),
+    "ppm": encoded(photo(), "PPM"),
+    "16-bit png": encoded(photo().convert("I;16"), "PNG"),
+    **({"avif": encoded(photo(), "AVIF")} if features.check("avif") else {}),
+}
+
+
+def cuts(size: int) -> list[int]:
+    """Hundred cut points over a file, and every one of its first and last bytes."""
+    spread = np.linspace(0, size - 1, 100).astype(int).tolist()
+    return sorted({*range(min(24, size)), *spread, *range(max(0, size - 24), size)})
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_a_truncated_image_is_refused_or_whole(kind: str) -> None:
+    whole = pixels(ZOO[kind])
+    refused = 0
+    for cut in cuts(len(ZOO[kind])):
+        try:
+            found = pixels(ZOO[kind][:cut])
+        except UnreadableImage:
+            refused += 1
+        else:
+            assert (found == whole).all(), f"cut at {cut} of {len(ZOO[kind])}"
+    assert refused >= 100
+
+
+@settings(deadline=None)
+@given(
+    kind=st.sampled_from(sorted(ZOO)), at=st.floats(0, 1), junk=st.binary(min_size=1, max_size=8)
+)
+def test_damage_anywhere_gives_pixels_or_the_one_error(kind: str, at: float, junk: bytes) -> None:
+    data = bytearray(ZOO[kind])
+    start = int(at * (len(data) - len(junk)))
+    data[start : start + len(junk)] = junk
+    try:
+        assert read_image(bytes(data)).mode == "RGB"
+    except UnreadableImage as error:
+        assert error.reason
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_junk_behind_an_image_does_no_harm(kind: str) -> None:
+    assert (pixels(ZOO[kind] + b"junk" * 100) == pixels(ZOO[kind])).all()
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_a_wrong_extension_does_no_harm(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "photo.tga"
+    file.write_bytes(ZOO[kind])
+    assert (np.asarray(read_image(file)) == pixels(ZOO[kind])).all()
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "it is empty"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", "none of the formats JPEG, PNG"),
+        (b"\x00" * 1000, "none of the formats"),
+        (encoded(photo(), "TGA"), "none of the formats"),
+        (encoded(photo(), "ICO"), "none of the formats"),
+        (encoded(photo(), "PDF"), "none of the formats"),
+        (encoded(photo(), "EPS"), "none of the formats"),
+        (encoded(photo(), "JPEG")[:400], "damaged"),
+    ],
+)
+def test_what_is_no_image_says_so_with_its_name(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(content)
+    with pytest.raises(UnreadableImage, match=reason) as caught:
+        read_image(file)
+    assert str(file) in str(caught.value)
+    assert str(file) not in caught.value.reason
+
+
+def test_only_the_listed_formats_have_decoders() -> None:
+    assert set(FORMATS) <= {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF"}
+
+
+# Files that are none
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match=r"gone\.jpg: no such file or directory"):
+        read_image(tmp_path / "gone.jpg")
+
+
+def test_a_folder_and_a_device_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/zero")):
+        with pytest.raises(UnreadableImage, match="not a regular file"):
+            read_image(path)
+
+
+def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
+    fifo = tmp_path / "pipe.jpg"
+    os.mkfifo(fifo)
+    caught: list[str] = []
+
+    def read() -> None:
+        try:
+            read_image(fifo)
+        except UnreadableImage as error:
+            caught.append(error.reason)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(5)
+    assert caught == ["it is not a regular file"]
+
+
+@pytest.mark.parametrize("name", ["\0.jpg", "x" * 300 + ".jpg"])
+def test_impossible_names(name: str) -> None:
+    with pytest.raises(UnreadableImage):
+        read_image(Path(name))
+
+
+def test_a_name_that_is_not_utf8_can_be_printed(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match=r"caf\\xe9\.jpg") as caught:
+        read_image(tmp_path / os.fsdecode(b"caf\xe9.jpg"))
+    str(caught.value).encode()
+
+
+# Streams
+
+
+def test_a_stream_is_read_and_left_open(tmp_path: Path) -> None:
+    file = tmp_path / "photo.png"
+    file.write_bytes(ZOO["png"])
+    with file.open("rb") as stream:
+        assert (np.asarray(read_image(stream)) == np.asarray(photo())).all()
+        assert not stream.closed
+    with file.open("wb+") as stream, pytest.raises(UnreadableImage, match=r"photo\.png"):
+        read_image(stream)
+
+
+def test_the_error_crosses_processes() -> None:
+    error = pickle.loads(pickle.dumps(UnreadableImage("it is empty", "a.jpg")))
+    assert (str(error), error.reason) == ("cannot read the image a.jpg: it is empty", "it is empty")

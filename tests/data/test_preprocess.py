@@ -1,0 +1,164 @@
+import json
+from dataclasses import replace
+from math import floor
+from time import process_time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import DataError, UsageError
+
+BASE = Preprocess(size=(48, 64), crop=0.875)
+
+
+def picture(height: int, width: int, mode: str = "RGB") -> Image.Image:
+    """A smooth random picture with a little grain, as a photograph has."""
+    draw = np.random.default_rng(height * width)
+    coarse = Image.fromarray(draw.integers(0, 256, (6, 7, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int64)
+    grain = draw.integers(-5, 6, smooth.shape)
+    return Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def in_two_steps(image: Image.Image, size: tuple[int, int], crop: float) -> np.ndarray:
+    """The definition: resize the short side as torchvision does, then cut out the centre."""
+    height, width = size
+    short = floor(height / crop)
+    by = short / min(image.size)
+    scaled = image.resize(
+        (max(short, int(image.width * by)), max(short, int(image.height * by))),
+        Image.Resampling.BICUBIC,
+    )
+    left, top = round((scaled.width - width) / 2), round((scaled.height - height) / 2)
+    shown = scaled.crop((left, top, left + width, top + height))
+    return np.asarray(shown).transpose(2, 0, 1).astype(np.int64)
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.9, 0.875])
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (128, 128), (80, 70), (30, 41)])
+def test_view_is_resize_then_centre_crop(shape: tuple[int, int], crop: float) -> None:
+    image = picture(*shape)
+    shown = Preprocess(size=(64, 64), crop=crop).view(image)
+    assert np.abs(in_two_steps(image, (64, 64), crop) - shown).max() <= 1
+
+
+def test_a_size_that_is_not_square_covers_the_window_at_the_images_aspect() -> None:
+    # 90 x 60 to 48 x 64: the width rules; scaled by 64/60 it is 96 high, of which 48 are shown.
+    image = picture(90, 60)
+    shown = Preprocess(size=(48, 64)).view(image)
+    scaled = np.asarray(image.resize((64, 96), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.abs(scaled[:, 24:72].astype(np.int64) - shown).max() <= 1
+
+
+def test_squash_shows_everything() -> None:
+    image = picture(90, 60)
+    shown = Preprocess(size=(48, 64), resize="squash").view(image)
+    whole = np.asarray(image.resize((64, 48), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    np.testing.assert_array_equal(shown, whole)
+
+
+def test_pad_shows_everything_at_its_aspect_in_the_middle_of_the_background() -> None:
+    image = picture(90, 60)
+    shown = Preprocess(size=(48, 64), resize="pad", background=7).view(image)
+    whole = np.asarray(image.resize((32, 48), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    np.testing.assert_array_equal(shown[:, :, 16:48], whole)
+    assert (shown[:, :, :16] == 7).all() and (shown[:, :, 48:] == 7).all()
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (1, 1)])
+def test_extreme_images_cost_no_more_than_others(shape: tuple[int, int], resize: str) -> None:
+    preprocess = Preprocess.from_dict({"size": [224, 160], "resize": resize})
+    start = process_time()
+    assert preprocess.view(Image.new("RGB", shape)).shape == (3, 224, 160)
+    assert process_time() - start < 1  # the scaled image as a whole would take gigabytes
+
+
+def test_an_image_of_the_right_size_is_kept_as_it_is() -> None:
+    grey = Preprocess(size=(28, 28), mean=(0.5,), std=(0.5,))
+    assert grey.keeps(28, 28) and not grey.keeps(28, 29) and not BASE.keeps(48, 64)
+    image = picture(28, 28, "L")
+    np.testing.assert_array_equal(grey.view(image)[0], np.asarray(image))
+
+
+def test_channels_follow_the_mean() -> None:
+    grey = Preprocess(size=(16, 16), mean=(0.5,), std=(0.5,))
+    colour = Preprocess(size=(16, 16))
+    assert (grey.channels, colour.channels) == (1, 3)
+    image = picture(16, 16)
+    np.testing.assert_array_equal(grey.view(image)[0], np.asarray(image.convert("L")))
+    repeated = colour.view(image.convert("L"))
+    assert (repeated[0] == repeated[2]).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "I;16"])
+def test_what_is_not_decoded_is_refused(mode: str) -> None:
+    with pytest.raises(DataError, match="decode it"):
+        BASE.view(Image.new(mode, (8, 8)))
+
+
+def test_normalise_and_call() -> None:
+    preprocess = Preprocess(size=(20, 30), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    image = picture(50, 60)
+    levels = torch.from_numpy(preprocess.view(image))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
+    expected = (levels / 255 - mean) / std
+    torch.testing.assert_close(preprocess(image), expected, atol=1e-5, rtol=0)
+    floats = levels[None].float()
+    torch.testing.assert_close(preprocess.normalise(floats)[0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(floats[0], levels.float())  # the argument is left alone
+
+
+def test_json_and_back() -> None:
+    preprocess = Preprocess(size=(20, 30), resize="pad", crop=0.9, mean=(0.1,), std=(0.2,))
+    values = preprocess.to_dict()
+    assert json.loads(json.dumps(values)) == values
+    assert Preprocess.from_dict(values) == preprocess
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"size": [8, 8], "crop_pct": 0.9}, "crop_pct"),
+        ({"size": [8, 8], "meen": [0.5]}, "did you mean 'mean'"),
+        ({"crop": 0.9}, "no size"),
+        ({"size": 224}, "height, width"),
+        ({"size": [0, 8]}, "height, width"),
+        ({"size": [8.5, 8]}, "height, width"),
+        ({"size": [8, 8, 3]}, "height, width"),
+        ({"size": [8, 8], "resize": "cropp"}, "did you mean 'crop'"),
+        ({"size": [8, 8], "interpolation": "cubic"}, "did you mean 'bicubic'"),
+        ({"size": [8, 8], "crop": 0}, "fraction"),
+        ({"size": [8, 8], "crop": "0.9"}, "fraction"),
+        ({"size": [8, 8], "crop": float("nan")}, "fraction"),
+        ({"size": [8, 8], "mean": [0.5]}, "number a channel"),
+        ({"size": [8, 8], "mean": [0.5, 0.5], "std": [1, 1]}, "1 or 3"),
+        ({"size": [8, 8], "mean": ["a"], "std": [1]}, "number a channel"),
+        ({"size": [8, 8], "std": [1, 0, 1]}, "above 0"),
+        ({"size": [8, 8], "background": 256}, "level 0 to 255"),
+    ],
+)
+def test_a_wrong_value_is_named(values: dict[str, object], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        Preprocess.from_dict(values)
+
+
+def test_every_field_has_an_effect() -> None:
+    image = picture(90, 60)
+    changes: dict[str, object] = {
+        "size": (40, 64),
+        "resize": "squash",
+        "crop": 1.0,
+        "interpolation": "bilinear",
+        "mean": (0.4, 0.5, 0.5),
+        "std": (0.4, 0.5, 0.5),
+        "background": 0,
+    }
+    assert changes.keys() == BASE.to_dict().keys()
+    for field, value in changes.items():
+        base = replace(BASE, resize="pad") if field == "background" else BASE
+        before, after = base(image), replace(base, **{field: value})(image)
+        assert before.shape != after.shape or not torch.equal(before, after), field

@@ -1,0 +1,473 @@
+"""Folders, CSV files and arrays as sources of labelled images."""
+
+import gzip
+import hashlib
+import os
+import pickle
+import struct
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitrail.data import (
+    ArraySource,
+    CsvSource,
+    FolderSource,
+    Source,
+    Subset,
+    UnreadableImage,
+    open_data,
+)
+from vitrail.errors import DataError, UsageError
+
+
+def save(*files: Path) -> None:
+    """A tiny picture under each name, each of another colour."""
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        colour = tuple(hashlib.blake2b(os.fsencode(file.name), digest_size=3).digest())
+        Image.new("RGB", (2, 2), colour).save(file, "PNG")
+
+
+def keys(source: Source) -> list[str]:
+    return [source.key(i) for i in range(len(source))]
+
+
+def labels(source: Source) -> list[str]:
+    return [source.classes[target] for target in source.targets]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        str(file): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+# Folders
+
+
+def test_class_folders_become_classes_in_the_order_of_their_names(tmp_path: Path) -> None:
+    save(*(tmp_path / name for name in ("dog/2.png", "cat/b.PNG", "dog/1.jpg", "cat/old/a.webp")))
+    source = FolderSource(tmp_path)
+    assert source.classes == ("cat", "dog")
+    assert keys(source) == ["cat/b.PNG", "cat/old/a.webp", "dog/1.jpg", "dog/2.png"]
+    assert labels(source) == ["cat", "cat", "dog", "dog"]
+    assert source.targets.dtype == np.int64
+    assert source.load(3).getpixel((0, 0)) == Image.open(tmp_path / "dog/2.png").getpixel((0, 0))
+    assert source.notes == ()
+
+
+def test_the_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
+    names = [f"{c}/{i}.png" for c in "ba" for i in (3, 10, 1, 2)]
+    save(*(tmp_path / "one" / name for name in names))
+    save(*(tmp_path / "two" / name for name in reversed(names)))
+    assert keys(FolderSource(tmp_path / "one")) == keys(FolderSource(tmp_path / "two"))
+
+
+def test_what_is_no_image_of_a_class_is_left_out_and_told(tmp_path: Path) -> None:
+    save(tmp_path / "cat/1.png", tmp_path / "cat/.2.png", tmp_path / ".cache/3.png")
+    save(tmp_path / "stray.png", tmp_path / "dog/.hidden/4.png")
+    (tmp_path / "cat/notes.txt").write_text("no image")
+    os.mkfifo(tmp_path / "cat/pipe.png")
+    source = FolderSource(tmp_path)
+    assert keys(source) == ["cat/1.png"]
+    assert source.notes == (
+        "class folders without images are left out (1): dog",
+        "images outside the class folders are left out (1): stray.png",
+    )
+
+
+def test_links_are_followed_to_files_within_the_data_only(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    save(data / "cat/1.png", tmp_path / "secret/2.png")
+    (data / "cat/inside.png").symlink_to(data / "cat/1.png")
+    (data / "cat/outside.png").symlink_to(tmp_path / "secret/2.png")
+    (data / "cat/loop").symlink_to(data)
+    (data / "cat/self.png").symlink_to(data / "cat/self.png")
+    (data / "dog").symlink_to(tmp_path / "secret")
+    source = FolderSource(data)
+    assert keys(source) == ["cat/1.png", "cat/inside.png"]
+    assert source.notes == (
+        "symbolic links to folders or out of the data are left out (4): "
+        "cat/loop, cat/outside.png, cat/self.png, dog",
+    )
+
+
+def test_data_behind_a_link_is_data(tmp_path: Path) -> None:
+    save(tmp_path / "real/cat/1.png")
+    (tmp_path / "real/cat/2.png").symlink_to("1.png")
+    (tmp_path / "link").symlink_to("real")
+    assert len(FolderSource(tmp_path / "link")) == 2
+
+
+def test_odd_names_are_kept_apart_and_can_be_printed(tmp_path: Path) -> None:
+    odd = ["a b", "a'\"b", "-x", "grüße", "猫🐈", "שלום", "new\nline", "x" * 250, "back\\slash"]
+    save(*(tmp_path / "cat" / f"{name}.png" for name in odd))
+    save(*(tmp_path / "cat" / os.fsdecode(name) for name in (b"\xe9.png", b"\\xe9.png")))
+    source = FolderSource(tmp_path)
+    assert len(set(keys(source))) == len(source) == len(odd) + 2
+    assert r"cat/\xe9.png" in keys(source)
+    for i in range(len(source)):
+        source.key(i).encode()
+        assert source.load(i).size == (2, 2)
+
+
+def test_class_names_typed_on_a_mac_and_elsewhere_are_one(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        save(tmp_path / unicodedata.normalize(form, "café") / f"{form}.png")
+    assert FolderSource(tmp_path).classes == (unicodedata.normalize("NFC", "café"),)
+
+
+def test_case_counts_in_class_names(tmp_path: Path) -> None:
+    save(tmp_path / "Cat/1.png", tmp_path / "cat/1.png")
+    assert FolderSource(tmp_path).classes == ("Cat", "cat")
+
+
+def test_an_image_deleted_meanwhile_is_unreadable_no_crash(tmp_path: Path) -> None:
+    save(tmp_path / "cat/1.png")
+    source = FolderSource(tmp_path)
+    (tmp_path / "cat/1.png").unlink()
+    with pytest.raises(UnreadableImage, match=r"cat/1\.png: no such file"):
+        source.load(0)
+
+
+def test_many_paths_take_little_memory_and_survive_a_worker(tmp_path: Path) -> None:
+    save(tmp_path / "cat/1.png")
+    for i in range(2000):
+        os.link(tmp_path / "cat/1.png", tmp_path / f"cat/{i:05}.png")
+    packed = pickle.dumps(FolderSource(tmp_path))
+    assert len(packed) < 2001 * 40
+    assert pickle.loads(packed).key(7) == "cat/00007.png"
+
+
+# CSV files
+
+
+def write_csv(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    file = folder / "labels.csv"
+    file.write_bytes(text.encode(encoding))
+    return file
+
+
+@pytest.mark.parametrize("image", ["file", "Image", "path", " filename ", "file_name"])
+@pytest.mark.parametrize("label", ["label", "CLASS", "category"])
+def test_csv_columns_are_found_by_their_usual_names(tmp_path: Path, image: str, label: str) -> None:
+    save(tmp_path / "a/1.png")
+    file = write_csv(tmp_path, f"id,{label},{image}\n7,cat,a/1.png\n8,dog,a/2.png\n")
+    source = CsvSource(file)
+    assert (source.classes, labels(source), keys(source)) == (
+        ("cat", "dog"),
+        ["cat", "dog"],
+        ["a/1.png", "a/2.png"],
+    )
+    assert source.load(0).size == (2, 2)
+    with pytest.raises(UnreadableImage, match=r"a/2\.png: no such file"):
+        source.load(1)
+
+
+def test_csv_columns_can_be_named(tmp_path: Path) -> None:
+    file = write_csv(
+        tmp_path, "file,photo,label,kind,part\nx,1.png,y,cat,train\nx,2.png,y,dog,test\n"
+    )
+    source = CsvSource(file, "photo", "kind", "part")
+    assert (keys(source), labels(source)) == (["1.png", "2.png"], ["cat", "dog"])
+    assert source.part.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_as_spreadsheets_write_it(tmp_path: Path, encoding: str, delimiter: str) -> None:
+    text = f'file{delimiter}label\r\n"a, b.png"{delimiter}grün\r\n\r\nc.png{delimiter} rot \r\n'
+    source = CsvSource(write_csv(tmp_path, text, encoding))
+    assert (keys(source), labels(source)) == (["a, b.png", "c.png"], ["grün", "rot"])
+
+
+def test_csv_paths_may_be_absolute(tmp_path: Path) -> None:
+    save(tmp_path / "elsewhere/1.png")
+    (tmp_path / "lists").mkdir()
+    file = write_csv(tmp_path / "lists", f"file,label\n{tmp_path}/elsewhere/1.png,cat\n")
+    assert CsvSource(file).load(0).size == (2, 2)
+
+
+def test_several_labels_in_a_cell(tmp_path: Path) -> None:
+    file = write_csv(tmp_path, "file,label\n1.png,red|round\n2.png,red\n3.png,big; red;red\n")
+    source = CsvSource(file)
+    assert source.classes == ("big", "red", "round")
+    assert source.targets.dtype == np.uint8
+    assert source.targets.tolist() == [[0, 1, 1], [0, 1, 0], [1, 1, 0]]
+
+
+def test_the_split_column(tmp_path: Path) -> None:
+    file = write_csv(
+        tmp_path, "file,label,Split\n1.png,a,train\n2.png,a,VAL\n3.png,a,valid\n4.png,a,test\n"
+    )
+    assert CsvSource(file).part.tolist() == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("id,label\n1,cat\n", r"no image column: its columns are id, label; .* image_column"),
+        ("file,kind\n1,cat\n", r"no label column: its columns are file, kind; .* label_column"),
+        ("", r"no image column: its columns are none"),
+        ("file,label\n", r"lists no images"),
+        ("file,label\n1.png,cat\n2.png,\n", r"line 3: the column 'label' is empty: '2\.png'"),
+        ("file,label\n1.png,cat\n2.png\n", r"line 3: the column 'label' is empty"),
+        ("file,label\n1.png,|;\n", r"line 2: the column 'label' is empty"),
+        ("file,label\n,cat\n", r"line 2: the column 'file' is empty"),
+        ("file,label\n1.png,cat\n1.png,dog\n", r"line 3: '1\.png' is in line 2 already"),
+        (
+            "file,label,split\n1.png,cat,tran\n",
+            r"line 2: the split is 'tran', not train, val, test",
+        ),
+    ],
+)
+def test_a_csv_that_cannot_be_understood_says_where(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        CsvSource(write_csv(tmp_path, text))
+
+
+def test_a_named_column_that_is_not_there(tmp_path: Path) -> None:
+    file = write_csv(tmp_path, "file,label\n1.png,cat\n")
+    with pytest.raises(DataError, match=r"no column 'foto': its columns are file, label"):
+        CsvSource(file, image_column="foto")
+
+
+def test_a_csv_in_another_encoding(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a CSV file in UTF-8"):
+        CsvSource(write_csv(tmp_path, "file,label\n1.png,grün\n", "latin-1"))
+
+
+# Arrays
+
+
+def test_arrays_of_one_channel_load_as_grey_and_of_three_as_rgb() -> None:
+    two, grey, rgb = (np.full((2, 3, 4, *c), 9, np.uint8) for c in ((), (1,), (3,)))
+    for images, mode in ((two, "L"), (grey, "L"), (rgb, "RGB")):
+        source = ArraySource(images, np.array([0, 1]), ("a", "b"), "test")
+        assert (source.load(1).mode, source.load(1).size) == (mode, (4, 3))
+        assert keys(source) == ["test/0", "test/1"]
+
+
+@pytest.mark.parametrize("shape, dtype", [((2, 3, 4, 4), "u1"), ((2, 9), "u1"), ((2, 3, 4), "f4")])
+def test_arrays_of_another_shape_or_type_are_refused(shape: tuple[int, ...], dtype: str) -> None:
+    with pytest.raises(DataError, match=r"they must be uint8 \[n h w\]"):
+        ArraySource(np.zeros(shape, dtype), np.array([0, 1]), ("a", "b"), "train")
+
+
+def test_as_many_labels_as_images() -> None:
+    with pytest.raises(DataError, match="train has 2 images but 3 labels"):
+        ArraySource(np.zeros((2, 3, 4), np.uint8), np.array([0, 1, 1]), ("a", "b"), "train")
+
+
+def test_a_subset_is_a_source() -> None:
+    images = np.arange(4, dtype=np.uint8)[:, None, None] * np.ones((2, 2), np.uint8)
+    source = ArraySource(images, np.array([0, 2, 2, 1]), ("a", "b", "c"), "train")
+    subset = Subset(source, np.array([2, 0]))
+    assert (len(subset), keys(subset), labels(subset)) == (2, ["train/2", "train/0"], ["c", "a"])
+    assert subset.load(0).getpixel((0, 0)) == 2
+
+
+# MedMNIST's .npz
+
+
+def medmnist(file: Path, **changes: np.ndarray) -> Path:
+    arrays = {}
+    for part, n in (("train", 6), ("val", 3), ("test", 2)):
+        arrays[f"{part}_images"] = np.full((n, 4, 5, 3), n, np.uint8)
+        arrays[f"{part}_labels"] = np.arange(n)[:, None] % 2
+    np.savez_compressed(file, **{**arrays, **changes})
+    return file
+
+
+def test_npz(tmp_path: Path) -> None:
+    source = open_data(medmnist(tmp_path / "set.npz"))
+    assert source.classes == ("0", "1")
+    assert source.part.tolist() == [0] * 6 + [1] * 3 + [2] * 2
+    assert source.targets.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 0, 1]
+    assert (source.key(6), source.load(6).size) == ("val/0", (5, 4))
+    assert source.load(10).getpixel((0, 0)) == (2, 2, 2)
+
+
+def test_npz_with_several_labels_an_image(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    several = {
+        f"{p}_labels": rng.integers(0, 2, (n, 14))
+        for p, n in zip(("train", "val", "test"), (6, 3, 2), strict=True)
+    }
+    source = open_data(medmnist(tmp_path / "set.npz", **several))
+    assert source.targets.dtype == np.uint8
+    assert source.targets.shape == (11, 14)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"train_images": np.zeros((6, 4, 4, 4, 3), np.uint8)}, "they must be uint8"),
+        ({"train_labels": np.zeros((5, 1), int)}, "train has 6 images but 5 labels"),
+        ({"val_labels": np.zeros((3, 2), int)}, "differ in shape"),
+        ({"val_labels": np.zeros((3, 1), np.float32)}, "must be whole numbers"),
+        ({"train_labels": np.array([{"a": 1}] * 6, object)}, "as plain arrays"),
+    ],
+)
+def test_an_npz_of_another_kind(
+    tmp_path: Path, changes: dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        open_data(medmnist(tmp_path / "set.npz", **changes))
+
+
+def test_an_npz_without_training_images(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", x_train=np.zeros(3), y_train=np.zeros(3))
+    with pytest.raises(DataError, match="its arrays are x_train, y_train"):
+        open_data(tmp_path / "set.npz")
+
+
+def test_a_damaged_npz(tmp_path: Path) -> None:
+    whole = medmnist(tmp_path / "set.npz").read_bytes()
+    for cut in range(0, len(whole), 37):
+        (tmp_path / "cut.npz").write_bytes(whole[:cut])
+        with pytest.raises(DataError, match=r"cut\.npz"):
+            open_data(tmp_path / "cut.npz")
+    for start in range(0, len(whole) - 40, 17):
+        (tmp_path / "cut.npz").write_bytes(whole[:start] + bytes(40) + whole[start + 40 :])
+        try:
+            open_data(tmp_path / "cut.npz")
+        except DataError:
+            continue
+
+
+# MNIST's IDX files
+
+
+def idx(array: np.ndarray, kind: int = 8) -> bytes:
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, kind, array.ndim, *array.shape)
+    return header + array.tobytes()
+
+
+IMAGES, LABELS = np.arange(24, dtype=np.uint8).reshape(4, 3, 2), np.array([5, 7, 5, 7], np.uint8)
+
+
+def mnist(folder: Path, end: str = "", dash: str = "-") -> Path:
+    for stem in ("train", "t10k"):
+        for name, array in (("images{}idx3", IMAGES), ("labels{}idx1", LABELS)):
+            content = idx(array)
+            file = folder / f"{stem}-{name.format(dash)}-ubyte{end}"
+            file.write_bytes(gzip.compress(content) if end else content)
+    return folder
+
+
+@pytest.mark.parametrize("end, dash", [("", "-"), (".gz", "-"), ("", ".")])
+def test_idx(tmp_path: Path, end: str, dash: str) -> None:
+    source = open_data(mnist(tmp_path, end, dash))
+    assert source.classes == ("5", "7")
+    assert source.targets.tolist() == [0, 1] * 4
+    assert source.part.tolist() == [0] * 4 + [2] * 4
+    assert (source.key(5), source.load(5).size, source.load(5).mode) == ("test/1", (2, 3), "L")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "not an IDX file"),
+        (b"\0\0\x08\x03\0\0", "not an IDX file"),
+        (idx(IMAGES, kind=13), "not an IDX file of uint8"),
+        (idx(LABELS), "not an IDX file of uint8 with 3"),
+        (idx(IMAGES)[:-1], "is damaged"),
+        (idx(IMAGES) + b"x", "is damaged"),
+        (idx(IMAGES)[:4] + b"\xff" * 12 + idx(IMAGES)[16:], "claims"),
+        (idx(IMAGES[:3]), "train has 3 images but 4 labels"),
+    ],
+)
+def test_a_damaged_idx_file(tmp_path: Path, content: bytes, message: str) -> None:
+    file = mnist(tmp_path) / "train-images-idx3-ubyte"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        open_data(tmp_path)
+
+
+def test_a_gzip_bomb_stops_where_the_header_ends(tmp_path: Path) -> None:
+    mnist(tmp_path, ".gz")
+    bomb = gzip.compress(idx(IMAGES) + bytes(50_000_000), 1)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(bomb)
+    with pytest.raises(DataError, match="is damaged"):
+        open_data(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(IMAGES))[:-12])
+    with pytest.raises(DataError, match="cannot read"):
+        open_data(tmp_path)
+
+
+def test_idx_files_come_in_pairs(tmp_path: Path) -> None:
+    (mnist(tmp_path) / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match="lacks t10k-labels-idx1-ubyte"):
+        open_data(tmp_path)
+
+
+# What is given
+
+
+def test_a_near_name_is_offered(tmp_path: Path) -> None:
+    (tmp_path / "my_photos").mkdir()
+    with pytest.raises(DataError, match=r"no such file or folder: .* did you mean .*/my_photos\?"):
+        open_data(tmp_path / "my_photo")
+    with pytest.raises(DataError, match=r"did you mean samples:fashion-mnist\?"):
+        open_data("fashion-mnist")
+    with pytest.raises(DataError, match=r"nowhere$"):
+        open_data(tmp_path / "no/where/nowhere")
+
+
+def test_impossible_names(tmp_path: Path) -> None:
+    for name in ("x" * 300, "nul\0nul", "~nobody_of_that_name/photos"):
+        with pytest.raises(DataError):
+            open_data(tmp_path / name)
+    with pytest.raises(DataError):
+        open_data("~nobody_of_that_name/photos")
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match="an archive must be unpacked first"):
+        open_data(tmp_path / "photos.zip")
+
+
+def test_a_folder_without_images_says_what_is_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(DataError, match=r"no images in .*: each class needs .*\.jpg .*\.webp"):
+        open_data(tmp_path)
+    (tmp_path / "dog").symlink_to(tmp_path.parent)
+    with pytest.raises(DataError, match=r"1 symbolic links were not followed"):
+        open_data(tmp_path)
+
+
+def test_images_without_class_folders_are_told_how_to_lie(tmp_path: Path) -> None:
+    save(tmp_path / "1.png", tmp_path / "2.png")
+    with pytest.raises(DataError, match=r"as in .*/cat/1\.png, or list them in .*labels\.csv"):
+        open_data(tmp_path)
+
+
+def test_naming_columns_of_a_folder_is_a_mistake(tmp_path: Path) -> None:
+    from vitrail.data.csvfile import Columns
+
+    save(tmp_path / "cat/1.png")
+    with pytest.raises(UsageError, match="is no CSV file"):
+        open_data(tmp_path, Columns(label="kind"))
+
+
+def test_opening_and_loading_change_nothing(tmp_path: Path) -> None:
+    save(tmp_path / "cat/1.png", tmp_path / "dog/1.png")
+    (tmp_path / "cat/broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 broken")
+    before = tree(tmp_path)
+    source = open_data(tmp_path)
+    for i in range(len(source)):
+        try:
+            source.load(i)
+        except UnreadableImage:
+            continue
+    assert tree(tmp_path) == before
