@@ -1,0 +1,74 @@
+"""vitrail: Vision Transformers, from a folder of images to a model that is trained and measured.
+
+    model = vitrail.build("vit_b16", num_classes=10)      # a fresh model, by name
+    model = vitrail.load("runs/x")                        # a trained one, ready to use
+    outcome = vitrail.train(config)                       # the main job; recipes make configs
+    label = vitrail.Predictor("runs/x")("cat.jpg").label
+    evaluation = vitrail.evaluate(vitrail.Run("runs/x"))
+
+The names are imported when they are first used: `import vitrail` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vitrail.deploy import Prediction as Prediction
+    from vitrail.deploy import Predictor as Predictor
+    from vitrail.errors import VitrailError as VitrailError
+    from vitrail.evaluate import Evaluation as Evaluation
+    from vitrail.evaluate import evaluate as evaluate
+    from vitrail.job import resume as resume
+    from vitrail.job import train as train
+    from vitrail.models import MODELS as MODELS
+    from vitrail.models import ViTConfig as ViTConfig
+    from vitrail.models import build as build
+    from vitrail.runs import Run as Run
+    from vitrail.runs import TrainConfig as TrainConfig
+    from vitrail.runs.load import load_model as load
+
+_HOMES = {
+    "MODELS": ("vitrail.models", "MODELS"),
+    "Evaluation": ("vitrail.evaluate", "Evaluation"),
+    "Prediction": ("vitrail.deploy", "Prediction"),
+    "Predictor": ("vitrail.deploy", "Predictor"),
+    "Run": ("vitrail.runs", "Run"),
+    "TrainConfig": ("vitrail.runs", "TrainConfig"),
+    "ViTConfig": ("vitrail.models", "ViTConfig"),
+    "VitrailError": ("vitrail.errors", "VitrailError"),
+    "build": ("vitrail.models", "build"),
+    "evaluate": ("vitrail.evaluate", "evaluate"),
+    "load": ("vitrail.runs.load", "load_model"),
+    "resume": ("vitrail.job", "resume"),
+    "train": ("vitrail.job", "train"),
+}
+__all__ = [
+    "MODELS",
+    "Evaluation",
+    "Prediction",
+    "Predictor",
+    "Run",
+    "TrainConfig",
+    "ViTConfig",
+    "VitrailError",
+    "build",
+    "evaluate",
+    "load",
+    "resume",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vitrail' has no attribute '{name}'")
+    module, attribute = _HOMES[name]
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

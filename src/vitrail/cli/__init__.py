@@ -1,0 +1,115 @@
+"""The command line: verbs, each a (function, summary), nothing else.
+
+`vitrail --help` must answer at once, so a verb's function imports what it needs when it is called.
+Exit codes: 0 done, 2 bad usage, 3 the data or a file is at fault, 130 or 143 interrupted and saved.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from vitrail import __version__
+from vitrail.errors import VitrailError, unknown_name
+
+Result = dict[str, Any]
+"""What a verb has to say to a program: the one line of --json."""
+
+
+class Verb(NamedTuple):
+    """One word of the command line."""
+
+    run: Callable[[Sequence[str]], Result]
+    summary: str
+
+
+def _train(args: Sequence[str]) -> Result:
+    from vitrail.cli.train import train
+
+    return train(args)
+
+
+def _evaluate(args: Sequence[str]) -> Result:
+    from vitrail.cli.measure import evaluate
+
+    return evaluate(args)
+
+
+def _predict(args: Sequence[str]) -> Result:
+    from vitrail.cli.measure import predict
+
+    return predict(args)
+
+
+def _models(args: Sequence[str]) -> Result:
+    from vitrail.cli.models import models
+
+    return models(args)
+
+
+def _data(args: Sequence[str]) -> Result:
+    from vitrail.cli.data import data
+
+    return data(args)
+
+
+VERBS = {
+    "train": Verb(_train, "train on a folder of images, measure, write a report"),
+    "evaluate": Verb(_evaluate, "measure a run again, or on other images"),
+    "predict": Verb(_predict, "label images with a run"),
+    "models": Verb(_models, "list the models, or show one"),
+    "data": Verb(_data, "check a data set, fetch a sample set"),
+}
+
+
+def usage() -> str:
+    """The text of `vitrail --help`."""
+    verbs = "\n".join(f"  {name:<10}{verb.summary}" for name, verb in VERBS.items())
+    return (
+        "usage: vitrail VERB [...]\n\n"
+        "Vision Transformers, from a folder of images to a model that is trained and measured.\n\n"
+        f"{verbs}\n\n"
+        "  vitrail VERB --help   what a verb takes\n"
+        "  --json                end in one line of JSON, for programs\n"
+        "  --debug               show the traceback of an error\n"
+        "  --version\n\n"
+        "for example\n"
+        "  vitrail train my_photos/                 one folder a class\n"
+        "  vitrail evaluate runs/my_photos-1\n"
+        "  vitrail predict runs/my_photos-1 image.jpg\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command, and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    wants_json, debug = "--json" in args, "--debug" in args
+    args = [arg for arg in args if arg not in ("--json", "--debug")]
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0 if args else 2
+    if args[0] in ("--version", "-V"):
+        print(f"vitrail {__version__}")
+        return 0
+    try:
+        if args[0] not in VERBS:
+            raise unknown_name("verb", args[0], VERBS)
+        result = VERBS[args[0]].run(args[1:])
+    except VitrailError as error:
+        if debug:
+            raise
+        print(f"vitrail: {error}", file=sys.stderr)
+        if wants_json:
+            print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
+        return error.exit_code
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("vitrail: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe had enough
+        sys.stderr.close()
+        return 0
+    if wants_json:
+        print(json.dumps(result))
+    return int(result.get("exit_code", 0))

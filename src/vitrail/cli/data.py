@@ -1,0 +1,112 @@
+"""`vitrail data`: look at a data set before hours are spent on it, or fetch a sample set."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from vitrail.cli.parse import parse
+from vitrail.cli.screen import CountingScreen
+from vitrail.data import SAMPLES, CheckReport, check, fetch, open_data
+from vitrail.data.split import Columns
+from vitrail.errors import UsageError, unknown_name
+
+_SHOWN = 10
+"""Lines of a long list that are printed; --json has them all."""
+
+
+@dataclass(frozen=True)
+class CheckArgs:
+    """What `vitrail data check` takes."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """A folder, a .csv, a .npz, IDX files, or samples:NAME."""
+    image_column: str | None = None
+    label_column: str | None = None
+    threads: int = os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class FetchArgs:
+    """What `vitrail data fetch` takes."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """A sample set: fashion-mnist."""
+
+
+def data(args: Sequence[str]) -> dict[str, Any]:
+    """Check, fetch or list."""
+    verbs = {"check": _check, "fetch": _fetch, "list": _list}
+    if not args or args[0] in ("-h", "--help"):
+        print(
+            "usage: vitrail data check DATA     read every image, count, list what is wrong\n"
+            "       vitrail data fetch NAME     bring a sample set into the cache\n"
+            "       vitrail data list           the sample sets"
+        )
+        if args:
+            return {}
+        raise UsageError("vitrail data needs a word: check, fetch or list")
+    if args[0] not in verbs:
+        raise unknown_name("word after vitrail data:", args[0], verbs)
+    return verbs[args[0]](args[1:])
+
+
+def _check(args: Sequence[str]) -> dict[str, Any]:
+    given = parse(CheckArgs, args, "data check", "Read every image; change nothing.")
+    source = open_data(given.data, Columns(given.image_column, given.label_column, None))
+    with CountingScreen("reading", len(source)) as screen:
+        report = check(source, given.threads, screen.done)
+    _print_report(report, source.notes)
+    return {
+        "data": given.data,
+        "images": report.images,
+        "classes": report.counts,
+        "unreadable": [{"key": key, "reason": why} for key, why in report.unreadable],
+        "width": report.width and report.width._asdict(),
+        "height": report.height and report.height._asdict(),
+        "duplicates": [list(group) for group in report.duplicates],
+        "conflicts": [list(group) for group in report.conflicts],
+        "notes": list(source.notes),
+        "exit_code": 3 if report.unreadable else 0,
+    }
+
+
+def _print_report(report: CheckReport, notes: Sequence[str]) -> None:
+    print(f"{report.images} images in {len(report.counts)} classes")
+    for label, count in report.counts.items():
+        print(f"  {count:>7}  {label}")
+    if report.width and report.height:
+        w, h = report.width, report.height
+        print(f"width     {w.least} to {w.greatest} pixels, median {w.median}")
+        print(f"height    {h.least} to {h.greatest} pixels, median {h.median}")
+    for note in notes:
+        print(f"note      {note}")
+    _print_list("cannot be read", [f"{key}: {why}" for key, why in report.unreadable])
+    _print_list("groups of equal images", [" = ".join(g) for g in report.duplicates])
+    _print_list("of them with different labels", [" = ".join(g) for g in report.conflicts])
+    if not report.unreadable:
+        print("every image can be read")
+
+
+def _print_list(what: str, lines: Sequence[str]) -> None:
+    if lines:
+        print(f"{len(lines)} {what}")
+        for line in lines[:_SHOWN]:
+            print(f"  {line}")
+        if len(lines) > _SHOWN:
+            print(f"  and {len(lines) - _SHOWN} more (--json lists all)")
+
+
+def _fetch(args: Sequence[str]) -> dict[str, Any]:
+    given = parse(FetchArgs, args, "data fetch", "Bring a sample set into the cache.")
+    folder = fetch(given.name, lambda sentence: print(sentence, flush=True))
+    print(f"{given.name} is in {folder}; train on it with: vitrail train samples:{given.name}")
+    return {"name": given.name, "folder": str(folder)}
+
+
+def _list(args: Sequence[str]) -> dict[str, Any]:
+    for name in SAMPLES:
+        print(f"samples:{name}")
+    return {"samples": list(SAMPLES)}

@@ -1,0 +1,81 @@
+"""`vitrail evaluate RUN` and `vitrail predict RUN IMAGE...`: a finished run at work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from vitrail.cli.parse import parse
+from vitrail.data import IMAGE_EXTENSIONS, UnreadableImage
+from vitrail.deploy import Predictor
+from vitrail.errors import DataError, UsageError
+from vitrail.evaluate import evaluate as measure
+from vitrail.report import write_report
+from vitrail.runs import Run
+
+
+@dataclass(frozen=True)
+class EvaluateArgs:
+    """What `vitrail evaluate` takes."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The folder that vitrail train wrote."""
+    data: str | None = None
+    """Other images with the same classes. Default: the run's own held-out images."""
+    checkpoint: Literal["last", "best"] | None = None
+    """Default: the one that the run keeps."""
+
+
+@dataclass(frozen=True)
+class PredictArgs:
+    """What `vitrail predict` takes."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The folder that vitrail train wrote."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Image files, or folders of them."""
+    top: int = 3
+    """How many classes to show for each image."""
+    checkpoint: Literal["last", "best"] | None = None
+
+
+def evaluate(args: Sequence[str]) -> dict[str, Any]:
+    """Measure a run and print what came out."""
+    given = parse(EvaluateArgs, args, "evaluate", "Measure a run on held-out images.")
+    return {}
+
+
+def predict(args: Sequence[str]) -> dict[str, Any]:
+    """Label images. A damaged one is listed, the others are labelled all the same."""
+    given = parse(PredictArgs, args, "predict", "Label images with a run.")
+    if given.top < 1:
+        raise UsageError(f"--top must be at least 1, not {given.top}")
+    files = [file for path in given.images for file in _files(path)]
+    predictor = Predictor(given.run, given.checkpoint)
+    rows: list[dict[str, Any]] = []
+    failed = 0
+    for file in files:
+        try:
+            found = predictor(file)
+        except UnreadableImage as error:
+            failed += 1
+            print(f"{file}  {error}")
+            rows.append({"image": str(file), "error": str(error)})
+            continue
+        top = dict(list(found.probabilities.items())[: given.top])
+        print(f"{file}  " + "  ".join(f"{label} {p:.1%}" for label, p in top.items()))
+        rows.append({"image": str(file), "label": found.label, "probabilities": top})
+    return {"predictions": rows, "exit_code": 3 if failed else 0}
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS)
+        if not found:
+            raise DataError(f"no image in {path}")
+        return found
+    if not path.exists():
+        raise DataError(f"no such image: {path}")
+    return [path]

@@ -1,0 +1,4 @@
+"""A trained model at work: wrappers around it, which never change it."""
+
+from vitrail.deploy.predict import Prediction as Prediction
+from vitrail.deploy.predict import Predictor as Predictor

@@ -1,0 +1,71 @@
+"""A trained run as a function from images to labels."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+
+from vitrail.data.decode import read_image
+from vitrail.runs.load import load
+
+Picture = str | Path | bytes | Image.Image
+"""A file's path, its bytes, or an image that Pillow has opened."""
+
+
+class Prediction(NamedTuple):
+    """What a model says of one image."""
+
+    label: str
+    """The likeliest class."""
+    probability: float
+    probabilities: dict[str, float]
+    """Every class, likeliest first. With several labels an image they do not add up to 1."""
+
+
+class Predictor:
+    """Images in, labels out, with the preprocessing that the model was measured with.
+
+    `Predictor("runs/x")("cat.jpg").label`
+    """
+
+    def __init__(self, run: Path | str, checkpoint: str | None = None) -> None:
+        """`checkpoint`: last or best; the default is the one that the run's report judges."""
+        loaded = load(run, checkpoint)
+        self.model = loaded.model
+        self.classes: Sequence[str] = loaded.classes
+        self.preprocess = loaded.preprocess
+        self.multi_label = loaded.multi_label
+
+    def __call__(self, picture: Picture) -> Prediction:
+        """Predict one image. Raises `UnreadableImage` (a `DataError`) for a damaged file."""
+        return self.many([picture])[0]
+
+    def many(self, pictures: Iterable[Picture], batch_size: int = 32) -> list[Prediction]:
+        """Predict images in batches, in their order."""
+        predictions: list[Prediction] = []
+        batch: list[torch.Tensor] = []
+        for picture in pictures:
+            batch.append(self.preprocess(_open(picture)))
+            if len(batch) == batch_size:
+                predictions += self._predict(batch)
+                batch = []
+        return predictions + (self._predict(batch) if batch else [])
+
+    @torch.inference_mode()
+    def _predict(self, batch: list[torch.Tensor]) -> list[Prediction]:
+        logits = self.model(torch.stack(batch))
+        rows = (logits.sigmoid() if self.multi_label else logits.softmax(dim=1)).tolist()
+        found = []
+        for row in rows:
+            ranked = dict(sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1]))
+            label = next(iter(ranked))
+            found.append(Prediction(label, ranked[label], ranked))
+        return found
+
+
+def _open(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture if picture.mode in ("RGB", "L") else picture.convert("RGB")
+    return read_image(Path(picture) if isinstance(picture, str) else picture)

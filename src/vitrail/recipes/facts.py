@@ -1,0 +1,54 @@
+"""What a recipe wants to know of the data and the machine before it chooses."""
+
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+from vitrail.data import Source, UnreadableImage
+
+_LOOKED_AT = 16
+"""Images that are opened to learn their size; they are spread over the data."""
+
+
+class Facts(NamedTuple):
+    """The data and the machine, in a few numbers."""
+
+    data: str
+    """What the user named."""
+    images: int
+    classes: int
+    channels: int
+    """1 when the images are greyscale arrays, else 3."""
+    side: int
+    """Median of the images' short sides in pixels."""
+    gpu: bool
+    bfloat16: bool
+    """Whether the machine multiplies bfloat16 matrices in hardware."""
+
+
+def facts(data: str, source: Source) -> Facts:
+    """Look at a source and the machine. A damaged image is no reason to stop here."""
+    step = max(1, len(source) // _LOOKED_AT)
+    sides, modes = [], set()
+    for i in range(0, len(source), step):
+        try:
+            image = source.load(i)
+        except UnreadableImage:
+            continue
+        sides.append(min(image.size))
+        modes.add(image.mode)
+    return Facts(
+        data=data,
+        images=len(source),
+        classes=len(source.classes),
+        channels=1 if modes == {"L"} else 3,
+        side=int(median(sides)) if sides else 224,
+        gpu=torch.cuda.is_available(),
+        bfloat16=torch.cuda.is_available() or _cpu_has_bfloat16(),
+    )
+
+
+def _cpu_has_bfloat16() -> bool:
+    """AVX-512 BF16 or AMX: elsewhere bfloat16 on a CPU is emulated and slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

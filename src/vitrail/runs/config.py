@@ -1,0 +1,247 @@
+"""Everything a training run depends on, as one frozen value that a YAML file can hold.
+
+A recipe (vitrail.recipes) makes the value, a file and flags change fields of it, and the run folder
+keeps it as config.yaml: enough to run it again. This module reads and writes; it does not train.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from vitrail.data.augment import AugmentConfig
+from vitrail.data.preprocess import Interpolation, Preprocess, Resize
+from vitrail.errors import DataError, UsageError, unknown_name
+from vitrail.models import ModelConfig
+from vitrail.tasks import ClassifyConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they become batches."""
+
+    path: str
+    """A folder, a .csv, an .npz, IDX files, or samples:NAME."""
+    batch_size: int = 64
+    """Images an optimiser step sees (before accumulation)."""
+    workers: int = 2
+    """Threads that decode and crop."""
+    val_fraction: float = 0.2
+    """Share of each class held out, where the data brings no split of its own."""
+    image_column: str | None = None
+    label_column: str | None = None
+    max_unreadable: float = 0.01
+    """Share of damaged images up to which training goes on without them."""
+    resize: Resize = "crop"
+    """How evaluation fits an image to the model's size: crop, squash or pad."""
+    crop: float = 1.0
+    """For resize=crop: the share of the short side that the centre crop keeps."""
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, ...] = (0.5,)
+    """Per channel, or one for all, of pixel values in 0..1."""
+    std: tuple[float, ...] = (0.5,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimiser and its schedule."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    """The highest learning rate, after warm-up."""
+    weight_decay: float = 0.05
+    """On matrices and convolution kernels only: not on biases, norms, tokens, positions."""
+    beta1: float = 0.9
+    """Of AdamW; the momentum of SGD."""
+    beta2: float = 0.999
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
+    """Share of the run in which the learning rate climbs from 0."""
+    final_lr: float = 0.01
+    """Where the schedule ends, as a share of `lr`."""
+    clip: float | None = 1.0
+    """Largest global norm of the gradient; None does not clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    data: DataConfig
+    model: ModelConfig
+    row: str = ""
+    """The name in MODELS that `model` started from."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    epochs: float | None = None
+    """Length of the run in passes over the data."""
+    minutes: float | None = None
+    """Length in minutes of training; the schedule ends when the time does. With both, the first."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: automatic mixed precision; weights stay float32."""
+    ema: float = 0.0
+    """Decay of the running average of the weights that is evaluated and kept; 0: none."""
+    evaluations: int = 10
+    """How often in a run the held-out images are measured, and a checkpoint is kept."""
+    patience: int | None = None
+    """Stop after so many evaluations without a better top-1."""
+    keep: Literal["last", "best"] = "last"
+    """Which checkpoint the report judges. `best` is chosen on the held-out images themselves."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes a GPU when there is one."""
+    threads: int | None = None
+    """CPU threads of one operation; None leaves torch's choice."""
+    seed: int = 0
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run folder (extra: tensorboard)."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("epochs", self.epochs), ("minutes", self.minutes)):
+            if value is not None and value <= 0:
+                raise UsageError(f"{name} must be positive, not {value}")
+        if self.epochs is None and self.minutes is None:
+            raise UsageError("a run needs a length: set epochs or minutes")
+        for name, number in (
+            ("data.batch_size", self.data.batch_size),
+            ("data.workers", self.data.workers),
+            ("accumulate", self.accumulate),
+            ("evaluations", self.evaluations),
+        ):
+            if number < 1:
+                raise UsageError(f"{name} must be at least 1, not {number}")
+        for name, share in (
+            ("data.val_fraction", self.data.val_fraction),
+            ("data.max_unreadable", self.data.max_unreadable),
+            ("optim.warmup", self.optim.warmup),
+            ("classify.label_smoothing", self.classify.label_smoothing),
+            ("ema", self.ema),
+        ):
+            if not 0 <= share < 1:
+                raise UsageError(f"{name} must be in [0, 1), not {share}")
+        if self.optim.lr <= 0:
+            raise UsageError(f"optim.lr must be positive, not {self.optim.lr}")
+        self.preprocess()
+
+    def preprocess(self) -> Preprocess:
+        """How evaluation sees an image: at the model's size and channels."""
+        channels, data = self.model.channels, self.data
+        return Preprocess(
+            size=self.model.image_size,
+            resize=data.resize,
+            crop=data.crop,
+            interpolation=data.interpolation,
+            mean=data.mean * channels if len(data.mean) == 1 else data.mean,
+            std=data.std * channels if len(data.std) == 1 else data.std,
+        )
+
+
+ALIASES: Mapping[str, str] = {
+    "train": "",
+    "optimizer": "optim",
+    "gradient_clipping": "optim.clip",
+    "gradient_accumulation": "accumulate",
+    "batch_size": "data.batch_size",
+    "workers": "data.workers",
+    "lr": "optim.lr",
+    "weight_decay": "optim.weight_decay",
+    "label_smoothing": "classify.label_smoothing",
+    "image_size": "model.image_size",
+}
+"""What other tools' files call our fields: `train: {optimizer: {lr: 3e-4}}` is `optim.lr`."""
+
+_PRECISIONS = {"bf16": "bfloat16", "fp32": "float32", "32": "float32"}
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds, as it stands. Raises `DataError`."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read the config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} must hold fields such as 'epochs: 10', not {content!r:.60}")
+    return content
+
+
+def read_changes(path: Path) -> dict[str, Any]:
+    """The fields that a YAML file sets, by dotted name: `{"optim.lr": 3e-4}`."""
+    changes = dict(_flatten(read_tree(path)))
+    if changes.get("precision") in _PRECISIONS:
+        changes["precision"] = _PRECISIONS[changes["precision"]]
+    return changes
+
+
+def _flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        path = ALIASES.get(str(key), f"{prefix}{key}")
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{path}." if path else "")
+        else:
+            yield path, value
+
+
+def known_fields(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every field of a config by its dotted name.
+
+    >>> known_fields(OptimConfig())["lr"]
+    0.001
+    """
+    known: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            known |= known_fields(value, f"{prefix}{item.name}.")
+        else:
+            known[f"{prefix}{item.name}"] = value
+    return known
+
+
+def with_changes(config: TrainConfig, changes: Mapping[str, Any], origin: str) -> TrainConfig:
+    """The config with dotted fields changed, checked and converted to their types.
+
+    `origin` names where the changes come from, for the messages. Raises `UsageError`.
+    """
+    known = known_fields(config)
+    tree = to_dict(config)
+    for name, value in changes.items():
+        if name not in known:
+            raise unknown_name(f"field in {origin}:", name, known)
+        *parents, leaf = name.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch[parent]
+        branch[leaf] = value
+    return from_dict(tree, origin)
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain values: what YAML and JSON can hold."""
+    return TypeAdapter(dict[str, Any]).dump_python(asdict(config), mode="json")
+
+
+def from_dict(tree: Mapping[str, Any], origin: str) -> TrainConfig:
+    """The inverse of `to_dict`, for values from a file: text such as 3e-4 becomes its number."""
+    try:
+        return TypeAdapter(TrainConfig).validate_python(dict(tree))
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            place = ".".join(str(part) for part in fault["loc"] if part != "ViTConfig")
+            reason = fault["msg"].removeprefix("Value error, ")
+            faults.append(f"{place}: {reason}" if place else reason)
+        raise UsageError(f"{origin}: {'; '.join(faults)}") from error
+
+
+def write_yaml(config: TrainConfig) -> str:
+    """The whole config as a commented YAML text that `--config` takes."""
+    return "# vitrail train --config FILE runs this again\n" + yaml.safe_dump(
+        to_dict(config), sort_keys=False, allow_unicode=True
+    )

@@ -1,0 +1,250 @@
+"""The one training loop. A task brings the loss; everything that happens is in sight here."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from vitrail.data.loader import EvalLoader, TrainLoader
+from vitrail.errors import DataError, UsageError, VitrailError
+from vitrail.runs import Run, TrainConfig, read_checkpoint, write_checkpoint
+from vitrail.runs.checkpoint import flatten_optimizer, restore_optimizer
+from vitrail.tasks import Classify
+from vitrail.train.optim import Average, build_optimizer, learning_rate
+
+Listener = Callable[[dict[str, Any]], None]
+"""Told of each event that is logged, for a progress bar."""
+
+
+class Interrupted(VitrailError):
+    """Stopped by a signal, everything saved."""
+
+    def __init__(self, signum: int, run: Run, step: int) -> None:
+        super().__init__(
+            f"stopped at step {step}, all saved; go on with: vitrail train --resume {run.path}"
+        )
+        self.exit_code = 128 + signum
+
+
+class Progress(NamedTuple):
+    """Where a run is. Everything that a resumed run needs besides tensors."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    """Batches of this epoch that are done."""
+    seconds: float = 0.0
+    """Time spent in training steps, over all sittings."""
+    evaluations: int = 0
+    best: float = -1.0
+    since_best: int = 0
+
+
+def fit(
+    task: Classify,
+    train: TrainLoader,
+    val: EvalLoader,
+    config: TrainConfig,
+    run: Run,
+    *,
+    resume: bool = False,
+    listen: Listener = lambda event: None,
+) -> Progress:
+    """Train `task` until the run's length is reached, and keep checkpoints in `run`.
+
+    Raises `DataError` when the loss is no longer a number, `Interrupted` after a signal.
+    """
+    device = torch.device(train.device)
+    optimizer = build_optimizer(task, config.optim)
+    average = Average(task, config.ema) if config.ema else None
+    judged = average.module if average else task
+    keeper = _Keeper(run, task, judged, optimizer)
+    if resume:
+        at = keeper.restore()
+        run.forget_after(at.step)
+    else:
+        at = Progress()
+        keeper.save("last", at)
+    steps_per_epoch = len(train) // config.accumulate
+    if not steps_per_epoch:
+        raise UsageError(
+            f"accumulate is {config.accumulate}, but an epoch has only {len(train)} batches"
+        )
+
+    def done(at: Progress) -> float:
+        """How much of the run is done, 0 to 1, by whichever limit comes first."""
+        by_epochs = at.step / (config.epochs * steps_per_epoch) if config.epochs else 0.0
+        by_minutes = at.seconds / (60 * config.minutes) if config.minutes else 0.0
+        return max(by_epochs, by_minutes)
+
+    with _signals() as caught:
+        while done(at) < 1:
+            batches = train.epoch(at.epoch, first=at.batch)
+            started = time.perf_counter()
+            task.train()
+            for group in _groups(batches, config.accumulate):
+                lr = learning_rate(config.optim, done(at._replace(step=at.step + 1)))
+                for settings in optimizer.param_groups:
+                    settings["lr"] = lr
+                total = 0.0
+                for batch in group:
+                    with torch.autocast(
+                        device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+                    ):
+                        loss = task.loss(batch).total / len(group)
+                    loss.backward()
+                    total += loss.item()
+                norm = nn.utils.clip_grad_norm_(
+                    task.parameters(), config.optim.clip or math.inf
+                ).item()
+                if not math.isfinite(total + norm):
+                    raise DataError(
+                        f"the loss is no longer a number at step {at.step + 1} (loss {total}, "
+                        f"gradient norm {norm}, learning rate {lr:.3g}). The checkpoint before it "
+                        f"is kept in {run.checkpoint('last')}. Try a smaller --optim.lr"
+                    )
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                task.after_step(at.step + 1)
+                if average:
+                    average.update(task, at.step + 1)
+                now = time.perf_counter()
+                images = sum(len(batch.indices) for batch in group)
+                event = {
+                    "step": at.step + 1,
+                    "epoch": at.epoch,
+                    "loss": total,
+                    "lr": lr,
+                    "grad_norm": norm,
+                    "images_per_second": images / (now - started),
+                }
+                at = at._replace(
+                    step=at.step + 1,
+                    batch=at.batch + len(group),
+                    seconds=at.seconds + now - started,
+                )
+                event |= {"seconds": at.seconds, "done": min(done(at), 1.0)}
+                run.append_metrics(event)
+                listen(event)
+                if caught:
+                    keeper.save("last", at)
+                    raise Interrupted(caught[0], run, at.step)
+                if done(at) * config.evaluations >= at.evaluations + 1 and done(at) < 1:
+                    at = _evaluate(keeper, at, val, config, listen)
+                    if config.patience is not None and at.since_best >= config.patience:
+                        return at
+                    task.train()
+                if done(at) >= 1:
+                    break
+                started = time.perf_counter()
+            else:
+                at = at._replace(epoch=at.epoch + 1, batch=0)
+        return _evaluate(keeper, at, val, config, listen)
+
+
+def _groups(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Batches `size` at a time; what is left over at the end of an epoch is not used."""
+    group = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+
+
+class _Keeper:
+    """Everything of a run that a checkpoint must hold, and the way there and back."""
+
+    def __init__(
+        self, run: Run, task: Classify, judged: Classify, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """`judged` is `task` itself, or the running average of it."""
+        self.run = run
+        self.task = task
+        self.judged = judged
+        self.optimizer = optimizer
+
+    def save(self, name: str, at: Progress) -> None:
+        tensors = {
+            "model": self.judged.model.state_dict(),
+            "optimizer": flatten_optimizer(self.optimizer),
+            "random": {"torch": torch.get_rng_state()},
+        }
+        if self.judged is not self.task:
+            tensors["weights"] = self.task.model.state_dict()
+        state = {"progress": at._asdict(), **self.task.state()}
+        write_checkpoint(self.run.checkpoint(name), tensors, state)
+
+    def restore(self) -> Progress:
+        checkpoint = read_checkpoint(self.run.checkpoint("last"))
+        tensors = checkpoint.tensors
+        self.judged.model.load_state_dict(tensors["model"])
+        if self.judged is not self.task:
+            self.task.model.load_state_dict(tensors["weights"])
+        restore_optimizer(self.optimizer, tensors["optimizer"])
+        torch.set_rng_state(tensors["random"]["torch"])
+        return Progress(**checkpoint.state["progress"])
+
+
+def _evaluate(
+    keeper: _Keeper, at: Progress, val: EvalLoader, config: TrainConfig, listen: Listener
+) -> Progress:
+    """Measure the held-out images, log it, and keep a checkpoint."""
+    score = _score(keeper.judged.eval(), val, config)
+    better = score > at.best
+    at = at._replace(
+        evaluations=at.evaluations + 1,
+        best=max(score, at.best),
+        since_best=0 if better else at.since_best + 1,
+    )
+    event = {"step": at.step, "epoch": at.epoch, "seconds": at.seconds, "val_accuracy": score}
+    keeper.run.append_metrics(event)
+    listen(event)
+    keeper.save("last", at)
+    if better:
+        keeper.save("best", at)
+    return at
+
+
+@torch.inference_mode()
+def _score(task: Classify, val: EvalLoader, config: TrainConfig) -> float:
+    """The share of images right: the likeliest class, or each label on its side of a half."""
+    right = total = 0
+    mixed = config.precision == "bfloat16"
+    with torch.autocast(val.device.type, torch.bfloat16, enabled=mixed):
+        for batch in val:
+            predicted = task.predict(batch)
+            if task.multi_label:
+                good = (predicted > 0.5) == (batch.targets > 0.5)
+            else:
+                good = predicted.argmax(dim=1) == batch.targets.argmax(dim=1)
+            right += int(good.sum())
+            total += good.numel()
+    return right / max(total, 1)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Signals that ask to stop, noted for the end of the step instead of acted on; twice is now."""
+    caught: list[int] = []
+
+    def note(signum: int, frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,56 @@
+"""What every test gets: shapes checked at run time, fixed seeds, and models without zeros in them.
+
+Shapes are checked by jaxtyping and beartype in `vitrail.nn` and `vitrail.models`; set
+JAXTYPING_DISABLE=1 for tests that compile or export (pytorch#122093).
+"""
+
+import random
+from collections.abc import Callable
+from typing import TypeVar
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+
+# Before anything imports these packages.
+jaxtyping.install_import_hook(["vitrail.nn", "vitrail.models"], "beartype.beartype")
+
+try:
+    import torchvision  # noqa: F401  (timm imports it)
+except RuntimeError:
+    # No torchvision matches a CPU-only torch, so its compiled part does not load and the two
+    # operators that its Python part describes have no schema. Where it loads, a second definition
+    # would abort the process.
+    OPERATORS = torch.library.Library("torchvision", "DEF")
+    OPERATORS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    OPERATORS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@torch.no_grad()
+def _randomised(model: Module) -> Module:
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():  # BatchNorm's count
+            tensor.fill_(3)
+        elif name.endswith("weight") and tensor.ndim > 1:
+            tensor.normal_(std=tensor[0].numel() ** -0.5)
+        elif tensor.ndim > 1 or name.endswith(("bias", "running_mean")):  # tokens, positions, biases
+            tensor.normal_(std=0.5)
+        else:  # norms, LayerScale, running variances
+            tensor.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.fixture
+def randomised() -> Callable[[Module], Module]:
+    """Give a model random values everywhere, and outputs of order 1: zeros hide faults."""
+    return _randomised
