@@ -5,6 +5,7 @@ JAXTYPING_DISABLE=1 for tests that compile or export (pytorch#122093).
 """
 
 import random
+import typing
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,6 +16,11 @@ import torch
 
 # Before anything imports these packages.
 jaxtyping.install_import_hook(["vitrail.nn", "vitrail.models"], "beartype.beartype")
+
+from vitrail.models import FAMILIES  # noqa: E402
+
+for config in FAMILIES:
+    typing.no_type_check(config.__init__)  # a config checks itself, and says it better
 
 try:
     import torchvision  # noqa: F401  (timm imports it)
@@ -43,7 +49,7 @@ def _randomised(model: Module) -> Module:
             tensor.fill_(3)
         elif name.endswith("weight") and tensor.ndim > 1:
             tensor.normal_(std=tensor[0].numel() ** -0.5)
-        elif tensor.ndim > 1 or name.endswith(("bias", "running_mean")):  # tokens, positions, biases
+        elif tensor.ndim > 1 or name.endswith(("bias", "running_mean")):  # tokens, positions too
             tensor.normal_(std=0.5)
         else:  # norms, LayerScale, running variances
             tensor.uniform_(0.5, 1.5)

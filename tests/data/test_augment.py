@@ -216,7 +216,7 @@ def draws(b: int) -> Callable[[str, int], np.ndarray]:
 
 
 def test_randaugment_draws_timms_operations_at_their_levels() -> None:
-    plan = randaugment(draws(6000), ops=2, magnitude=9)
+    plan = randaugment(draws(6000), ops=2, magnitude=9.0)
     names, counts = np.unique(plan.names, return_counts=True)
     assert set(names) == {"identity"} | (PHOTOMETRIC.keys() | GEOMETRIC.keys()) - {
         "grayscale",
@@ -247,7 +247,7 @@ def test_trivial_reaches_the_papers_extremes_and_three_is_one_of_three() -> None
 def test_what_is_drawn_for_a_seed_never_changes() -> None:
     """Runs are reproduced by any later version: these values stay, whatever else is improved."""
     draw = partial(uniform, 0, 0, np.arange(4))
-    plan = randaugment(draw, ops=2, magnitude=9)
+    plan = randaugment(draw, ops=2, magnitude=9.0)
     assert plan.names[:3].tolist() == [
         ["identity", "contrast"],
         ["identity", "identity"],

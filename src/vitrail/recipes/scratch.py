@@ -1,0 +1,92 @@
+"""From random weights: what a ViT can learn from the user's images alone, in minutes.
+
+A plain ViT needs millions of images to learn what a convolution knows from the start (ViT paper,
+figure 3). So the small rows here have a convolutional stem (arXiv 2106.14881), average their
+tokens, and are as small as the data is.
+"""
+
+from dataclasses import replace
+
+from vitrail.data.augment import AugmentConfig
+from vitrail.models import model_config
+from vitrail.recipes.facts import Facts
+from vitrail.runs import DataConfig, OptimConfig, TrainConfig
+
+_SMALL = 64
+"""Up to this many pixels an image is a small one: patches of 4, and no resized crops."""
+
+
+def scratch(facts: Facts) -> TrainConfig:
+    """Train from scratch for a few minutes: the default of `vitrail train`.
+
+    Command: `vitrail train my_photos/`. On 2 CPU cores the length is five minutes; with a GPU
+    there is a larger model, at 224 pixels, for thirty.
+    """
+    if facts.side <= _SMALL:
+        return _small_images(facts)
+    row = "vit_s16" if facts.gpu else "vit_mini16"
+    return TrainConfig(
+        data=DataConfig(path=facts.data, batch_size=_batch(facts, 256 if facts.gpu else 64)),
+        model=model_config(row, classes=facts.classes, channels=facts.channels),
+        row=row,
+        augment=AugmentConfig(crop_scale=(0.35, 1.0)),
+        optim=OptimConfig(lr=5e-4 if facts.gpu else 1.5e-3),
+        minutes=30 if facts.gpu else 5,
+        precision=_precision(facts),
+        ema=0.99,
+    )
+
+
+def demo(facts: Facts) -> TrainConfig:
+    """`make demo`: the emoji sample set in under four minutes on 2 CPU cores, all told.
+
+    Command: `vitrail train samples:emoji --recipe demo`. Score: see benchmarks/results/emoji.md.
+    """
+    return replace(scratch(facts), minutes=3.3)
+
+
+def fashion_mnist(facts: Facts) -> TrainConfig:
+    """Fashion-MNIST, official split, five minutes on 2 CPU cores.
+
+    Command: `vitrail train samples:fashion-mnist --recipe fashion-mnist`. Score: see
+    benchmarks/results/fashion-mnist.md.
+    """
+    config = scratch(facts)
+    return replace(config, data=replace(config.data, val_fraction=0.05))
+
+
+def fashion_mnist_long(facts: Facts) -> TrainConfig:
+    """Fashion-MNIST, official split, longer and larger.
+
+    Command: `vitrail train samples:fashion-mnist --recipe fashion-mnist-long`. Score: see
+    benchmarks/results/fashion-mnist.md.
+    """
+    return replace(fashion_mnist(facts), minutes=30)
+
+
+def _small_images(facts: Facts) -> TrainConfig:
+    side = -(-facts.side // 4) * 4
+    return TrainConfig(
+        data=DataConfig(path=facts.data, batch_size=_batch(facts, 128)),
+        model=model_config(
+            "vit_nano4",
+            image_size=(side, side),
+            classes=facts.classes,
+            channels=facts.channels,
+        ),
+        row="vit_nano4",
+        augment=replace(AugmentConfig.off(), hflip=0.5, shift=side // 14, fill=0),
+        optim=OptimConfig(lr=1.5e-3),
+        minutes=5,
+        precision=_precision(facts),
+        ema=0.99,
+    )
+
+
+def _batch(facts: Facts, most: int) -> int:
+    """At least eight steps an epoch, however few the images."""
+    return max(4, min(most, facts.images // 8))
+
+
+def _precision(facts: Facts) -> str:
+    return "bfloat16" if facts.bfloat16 else "float32"

@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+from vitrail.models import MODELS, build, count_parameters
+
+# Sources. [vj] google-research/vision_transformer, models_test.py. [deit] DeiT's repository.
+# [timm] timm 1.0.31, its model of that name on the meta device. [class] timm's VisionTransformer
+# with the row's sizes: nobody publishes the count. [timm + d] as [timm], and one row of `width`:
+# timm adds the class token's position to the token, Facebook's and Hugging Face's files keep it.
+COUNTS = {
+    "vit_mu16": 76_712,  # [class]
+    "vit_ti16": 5_717_416,  # [vj]
+    "vit_s32": 22_878_952,  # [vj]
+    "vit_s16": 22_050_664,  # [vj]
+    "vit_s14": 22_004_584,  # [class]
+    "vit_s8": 22_055_272,  # [timm]
+    "vit_m16": 38_837_736,  # [class]
+    "vit_b32": 88_224_232,  # [vj]
+    "vit_b16": 86_567_656,  # [vj]
+    "vit_b14": 86_475_496,  # [class]
+    "vit_b8": 86_576_872,  # [vj]
+    "vit_l32": 306_535_400,  # [vj]
+    "vit_l16": 304_326_632,  # [vj]
+    "vit_l14": 304_203_752,  # [timm]
+    "vit_h14": 632_045_800,  # [vj]
+    "vit_g14": 1_012_611_432,  # [timm] vit_giant_patch14_224
+    "vit_bigg14": 1_844_440_680,  # [timm] vit_gigantic_patch14_224
+    "vit_e14": 3_875_135_720,  # [class]
+    "vit_so400m14": 428_833_704,  # [timm] vit_so400m_patch14_siglip_224 with 1000 classes
+    "deit_ti16": 5_717_416,  # [deit]
+    "deit_s16": 22_050_664,  # [deit]
+    "deit_b16": 86_567_656,  # [deit]
+    "deit_ti16_distilled": 5_910_800,  # [deit]
+    "deit_s16_distilled": 22_436_432,  # [deit]
+    "deit_b16_distilled": 87_338_192,  # [deit]
+    "deit3_s16": 22_059_496,  # [timm]
+    "deit3_m16": 38_849_512,  # [timm]
+    "deit3_b16": 86_585_320,  # [timm]
+    "deit3_l16": 304_374_760,  # [timm]
+    "deit3_h14": 632_126_440,  # [timm]
+    "dinov2_s14": 22_056_192,  # [timm] vit_small_patch14_dinov2, without a head, at 518 pixels
+    "dinov2_b14": 86_579_712,  # [timm]
+    "dinov2_l14": 304_367_616,  # [timm]
+    "dinov2_g14": 1_136_479_232,  # [timm]
+    "dinov2_s14_reg": 22_057_728,  # [timm + d] 22_057_344 + 384
+    "dinov2_b14_reg": 86_582_784,  # [timm + d] 86_582_016 + 768
+    "dinov2_l14_reg": 304_371_712,  # [timm + d] 304_370_688 + 1024
+    "dinov2_g14_reg": 1_136_485_376,  # [timm + d] 1_136_483_840 + 1536
+}
+AT_384 = {  # [vj]: the position table grows
+    "vit_ti16": 5_790_376,
+    "vit_s32": 22_915_432,
+    "vit_s16": 22_196_584,
+    "vit_b32": 88_297_192,
+    "vit_b16": 86_859_496,
+    "vit_l32": 306_632_680,
+    "vit_l16": 304_715_752,
+}
+POOLED_BY_MEAN = {  # [vj]: the *-gap-norep variants, no class token and no row for it
+    "vit_s32": 22_878_184,
+    "vit_s16": 22_049_896,
+    "vit_b32": 88_222_696,
+    "vit_b16": 86_566_120,
+}
+
+
+def count(name: str, **changes: object) -> int:
+    with torch.device("meta"):
+        return count_parameters(build(name, **changes))
+
+
+def test_every_model_is_in_the_table():
+    assert list(MODELS) == list(COUNTS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_as_published(name):
+    assert count(name) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", AT_384)
+def test_as_published_at_384_pixels(name):
+    assert count(name, image_size=(384, 384)) == AT_384[name]
+
+
+@pytest.mark.parametrize("name", POOLED_BY_MEAN)
+def test_as_published_with_mean_pooling(name):
+    assert count(name, pool="mean", class_token=False) == POOLED_BY_MEAN[name]

@@ -1,0 +1,52 @@
+import torch
+import torch.nn.functional as F
+
+from vitrail.nn import Attention
+
+
+def test_equals_torch_multihead_attention_with_the_same_weights(randomised):
+    ours = randomised(Attention(48, 4))
+    theirs = torch.nn.MultiheadAttention(48, 4, batch_first=True).eval()
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": ours.qkv.weight,
+            "in_proj_bias": ours.qkv.bias,
+            "out_proj.weight": ours.proj.weight,
+            "out_proj.bias": ours.proj.bias,
+        }
+    )
+    x = torch.randn(3, 7, 48)
+    torch.testing.assert_close(ours(x), theirs(x, x, x)[0], atol=1e-5, rtol=0)
+
+
+def test_without_bias_the_queries_keys_and_values_are_linear():
+    assert Attention(48, 4, qkv_bias=False).qkv.bias is None
+
+
+def test_qk_norm_is_a_layer_norm_over_each_head(randomised):
+    attn = randomised(Attention(48, 4, qk_norm=True, norm_eps=1e-3))
+    x = torch.randn(2, 5, 48)
+    q, k, v = (y.view(2, 5, 4, 12).transpose(1, 2) for y in attn.qkv(x).chunk(3, dim=-1))
+    q = F.layer_norm(q, (12,), attn.q_norm.weight, attn.q_norm.bias, 1e-3)
+    k = F.layer_norm(k, (12,), attn.k_norm.weight, attn.k_norm.bias, 1e-3)
+    out = (q @ k.mT / 12**0.5).softmax(dim=-1) @ v
+    expected = attn.proj(out.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(attn(x), expected, atol=1e-5, rtol=0)
+
+
+def test_qk_norm_keeps_the_output_when_queries_grow_a_thousandfold(randomised):
+    attn = randomised(Attention(48, 4, qk_norm=True))
+    x = torch.randn(2, 5, 48)
+    before = attn(x)
+    with torch.no_grad():
+        attn.qkv.weight[:48] *= 1000
+        attn.qkv.bias[:48] *= 1000
+    torch.testing.assert_close(attn(x), before, atol=1e-4, rtol=0)
+
+
+def test_dropout_acts_in_training_only(randomised):
+    attn = randomised(Attention(48, 4, dropout=0.5))
+    x = torch.randn(2, 5, 48)
+    assert torch.equal(attn(x), attn(x))
+    attn.train()
+    assert not torch.equal(attn(x), attn(x))

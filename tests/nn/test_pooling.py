@@ -1,0 +1,29 @@
+from functools import partial
+
+import pytest
+import torch
+from timm.layers import AttentionPoolLatent
+
+from vitrail.nn import AttentionPool
+
+
+@pytest.mark.parametrize("activation, act", [("gelu", "none"), ("gelu_tanh", "tanh")])
+def test_attention_pooling_equals_timms(activation, act, randomised):
+    ours = randomised(AttentionPool(48, 4, 96, activation))
+    theirs = AttentionPoolLatent(
+        48,
+        num_heads=4,
+        mlp_ratio=2,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        act_layer=partial(torch.nn.GELU, approximate=act),
+    ).eval()
+    state = ours.state_dict()
+    theirs.load_state_dict({"latent": state.pop("probe"), **state})
+    x = torch.randn(3, 10, 48)
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
+
+
+def test_attention_pooling_does_not_mind_the_order_of_the_tokens(randomised):
+    pool = randomised(AttentionPool(48, 4, 96, "gelu"))
+    x = torch.randn(3, 10, 48)
+    torch.testing.assert_close(pool(x[:, torch.randperm(10)]), pool(x), atol=1e-5, rtol=0)

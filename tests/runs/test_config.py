@@ -1,0 +1,70 @@
+from dataclasses import replace
+
+import pytest
+
+from vitrail.errors import DataError, UsageError
+from vitrail.models import model_config
+from vitrail.runs import DataConfig, TrainConfig
+from vitrail.runs.config import from_dict, read_changes, to_dict, with_changes, write_yaml
+
+CONFIG = TrainConfig(data=DataConfig(path="photos"), model=model_config("vit_s16"), minutes=4)
+
+
+def changed(tmp_path, text: str) -> TrainConfig:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    return with_changes(CONFIG, read_changes(file), "run.yaml")
+
+
+def test_the_articles_yaml_runs_as_it_stands(tmp_path):
+    config = changed(
+        tmp_path,
+        'train: {batch_size: 512, precision: "bf16", gradient_clipping: 1.0, '
+        "optimizer: {name: adamw, lr: 3e-4, weight_decay: 0.05}}",
+    )
+    assert config.data.batch_size == 512
+    assert config.precision == "bfloat16"
+    assert config.optim.clip == 1.0
+    assert config.optim.lr == 3e-4 and config.optim.weight_decay == 0.05
+
+
+def test_a_config_is_the_same_after_a_file(tmp_path):
+    config = replace(CONFIG, model=model_config("deit3_s16", image_size=(96, 160)), epochs=2.5)
+    assert from_dict(to_dict(config), "x") == config
+    assert changed(tmp_path, write_yaml(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", r"unknown field in run.yaml: 'epoch': did you mean 'epochs'"),
+        ("optim: {learning_rat: 1}", "learning_rat"),
+        ("optim: {lr: quick}", r"optim.lr: .*number"),
+        ("epochs: -1", "epochs must be positive"),
+        ("data: {batch_size: 0}", "batch_size must be at least 1"),
+        ("precision: float8", r"precision: .*'float32' or 'bfloat16'"),
+        ("model: {heads: 5}", "not divisible by 5 heads"),
+        ("augment: {mixup: -1}", "mixup"),
+        ("model: {width: 3.5}", r"model.*width"),
+        ("optim: {schedule: step}", "schedule"),
+    ],
+)
+def test_a_wrong_value_gets_one_message_that_names_it(tmp_path, text, message):
+    with pytest.raises(UsageError, match=message):
+        changed(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", ["{", "- a\n- b", "x: !!python/object/apply:os.system [echo]"])
+def test_what_is_no_plain_yaml_mapping_is_refused(tmp_path, text):
+    with pytest.raises(DataError, match=r"run\.yaml"):
+        changed(tmp_path, text)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"no\.yaml: No such file"):
+        read_changes(tmp_path / "no.yaml")
+
+
+def test_a_run_needs_a_length():
+    with pytest.raises(UsageError, match="epochs or minutes"):
+        replace(CONFIG, minutes=None)

@@ -1,0 +1,299 @@
+"""The command line as a user meets it, on a small folder of real image files."""
+
+import json
+import os
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitrail.cli import VERBS, main
+
+TINY = "--model.depth 1 --model.width 32 --model.heads 2 --model.mlp 64 --model.patch 8 8".split()
+TINY += "--model.image-size 32 32 --model.stem patch --data.batch-size 8 --epochs 1".split()
+
+
+def picture(file: Path, colour: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 90, (80, 100, 3), dtype=np.uint8)
+    pixels[..., colour] += 160
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for colour, name in enumerate(("red", "green", "blue")):
+        for i in range(10):
+            picture(tmp_path / "photos" / name / f"{i}.png", colour, i)
+    return tmp_path / "photos"
+
+
+def tree(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def vitrail(capfd, *args) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr. tyro leaves by SystemExit for bad usage."""
+    try:
+        code = main([str(arg) for arg in args])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capfd.readouterr()
+    return code, captured.out, captured.err
+
+
+def last_json(out: str) -> dict:
+    return json.loads(out.splitlines()[-1])
+
+
+def test_the_main_job_from_photos_to_predictions(photos, capfd):
+    before = tree(photos)
+    code, out, err = vitrail(capfd, "train", "photos/", *TINY, "--out", "runs/x", "--json")
+    assert code == 0, err
+    result = last_json(out)
+    assert result["run"] == "runs/x" and Path(result["checkpoint"]).is_dir()
+    assert 0 <= result["metrics"]["top1"] <= 1 and result["seconds"] > 0
+    assert Path("runs/x/report.html").stat().st_size > 10_000
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "predictions.csv"):
+        assert Path("runs/x", name).is_file(), name
+    assert "held-out accuracy" in err
+
+    code, out, _ = vitrail(capfd, "evaluate", "runs/x", "--json")
+    assert code == 0 and last_json(out)["metrics"] == result["metrics"]
+
+    code, out, _ = vitrail(capfd, "predict", "runs/x", "photos/red/1.png", "photos/blue", "--json")
+    assert code == 0
+    rows = last_json(out)["predictions"]
+    assert len(rows) == 11 and rows[0]["label"] in ("red", "green", "blue")
+    assert tree(photos) == before
+
+    code, _, err = vitrail(capfd, "train", "photos/", *TINY, "--out", "runs/x")
+    assert code == 2 and "not empty" in err and "--resume" in err
+    code, out, err = vitrail(capfd, "train", "--resume", "runs/x", "--epochs", "2", "--json")
+    assert code == 0 and last_json(out)["run"] == "runs/x", err
+    code, _, err = vitrail(capfd, "train", "--resume", "runs/x", "--optim.lr", "0.5")
+    assert code == 2 and "optim.lr was" in err
+
+
+def test_without_out_a_run_gets_the_next_free_name(photos, capfd):
+    for number in (1, 2):
+        code, out, err = vitrail(capfd, "train", photos, *TINY, "--json")
+        assert code == 0, err
+        assert last_json(out)["run"] == f"runs/photos-{number}"
+
+
+def test_a_yaml_file_and_flags_that_win(photos, capfd):
+    Path("run.yaml").write_text(
+        'train: {batch_size: 6, precision: "bf16", gradient_clipping: 1.0, '
+        "optimizer: {name: adamw, lr: 3e-4, weight_decay: 0.05}}"
+    )
+    args = ["train", photos, *TINY, "--config", "run.yaml", "--out", "r", "--optim.lr", "1e-4"]
+    assert vitrail(capfd, *args)[0] == 0
+    from vitrail.runs import Run
+
+    config = Run("r").config()
+    assert config.optim.lr == 1e-4 and config.optim.weight_decay == 0.05
+    assert config.precision == "bfloat16" and config.data.batch_size == 8
+
+
+def test_several_labels_an_image(photos, capfd):
+    rows = [f"photos/{c}/{i}.png,{c}{'|warm' * (c == 'red')}" for c in ("red", "blue") for i in range(10)]  # noqa: E501
+    Path("labels.csv").write_text("file,label\n" + "\n".join(rows))
+    code, out, err = vitrail(capfd, "train", "labels.csv", *TINY, "--json")
+    assert code == 0, err
+    assert "map" in last_json(out)["metrics"]
+
+
+def test_npz_with_a_test_part(photos, capfd):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, n in (("train", 40), ("val", 10), ("test", 12)):
+        arrays[f"{part}_images"] = rng.integers(0, 255, (n, 28, 28), dtype=np.uint8)
+        arrays[f"{part}_labels"] = (np.arange(n) % 2)[:, None]
+    np.savez("med.npz", **arrays)
+    tiny = [*TINY[:8], "--model.patch", "7", "7", "--model.stem", "patch", "--epochs", "1"]
+    code, out, err = vitrail(capfd, "train", "med.npz", *tiny, "--out", "m", "--json")
+    assert code == 0, err
+    assert len(Path("m/predictions.csv").read_text().splitlines()) == 1 + 12
+
+
+def bad_no_folder(photos):
+    return ["train", "photo"], 3, "did you mean photos"
+
+
+def bad_no_images(photos):
+    Path("empty/a").mkdir(parents=True)
+    return ["train", "empty"], 3, "image"
+
+
+def bad_one_class(photos):
+    picture(Path("one/cat/1.png"), 0, 0)
+    picture(Path("one/cat/2.png"), 0, 1)
+    return ["train", "one"], 3, "only one class, 'cat'"
+
+
+def bad_lonely(photos):
+    picture(photos / "pink" / "1.png", 0, 0)
+    return ["train", "photos"], 3, "pink"
+
+
+def bad_files(photos):
+    (photos / "red" / "0.png").write_bytes(b"")
+    (photos / "red" / "1.png").write_text("<html>")
+    whole = (photos / "blue" / "1.png").read_bytes()
+    (photos / "blue" / "1.png").write_bytes(whole[:500])
+    return ["train", "photos", *TINY], 3, "cannot be read"
+
+
+def bad_column(photos):
+    Path("x.csv").write_text("picture,kind\nphotos/red/1.png,a\nphotos/blue/1.png,b\n")
+    return ["train", "x.csv"], 3, "kind"
+
+
+def bad_unseen(photos):
+    for part, label in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "c")):
+        for i in range(3):
+            picture(Path("parts", part, label, f"{i}.png"), 0, i)
+    return ["train", "parts"], 3, "unseen in training"
+
+
+def bad_model(photos):
+    return ["train", "photos", "--model", "vit_b_16"], 2, "did you mean 'vit_b16'"
+
+
+def bad_recipe(photos):
+    return ["train", "photos", "--recipe", "scrath"], 2, "did you mean 'scratch'"
+
+
+def bad_key(photos):
+    Path("run.yaml").write_text("epoch: 3")
+    return ["train", "photos", "--config", "run.yaml"], 2, "did you mean 'epochs'"
+
+
+def bad_flag(photos):
+    return ["train", "photos", "--optim.lrate", "3"], 2, "--optim.lr"
+
+
+def bad_rate(photos):
+    wild = ["--optim.lr", "1e9", "--optim.warmup", "0", "--optim.clip", "None", "--epochs", "40"]
+    return ["train", "photos", *TINY[:-2], *wild], 3, "no longer a number at step"
+
+
+def bad_device(photos):
+    return ["train", "photos", *TINY, "--device", "cuda:9"], 3, "no device 'cuda:9'"
+
+
+def bad_size(photos):
+    return ["train", "photos", "--model.image-size", "100", "96"], 2, "cannot be cut into patches"
+
+
+def bad_no_data(photos):
+    return ["train", "--epochs", "3"], 2, "DATA comes first"
+
+
+def bad_verb(photos):
+    return ["trian"], 2, "did you mean 'train'"
+
+
+def bad_run(photos):
+    return ["evaluate", "photos"], 3, "config.yaml"
+
+
+def bad_image(photos):
+    return ["data", "check", "nothing.csv"], 3, "nothing.csv"
+
+
+BAD = [value for name, value in sorted(globals().items()) if name.startswith("bad_")]
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda case: case.__name__[4:])
+def test_bad_input_gets_one_message_and_its_exit_code(photos, capfd, case):
+    args, expected, message = case(photos)
+    before = tree(photos)
+    code, out, err = vitrail(capfd, *args)
+    assert code == expected, err
+    assert message in err and "Traceback" not in err + out
+    assert tree(photos) == before
+
+
+def test_a_damaged_image_among_many_is_listed_and_training_goes_on(photos, capfd):
+    (photos / "red" / "0.png").write_bytes(b"\x89PNG\r\n")
+    args = ["train", photos, *TINY, "--data.max-unreadable", "0.1", "--out", "r"]
+    code, out, err = vitrail(capfd, *args)
+    assert code == 0, err
+    assert "red/0.png" in Path("r/skipped.csv").read_text()
+    assert "1 " in out and "red/0.png" in Path("r/report.html").read_text()
+
+
+def test_checking_data_names_what_is_wrong(photos, capfd):
+    (photos / "red" / "0.png").write_bytes(b"")
+    twin = (photos / "blue" / "1.png").read_bytes()
+    (photos / "green" / "twin.png").write_bytes(twin)
+    code, out, _ = vitrail(capfd, "data", "check", photos, "--json")
+    result = last_json(out)
+    assert code == 3 and [row["key"] for row in result["unreadable"]] == ["red/0.png"]
+    assert result["conflicts"] == [["blue/1.png", "green/twin.png"]]
+    assert "red/0.png" in out
+
+
+def test_predicting_a_damaged_image_does_not_stop_the_others(photos, capfd):
+    assert vitrail(capfd, "train", photos, *TINY, "--out", "r")[0] == 0
+    (photos / "red" / "0.png").write_bytes(b"")
+    code, out, _ = vitrail(capfd, "predict", "r", photos / "red", "--json")
+    rows = last_json(out)["predictions"]
+    assert code == 3 and "error" in rows[0] and all("label" in row for row in rows[1:])
+    code, _, err = vitrail(capfd, "predict", "r", "no.jpg")
+    assert code == 3 and "no such image: no.jpg" in err
+
+
+def test_an_interrupted_run_says_how_to_go_on(photos):
+    command = [sys.executable, "-m", "vitrail", "train", str(photos), *TINY[:-2], "--epochs", "9999"]
+    process = subprocess.Popen([*command, "--out", "r"], stderr=subprocess.PIPE, text=True)
+    metrics = Path("r/metrics.jsonl")
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > 500):
+        pass
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and "vitrail train --resume r" in err
+
+
+def test_models_can_be_listed_and_shown(capfd):
+    code, out, _ = vitrail(capfd, "models", "--json")
+    rows = {row["name"]: row for row in last_json(out)["models"]}
+    assert code == 0 and rows["vit_b16"]["parameters"] == 86_567_656 and "86,567,656" in out
+    code, out, _ = vitrail(capfd, "models", "vit_s16", "--json")
+    assert code == 0 and last_json(out)["config"]["width"] == 384
+
+
+def test_help_is_quick_and_does_without_torch():
+    code = "import sys, vitrail.cli as c; c.main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and all(verb in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "models", "data"])
+def test_every_verb_has_help(verb, capfd):
+    code, out, _ = vitrail(capfd, verb, "--help")
+    assert code == 0 and f"vitrail {verb}" in out
+
+
+def test_an_error_is_json_too(capfd):
+    code, out, err = vitrail(capfd, "evaluate", "nowhere", "--json")
+    assert code == 3 and last_json(out)["exit_code"] == 3 and "nowhere" in err
+
+
+def test_the_module_runs_like_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "vitrail", "--version"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": ""},
+    )
+    assert done.stdout.startswith("vitrail 0.")
