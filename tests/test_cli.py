@@ -13,8 +13,30 @@ from PIL import Image
 
 from vitrail.cli import VERBS, main
 
-TINY = "--model.depth 1 --model.width 32 --model.heads 2 --model.mlp 64 --model.patch 8 8".split()
-TINY += "--model.image-size 32 32 --model.stem patch --data.batch-size 8 --epochs 1".split()
+TINY = [
+    "--model.depth",
+    "1",
+    "--model.width",
+    "32",
+    "--model.heads",
+    "2",
+    "--model.mlp",
+    "64",
+    "--model.patch",
+    "8",
+    "8",
+]
+TINY += [
+    "--model.image-size",
+    "32",
+    "32",
+    "--model.stem",
+    "patch",
+    "--data.batch-size",
+    "8",
+    "--epochs",
+    "1",
+]
 
 
 def picture(file: Path, colour: int, seed: int) -> None:
@@ -104,7 +126,11 @@ def test_a_yaml_file_and_flags_that_win(photos, capfd):
 
 
 def test_several_labels_an_image(photos, capfd):
-    rows = [f"photos/{c}/{i}.png,{c}{'|warm' * (c == 'red')}" for c in ("red", "blue") for i in range(10)]  # noqa: E501
+    rows = [
+        f"photos/{c}/{i}.png,{c}{'|warm' * (c == 'red')}"
+        for c in ("red", "blue")
+        for i in range(10)
+    ]
     Path("labels.csv").write_text("file,label\n" + "\n".join(rows))
     code, out, err = vitrail(capfd, "train", "labels.csv", *TINY, "--json")
     assert code == 0, err
@@ -119,7 +145,7 @@ def test_npz_with_a_test_part(photos, capfd):
         arrays[f"{part}_labels"] = (np.arange(n) % 2)[:, None]
     np.savez("med.npz", **arrays)
     tiny = [*TINY[:8], "--model.patch", "7", "7", "--model.stem", "patch", "--epochs", "1"]
-    code, out, err = vitrail(capfd, "train", "med.npz", *tiny, "--out", "m", "--json")
+    code, _out, err = vitrail(capfd, "train", "med.npz", *tiny, "--out", "m", "--json")
     assert code == 0, err
     assert len(Path("m/predictions.csv").read_text().splitlines()) == 1 + 12
 
@@ -254,7 +280,16 @@ def test_predicting_a_damaged_image_does_not_stop_the_others(photos, capfd):
 
 
 def test_an_interrupted_run_says_how_to_go_on(photos):
-    command = [sys.executable, "-m", "vitrail", "train", str(photos), *TINY[:-2], "--epochs", "9999"]
+    command = [
+        sys.executable,
+        "-m",
+        "vitrail",
+        "train",
+        str(photos),
+        *TINY[:-2],
+        "--epochs",
+        "9999",
+    ]
     process = subprocess.Popen([*command, "--out", "r"], stderr=subprocess.PIPE, text=True)
     metrics = Path("r/metrics.jsonl")
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > 500):

@@ -2,21 +2,24 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from vitrail.data import Splits, open_splits, write_split
 from vitrail.data.loader import EvalLoader, TrainLoader, one_hot
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import UsageError
 from vitrail.evaluate import Evaluation, evaluate
 from vitrail.models import build
 from vitrail.report import write_report
 from vitrail.runs import Run, RunLock, TrainConfig
+from vitrail.runs.device import pick_device
 from vitrail.tasks import Classify
 from vitrail.train import fit
+from vitrail.train.board import board
 from vitrail.train.loop import Listener
 
 Notify = Callable[[str], None]
@@ -94,7 +97,7 @@ def _work(
     started = time.perf_counter()
     for note in splits.notes:
         notify(note)
-    device = _device(config.device)
+    device = pick_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -118,7 +121,9 @@ def _work(
         device=device,
     )
     val_loader = EvalLoader(splits.val, preprocess, workers=data.workers, device=device)
-    with RunLock(run):
+    with RunLock(run), ExitStack() as stack:
+        if config.tensorboard:
+            listen = _both(listen, stack.enter_context(board(run.path / "tensorboard")))
         fit(task, train_loader, val_loader, config, run, resume=resume, listen=listen)
         run.write_skipped(train_loader.skipped | val_loader.skipped)
         evaluation = evaluate(run, checkpoint=config.keep)
@@ -127,15 +132,12 @@ def _work(
     return Outcome(run, run.checkpoint(config.keep), evaluation, report, seconds)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(f"this machine has no device '{name}': use --device cpu") from error
-    return device
+def _both(first: Listener, second: Listener) -> Listener:
+    def listen(event: dict[str, Any]) -> None:
+        first(event)
+        second(event)
+
+    return listen
 
 
 def _free_folder(data: str) -> Path:

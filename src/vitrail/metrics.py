@@ -89,6 +89,10 @@ class Metrics:
         """The name of the one number that stands for all: top1, or map."""
         return "map" if self.multi_label else "top1"
 
+    def values(self) -> dict[str, float | None]:
+        """The summary without its intervals."""
+        return {name: None if each is None else each.value for name, each in self.summary.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """What metrics.json holds: the summary's numbers on top, then the parts."""
         content = asdict(self)
@@ -334,16 +338,3 @@ def _estimate(value: Tensor, low: Tensor, high: Tensor) -> Estimate | None:
 
 def _plain(estimate: Estimate | None) -> dict[str, float] | None:
     return None if estimate is None else estimate._asdict()
-
-
-def top1(task, loader, precision):
-    good = n = 0
-    with (
-        torch.no_grad(),
-        torch.autocast(loader.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
-    ):
-        for batch in loader:
-            p = task.predict(batch)
-            good += (p.argmax(1) == batch.targets.argmax(1)).sum().item()
-            n += len(p)
-    return good / n

@@ -7,7 +7,9 @@ from vitrail.nn import ConvStem, PatchEmbed, patch_grid
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
-@pytest.mark.parametrize("size, patch", [((32, 32), (8, 8)), ((24, 40), (8, 8)), ((24, 40), (4, 8))])
+@pytest.mark.parametrize(
+    "size, patch", [((32, 32), (8, 8)), ((24, 40), (8, 8)), ((24, 40), (4, 8))]
+)
 def test_the_convolution_is_unfold_and_one_matrix(channels, size, patch, randomised):
     embed = randomised(PatchEmbed(channels, patch, 16))
     x = torch.randn(2, channels, *size)

@@ -10,7 +10,7 @@ import tyro
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import CountingScreen
 from vitrail.data import SAMPLES, CheckReport, check, fetch, open_data
-from vitrail.data.split import Columns
+from vitrail.data.csvfile import Columns
 from vitrail.errors import UsageError, unknown_name
 
 _SHOWN = 10

@@ -11,9 +11,6 @@ from vitrail.cli.parse import parse
 from vitrail.data import IMAGE_EXTENSIONS, UnreadableImage
 from vitrail.deploy import Predictor
 from vitrail.errors import DataError, UsageError
-from vitrail.evaluate import evaluate as measure
-from vitrail.report import write_report
-from vitrail.runs import Run
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class PredictArgs:
 
 def evaluate(args: Sequence[str]) -> dict[str, Any]:
     """Measure a run and print what came out."""
-    given = parse(EvaluateArgs, args, "evaluate", "Measure a run on held-out images.")
+    parse(EvaluateArgs, args, "evaluate", "Measure a run on held-out images.")
     return {}
 
 

@@ -11,7 +11,7 @@ from vitrail import job
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import TrainingScreen, clock
 from vitrail.data import open_data
-from vitrail.data.split import Columns
+from vitrail.data.csvfile import Columns
 from vitrail.errors import UsageError, unknown_name
 from vitrail.models import model_config
 from vitrail.recipes import RECIPES, Facts, facts

@@ -6,6 +6,7 @@ tokens, and are as small as the data is.
 """
 
 from dataclasses import replace
+from typing import Literal
 
 from vitrail.data.augment import AugmentConfig
 from vitrail.models import model_config
@@ -13,7 +14,7 @@ from vitrail.recipes.facts import Facts
 from vitrail.runs import DataConfig, OptimConfig, TrainConfig
 
 _SMALL = 64
-"""Up to this many pixels an image is a small one: patches of 4, and no resized crops."""
+"""Up to this many pixels an image is a small one: patches of 8, and no resized crops."""
 
 
 def scratch(facts: Facts) -> TrainConfig:
@@ -65,17 +66,17 @@ def fashion_mnist_long(facts: Facts) -> TrainConfig:
 
 
 def _small_images(facts: Facts) -> TrainConfig:
-    side = -(-facts.side // 4) * 4
+    side = -(-facts.side // 8) * 8
     return TrainConfig(
         data=DataConfig(path=facts.data, batch_size=_batch(facts, 128)),
         model=model_config(
-            "vit_nano4",
+            "vit_nano8",
             image_size=(side, side),
             classes=facts.classes,
             channels=facts.channels,
         ),
-        row="vit_nano4",
-        augment=replace(AugmentConfig.off(), hflip=0.5, shift=side // 14, fill=0),
+        row="vit_nano8",
+        augment=replace(AugmentConfig.off(), hflip=0.5, shift=side // 16, fill=0),
         optim=OptimConfig(lr=1.5e-3),
         minutes=5,
         precision=_precision(facts),
@@ -88,5 +89,5 @@ def _batch(facts: Facts, most: int) -> int:
     return max(4, min(most, facts.images // 8))
 
 
-def _precision(facts: Facts) -> str:
+def _precision(facts: Facts) -> Literal["float32", "bfloat16"]:
     return "bfloat16" if facts.bfloat16 else "float32"

@@ -1,0 +1,338 @@
+"""Measure a finished run on images that it never learned from, or on any others.
+
+Writes metrics.json and predictions.csv into the run folder. What is measured on other images than
+the run's own held-out ones gets a name of its own (metrics-NAME.json), and replaces nothing.
+"""
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from PIL import Image
+from torch import Tensor
+
+from vitrail.data import Source, Targets, open_data, open_splits
+from vitrail.data.loader import EvalLoader, one_hot
+from vitrail.data.source import PARTS, Joined, PartedSource, Subset
+from vitrail.data.split import Columns
+from vitrail.errors import DataError, UsageError
+from vitrail.metrics import Metrics, classification, multi_label
+from vitrail.runs import Run, TrainConfig
+from vitrail.runs.device import pick_device
+from vitrail.runs.load import LoadedRun, load
+from vitrail.tasks import Classify
+
+Part = Literal["train", "val", "test", "all"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run said of some images, and how good that is."""
+
+    loaded: LoadedRun
+    data: str
+    """What the user named."""
+    part: Part
+    held_out: bool
+    """Whether these are the run's own held-out images."""
+    source: Source = field(repr=False)
+    """All images of the part, labelled with the model's classes."""
+    indices: Int64[np.ndarray, " n"] = field(repr=False)
+    """Which of them could be read; `n` counts these."""
+    probabilities: Float[Tensor, "n c"] = field(repr=False)
+    targets: Int64[Tensor, " n"] | Int64[Tensor, "n c"] = field(repr=False)
+    """Class indices; zeros and ones where an image may have several labels."""
+    metrics: Metrics
+    skipped: dict[str, str]
+    """Key and reason of every image that could not be read."""
+    images_per_second: float
+    """From files to probabilities."""
+    model_images_per_second: float
+    """The model alone."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The images' names."""
+        return tuple(self.source.key(int(i)) for i in self.indices)
+
+    @property
+    def noun(self) -> str:
+        """What to call these images in a sentence."""
+        if self.held_out:
+            return "held-out images"
+        return {"train": "training images", "val": "validation images", "test": "test images"}.get(
+            self.part, "images"
+        )
+
+    @property
+    def right(self) -> int:
+        """Images whose label, or whose every label, was predicted."""
+        if self.metrics.confusion is None:
+            return int(((self.probabilities >= 0.5) == (self.targets > 0)).all(dim=1).sum())
+        return sum(row[k] for k, row in enumerate(self.metrics.confusion))
+
+    @property
+    def most_common(self) -> tuple[str, float]:
+        """The most frequent class, and the share of images that always saying it gets right."""
+        support = [each.support for each in self.metrics.per_class]
+        top = int(np.argmax(support))
+        return self.loaded.classes[top], support[top] / self.metrics.images
+
+    @property
+    def suffix(self) -> str:
+        """What sets this evaluation's file names apart: nothing for the run's held-out images."""
+        if self.held_out:
+            return ""
+        name = Path(self.data).stem if self.data != self.loaded.config.data.path else self.part
+        return "-" + re.sub(r"[^\w.-]+", "_", name.removeprefix("samples:"))
+
+    def summary(self) -> list[str]:
+        """Two lines for a terminal: how good, and compared with what."""
+        metrics = self.metrics
+        value = metrics.summary[metrics.headline]
+        name = {"top1": "top-1", "map": "mAP"}[metrics.headline]
+        count = f"{self.right} of {metrics.images} {self.noun}"
+        if value is None:
+            return [f"{name:<10}not defined: no image has a label"]
+        interval = f"(95% interval {value.low:.1%} to {value.high:.1%})"
+        if metrics.multi_label:
+            return [
+                f"{name:<10}{value.value:.1%} {interval}",
+                f"{'exact':<10}every label right for {count}",
+            ]
+        label, share = self.most_common
+        return [
+            f"{name:<10}{value.value:.1%} {interval}, {count} right",
+            f"{'baseline':<10}{share:.1%} for always saying '{label}'",
+        ]
+
+
+def evaluate(
+    run: Run | Path | str,
+    *,
+    data: str | None = None,
+    split: Part | None = None,
+    checkpoint: str | None = None,
+    device: str | None = None,
+    batch_size: int = 64,
+) -> Evaluation:
+    """Measure `run`, and write metrics.json and predictions.csv into its folder.
+
+    `data` is other images than the run's own, in classes that the model knows. `split` is the part
+    that is measured; the default is the test part, else the validation part, else (of other data)
+    all. `checkpoint` is last or best, by default the one that the run keeps; `device` the run's.
+
+    Raises `DataError` for a run, a checkpoint or images that are not as they must be.
+    """
+    loaded = load(run, checkpoint)
+    named = data or loaded.config.data.path
+    part, source = _open_other(data, loaded.config, split) if data else _open_own(loaded, split)
+    held_out = data is None and (split is None or part == _open_own(loaded, None)[0])
+    source = _Matched(source, loaded, named)
+    place = pick_device(device or loaded.config.device)
+    loader = EvalLoader(
+        source,
+        loaded.preprocess,
+        batch_size=batch_size,
+        workers=loaded.config.data.workers,
+        device=place,
+    )
+    predicted = _predict(loaded, loader, named)
+    targets = torch.from_numpy(source.targets[predicted.indices].astype(np.int64))
+    metrics = (multi_label if loaded.multi_label else classification)(
+        predicted.probabilities, targets
+    )
+    n = len(predicted.indices)
+    evaluation = Evaluation(
+        loaded=loaded,
+        data=named,
+        part=part,
+        held_out=held_out,
+        source=source,
+        indices=predicted.indices,
+        probabilities=predicted.probabilities,
+        targets=targets,
+        metrics=metrics,
+        skipped=dict(loader.skipped),
+        images_per_second=n / predicted.seconds,
+        model_images_per_second=n / predicted.model_seconds,
+    )
+    _write(evaluation)
+    return evaluation
+
+
+def _open_own(loaded: LoadedRun, split: Part | None) -> tuple[Part, Source]:
+    """The run's own images, divided as they were for training."""
+    config, file = loaded.config, loaded.run.split_file
+    splits = open_splits(
+        config.data.path,
+        seed=config.seed,
+        val_fraction=config.data.val_fraction,
+        image_column=config.data.image_column,
+        label_column=config.data.label_column,
+        assignment=file if file.is_file() else None,
+    )
+    parts: dict[str, Source] = {"train": splits.train, "val": splits.val}
+    if splits.test is not None:
+        parts["test"] = splits.test
+    if splits.val is splits.test:
+        del parts["val"]
+    if split == "all":
+        return "all", Joined(parts)
+    chosen: Part = split or ("test" if splits.test is not None else "val")
+    if chosen not in parts:
+        raise UsageError(f"the data of {loaded.run.path} has no part '{chosen}': {_list(parts)}")
+    return chosen, parts[chosen]
+
+
+def _open_other(data: str, config: TrainConfig, split: Part | None) -> tuple[Part, Source]:
+    """Other images: the part that their maker has set apart for tests, or all."""
+    table = Path(data).suffix.lower() in (".csv", ".tsv")
+    columns = Columns(config.data.image_column, config.data.label_column, None) if table else None
+    source: PartedSource = open_data(data, columns)
+    there = [name for number, name in enumerate(PARTS) if (source.part == number).any()]
+    chosen: Part = split or next((part for part in ("test", "val") if part in there), "all")
+    if chosen == "all":
+        return chosen, source
+    if chosen not in there:
+        raise UsageError(f"{data} has no part '{chosen}': {_list(there)}")
+    return chosen, Subset(source, np.flatnonzero(source.part == PARTS.index(chosen)))
+
+
+class _Matched:
+    """A source with the model's classes, found by their names."""
+
+    def __init__(self, source: Source, loaded: LoadedRun, data: str) -> None:
+        self._source = source
+        self.classes = loaded.classes
+        self.targets: Targets = _matched(source, loaded, data)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def key(self, i: int) -> str:
+        return self._source.key(i)
+
+    def load(self, i: int) -> Image.Image:
+        return self._source.load(i)
+
+
+def _matched(source: Source, loaded: LoadedRun, data: str) -> Targets:
+    """The source's targets in the model's numbering."""
+    several = source.targets.ndim == 2
+    if several and not loaded.multi_label:
+        raise DataError(
+            f"the images of {data} have several labels, but {loaded.run.path} was trained to give "
+            f"one: train a run on such images"
+        )
+    rows = one_hot(source.targets, len(source.classes)) > 0
+    used = rows.any(axis=0)
+    unknown = [
+        name
+        for name, has_images in zip(source.classes, used, strict=True)
+        if has_images and name not in loaded.classes
+    ]
+    if unknown:
+        near = get_close_matches(unknown[0], loaded.classes, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise DataError(
+            f"{data} has images of '{unknown[0]}'{hint}, a class that {loaded.run.path} does not "
+            f"know; its classes: {_list(loaded.classes)}. Rename or remove the class, or train a "
+            f"run with it"
+        )
+    places = np.array([loaded.classes.index(source.classes[k]) for k in np.flatnonzero(used)])
+    if loaded.multi_label:
+        matched = np.zeros((len(source), len(loaded.classes)), np.uint8)
+        matched[:, places] = rows[:, used]
+        return matched
+    return places[rows[:, used].argmax(axis=1)].astype(np.int64)
+
+
+class _Predicted(NamedTuple):
+    """The model's answers, and how long they took."""
+
+    probabilities: Float[Tensor, "n c"]
+    indices: Int64[np.ndarray, " n"]
+    seconds: float
+    model_seconds: float
+
+
+@torch.inference_mode()
+def _predict(loaded: LoadedRun, loader: EvalLoader, data: str) -> _Predicted:
+    config, device = loaded.config, loader.device
+    counts = torch.ones(len(loaded.classes))
+    task = Classify(
+        loaded.model, config.classify, loaded.classes, counts, multi_label=loaded.multi_label
+    )
+    task = task.to(device).eval()
+    rows: list[Tensor] = []
+    indices: list[np.ndarray] = []
+    model_seconds = 0.0
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        # The first call sets up more than it computes.
+        channels, size = loaded.preprocess.channels, loaded.preprocess.size
+        task.model(torch.zeros(1, channels, *size, device=device))
+        started = time.perf_counter()
+        for batch in loader:
+            asked = time.perf_counter()
+            rows.append(task.predict(batch).cpu())
+            model_seconds += time.perf_counter() - asked
+            indices.append(batch.indices)
+        seconds = time.perf_counter() - started
+    if not rows:
+        first = next(iter(loader.skipped.items()), ("", "there are none"))
+        raise DataError(f"no image of {data} can be read: {first[0]}: {first[1]}")
+    return _Predicted(torch.cat(rows), np.concatenate(indices), seconds, model_seconds)
+
+
+def _write(evaluation: Evaluation) -> None:
+    run = evaluation.loaded.run
+    run.write(f"metrics{evaluation.suffix}.json", _as_json(evaluation))
+    run.write(f"predictions{evaluation.suffix}.csv", _as_csv(evaluation))
+
+
+def _as_json(evaluation: Evaluation) -> str:
+    content: dict[str, Any] = {
+        "data": evaluation.data,
+        "part": evaluation.part,
+        "checkpoint": evaluation.loaded.checkpoint,
+        "images_per_second": round(evaluation.images_per_second, 1),
+        "model_images_per_second": round(evaluation.model_images_per_second, 1),
+        "unreadable": evaluation.skipped,
+        "classes": evaluation.loaded.classes,
+        **evaluation.metrics.to_dict(),
+    }
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _as_csv(evaluation: Evaluation) -> str:
+    """key,label,predicted,probability, then `p:NAME` for each class. Several labels are a|b."""
+    classes, text = evaluation.loaded.classes, io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("key", "label", "predicted", "probability", *(f"p:{c}" for c in classes)))
+    rows = evaluation.probabilities.tolist()
+    for key, target, row in zip(evaluation.keys, evaluation.targets.tolist(), rows, strict=True):
+        best = max(range(len(row)), key=row.__getitem__)
+        if evaluation.metrics.multi_label:
+            label = "|".join(classes[k] for k, there in enumerate(target) if there)
+            predicted = "|".join(classes[k] for k, p in enumerate(row) if p >= 0.5)
+        else:
+            label, predicted = classes[target], classes[best]
+        writer.writerow((key, label, predicted, f"{row[best]:.6f}", *(f"{p:.6f}" for p in row)))
+    return text.getvalue()
+
+
+def _list(names: Sequence[str] | dict[str, Source]) -> str:
+    names = list(names)
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
