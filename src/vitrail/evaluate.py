@@ -9,7 +9,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data import Source, Targets, open_data, open_splits
+from vitrail.data.csvfile import Columns
 from vitrail.data.loader import EvalLoader, one_hot
 from vitrail.data.source import PARTS, Joined, PartedSource, Subset
-from vitrail.data.split import Columns
 from vitrail.errors import DataError, UsageError
 from vitrail.metrics import Metrics, classification, multi_label
 from vitrail.runs import Run, TrainConfig
@@ -136,9 +136,8 @@ def evaluate(
     """
     loaded = load(run, checkpoint)
     named = data or loaded.config.data.path
-    part, source = _open_other(data, loaded.config, split) if data else _open_own(loaded, split)
-    held_out = data is None and (split is None or part == _open_own(loaded, None)[0])
-    source = _Matched(source, loaded, named)
+    chosen = _open_other(data, loaded.config, split) if data else _open_own(loaded, split)
+    source = _Matched(chosen.source, loaded, named)
     place = pick_device(device or loaded.config.device)
     loader = EvalLoader(
         source,
@@ -156,8 +155,8 @@ def evaluate(
     evaluation = Evaluation(
         loaded=loaded,
         data=named,
-        part=part,
-        held_out=held_out,
+        part=chosen.part,
+        held_out=chosen.held_out,
         source=source,
         indices=predicted.indices,
         probabilities=predicted.probabilities,
@@ -171,7 +170,13 @@ def evaluate(
     return evaluation
 
 
-def _open_own(loaded: LoadedRun, split: Part | None) -> tuple[Part, Source]:
+class _Chosen(NamedTuple):
+    part: Part
+    source: Source
+    held_out: bool
+
+
+def _open_own(loaded: LoadedRun, split: Part | None) -> _Chosen:
     """The run's own images, divided as they were for training."""
     config, file = loaded.config, loaded.run.split_file
     splits = open_splits(
@@ -188,25 +193,33 @@ def _open_own(loaded: LoadedRun, split: Part | None) -> tuple[Part, Source]:
     if splits.val is splits.test:
         del parts["val"]
     if split == "all":
-        return "all", Joined(parts)
-    chosen: Part = split or ("test" if splits.test is not None else "val")
-    if chosen not in parts:
-        raise UsageError(f"the data of {loaded.run.path} has no part '{chosen}': {_list(parts)}")
-    return chosen, parts[chosen]
+        return _Chosen("all", Joined(parts), False)
+    held_out: Part = "test" if splits.test is not None else "val"
+    part = split or held_out
+    if part not in parts:
+        raise UsageError(f"the data of {loaded.run.path} has no part '{part}': {_list(parts)}")
+    return _Chosen(part, parts[part], part == held_out)
 
 
-def _open_other(data: str, config: TrainConfig, split: Part | None) -> tuple[Part, Source]:
+def _open_other(data: str, config: TrainConfig, split: Part | None) -> _Chosen:
     """Other images: the part that their maker has set apart for tests, or all."""
     table = Path(data).suffix.lower() in (".csv", ".tsv")
     columns = Columns(config.data.image_column, config.data.label_column, None) if table else None
     source: PartedSource = open_data(data, columns)
     there = [name for number, name in enumerate(PARTS) if (source.part == number).any()]
-    chosen: Part = split or next((part for part in ("test", "val") if part in there), "all")
-    if chosen == "all":
-        return chosen, source
-    if chosen not in there:
-        raise UsageError(f"{data} has no part '{chosen}': {_list(there)}")
-    return chosen, Subset(source, np.flatnonzero(source.part == PARTS.index(chosen)))
+    part = split or _set_apart(there)
+    if part == "all":
+        return _Chosen(part, source, False)
+    if part not in there:
+        raise UsageError(f"{data} has no part '{part}': {_list(there)}")
+    return _Chosen(part, Subset(source, np.flatnonzero(source.part == PARTS.index(part))), False)
+
+
+def _set_apart(parts: Sequence[str]) -> Part:
+    """What the maker of a data set meant for measuring."""
+    if "test" in parts:
+        return "test"
+    return "val" if "val" in parts else "all"
 
 
 class _Matched:
@@ -236,12 +249,8 @@ def _matched(source: Source, loaded: LoadedRun, data: str) -> Targets:
             f"one: train a run on such images"
         )
     rows = one_hot(source.targets, len(source.classes)) > 0
-    used = rows.any(axis=0)
-    unknown = [
-        name
-        for name, has_images in zip(source.classes, used, strict=True)
-        if has_images and name not in loaded.classes
-    ]
+    used = np.flatnonzero(rows.any(axis=0))
+    unknown = [source.classes[k] for k in used if source.classes[k] not in loaded.classes]
     if unknown:
         near = get_close_matches(unknown[0], loaded.classes, n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
@@ -250,7 +259,7 @@ def _matched(source: Source, loaded: LoadedRun, data: str) -> Targets:
             f"know; its classes: {_list(loaded.classes)}. Rename or remove the class, or train a "
             f"run with it"
         )
-    places = np.array([loaded.classes.index(source.classes[k]) for k in np.flatnonzero(used)])
+    places = np.array([loaded.classes.index(source.classes[k]) for k in used])
     if loaded.multi_label:
         matched = np.zeros((len(source), len(loaded.classes)), np.uint8)
         matched[:, places] = rows[:, used]
@@ -333,6 +342,6 @@ def _as_csv(evaluation: Evaluation) -> str:
     return text.getvalue()
 
 
-def _list(names: Sequence[str] | dict[str, Source]) -> str:
+def _list(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

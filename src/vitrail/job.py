@@ -33,6 +33,8 @@ class Outcome(NamedTuple):
     checkpoint: Path
     evaluation: Evaluation
     report: Path
+    skipped: dict[str, str]
+    """Key and reason of every image, of training or held out, that could not be read."""
     seconds: float
 
 
@@ -125,11 +127,13 @@ def _work(
         if config.tensorboard:
             listen = _both(listen, stack.enter_context(board(run.path / "tensorboard")))
         fit(task, train_loader, val_loader, config, run, resume=resume, listen=listen)
-        run.write_skipped(train_loader.skipped | val_loader.skipped)
+        skipped = train_loader.skipped | val_loader.skipped
+        run.write_skipped(skipped)
         evaluation = evaluate(run, checkpoint=config.keep)
         report = write_report(run, evaluation)
     seconds = time.perf_counter() - started
-    return Outcome(run, run.checkpoint(config.keep), evaluation, report, seconds)
+    checkpoint = run.checkpoint(config.keep)
+    return Outcome(run, checkpoint, evaluation, report, skipped, seconds)
 
 
 def _both(first: Listener, second: Listener) -> Listener:

@@ -6,7 +6,8 @@ from vitrail.models import MODELS, build, count_parameters
 # Sources. [vj] google-research/vision_transformer, models_test.py. [deit] DeiT's repository.
 # [timm] timm 1.0.31, its model of that name on the meta device. [class] timm's VisionTransformer
 # with the row's sizes: nobody publishes the count. [timm + d] as [timm], and one row of `width`:
-# timm adds the class token's position to the token, Facebook's and Hugging Face's files keep it.
+# timm adds the class token's position to the token; Facebook's and Hugging Face's files keep it,
+# and have our count. [sum] ours alone, by hand: stem + positions + 6 blocks + norm + head.
 COUNTS = {
     "vit_mu16": 76_712,  # [class]
     "vit_ti16": 5_717_416,  # [vj]
@@ -46,6 +47,8 @@ COUNTS = {
     "dinov2_b14_reg": 86_582_784,  # [timm + d] 86_582_016 + 768
     "dinov2_l14_reg": 304_371_712,  # [timm + d] 304_370_688 + 1024
     "dinov2_g14_reg": 1_136_485_376,  # [timm + d] 1_136_483_840 + 1536
+    "vit_mini16": 3_125_632,  # [sum] 256_152 + 6_912 + 6 * 444_864 + 384 + 193_000
+    "vit_nano8": 1_430_920,  # [sum] 109_984 + 2_048 + 6 * 198_272 + 256 + 129_000
 }
 AT_384 = {  # [vj]: the position table grows
     "vit_ti16": 5_790_376,

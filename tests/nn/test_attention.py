@@ -2,6 +2,7 @@ import torch
 import torch.nn.functional as F
 
 from vitrail.nn import Attention
+from vitrail.nn.attention import attend
 
 
 def test_equals_torch_multihead_attention_with_the_same_weights(randomised):
@@ -50,3 +51,12 @@ def test_dropout_acts_in_training_only(randomised):
     assert torch.equal(attn(x), attn(x))
     attn.train()
     assert not torch.equal(attn(x), attn(x))
+
+
+def test_bfloat16_which_takes_another_way_on_a_cpu_says_the_same():
+    q, k, v = torch.randn(3, 2, 4, 7, 16)
+    expected = F.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(attend(q, k, v), expected)
+    half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, atol=0.03, rtol=0)

@@ -9,12 +9,12 @@ from vitrail.nn import AttentionPool
 
 @pytest.mark.parametrize("activation, act", [("gelu", "none"), ("gelu_tanh", "tanh")])
 def test_attention_pooling_equals_timms(activation, act, randomised):
-    ours = randomised(AttentionPool(48, 4, 96, activation))
+    ours = randomised(AttentionPool(48, 4, 96, activation, norm_eps=0.1))
     theirs = AttentionPoolLatent(
         48,
         num_heads=4,
         mlp_ratio=2,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        norm_layer=partial(torch.nn.LayerNorm, eps=0.1),
         act_layer=partial(torch.nn.GELU, approximate=act),
     ).eval()
     state = ours.state_dict()

@@ -102,6 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if wants_json:
             print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
         return error.exit_code
+    except SystemExit as stop:  # tyro has printed its help, or what is wrong
+        code = int(stop.code or 0)
+        if wants_json and code:
+            print(json.dumps({"error": "bad usage; stderr says what", "exit_code": code}))
+        return code
     except KeyboardInterrupt:
         if debug:
             raise

@@ -1,5 +1,6 @@
 """`vitrail evaluate RUN` and `vitrail predict RUN IMAGE...`: a finished run at work."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from vitrail.cli.parse import parse
 from vitrail.data import IMAGE_EXTENSIONS, UnreadableImage
 from vitrail.deploy import Predictor
 from vitrail.errors import DataError, UsageError
+from vitrail.evaluate import evaluate as measure
+from vitrail.report import write_report
+from vitrail.runs import Run
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,12 @@ class EvaluateArgs:
     """The folder that vitrail train wrote."""
     data: str | None = None
     """Other images with the same classes. Default: the run's own held-out images."""
+    split: Literal["train", "val", "test", "all"] | None = None
+    """Which part of them. Default: test if there is one, else val, else all."""
     checkpoint: Literal["last", "best"] | None = None
     """Default: the one that the run keeps."""
+    device: str | None = None
+    """Default: the run's."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,32 @@ class PredictArgs:
 
 
 def evaluate(args: Sequence[str]) -> dict[str, Any]:
-    """Measure a run and print what came out."""
-    parse(EvaluateArgs, args, "evaluate", "Measure a run on held-out images.")
-    return {}
+    """Measure a run and print what came out; its own held-out images renew its report."""
+    given = parse(EvaluateArgs, args, "evaluate", "Measure a run on held-out or other images.")
+    started = time.perf_counter()
+    run = Run(given.run)
+    evaluation = measure(
+        run,
+        data=given.data,
+        split=given.split,
+        checkpoint=given.checkpoint,
+        device=given.device,
+    )
+    written = run.path / f"metrics{evaluation.suffix}.json"
+    if evaluation.held_out:
+        written = write_report(run, evaluation)
+    for line in evaluation.summary():
+        print(line)
+    if evaluation.skipped:
+        print(f"skipped   {len(evaluation.skipped)} images that cannot be read")
+    print(f"speed     {evaluation.images_per_second:.0f} images/s")
+    print(f"written   {written}")
+    return {
+        "run": str(run.path),
+        "checkpoint": str(run.checkpoint(evaluation.loaded.checkpoint)),
+        "metrics": evaluation.metrics.values(),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
 
 
 def predict(args: Sequence[str]) -> dict[str, Any]:

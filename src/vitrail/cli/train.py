@@ -134,6 +134,7 @@ def _print_summary(outcome: job.Outcome) -> None:
     evaluation, run = outcome.evaluation, outcome.run
     for line in evaluation.summary():
         print(line)
-    print(f"took      {clock(outcome.seconds)} in all; {len(evaluation.skipped)} images unreadable")
+    unread = f"; {len(outcome.skipped)} images unreadable (skipped.csv)" if outcome.skipped else ""
+    print(f"took      {clock(outcome.seconds)} in all{unread}")
     print(f"next      vitrail predict {run.path} IMAGE")
     print(f"report    {outcome.report}")

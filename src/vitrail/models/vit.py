@@ -274,9 +274,7 @@ def _dinov2(config: ViTConfig) -> ViTConfig:
     return replace(_patch(config, 14), image_size=(518, 518), classes=0, layer_scale=1e-5)
 
 
-_SMALL = ViTConfig(
-    width=128, depth=6, heads=4, mlp=512, stem="conv", class_token=False, pool="mean"
-)
+_SMALL = ViTConfig(depth=6, stem="conv", class_token=False, pool="mean")
 
 _DINOV2_G = ViTConfig(width=1536, depth=40, heads=24, mlp=4096, activation="swiglu")
 
@@ -328,7 +326,7 @@ ROWS: dict[str, ViTConfig] = {
     "dinov2_l14_reg": replace(_dinov2(_L), registers=4),
     "dinov2_g14_reg": replace(_dinov2(_DINOV2_G), registers=4),
     # Ours, to learn from few images or on few cores: see vitrail.recipes.scratch
-    "vit_mini16": replace(_SMALL, image_size=(96, 96)),
-    "vit_nano8": replace(_patch(_SMALL, 8), image_size=(32, 32)),
+    "vit_mini16": replace(_SMALL, width=192, heads=6, mlp=768, image_size=(96, 96)),
+    "vit_nano8": replace(_patch(_SMALL, 8), width=128, heads=4, mlp=512, image_size=(32, 32)),
 }
 """Name -> shape. Image size, classes, dropout are changes to a row, never names."""

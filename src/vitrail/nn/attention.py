@@ -1,5 +1,6 @@
 """Multi-head self-attention on torch's fused kernel (Vaswani et al., arXiv 1706.03762, eq. 1)."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -35,14 +36,30 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], rotation: Rotation | None = None
-    ) -> Float[Tensor, "b n d"]:
+        self, x: Float[Tensor, "b t d"], rotation: Rotation | None = None
+    ) -> Float[Tensor, "b t d"]:
         """Attend; `rotation` turns the queries and keys of the patch tokens (rotary positions)."""
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        x = attend(q, k, v, dropout=self.dropout if self.training else 0.0)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, n, d)))
+
+
+def attend(
+    q: Float[Tensor, "b h m e"],
+    k: Float[Tensor, "b h n e"],
+    v: Float[Tensor, "b h n e"],
+    dropout: float = 0.0,
+) -> Float[Tensor, "b h m e"]:
+    """`softmax(q k^T / sqrt(e)) v` by torch's fused kernel, where that is the fast way.
+
+    In bfloat16 on a CPU it is not: its backward pass takes 2 to 11 times as long as the three
+    operations one by one, which use the matrix units (benchmarks/results/attention.md).
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
+        return F.dropout(weights, dropout) @ v
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)

@@ -65,8 +65,8 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], rotation: Rotation | None = None
-    ) -> Float[Tensor, "b n d"]:
+        self, x: Float[Tensor, "b t d"], rotation: Rotation | None = None
+    ) -> Float[Tensor, "b t d"]:
         x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), rotation)))
         return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 

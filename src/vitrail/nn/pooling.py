@@ -3,10 +3,10 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitrail.nn.attention import attend
 from vitrail.nn.mlp import Activation, build_mlp
 
 Pool = Literal["class", "mean", "map"]
@@ -34,6 +34,6 @@ class AttentionPool(nn.Module):
         b, n, d = x.shape
         q = self.q(self.probe.expand(b, -1, -1)).view(b, 1, self.heads, -1).transpose(1, 2)
         k, v = self.kv(x).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, d)
+        x = attend(q, k, v).transpose(1, 2).reshape(b, d)
         x = self.proj(x)
         return x + self.mlp(self.norm(x))

@@ -1,0 +1,169 @@
+"""Line charts as SVG that takes its colours and letters from the page it stands in.
+
+Drawn by matplotlib through its objects alone, without pyplot's global state. No text from the user
+(class names, file names) ever comes here.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from vitrail.metrics import Bin
+
+_INK, _RIGHT, _WRONG, _MUTED = "#010101", "#020202", "#030303", "#040404"
+_VARIABLES = {_INK: "--ink", _RIGHT: "--right", _WRONG: "--wrong", _MUTED: "--muted"}
+_POINTS = 400
+"""More than a chart is wide."""
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "vitrail",
+    "font.size": 9,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": _MUTED,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.labelcolor": _MUTED,
+    "text.color": _INK,
+}
+
+
+def curves(events: Sequence[dict[str, Any]]) -> dict[str, Markup]:
+    """Title -> chart, from the lines of metrics.jsonl; empty for a run that logged nothing."""
+    steps = [event for event in events if "loss" in event]
+    scores = [event for event in events if "val_accuracy" in event]
+    found: dict[str, Markup] = {}
+    if len(steps) > 1:
+        unit, per_unit = _time_unit(steps[-1]["seconds"])
+        time = np.array([event["seconds"] for event in steps]) / per_unit
+        loss, lr, speed = (
+            np.array([event[key] for event in steps]) for key in ("loss", "lr", "images_per_second")
+        )
+        found["Training loss"] = _smoothed(time, loss, unit)
+        if scores:
+            found["Held-out accuracy"] = _scores(scores, unit, per_unit)
+        found["Learning rate"] = _plain(time, lr, unit)
+        found["Images per second in training"] = _smoothed(time, speed, unit, from_zero=True)
+    return found
+
+
+@matplotlib.rc_context(_STYLE)
+def calibration(bins: Sequence[Bin]) -> Markup:
+    """How often predictions come true, against how sure they were; below, how many there are."""
+    figure = Figure(figsize=(3.6, 4.0), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
+    above.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=(0, (4, 4)))
+    confidence = [part.confidence for part in bins]
+    accuracy = [part.accuracy for part in bins]
+    above.vlines(confidence, accuracy, confidence, color=_WRONG, linewidth=1.2)
+    above.plot(confidence, accuracy, color=_RIGHT, linewidth=1.2, marker="o", markersize=4.5)
+    above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="came true")
+    left = [part.low for part in bins]
+    width = [part.high - part.low for part in bins]
+    counts = [part.decisions for part in bins]
+    below.bar(left, counts, width, align="edge", color=_MUTED, alpha=0.45)
+    below.set(xlabel="said with probability", ylabel="how many")
+    below.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    for axis in (above.xaxis, above.yaxis, below.xaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return _svg(figure, "calibration")
+
+
+def _time_unit(seconds: float) -> tuple[str, float]:
+    if seconds < 180:
+        return "seconds of training", 1
+    return ("minutes of training", 60) if seconds < 3 * 3600 else ("hours of training", 3600)
+
+
+@matplotlib.rc_context(_STYLE)
+def _smoothed(time: np.ndarray, values: np.ndarray, unit: str, from_zero: bool = False) -> Markup:
+    """Every step thin, and a running median over a fortieth of the run."""
+    half = max(1, len(values) // 80)
+    padded = np.pad(values, half, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+    smooth = np.median(windows, axis=1)
+    figure, axes = _axes(unit)
+    axes.plot(*_thinned(time, values), color=_MUTED, linewidth=0.5, alpha=0.55)
+    axes.plot(*_thinned(time, smooth), color=_RIGHT, linewidth=1.6)
+    # One slow step (a checkpoint, a busy machine) must not flatten all the others.
+    top = float(np.quantile(values, 0.995)) * 1.05
+    axes.set_ylim(0 if from_zero else min(0, float(values.min())), top or 1)
+    return _svg(figure, f"smoothed{from_zero:d}")
+
+
+@matplotlib.rc_context(_STYLE)
+def _plain(time: np.ndarray, values: np.ndarray, unit: str) -> Markup:
+    figure, axes = _axes(unit)
+    axes.plot(*_thinned(time, values), color=_RIGHT, linewidth=1.6)
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
+    return _svg(figure, "plain")
+
+
+@matplotlib.rc_context(_STYLE)
+def _scores(events: Sequence[dict[str, Any]], unit: str, per_unit: float) -> Markup:
+    figure, axes = _axes(unit)
+    time = [event["seconds"] / per_unit for event in events]
+    score = [event["val_accuracy"] for event in events]
+    axes.plot(time, score, color=_RIGHT, linewidth=1.6, marker="o", markersize=3.5)
+    axes.set_ylim(0, 1.04)
+    axes.set_xlim(left=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return _svg(figure, "scores")
+
+
+def _axes(unit: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(3.6, 2.3), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(unit)
+    axes.grid(axis="y", color=_MUTED, linewidth=0.4, alpha=0.35)
+    axes.margins(x=0.01)
+    return figure, axes
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most `_POINTS` of the points, the last among them."""
+    chosen = np.unique(np.linspace(0, len(x) - 1, min(len(x), _POINTS)).round().astype(int))
+    return x[chosen], y[chosen]
+
+
+def _svg(figure: Figure, name: str) -> Markup:
+    """The figure as an element that can stand in a page among others, `name` apart from them."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r"<svg[^>]*viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1">', text, count=1)
+    text = _own_ids(text, name)
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r" font-family: [^;\"]*;", "", text)
+    text = re.sub(r"(\.\d\d)\d+", r"\1", text)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return Markup(re.sub(r"\s*\n\s*", "\n", text))  # made here, of numbers only
+
+
+def _own_ids(text: str, name: str) -> str:
+    """Keep the ids that are referred to, and make them the chart's own."""
+    used = set(re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", text))
+    names = {one or other for one, other in used}
+
+    def renamed(match: re.Match[str]) -> str:
+        return f' id="{name}-{match[1]}"' if match[1] in names else ""
+
+    text = re.sub(r" id=\"([^\"]+)\"", renamed, text)
+    return re.sub(r"url\(#|href=\"#", lambda match: f"{match[0]}{name}-", text)

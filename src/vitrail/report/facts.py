@@ -1,0 +1,119 @@
+"""What made the run: model, data, training, machine, in rows of a name and a value."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vitrail.data.augment import AugmentConfig
+from vitrail.evaluate import Evaluation
+from vitrail.models import count_parameters
+from vitrail.report.words import duration
+from vitrail.runs import Run, TrainConfig
+
+Facts = dict[str, list[tuple[str, str]]]
+"""Group -> rows."""
+_BY = "\N{MULTIPLICATION SIGN}"
+
+
+def facts(evaluation: Evaluation, events: Sequence[dict[str, Any]]) -> Facts:
+    """All of them; `events` are the lines of metrics.jsonl."""
+    return {
+        "Model": list(_model(evaluation)),
+        "Data": list(_data(evaluation)),
+        "Training": list(_training(evaluation.loaded.config, events)),
+        "Machine": list(_machine(evaluation.loaded.run.environment())),
+    }
+
+
+def unreadable(evaluation: Evaluation) -> dict[str, str]:
+    """Key and reason of the images that training or this evaluation could not read."""
+    file = evaluation.loaded.run.path / "skipped.csv"
+    if not file.is_file():
+        return evaluation.skipped
+    with file.open(encoding="utf-8", newline="") as stream:
+        return {row["key"]: row["reason"] for row in csv.DictReader(stream)} | evaluation.skipped
+
+
+def _model(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    model = evaluation.loaded.model
+    config = model.config
+    (height, width), (gh, gw) = config.image_size, config.grid
+    yield "name", evaluation.loaded.config.row or config.family
+    yield "parameters", f"{count_parameters(model):,}"
+    yield "shape", f"{config.depth} blocks, width {config.width}, {config.heads} heads"
+    yield "image", f"{height} {_BY} {width} pixels, {config.channels} channels"
+    yield "patches", f"{config.patch[0]} {_BY} {config.patch[1]} pixels, {gh} {_BY} {gw} of them"
+    yield "stem", {"patch": "linear projection", "conv": "convolutions"}[config.stem]
+    yield "position", config.position
+    yield (
+        "read out by",
+        {"class": "class token", "mean": "mean of the tokens"}.get(
+            config.pool, "attention pooling"
+        ),
+    )
+
+
+def _data(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    yield "trained on", evaluation.loaded.config.data.path
+    if evaluation.data != evaluation.loaded.config.data.path:
+        yield "measured on", evaluation.data
+    for part, images in _parts(evaluation.loaded.run).items():
+        yield {"train": "training", "val": "validation"}.get(part, part), f"{images:,} images"
+    yield "measured part", f"{evaluation.part}, {evaluation.metrics.images:,} images"
+    yield "classes", f"{len(evaluation.loaded.classes)}"
+    preprocess = evaluation.loaded.preprocess
+    yield "fitted by", f"{preprocess.resize}, {preprocess.interpolation}"
+
+
+def _parts(run: Run) -> Counter[str]:
+    if not run.split_file.is_file():
+        return Counter()
+    with run.split_file.open(encoding="utf-8", newline="") as stream:
+        return Counter(row["split"] for row in csv.DictReader(stream))
+
+
+def _training(config: TrainConfig, events: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    steps = [event for event in events if "loss" in event]
+    batch = config.data.batch_size * config.accumulate
+    if steps:
+        last = steps[-1]
+        seen = last["step"] * batch
+        yield "length", f"{duration(last['seconds'])}, {last['step']:,} steps of {batch} images"
+        yield "images seen", f"{seen:,}, in epoch {last['epoch'] + 1}"
+    optim = config.optim
+    yield "optimiser", f"{optim.name}, learning rate {optim.lr:g}, {optim.schedule}"
+    yield "weight decay", f"{optim.weight_decay:g}"
+    yield "augmentation", _augmentation(config.augment)
+    if config.classify.label_smoothing:
+        yield "label smoothing", f"{config.classify.label_smoothing:g}"
+    if config.ema:
+        yield "weights", f"running average, decay {config.ema:g}"
+    yield "precision", config.precision
+    yield "seed", str(config.seed)
+
+
+def _augmentation(config: AugmentConfig) -> str:
+    parts = {
+        f"crops of {config.crop_scale[0]:.0%} and more of the area": config.crops,
+        f"shifts up to {config.shift} pixels": config.shift,
+        "mirror images": config.hflip,
+        "upside down": config.vflip,
+        config.policy: config.policy != "none",
+        f"colour jitter {config.jitter:g}": config.jitter,
+        f"erasing {config.erase:g}": config.erase,
+        f"mixup {config.mixup:g}": config.mixup,
+        f"cutmix {config.cutmix:g}": config.cutmix,
+    }
+    return ", ".join(name for name, used in parts.items() if used) or "none"
+
+
+def _machine(environment: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "started", str(environment.get("started", "")).replace("T", " ")[:16]
+    if environment.get("gpu"):
+        yield "GPU", str(environment["gpu"])
+    yield "processor", str(environment.get("processor", ""))
+    yield "cores", f"{environment.get('cores')}, {environment.get('threads')} threads"
+    yield "system", str(environment.get("system", ""))
+    versions = {"Python": environment.get("python", ""), **environment.get("versions", {})}
+    yield "software", ", ".join(f"{name} {version}" for name, version in versions.items())

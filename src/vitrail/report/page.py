@@ -1,0 +1,167 @@
+"""The page, put together: everything in it is worked out here and laid out by report.html.jinja.
+
+It is one file without scripts that asks nothing of the network. Names of classes and files are the
+user's: they reach the page only through the template, which escapes them.
+"""
+
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image
+
+from vitrail.evaluate import Evaluation
+from vitrail.metrics import Estimate
+from vitrail.report import charts, classes, gallery, positions, words
+from vitrail.report.facts import facts, unreadable
+from vitrail.report.pictures import Picture, cut, embed, seen
+from vitrail.runs import Run
+
+_HERE = Path(__file__).parent
+
+_MEANINGS = {
+    "top1": ("Top-1 accuracy", "the likeliest class is the right one"),
+    "top5": ("Top-5 accuracy", "the right class is among the five likeliest"),
+    "map": ("Mean average precision", "how well each label ranks the images, on average"),
+    "precision": ("Precision", "of what is said to be a class, the share that is; mean of classes"),
+    "recall": ("Recall", "of what is a class, the share that is found; mean of classes"),
+    "f1": ("F1", "precision and recall in one number; mean of classes"),
+    "auroc": ("AUROC", "how often an image of a class scores above one that is not; 50% is chance"),
+    "exact_match": ("Exact match", "every label of the image is right"),
+    "log_loss": ("Log loss", "mean surprise at the truth, in nats; 0 is perfect"),
+    "ece": ("Calibration error", "mean gap between how sure it is and how often it is right (ECE)"),
+}
+_NOT_A_SHARE = "log_loss"
+
+
+class Number(NamedTuple):
+    """A row of the table of numbers."""
+
+    name: str
+    meaning: str
+    value: str
+    span: str
+    estimate: Estimate
+    is_share: bool
+
+
+class Patches(NamedTuple):
+    """An image as the model sees it, and cut into its patches."""
+
+    whole: Picture
+    cut: Picture
+    key: str
+
+
+def write_report(run: Run, evaluation: Evaluation) -> Path:
+    """Write report.html (report-NAME.html for other images than the held-out ones) into the run.
+
+    Raises `DataError` when the folder cannot be written to.
+    """
+    return run.write(f"report{evaluation.suffix}.html", render(run, evaluation))
+
+
+def render(run: Run, evaluation: Evaluation) -> str:
+    """The page's text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": words.percent,
+        "span": words.span,
+        "rate": words.rate,
+    }
+    environment.globals["style"] = Markup((_HERE / "style.css").read_text())
+    return environment.get_template("report.html.jinja").render(**_content(run, evaluation))
+
+
+def _content(run: Run, evaluation: Evaluation) -> dict[str, Any]:
+    """Everything that the template names."""
+    metrics, events = evaluation.metrics, list(run.metrics())
+    rows = classes.class_rows(evaluation)
+    speeds = sorted(event["images_per_second"] for event in events if "loss" in event)
+    return {
+        "title": Path(evaluation.data.removeprefix("samples:")).stem or evaluation.data,
+        "byline": _byline(run, evaluation),
+        "evaluation": evaluation,
+        "metrics": metrics,
+        "headline": metrics.summary[metrics.headline],
+        "bound": words.certain_bound(evaluation.right, metrics.images),
+        "numbers": _numbers(evaluation),
+        "rows": rows,
+        "cards": classes.cards(rows),
+        "images_per_square": classes.images_per_square(evaluation),
+        "matrix": classes.matrix(evaluation),
+        "confused": classes.most_confused(evaluation),
+        "best": gallery.best(evaluation),
+        "worst": gallery.worst(evaluation),
+        "calibration": charts.calibration(metrics.calibration),
+        "sureness": _sureness(evaluation),
+        "curves": charts.curves(events),
+        "training_speed": speeds[len(speeds) // 2] if speeds else None,
+        "patches": _patches(evaluation),
+        "similarity": positions.similarity(evaluation.loaded.model),
+        "no_similarity": positions.why_none(evaluation.loaded.model),
+        "unreadable": sorted(unreadable(evaluation).items()),
+        "facts": facts(evaluation, events),
+        "commands": _commands(run, evaluation),
+    }
+
+
+def _byline(run: Run, evaluation: Evaluation) -> list[str]:
+    """The model's name and the day, as far as they are known."""
+    day = str(run.environment().get("started", ""))[:10]
+    return [part for part in (evaluation.loaded.config.row, day) if part]
+
+
+def _numbers(evaluation: Evaluation) -> list[Number]:
+    found = []
+    for key, estimate in evaluation.metrics.summary.items():
+        if estimate is not None:
+            name, meaning = _MEANINGS[key]
+            is_share = key != _NOT_A_SHARE
+            value = words.percent(estimate.value) if is_share else f"{estimate.value:.3f}"
+            interval = words.span(estimate, is_share)
+            found.append(Number(name, meaning, value, interval, estimate, is_share))
+    return found
+
+
+def _sureness(evaluation: Evaluation) -> tuple[float, float] | None:
+    """Mean probability of what was predicted, and how often it was right."""
+    if evaluation.metrics.multi_label:
+        return None
+    confidence = float(evaluation.probabilities.max(dim=1).values.double().mean())
+    return confidence, evaluation.right / evaluation.metrics.images
+
+
+def _patches(evaluation: Evaluation) -> Patches | None:
+    """The first image that can be read."""
+    config = evaluation.loaded.model.config
+    for i in evaluation.indices.tolist():
+        pixels = seen(evaluation.source, i, evaluation.loaded.preprocess)
+        if pixels is not None:
+            whole = embed(Image.fromarray(pixels), lossless=True)
+            return Patches(whole, cut(pixels, config.patch, config.grid), evaluation.source.key(i))
+    return None
+
+
+def _commands(run: Run, evaluation: Evaluation) -> dict[str, str]:
+    """What made the run, and what makes it again."""
+    path = shlex.quote(str(run.path))
+    other = evaluation.data != evaluation.loaded.config.data.path
+    again = f"vitrail evaluate {path}"
+    again += f" --data {shlex.quote(evaluation.data)}" if other else ""
+    return {
+        "This run was made by": run.environment()["command"],
+        "Train it again, with every setting the same": (
+            f"vitrail train --config {shlex.quote(str(run.config_file))}"
+        ),
+        "Measure it again, and write this page anew": again,
+        "Ask it about an image": f"vitrail predict {path} IMAGE",
+    }

@@ -1,0 +1,56 @@
+"""Numbers as a reader wants them."""
+
+from vitrail.metrics import Estimate
+
+
+def percent(share: float) -> str:
+    """A share of 1 in percent.
+
+    >>> percent(0.8317), percent(1.0)
+    ('83.2%', '100%')
+    """
+    text = f"{100 * share:.1f}"
+    return f"{'100' if text == '100.0' else '0' if text == '0.0' else text}%"
+
+
+def span(estimate: Estimate, as_percent: bool = True) -> str:
+    """The interval: `79.1% to 86.8%`, or `0.791 to 0.868`."""
+    ends = (estimate.low, estimate.high)
+    low, high = map(percent, ends) if as_percent else (f"{end:.3f}" for end in ends)
+    return f"{low} to {high}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the two units that matter.
+
+    >>> duration(7.25), duration(185), duration(7500)
+    ('7.2 s', '3 min 5 s', '2 h 5 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def rate(per_second: float) -> str:
+    """Images a second, with no more digits than mean anything.
+
+    >>> rate(1234.5), rate(7.77)
+    ('1,234', '7.8')
+    """
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.1f}"
+
+
+def certain_bound(right: int, images: int) -> str | None:
+    """What can be said where every image came out the same, so that no draw differs.
+
+    The exact one-sided 95% bound of a binomial (Clopper and Pearson, 1934), the "rule of three".
+
+    >>> certain_bound(24, 24)
+    'above 88.3%'
+    """
+    bound = 0.05 ** (1 / images)
+    if right == images:
+        return f"above {percent(bound)}"
+    return f"below {percent(1 - bound)}" if right == 0 else None

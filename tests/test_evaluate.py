@@ -1,0 +1,178 @@
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import paint, photos, table, train
+
+from vitrail.errors import DataError, UsageError
+from vitrail.evaluate import evaluate
+from vitrail.runs import Run, read_checkpoint, write_checkpoint
+from vitrail.runs.load import load, load_model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(photos(folder / "photos"), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Run:
+    """A copy of the run, to do with as a test likes."""
+    shutil.copytree(trained / "run", tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def rewrite(run: Run, tensors=lambda t: t, state=lambda s: s) -> None:
+    there = read_checkpoint(run.checkpoint("last"))
+    write_checkpoint(run.checkpoint("last"), tensors(there.tensors), state(there.state))
+
+
+def test_the_held_out_images_are_measured_and_written_down(run):
+    found = evaluate(run)
+    held_out = [row for row in rows(run.split_file) if row["split"] == "val"]
+    assert list(found.keys) == [row["key"] for row in held_out]
+    assert found.part == "val" and found.held_out and found.noun == "held-out images"
+    assert found.probabilities.shape == (6, 3) and found.targets.tolist() == [0, 0, 1, 1, 2, 2]
+    assert found.images_per_second > 0
+    assert found.model_images_per_second >= found.images_per_second
+
+    written = json.loads((run.path / "metrics.json").read_text())
+    assert written["top1"]["value"] == found.metrics.values()["top1"] == found.right / 6
+    assert written["classes"] == ["apple", "brick", "cloud"] and written["part"] == "val"
+
+    predictions = rows(run.path / "predictions.csv")
+    assert [row["label"] for row in predictions] == [row["label"] for row in held_out]
+    for row in predictions:
+        share = {name: float(row[f"p:{name}"]) for name in ("apple", "brick", "cloud")}
+        assert sum(share.values()) == pytest.approx(1, abs=1e-5)
+        assert row["predicted"] == max(share, key=share.__getitem__)
+        assert float(row["probability"]) == max(share.values())
+    top, baseline = found.summary()
+    assert "95% interval" in top and f"{found.right} of 6" in top and "33.3%" in baseline
+
+
+def test_the_model_is_loaded_as_it_was_trained(run):
+    loaded = load(run.path)
+    assert loaded.classes == ("apple", "brick", "cloud") and not loaded.multi_label
+    assert not loaded.model.training and loaded.preprocess.size == (32, 32)
+    stored = read_checkpoint(run.checkpoint("last")).tensors["model"]
+    for name, tensor in load_model(run).state_dict().items():
+        assert torch.equal(tensor, stored[name])
+
+
+def test_other_parts_get_files_of_their_own(run):
+    evaluate(run)
+    before = (run.path / "metrics.json").read_bytes()
+    assert evaluate(run, split="all").metrics.images == 24
+    assert evaluate(run, split="train").noun == "training images"
+    assert (run.path / "metrics.json").read_bytes() == before
+    assert len(rows(run.path / "predictions-all.csv")) == 24
+    with pytest.raises(UsageError, match="no part 'test': train, val"):
+        evaluate(run, split="test")
+
+
+def test_a_test_part_is_what_is_measured(tmp_path):
+    for part, n in (("train", 8), ("val", 2), ("test", 3)):
+        photos(tmp_path / "photos" / part, n=n)
+    found = evaluate(train(tmp_path / "photos", tmp_path / "run"))
+    assert found.part == "test" and found.metrics.images == 9 and found.held_out
+
+
+def test_other_images_with_some_of_the_classes(run, tmp_path):
+    other = tmp_path / "others"
+    paint(other / "cloud" / "a.png", 2, 100)
+    paint(other / "apple" / "b.png", 0, 100)
+    found = evaluate(run, data=str(other))
+    assert found.keys == ("apple/b.png", "cloud/a.png") and found.targets.tolist() == [0, 2]
+    assert found.metrics.per_class[1].support == 0 and not found.held_out
+    assert (run.path / "metrics-others.json").is_file()
+    assert not (run.path / "metrics.json").exists()
+
+
+def test_a_class_that_the_model_does_not_know_is_named(run, tmp_path):
+    photos(tmp_path / "others", ("apple", "clouds"), n=1)
+    with pytest.raises(DataError, match=r"'clouds' \(did you mean 'cloud'\?\)"):
+        evaluate(run, data=str(tmp_path / "others"))
+
+
+def test_what_cannot_be_read_is_left_out_and_told(trained, tmp_path):
+    data = shutil.copytree(trained / "photos", tmp_path / "photos")
+    run = train(data, tmp_path / "run")
+    keys = [row["key"] for row in rows(run.split_file) if row["split"] == "val"]
+    (data / keys[0]).write_bytes(b"\x89PNG")
+    found = evaluate(run)
+    assert list(found.keys) == keys[1:] and list(found.skipped) == keys[:1]
+    for key in keys:
+        (data / key).write_bytes(b"")
+    with pytest.raises(DataError, match="no image of .* can be read"):
+        evaluate(run)
+
+
+def test_several_labels_an_image(tmp_path):
+    data = table(tmp_path, ("red", "red|warm", "cold"))
+    run = train(data, tmp_path / "run")
+    found = evaluate(run)
+    assert found.loaded.multi_label and found.targets.shape == found.probabilities.shape
+    assert found.metrics.headline == "map" and found.metrics.confusion is None
+    assert any("every label right" in line for line in found.summary())
+    assert {row["label"] for row in rows(run.path / "predictions.csv")} <= {
+        "red", "red|warm", "cold",
+    }  # fmt: skip
+    # Images of one label are a case of several.
+    photos(tmp_path / "photos", ("red", "cold"), n=2)
+    assert evaluate(run, data=str(tmp_path / "photos")).targets.sum() == 4
+
+
+def test_images_of_several_labels_do_not_fit_a_run_of_one(run, tmp_path):
+    data = table(tmp_path / "several", ("apple|brick", "cloud"), n=2)
+    with pytest.raises(DataError, match="have several labels"):
+        evaluate(run, data=str(data))
+
+
+def test_a_run_in_bfloat16_is_measured_in_bfloat16(trained, tmp_path):
+    run = train(trained / "photos", tmp_path / "run", precision="bfloat16")
+    assert evaluate(run).metrics.images == 6
+
+
+def test_weights_that_are_no_numbers_are_told(run):
+    def broken(tensors):
+        tensors["model"]["head.bias"].fill_(math.nan)
+        return tensors
+
+    rewrite(run, tensors=broken)
+    with pytest.raises(DataError, match="not numbers for 6 of 6"):
+        evaluate(run)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "state", "message"),
+    [
+        (lambda t: {"optimizer": t["optimizer"]}, lambda s: s, "does not fit"),
+        (lambda t: {"model": {"x": torch.ones(1)}}, lambda s: s, "does not fit"),
+        (lambda t: t, lambda s: {}, "does not fit"),
+        (lambda t: t, lambda s: s | {"classes": ["a"]}, "names 1 classes"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_told(run, tensors, state, message):
+    rewrite(run, tensors, state)
+    with pytest.raises(DataError, match=message):
+        evaluate(run)
+
+
+def test_a_checkpoint_or_a_device_that_is_not_there_is_told(run):
+    shutil.rmtree(run.checkpoint("best"))
+    with pytest.raises(DataError, match="no whole checkpoint"):
+        evaluate(run, checkpoint="best")
+    with pytest.raises(DataError, match="no device 'nonsense'"):
+        evaluate(run, device="nonsense")
