@@ -129,7 +129,8 @@ def test_intervals_are_the_bootstraps_and_shrink_with_the_images():
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     p, t = guesses(6000, 3)
     truth = classification(p, t).values()["top1"]
-    found = [classification(*part).summary["top1"] for part in zip(p.split(100), t.split(100))]
+    parts = zip(p.split(100), t.split(100), strict=True)
+    found = [classification(*part).summary["top1"] for part in parts]
     covered = sum(each.low <= truth <= each.high for each in found) / len(found)
     assert 0.85 <= covered <= 1.0
 

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"<!-- test -->\n```(\w+)\n(.*?)```", README, re.DOTALL)
 QUICK = [
+    "--model.heads",
+    "2",
     "--model.width",
     "32",
     "--model.mlp",

@@ -140,6 +140,23 @@ def test_another_image_size_resamples_positions_as_timm_does(case, size, randomi
         close(ours(x), theirs(x))
 
 
+@pytest.mark.parametrize("ours, theirs", [(True, True), (False, False)])
+def test_whether_the_class_token_has_a_position_may_differ(ours, theirs, randomised):
+    """timm's `no_embed_class` is our `prefix_position=False`; here the two disagree."""
+    model = timm.create_model(
+        "vit_tiny_patch16_224", depth=2, img_size=(64, 96), no_embed_class=theirs
+    )
+    state = randomised(model).state_dict()
+    before = state["cls_token"].clone()
+    config = model_config("vit_ti16", depth=2, image_size=(64, 96), prefix_position=ours)
+    converted = ViT(config).eval()
+    converted.load_state_dict(from_timm(state, config))
+    x = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        close(converted(x), model(x))
+    assert torch.equal(state["cls_token"], before)
+
+
 def timm_state(**changes: object) -> tuple[dict[str, torch.Tensor], ViTConfig]:
     config = model_config("vit_ti16", depth=1, image_size=(32, 32), **changes)
     return to_timm(build(config).state_dict(), config), config

@@ -126,13 +126,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_checkpoint(tm
     assert all(t.isfinite().all() for t in tensors(run).values() if t.is_floating_point())
 
 
-def test_time_budget_ends_the_schedule_with_the_time(tmp_path):
-    config = replace(CONFIG, epochs=None, minutes=0.02)
+def test_time_budget_ends_the_schedule_with_the_time(tmp_path, monkeypatch):
+    ticks = iter(range(10**6))
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks) * 0.1)
+    config = replace(CONFIG, epochs=None, minutes=0.1)
     run = Run.create(tmp_path / "run", config)
     at = Sitting(config, run).fit()
     rates = [event["lr"] for event in run.metrics() if "lr" in event]
-    assert 1.2 <= at.seconds < 10
-    assert rates[-1] < 0.1 * max(rates)
+    assert at.seconds == pytest.approx(6, abs=0.2) and at.evaluations == 3
+    assert max(rates) == pytest.approx(1e-3, rel=0.01) and rates[-1] < 0.02 * max(rates)
 
 
 def test_early_stopping(tmp_path):

@@ -159,7 +159,7 @@ class RunLock:
 
 def environment() -> dict[str, Any]:
     """The machine, the versions and the command, for the record."""
-    packages = ("vitrail", "torch", "numpy", "pillow", "torchmetrics")
+    packages = ("vitrail", "torch", "numpy", "pillow")
     return {
         "command": shlex.join(["vitrail", *sys.argv[1:]]),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import paint, photos, table, train
 
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluate import evaluate
@@ -15,9 +14,9 @@ from vitrail.runs.load import load, load_model
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
+def trained(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    train(photos(folder / "photos"), folder / "run")
+    tiny.train(tiny.photos(folder / "photos"), folder / "run")
     return folder
 
 
@@ -82,17 +81,17 @@ def test_other_parts_get_files_of_their_own(run):
         evaluate(run, split="test")
 
 
-def test_a_test_part_is_what_is_measured(tmp_path):
+def test_a_test_part_is_what_is_measured(tiny, tmp_path):
     for part, n in (("train", 8), ("val", 2), ("test", 3)):
-        photos(tmp_path / "photos" / part, n=n)
-    found = evaluate(train(tmp_path / "photos", tmp_path / "run"))
+        tiny.photos(tmp_path / "photos" / part, n=n)
+    found = evaluate(tiny.train(tmp_path / "photos", tmp_path / "run"))
     assert found.part == "test" and found.metrics.images == 9 and found.held_out
 
 
-def test_other_images_with_some_of_the_classes(run, tmp_path):
+def test_other_images_with_some_of_the_classes(tiny, run, tmp_path):
     other = tmp_path / "others"
-    paint(other / "cloud" / "a.png", 2, 100)
-    paint(other / "apple" / "b.png", 0, 100)
+    tiny.paint(other / "cloud" / "a.png", 2, 100)
+    tiny.paint(other / "apple" / "b.png", 0, 100)
     found = evaluate(run, data=str(other))
     assert found.keys == ("apple/b.png", "cloud/a.png") and found.targets.tolist() == [0, 2]
     assert found.metrics.per_class[1].support == 0 and not found.held_out
@@ -100,28 +99,28 @@ def test_other_images_with_some_of_the_classes(run, tmp_path):
     assert not (run.path / "metrics.json").exists()
 
 
-def test_a_class_that_the_model_does_not_know_is_named(run, tmp_path):
-    photos(tmp_path / "others", ("apple", "clouds"), n=1)
+def test_a_class_that_the_model_does_not_know_is_named(tiny, run, tmp_path):
+    tiny.photos(tmp_path / "others", ("apple", "clouds"), n=1)
     with pytest.raises(DataError, match=r"'clouds' \(did you mean 'cloud'\?\)"):
         evaluate(run, data=str(tmp_path / "others"))
 
 
-def test_what_cannot_be_read_is_left_out_and_told(trained, tmp_path):
+def test_what_cannot_be_read_is_left_out_and_told(tiny, trained, tmp_path):
     data = shutil.copytree(trained / "photos", tmp_path / "photos")
-    run = train(data, tmp_path / "run")
+    run = tiny.train(data, tmp_path / "run")
     keys = [row["key"] for row in rows(run.split_file) if row["split"] == "val"]
     (data / keys[0]).write_bytes(b"\x89PNG")
     found = evaluate(run)
     assert list(found.keys) == keys[1:] and list(found.skipped) == keys[:1]
     for key in keys:
         (data / key).write_bytes(b"")
-    with pytest.raises(DataError, match="no image of .* can be read"):
+    with pytest.raises(DataError, match=r"no image of .* can be read"):
         evaluate(run)
 
 
-def test_several_labels_an_image(tmp_path):
-    data = table(tmp_path, ("red", "red|warm", "cold"))
-    run = train(data, tmp_path / "run")
+def test_several_labels_an_image(tiny, tmp_path):
+    data = tiny.table(tmp_path, ("red", "red|warm", "cold"))
+    run = tiny.train(data, tmp_path / "run")
     found = evaluate(run)
     assert found.loaded.multi_label and found.targets.shape == found.probabilities.shape
     assert found.metrics.headline == "map" and found.metrics.confusion is None
@@ -130,18 +129,18 @@ def test_several_labels_an_image(tmp_path):
         "red", "red|warm", "cold",
     }  # fmt: skip
     # Images of one label are a case of several.
-    photos(tmp_path / "photos", ("red", "cold"), n=2)
+    tiny.photos(tmp_path / "photos", ("red", "cold"), n=2)
     assert evaluate(run, data=str(tmp_path / "photos")).targets.sum() == 4
 
 
-def test_images_of_several_labels_do_not_fit_a_run_of_one(run, tmp_path):
-    data = table(tmp_path / "several", ("apple|brick", "cloud"), n=2)
+def test_images_of_several_labels_do_not_fit_a_run_of_one(tiny, run, tmp_path):
+    data = tiny.table(tmp_path / "several", ("apple|brick", "cloud"), n=2)
     with pytest.raises(DataError, match="have several labels"):
         evaluate(run, data=str(data))
 
 
-def test_a_run_in_bfloat16_is_measured_in_bfloat16(trained, tmp_path):
-    run = train(trained / "photos", tmp_path / "run", precision="bfloat16")
+def test_a_run_in_bfloat16_is_measured_in_bfloat16(tiny, trained, tmp_path):
+    run = tiny.train(trained / "photos", tmp_path / "run", precision="bfloat16")
     assert evaluate(run).metrics.images == 6
 
 

@@ -1,12 +1,14 @@
-"""A run that was really trained, in a second: for the tests of what comes after training."""
+"""Runs that were really trained, in a second: for the tests of what comes after training."""
 
 import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -78,3 +80,9 @@ def train(data: Path, out: Path, model: ViTConfig = MODEL, **changes: Any) -> Ru
     )
     fit(task, train_loader, EvalLoader(splits.val, preprocess, workers=1), config, run)
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny() -> SimpleNamespace:
+    """What makes pictures and runs of them."""
+    return SimpleNamespace(model=MODEL, paint=paint, photos=photos, table=table, train=train)
