@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from vitrail.deploy import Prediction as Prediction
     from vitrail.deploy import Predictor as Predictor
     from vitrail.errors import VitrailError as VitrailError
-    from vitrail.evaluate import Evaluation as Evaluation
-    from vitrail.evaluate import evaluate as evaluate
+    from vitrail.evaluation import Evaluation as Evaluation
+    from vitrail.evaluation import evaluate as evaluate
     from vitrail.job import resume as resume
     from vitrail.job import train as train
     from vitrail.models import MODELS as MODELS
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "MODELS": ("vitrail.models", "MODELS"),
-    "Evaluation": ("vitrail.evaluate", "Evaluation"),
+    "Evaluation": ("vitrail.evaluation", "Evaluation"),
     "Prediction": ("vitrail.deploy", "Prediction"),
     "Predictor": ("vitrail.deploy", "Predictor"),
     "Run": ("vitrail.runs", "Run"),
@@ -39,7 +39,7 @@ _HOMES = {
     "ViTConfig": ("vitrail.models", "ViTConfig"),
     "VitrailError": ("vitrail.errors", "VitrailError"),
     "build": ("vitrail.models", "build"),
-    "evaluate": ("vitrail.evaluate", "evaluate"),
+    "evaluate": ("vitrail.evaluation", "evaluate"),
     "load": ("vitrail.runs.load", "load_model"),
     "resume": ("vitrail.job", "resume"),
     "train": ("vitrail.job", "train"),

@@ -12,15 +12,15 @@ import torch
 from vitrail.data import Splits, open_splits, write_split
 from vitrail.data.loader import EvalLoader, TrainLoader, one_hot
 from vitrail.errors import UsageError
-from vitrail.evaluate import Evaluation, evaluate
+from vitrail.evaluation import Evaluation, evaluate
 from vitrail.models import build
 from vitrail.report import write_report
 from vitrail.runs import Run, RunLock, TrainConfig
 from vitrail.runs.device import pick_device
 from vitrail.tasks import Classify
-from vitrail.train import fit
-from vitrail.train.board import board
-from vitrail.train.loop import Listener
+from vitrail.training import fit
+from vitrail.training.board import board
+from vitrail.training.loop import Listener
 
 Notify = Callable[[str], None]
 """Told of what a user should read while the job goes on."""

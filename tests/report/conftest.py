@@ -18,7 +18,7 @@ from vitrail.data.loader import EvalLoader, TrainLoader, one_hot
 from vitrail.models import ViTConfig, build
 from vitrail.runs import DataConfig, Run, TrainConfig
 from vitrail.tasks import Classify
-from vitrail.train import fit
+from vitrail.training import fit
 
 MODEL = ViTConfig(depth=1, width=32, heads=2, mlp=64, patch=(8, 8), image_size=(32, 32), classes=3)
 

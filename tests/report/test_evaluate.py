@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vitrail.errors import DataError, UsageError
-from vitrail.evaluate import evaluate
+from vitrail.evaluation import evaluate
 from vitrail.runs import Run, read_checkpoint, write_checkpoint
 from vitrail.runs.load import load, load_model
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import vitrail.report
-from vitrail.evaluate import evaluate
+from vitrail.evaluation import evaluate
 from vitrail.models import ViTConfig, build
 from vitrail.report import write_report
 from vitrail.report.page import render

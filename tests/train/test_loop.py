@@ -14,8 +14,8 @@ from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig, build
 from vitrail.runs import DataConfig, OptimConfig, Run, TrainConfig, read_checkpoint
 from vitrail.tasks import Classify, ClassifyConfig
-from vitrail.train import Interrupted, fit
-from vitrail.train.optim import Average, build_optimizer, learning_rate, parameter_groups
+from vitrail.training import Interrupted, fit
+from vitrail.training.optim import Average, build_optimizer, learning_rate, parameter_groups
 
 CLASSES = ("dark", "light", "striped")
 

@@ -12,7 +12,7 @@ from vitrail.cli.parse import parse
 from vitrail.data import IMAGE_EXTENSIONS, UnreadableImage
 from vitrail.deploy import Predictor
 from vitrail.errors import DataError, UsageError
-from vitrail.evaluate import evaluate as measure
+from vitrail.evaluation import evaluate as measure
 from vitrail.report import write_report
 from vitrail.runs import Run
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vitrail.evaluate import Evaluation
+from vitrail.evaluation import Evaluation
 from vitrail.metrics import ClassScores
 from vitrail.report.words import percent
 

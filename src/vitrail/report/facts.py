@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vitrail.data.augment import AugmentConfig
-from vitrail.evaluate import Evaluation
+from vitrail.evaluation import Evaluation
 from vitrail.models import count_parameters
 from vitrail.report.words import duration
 from vitrail.runs import Run, TrainConfig

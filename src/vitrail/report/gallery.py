@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from vitrail.evaluate import Evaluation
+from vitrail.evaluation import Evaluation
 from vitrail.report.pictures import Picture, thumbnail
 from vitrail.report.words import percent
 

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from vitrail.evaluate import Evaluation
+from vitrail.evaluation import Evaluation
 from vitrail.metrics import Estimate
 from vitrail.report import charts, classes, gallery, positions, words
 from vitrail.report.facts import facts, unreadable

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UsageError
-from vitrail.train.loop import Listener
+from vitrail.training.loop import Listener
 
 
 @contextmanager

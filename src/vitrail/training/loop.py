@@ -16,7 +16,7 @@ from vitrail.errors import DataError, UsageError, VitrailError
 from vitrail.runs import Run, TrainConfig, read_checkpoint, write_checkpoint
 from vitrail.runs.checkpoint import flatten_optimizer, restore_optimizer
 from vitrail.tasks import Classify
-from vitrail.train.optim import Average, build_optimizer, learning_rate
+from vitrail.training.optim import Average, build_optimizer, learning_rate
 
 Listener = Callable[[dict[str, Any]], None]
 """Told of each event that is logged, for a progress bar."""
