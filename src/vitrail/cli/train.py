@@ -1,5 +1,6 @@
 """`vitrail train DATA`: a recipe's config, changed by a file and by flags, then the main job."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,5 +137,5 @@ def _print_summary(outcome: job.Outcome) -> None:
         print(line)
     unread = f"; {len(outcome.skipped)} images unreadable (skipped.csv)" if outcome.skipped else ""
     print(f"took      {clock(outcome.seconds)} in all{unread}")
-    print(f"next      vitrail predict {run.path} IMAGE")
+    print(f"next      vitrail predict {shlex.quote(str(run.path))} IMAGE")
     print(f"report    {outcome.report}")

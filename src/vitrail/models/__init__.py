@@ -31,6 +31,8 @@ def model_config(name: str, **changes: Any) -> ModelConfig:
     row = MODELS[name]
     known = {field.name for field in fields(row)} - {"family"}
     if "num_classes" in changes:  # the name that timm and Hugging Face users will type
+        if "classes" in changes:
+            raise UsageError("classes and num_classes are the same field: give one of them")
         changes["classes"] = changes.pop("num_classes")
     for field in changes:
         if field not in known:

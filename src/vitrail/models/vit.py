@@ -97,12 +97,15 @@ class ViTConfig:
         for field in ("dropout", "drop_path"):
             if not 0 <= getattr(self, field) < 1:
                 raise UsageError(f"{field} must be in [0, 1), not {getattr(self, field)}")
-        if self.norm_eps <= 0:
-            raise UsageError(f"norm_eps must be positive, not {self.norm_eps}")
+        if self.family != "vit":
+            raise UsageError(f"a ViTConfig is of the family 'vit', not '{self.family}'")
+        if not 0 < self.norm_eps < 1:
+            raise UsageError(f"norm_eps must be in (0, 1), not {self.norm_eps}")
         if self.width % self.heads:
             raise UsageError(f"width {self.width} is not divisible by {self.heads} heads")
-        if self.position.startswith("sincos") and self.width % 4:
-            raise UsageError(f"position='{self.position}' needs a width divisible by 4")
+        parts = {"sincos_1d": 2}.get(self.position, 4)
+        if self.position.startswith("sincos") and self.width % parts:
+            raise UsageError(f"position='{self.position}' needs a width divisible by {parts}")
         if self.position == "rope" and self.width // self.heads % 4:
             raise UsageError("position='rope' needs heads whose width is divisible by 4")
         if self.pool == "class" and not self.class_token:
@@ -215,18 +218,23 @@ class ViT(nn.Module):
 
     def features(self, x: Float[Tensor, "b c h w"]) -> Features:
         """Everything a head may want of images `x` (already normalised)."""
+        if x.shape[1] != self.config.channels:
+            raise UsageError(
+                f"the images have {x.shape[1]} channels, the model takes {self.config.channels}: "
+                f"build it with channels={x.shape[1]}, or convert the images"
+            )
         patches, grid = self.stem(x)
         if self.prefix is None:
             prefix = patches.new_empty(x.shape[0], 0, patches.shape[2])
         else:
-            prefix = self.prefix.to(patches.dtype).expand(x.shape[0], -1, -1)
+            prefix = self.prefix.expand(x.shape[0], -1, -1)
         if self.position is not None:
             patches, prefix = self.position(patches, prefix, grid)
         rotation = None if self.rotary is None else self.rotary(grid)
         tokens = self.encoder(self.drop(torch.cat([prefix, patches], dim=1)), grid, rotation)
         prefix, patches = tokens.split([prefix.shape[1], patches.shape[1]], dim=1)
         if self.pool is not None:
-            pooled = self.pool(tokens)
+            pooled = self.pool(patches)
         elif self.config.pool == "mean":
             pooled = patches.mean(dim=1)
         else:

@@ -12,7 +12,8 @@ class Attention(nn.Module):
     """Self-attention of `heads` heads over tokens `[b n d]`.
 
     `qk_norm` normalises each head's queries and keys (ViT-22B, arXiv 2302.05442), which keeps the
-    logits of large models bounded.
+    logits of large models bounded. `dropout` acts on the output, not on the attention weights:
+    Google's configs keep those whole.
     """
 
     def __init__(
@@ -26,7 +27,6 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.dropout = dropout
         # One matrix for the three, rows in the order q, k, v: one large product is faster than
         # three, and timm's checkpoints are laid out so.
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
@@ -44,7 +44,7 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        x = attend(q, k, v, dropout=self.dropout if self.training else 0.0)
+        x = attend(q, k, v)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, n, d)))
 
 
@@ -52,7 +52,6 @@ def attend(
     q: Float[Tensor, "b h m e"],
     k: Float[Tensor, "b h n e"],
     v: Float[Tensor, "b h n e"],
-    dropout: float = 0.0,
 ) -> Float[Tensor, "b h m e"]:
     """`softmax(q k^T / sqrt(e)) v` by torch's fused kernel, where that is the fast way.
 
@@ -60,6 +59,5 @@ def attend(
     operations one by one, which use the matrix units (benchmarks/results/attention.md).
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
-        return F.dropout(weights, dropout) @ v
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)

@@ -1,6 +1,7 @@
 """The one training loop. A task brings the loss; everything that happens is in sight here."""
 
 import math
+import shlex
 import signal
 import threading
 import time
@@ -27,7 +28,8 @@ class Interrupted(VitrailError):
 
     def __init__(self, signum: int, run: Run, step: int) -> None:
         super().__init__(
-            f"stopped at step {step}, all saved; go on with: vitrail train --resume {run.path}"
+            f"stopped at step {step}, all saved; go on with: "
+            f"vitrail train --resume {shlex.quote(str(run.path))}"
         )
         self.exit_code = 128 + signum
 
