@@ -51,10 +51,16 @@ def train(
     anything of the user's is touched.
     """
     splits = _open(config)
-    config = replace(config, model=replace(config.model, classes=len(splits.train.classes)))
-    run = Run.create(Path(out) if out else _free_folder(config.data.path), config)
+    run = Run.create(
+        Path(out) if out else _free_folder(config.data.path),
+        replace(
+            config,
+            model=replace(config.model, classes=len(splits.train.classes)),
+            data=replace(config.data, path=_anywhere(config.data.path)),
+        ),
+    )
     write_split(splits, run.split_file)
-    return _work(run, config, splits, resume=False, listen=listen, notify=notify)
+    return _work(run, run.config(), splits, resume=False, listen=listen, notify=notify)
 
 
 def resume(
@@ -142,6 +148,11 @@ def _both(first: Listener, second: Listener) -> Listener:
         second(event)
 
     return listen
+
+
+def _anywhere(data: str) -> str:
+    """The data's name as it can be found from any folder."""
+    return data if data.startswith("samples:") else str(Path(data).expanduser().resolve())
 
 
 def _free_folder(data: str) -> Path:

@@ -4,7 +4,7 @@ The definitions are torchmetrics', and tests/test_metrics.py holds them to it. T
 here because a number here is one of a thousand: the bootstrap (Efron, 1979) draws the images again,
 with replacement, and takes the metrics of every such draw. All of them are sums over images, so a
 draw is a column of weights (how often each image was drawn) and a thousand draws are a few matrix
-products. The library's functions take one draw at a time: minutes instead of a second.
+products. The library's functions take one draw at a time, ten times as long, and import far more.
 
 Letters: n images, c classes, r draws at a time.
 """

@@ -144,7 +144,7 @@ def test_many_classes_get_pairs_instead_of_a_matrix(tiny, tmp_path):
     )
     page = report(run)
     assert "pairs of classes that are mixed up most often" in page.words
-    assert "The 12 hardest of 31 classes" in page.words
+    assert "The 12 of 31 classes with the most mistakes" in page.words
     assert not [each for each in page.all("table") if each.get("class") == "matrix"]
 
 
@@ -208,7 +208,7 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everything_written_can_be_read(scheme):
     """WCAG 2.2: text has a contrast of at least 4.5 to 1."""
-    light, dark = re.findall(r":root \{(.*?)\}", STYLE, flags=re.S)
+    light, dark, *_ = re.findall(r":root \{(.*?)\}", STYLE, flags=re.S)
     colours = dict(re.findall(r"--([\w-]+): (#\w{6});", light))
     if scheme == "dark":
         colours |= dict(re.findall(r"--([\w-]+): (#\w{6});", dark))

@@ -87,11 +87,11 @@ def images_per_square(evaluation: Evaluation) -> int:
 
 
 def cards(rows: Sequence[ClassRow]) -> list[ClassRow]:
-    """The classes that the page tells of, best first: all, or the hardest of very many."""
-    there = sorted(
-        (row for row in rows if row.scores.support), key=lambda row: -row.right / row.scores.support
-    )
-    return there if len(there) <= CLASSES_IN_A_MATRIX else there[-_CARDS:]
+    """The classes that the page tells of, best first; of very many, those with most mistakes."""
+    there = [row for row in rows if row.scores.support]
+    if len(there) > CLASSES_IN_A_MATRIX:
+        there = sorted(there, key=lambda row: row.right - row.scores.support)[:_CARDS]
+    return sorted(there, key=lambda row: -row.right / row.scores.support)
 
 
 def matrix(evaluation: Evaluation) -> list[MatrixRow]:

@@ -76,6 +76,7 @@ def render(run: Run, evaluation: Evaluation) -> str:
         "percent": words.percent,
         "span": words.span,
         "rate": words.rate,
+        "tail": words.tail,
     }
     environment.globals["style"] = Markup((_HERE / "style.css").read_text())
     return environment.get_template("report.html.jinja").render(**_content(run, evaluation))

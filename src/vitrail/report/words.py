@@ -42,6 +42,15 @@ def rate(per_second: float) -> str:
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.1f}"
 
 
+def tail(name: str, most: int = 40) -> str:
+    """The end of a long file name, where the difference is.
+
+    >>> tail("/home/me/photos/cats/summer/IMG_0001.jpg", 20)
+    '…summer/IMG_0001.jpg'
+    """
+    return name if len(name) <= most else "…" + name[1 - most :]
+
+
 def certain_bound(right: int, images: int) -> str | None:
     """What can be said where every image came out the same, so that no draw differs.
 

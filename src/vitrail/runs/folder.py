@@ -85,7 +85,11 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """What the run was made on."""
-        return json.loads((self.path / "environment.json").read_text())
+        file = self.path / "environment.json"
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file} is missing or damaged: {error}") from error
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The logged events, in order; a last line cut by a crash is left out."""
