@@ -55,7 +55,7 @@ def attend(
 ) -> Float[Tensor, "b h m e"]:
     """`softmax(q k^T / sqrt(e)) v` by torch's fused kernel, where that is the fast way.
 
-    In bfloat16 on a CPU it is not: its backward pass takes 2 to 11 times as long as the three
+    In bfloat16 on a CPU it is not: its backward pass takes 3 to 13 times as long as the three
     operations one by one, which use the matrix units (benchmarks/results/attention.md).
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
