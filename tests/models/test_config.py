@@ -109,7 +109,7 @@ def test_no_two_values_of_a_choice_are_the_same_model(field, randomised):
         ({"image_size": (33, 32)}, "33x32 .* cannot be cut into patches of 8x8: use 32x32"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), not 1.0"),
         ({"drop_path": -0.1}, "drop_path must be in"),
-        ({"norm_eps": 0.0}, "norm_eps must be positive"),
+        ({"norm_eps": 0.0}, "norm_eps must be in"),
         ({"heads": 3}, "width 32 is not divisible by 3 heads"),
         ({"width": 34, "position": "sincos_mae"}, "width divisible by 4"),
         ({"heads": 16, "position": "rope"}, "heads whose width is divisible by 4"),
