@@ -248,3 +248,17 @@ def test_the_log_is_one_json_object_a_line(tmp_path):
     Sitting(CONFIG, run).fit()
     lines = run.metrics_file.read_text().splitlines()
     assert len(lines) == 18 + 3 and all(isinstance(json.loads(line), dict) for line in lines)
+
+
+def test_the_log_for_tensorboard_holds_every_loss(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from vitrail.training.board import board
+
+    run = Run.create(tmp_path / "run", CONFIG)
+    with board(run.path / "tensorboard") as listen:
+        Sitting(CONFIG, run).fit(listen=listen)
+    log = EventAccumulator(str(run.path / "tensorboard"))
+    log.Reload()
+    assert [event.step for event in log.Scalars("loss")] == list(range(1, 19))
+    assert len(log.Scalars("val_accuracy")) == 3
