@@ -7,7 +7,7 @@ import torch
 from torchmetrics.functional import classification as oracle
 
 from vitrail.errors import DataError
-from vitrail.metrics import Estimate, classification, multi_label, top1_accuracy
+from vitrail.metrics import Estimate, classification, multi_label
 
 
 def guesses(n: int, c: int, skill: float = 1.5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -194,12 +194,6 @@ def test_what_json_holds():
     assert len(found["confusion"]) == 6 and sum(map(sum, found["confusion"])) == 50
     assert set(found["per_class"][0]) >= {"support", "predicted", "precision", "f1", "auroc"}
     assert sum(part["decisions"] for part in found["calibration"]) == 50
-
-
-def test_top1_accuracy_of_indices_and_of_rows():
-    p = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
-    assert top1_accuracy(p, torch.tensor([0, 1, 1])) == pytest.approx(2 / 3)
-    assert top1_accuracy(p, torch.tensor([[1, 1], [0, 1], [0, 1]])) == pytest.approx(2 / 3)
 
 
 def test_ten_thousand_images_take_seconds():

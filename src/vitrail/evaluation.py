@@ -21,13 +21,14 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data import Source, Targets, open_data, open_splits
+from vitrail.data import Source, Targets, open_data
 from vitrail.data.csvfile import Columns
 from vitrail.data.loader import EvalLoader, one_hot
 from vitrail.data.source import PARTS, Joined, PartedSource, Subset
 from vitrail.errors import DataError, UsageError
 from vitrail.metrics import Metrics, classification, multi_label
 from vitrail.runs import Run, TrainConfig
+from vitrail.runs.config import open_data_of
 from vitrail.runs.device import pick_device
 from vitrail.runs.load import LoadedRun, load
 from vitrail.tasks import Classify
@@ -178,15 +179,8 @@ class _Chosen(NamedTuple):
 
 def _open_own(loaded: LoadedRun, split: Part | None) -> _Chosen:
     """The run's own images, divided as they were for training."""
-    config, file = loaded.config, loaded.run.split_file
-    splits = open_splits(
-        config.data.path,
-        seed=config.seed,
-        val_fraction=config.data.val_fraction,
-        image_column=config.data.image_column,
-        label_column=config.data.label_column,
-        assignment=file if file.is_file() else None,
-    )
+    file = loaded.run.split_file
+    splits = open_data_of(loaded.config, file if file.is_file() else None)
     parts: dict[str, Source] = {"train": splits.train, "val": splits.val}
     if splits.test is not None:
         parts["test"] = splits.test

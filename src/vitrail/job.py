@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vitrail.data import Splits, open_splits, write_split
+from vitrail.data import Splits, write_split
 from vitrail.data.loader import EvalLoader, TrainLoader, one_hot
 from vitrail.errors import UsageError
 from vitrail.evaluation import Evaluation, evaluate
 from vitrail.models import build
 from vitrail.report import write_report
 from vitrail.runs import Run, RunLock, TrainConfig
+from vitrail.runs.config import open_data_of
 from vitrail.runs.device import pick_device
 from vitrail.tasks import Classify
 from vitrail.training import fit
@@ -80,14 +81,7 @@ def resume(
 
 
 def _open(config: TrainConfig, assignment: Path | None = None) -> Splits:
-    splits = open_splits(
-        config.data.path,
-        seed=config.seed,
-        val_fraction=config.data.val_fraction,
-        image_column=config.data.image_column,
-        label_column=config.data.label_column,
-        assignment=assignment,
-    )
+    splits = open_data_of(config, assignment)
     if splits.val is None:
         raise UsageError("nothing would be held out to measure on: give data.val_fraction above 0")
     return splits

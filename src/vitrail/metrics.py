@@ -206,16 +206,6 @@ def multi_label(probabilities: Float[Tensor, "n c"], targets: Int[Tensor, "n c"]
     )
 
 
-def top1_accuracy(
-    probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, " n"] | Float[Tensor, "n c"]
-) -> float:
-    """Share of images whose most probable class is theirs, or one of theirs (targets `[n c]`)."""
-    best = probabilities.argmax(dim=1)
-    if targets.ndim == 2:
-        return (targets.gather(1, best[:, None]) > 0).double().mean().item()
-    return (best == targets).double().mean().item()
-
-
 def auroc(
     scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"], weights: Float[Tensor, "n r"]
 ) -> Float[Tensor, " r"]:

@@ -11,7 +11,25 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 
-class TrainingScreen:
+class _Bar:
+    """A progress bar that is there while the `with` block runs."""
+
+    _progress: Progress
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+class TrainingScreen(_Bar):
     """Listens to a training run: a bar with an estimate of what is left, and a line a measure."""
 
     def __init__(self) -> None:
@@ -29,18 +47,6 @@ class TrainingScreen:
         )
         self._task = self._progress.add_task("train", total=1.0, now="")
         self._loss: float | None = None
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
 
     def notify(self, sentence: str) -> None:
         """Print a sentence above the bar."""
@@ -62,7 +68,7 @@ class TrainingScreen:
         self._progress.update(self._task, completed=event["done"], now=now)
 
 
-class CountingScreen:
+class CountingScreen(_Bar):
     """A bar that counts to a known number."""
 
     def __init__(self, what: str, total: int) -> None:
@@ -76,18 +82,6 @@ class CountingScreen:
             disable=not sys.stderr.isatty(),
         )
         self._task = self._progress.add_task(what, total=total)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
 
     def done(self, count: int) -> None:
         """So many are done."""

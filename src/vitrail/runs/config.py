@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from vitrail.data import Splits, open_splits
 from vitrail.data.augment import AugmentConfig
 from vitrail.data.preprocess import Interpolation, Preprocess, Resize
 from vitrail.errors import DataError, UsageError, unknown_name
@@ -139,6 +140,18 @@ class TrainConfig:
             mean=data.mean * channels if len(data.mean) == 1 else data.mean,
             std=data.std * channels if len(data.std) == 1 else data.std,
         )
+
+
+def open_data_of(config: TrainConfig, assignment: Path | None = None) -> Splits:
+    """The images of a run, divided; `assignment` is its split.csv, to divide them as before."""
+    return open_splits(
+        config.data.path,
+        seed=config.seed,
+        val_fraction=config.data.val_fraction,
+        image_column=config.data.image_column,
+        label_column=config.data.label_column,
+        assignment=assignment,
+    )
 
 
 ALIASES: Mapping[str, str] = {
