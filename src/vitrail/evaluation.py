@@ -1,7 +1,8 @@
 """Measure a finished run on images that it never learned from, or on any others.
 
 Writes metrics.json and predictions.csv into the run folder. What is measured on other images than
-the run's own held-out ones gets a name of its own (metrics-NAME.json), and replaces nothing.
+the run's own held-out ones, or with test-time augmentation, gets a name of its own
+(metrics-NAME.json), and replaces nothing.
 """
 
 import csv
@@ -32,6 +33,7 @@ from vitrail.runs.config import open_data_of
 from vitrail.runs.device import pick_device
 from vitrail.runs.load import LoadedRun, load
 from vitrail.tasks import Classify
+from vitrail.tasks.tta import looks
 
 Part = Literal["train", "val", "test", "all"]
 
@@ -60,6 +62,8 @@ class Evaluation:
     """From files to probabilities."""
     model_images_per_second: float
     """The model alone."""
+    tta: str = "none"
+    """How often, and how, the model looked at each image: a name in `vitrail.tasks.tta.LOOKS`."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -91,11 +95,14 @@ class Evaluation:
 
     @property
     def suffix(self) -> str:
-        """What sets this evaluation's file names apart: nothing for the run's held-out images."""
+        """What sets this evaluation's file names apart: nothing for the run's held-out images, seen
+        once each.
+        """
+        often = "" if self.tta == "none" else f"-tta-{self.tta}"
         if self.held_out:
-            return ""
+            return often
         name = Path(self.data).stem if self.data != self.loaded.config.data.path else self.part
-        return "-" + re.sub(r"[^\w.-]+", "_", name.removeprefix("samples:"))
+        return "-" + re.sub(r"[^\w.-]+", "_", name.removeprefix("samples:")) + often
 
     def summary(self) -> list[str]:
         """Two lines for a terminal: how good, and compared with what."""
@@ -126,15 +133,20 @@ def evaluate(
     checkpoint: str | None = None,
     device: str | None = None,
     batch_size: int = 64,
+    tta: str = "none",
 ) -> Evaluation:
     """Measure `run`, and write metrics.json and predictions.csv into its folder.
 
     `data` is other images than the run's own, in classes that the model knows. `split` is the part
     that is measured; the default is the test part, else the validation part, else (of other data)
     all. `checkpoint` is last or best, by default the one that the run keeps; `device` the run's.
+    `tta` averages several looks at each image (test-time augmentation: flip, scales, flip+scales);
+    the files then have a name of their own, metrics-tta-flip.json.
 
-    Raises `DataError` for a run, a checkpoint or images that are not as they must be.
+    Raises `DataError` for a run, a checkpoint or images that are not as they must be, `UsageError`
+    for an unknown `tta`.
     """
+    looks(tta)  # so that a wrong name is told at once
     loaded = load(run, checkpoint)
     named = data or loaded.config.data.path
     chosen = _open_other(data, loaded.config, split) if data else _open_own(loaded, split)
@@ -147,7 +159,7 @@ def evaluate(
         workers=loaded.config.data.workers,
         device=place,
     )
-    predicted = _predict(loaded, loader, named)
+    predicted = _predict(loaded, loader, named, tta)
     targets = torch.from_numpy(source.targets[predicted.indices].astype(np.int64))
     metrics = (multi_label if loaded.multi_label else classification)(
         predicted.probabilities, targets
@@ -166,6 +178,7 @@ def evaluate(
         skipped=dict(loader.skipped),
         images_per_second=n / predicted.seconds,
         model_images_per_second=n / predicted.model_seconds,
+        tta=tta,
     )
     _write(evaluation)
     return evaluation
@@ -233,6 +246,9 @@ class _Matched:
     def load(self, i: int) -> Image.Image:
         return self._source.load(i)
 
+    def stamp(self, i: int) -> str:
+        return self._source.stamp(i)
+
 
 def _matched(source: Source, loaded: LoadedRun, data: str) -> Targets:
     """The source's targets in the model's numbering."""
@@ -271,7 +287,7 @@ class _Predicted(NamedTuple):
 
 
 @torch.inference_mode()
-def _predict(loaded: LoadedRun, loader: EvalLoader, data: str) -> _Predicted:
+def _predict(loaded: LoadedRun, loader: EvalLoader, data: str, tta: str) -> _Predicted:
     config, device = loaded.config, loader.device
     counts = torch.ones(len(loaded.classes))
     task = Classify(
@@ -288,7 +304,7 @@ def _predict(loaded: LoadedRun, loader: EvalLoader, data: str) -> _Predicted:
         started = time.perf_counter()
         for batch in loader:
             asked = time.perf_counter()
-            rows.append(task.predict(batch).cpu())
+            rows.append(task.predict(batch, tta).cpu())
             model_seconds += time.perf_counter() - asked
             indices.append(batch.indices)
         seconds = time.perf_counter() - started
@@ -309,6 +325,7 @@ def _as_json(evaluation: Evaluation) -> str:
         "data": evaluation.data,
         "part": evaluation.part,
         "checkpoint": evaluation.loaded.checkpoint,
+        "tta": evaluation.tta,
         "images_per_second": round(evaluation.images_per_second, 1),
         "model_images_per_second": round(evaluation.model_images_per_second, 1),
         "unreadable": evaluation.skipped,

@@ -323,6 +323,35 @@ def test_every_shape_of_image_has_a_view(shape: tuple[int, int]) -> None:
         assert shown.shape == (1, 32, 24)
 
 
+@pytest.mark.parametrize("resize", ["pad", "native"])
+def test_a_crop_is_scaled_by_the_rule_of_the_evaluation_view(resize: Any) -> None:
+    image = gradient(100, 400)
+    preprocess = Preprocess(size=(64, 64), resize=resize, patch=(8, 8), background=0)
+    expected = preprocess.view(image)
+    assert expected.shape == ((3, 16, 64) if resize == "pad" else (3, 32, 128))
+
+    def views(**changes: Any) -> list[np.ndarray]:
+        config = AugmentConfig(**changes)
+        return [view(image, preprocess, config, seed=0, epoch=0, index=i) for i in range(50)]
+
+    # The ratio is a part of the image's own, so that training sees the shapes of evaluation.
+    whole = views(crop_scale=(0.999, 1.0), crop_ratio=(1.0, 1.0))[0]
+    assert whole.shape == expected.shape and np.abs(whole.astype(int) - expected).max() <= 2
+    shapes = {shown.shape[1:] for shown in views()}
+    assert expected.shape[1:] in shapes and (len(shapes) > 5 or resize == "pad")
+    assert all(h % 8 == w % 8 == 0 and 0 < h * w <= 64 * 64 and w > 2 * h for h, w in shapes)
+    # And no rounding error costs one of exactly its aspect a row.
+    assert {shown.shape for shown in views(crop_ratio=(1.0, 1.0))} == {expected.shape}
+
+
+def test_long_images_are_augmented_like_others() -> None:
+    augment = Augment(replace(ALL, shift=20, policy="trivial"), seed=0, size=(32, 32))
+    for height, width in ((8, 128), (128, 8), (1, 1)):
+        images = pictures(30, 3, height, width)
+        out = augment(images, np.arange(30), epoch=0)
+        assert out.shape == images.shape and not torch.equal(out, images)
+
+
 # Mixing
 
 

@@ -81,6 +81,21 @@ def test_other_parts_get_files_of_their_own(run):
         evaluate(run, split="test")
 
 
+def test_test_time_augmentation_has_files_of_its_own_and_replaces_none(run):
+    once = evaluate(run)
+    before = {file: file.read_bytes() for file in run.path.iterdir() if file.is_file()}
+    twice = evaluate(run, tta="flip")
+    assert all(file.read_bytes() == content for file, content in before.items())
+    written = json.loads((run.path / "metrics-tta-flip.json").read_text())
+    assert written["tta"] == "flip" and written["top1"]["value"] == twice.right / 6
+    assert len(rows(run.path / "predictions-tta-flip.csv")) == 6
+    assert not torch.equal(once.probabilities, twice.probabilities)
+    assert evaluate(run, split="all", tta="scales").suffix == "-all-tta-scales"
+    assert (run.path / "metrics-all-tta-scales.json").is_file()
+    with pytest.raises(UsageError, match="did you mean 'flip'"):
+        evaluate(run, tta="flop")
+
+
 def test_a_test_part_is_what_is_measured(tiny, tmp_path):
     for part, n in (("train", 8), ("val", 2), ("test", 3)):
         tiny.photos(tmp_path / "photos" / part, n=n)

@@ -31,6 +31,8 @@ class EvaluateArgs:
     """Default: the one that the run keeps."""
     device: str | None = None
     """Default: the run's."""
+    tta: str = "none"
+    """Average several looks at each image: flip, scales or flip+scales."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class PredictArgs:
     top: int = 3
     """How many classes to show for each image."""
     checkpoint: Literal["last", "best"] | None = None
+    tta: str = "none"
+    """Average several looks at each image: flip, scales or flip+scales."""
 
 
 def evaluate(args: Sequence[str]) -> dict[str, Any]:
@@ -57,6 +61,7 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
         split=given.split,
         checkpoint=given.checkpoint,
         device=given.device,
+        tta=given.tta,
     )
     written = run.path / f"metrics{evaluation.suffix}.json"
     if evaluation.held_out:
@@ -81,7 +86,7 @@ def predict(args: Sequence[str]) -> dict[str, Any]:
     if given.top < 1:
         raise UsageError(f"--top must be at least 1, not {given.top}")
     files = [file for path in given.images for file in _files(path)]
-    predictor = Predictor(given.run, given.checkpoint)
+    predictor = Predictor(given.run, given.checkpoint, given.tta)
     rows: list[dict[str, Any]] = []
     failed = 0
     for file in files:

@@ -22,7 +22,7 @@ from torch import Tensor
 from vitrail.data.keyed import uniform
 from vitrail.data.ops import GEOMETRIC, PHOTOMETRIC, brightness, color, contrast, warp
 from vitrail.data.policy import Draw, Plan, Policy, randaugment, three, trivial
-from vitrail.data.preprocess import Preprocess, pixels
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, unknown_name
 
 
@@ -36,7 +36,8 @@ class AugmentConfig:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Random resized crop (Inception, arXiv 1409.4842): the part of the image's area it shows."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Its width over its height. With (1, 1) and a scale of (1, 1): the evaluation view."""
+    """Its width over its height; where images keep their shape (resize pad and native), as a part
+    of the image's own. With (1, 1) and a scale of (1, 1): the evaluation view."""
     shift: int = 0
     """Moves the image by up to so many pixels each way ("pad by 4 and crop" is 4)."""
     hflip: float = 0.5
@@ -114,38 +115,37 @@ def view(
 ) -> UInt8[np.ndarray, "c h w"]:
     """The pixels of sample `index` in one epoch: a random resized crop, or the evaluation view.
 
-    The crop is cut between pixels, not at them, and scaled with antialiasing; size, interpolation
-    and channels are `preprocess`'s. Raises as `Preprocess.convert` does.
+    The crop is cut between pixels, not at them, and scaled with antialiasing; size, its rule,
+    interpolation and channels are `preprocess`'s. Raises as `Preprocess.convert` does.
     """
     if not config.crops:
         return preprocess.view(image)
     image = preprocess.convert(image)
     draws = uniform(seed, epoch, np.array([index]), "crop", 2 * _CROP_TRIES + 2)[0]
-    height, width = preprocess.size
-    shown = image.resize(
-        (width, height),
-        preprocess.resampling,
-        box=_crop_box(image.width, image.height, config, draws.tolist()),
-        # Four times as fast for photographs of 12 megapixels, and nothing for small images.
-        reducing_gap=2.0,
-    )
-    return pixels(shown)
+    own = 1.0 if preprocess.one_size else image.width / image.height
+    ratios = config.crop_ratio[0] * own, config.crop_ratio[1] * own
+    box = _crop_box(image.width, image.height, config.crop_scale, ratios, draws.tolist())
+    return preprocess.view_part(image, box)
 
 
 _CROP_TRIES = 10
 
 
 def _crop_box(
-    width: int, height: int, config: AugmentConfig, draws: list[float]
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratios: tuple[float, float],
+    draws: list[float],
 ) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) in the image, by Inception's rule.
 
     Area and ratio are drawn until the box fits, ten times at most; then it is the largest box of a
     ratio in the range. Its place is random.
     """
-    narrow, wide = config.crop_ratio
+    narrow, wide = ratios
     for area, shape in zip(draws[2::2], draws[3::2], strict=True):
-        surface = width * height * _between(config.crop_scale, area)
+        surface = width * height * _between(scale, area)
         ratio = exp(_between((log(narrow), log(wide)), shape))
         w, h = sqrt(surface * ratio), sqrt(surface / ratio)
         if w <= width and h <= height:
@@ -157,7 +157,7 @@ def _crop_box(
 
 
 class Augment:
-    """Augments batches of uint8 images of `size` (height, width), by its config.
+    """Augments batches of uint8 images of about `size` (height, width), by its config.
 
     In this order: shift, flips, the policy, colour jitter, erasing. Of a policy, the operations
     that change pixels come first, in the order drawn; then those that move them, as one map: an
@@ -184,17 +184,18 @@ class Augment:
         self, images: UInt8[Tensor, "b c h w"], indices: Int[np.ndarray, " b"], epoch: int
     ) -> UInt8[Tensor, "b c h w"]:
         """`indices` are the samples' own, not places in the batch; `images` is left as it is."""
-        assert images.shape[-2:] == self.size and len(images) == len(indices)
-        config = self.config
+        assert len(images) == len(indices)
+        config, size = self.config, (images.shape[2], images.shape[3])
         draw = partial(uniform, self.seed, epoch, indices)
         if config.shift:
-            images = _shift(images, draw("shift", 2), config.shift, config.fill)
+            reach = min(config.shift, min(size) - 1)  # of a long image something stays in sight
+            images = _shift(images, draw("shift", 2), reach, config.fill)
         rows = list(images.unbind(0))
         for axis, name, probability in ((3, "hflip", config.hflip), (2, "vflip", config.vflip)):
             if probability:
                 chosen = draw(name, 1)[:, 0] < probability
                 _change(rows, chosen, torch.flip, (axis,))
-        plan = self._plan(draw)
+        plan = self._plan(draw, size)
         if plan is not None:
             _recolour(rows, plan)
             _move(rows, plan, config.fill)
@@ -206,12 +207,12 @@ class Augment:
             _erase(images, draw("erase", 7), config.erase, self._noise)
         return images
 
-    def _plan(self, draw: Draw) -> Plan | None:
+    def _plan(self, draw: Draw, size: tuple[int, int]) -> Plan | None:
         match self.config.policy:
             case "randaugment":
                 return randaugment(draw, self.config.ops, self.config.magnitude)
             case "trivial":
-                return trivial(draw, self.size)
+                return trivial(draw, size)
             case "three":
                 return three(draw)
         return None
@@ -295,7 +296,13 @@ def _erase(
         h, w = min(height, round(sqrt(surface * ratio))), min(width, round(sqrt(surface / ratio)))
         spans = (height - h + 1, width - w + 1, height, width)
         top, left, down, right = (int(place * n) for place, n in zip(places, spans, strict=True))
-        images[i, :, top : top + h, left : left + w] = noise[:c, down : down + h, right : right + w]
+        # A long image may reach beyond the sheet, which then goes on from its start.
+        rows, columns = (
+            (start + torch.arange(n, device=images.device)) % side
+            for start, n, side in zip((down, right), (h, w), noise.shape[1:], strict=True)
+        )
+        box = noise[:c, rows[:, None], columns]
+        images[i, :, top : top + h, left : left + w] = box
 
 
 def _between(bounds: tuple[float, float], part: float) -> float:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vitrail.data.decode import read_image
 from vitrail.data.names import PackedNames, label_name
-from vitrail.data.source import PART_NAMES, PARTS, Targets
+from vitrail.data.source import PART_NAMES, PARTS, Targets, file_stamp
 from vitrail.errors import DataError
 
 _COLUMN_NAMES = {
@@ -64,6 +64,9 @@ class CsvSource:
 
     def load(self, i: int) -> Image.Image:
         return read_image(self._folder / self._names[i])
+
+    def stamp(self, i: int) -> str:
+        return file_stamp(self._folder / self._names[i])
 
 
 class _Row(NamedTuple):

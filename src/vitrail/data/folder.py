@@ -12,7 +12,7 @@ from PIL import Image
 
 from vitrail.data.decode import IMAGE_EXTENSIONS, read_image
 from vitrail.data.names import PackedNames, label_name, printable, shortened
-from vitrail.data.source import PART_NAMES, PARTS, Targets
+from vitrail.data.source import PART_NAMES, PARTS, Targets, file_stamp
 from vitrail.errors import DataError
 
 
@@ -53,6 +53,9 @@ class FolderSource:
 
     def load(self, i: int) -> Image.Image:
         return read_image(Path(self._root, self._names[i]))
+
+    def stamp(self, i: int) -> str:
+        return file_stamp(Path(self._root, self._names[i]))
 
 
 class _ClassFolder(NamedTuple):

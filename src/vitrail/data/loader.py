@@ -6,7 +6,7 @@ its batch and remembered in `skipped`.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from vitrail.data import keyed
 from vitrail.data.augment import Augment, AugmentConfig, view
 from vitrail.data.decode import UnreadableImage
-from vitrail.data.mix import mix
+from vitrail.data.mix import check_mixable, mix
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.source import Source
 from vitrail.errors import DataError
@@ -37,6 +37,9 @@ class Batch(NamedTuple):
     """Probabilities, or zeros and ones where an image may have several labels."""
     indices: Int[np.ndarray, " b"]
     """Which images of the source these are."""
+    extent: Int[Tensor, "b 2"] | None = None
+    """How many (rows, columns) of patches show each image, at the top left of its canvas; None:
+    all of them, for the images are of one size."""
 
 
 _View = UInt8[np.ndarray, "c h w"] | None
@@ -96,11 +99,6 @@ def one_hot(targets: Int[np.ndarray, "*b"], classes: int) -> Float[np.ndarray, "
     return np.eye(classes, dtype=np.float32)[targets]
 
 
-def _stack(views: Sequence[_View]) -> UInt8[Tensor, "b c h w"]:
-    """The views that there are, as one batch."""
-    return torch.from_numpy(np.stack([pixels for pixels in views if pixels is not None]))
-
-
 class TrainLoader:
     """Endless, keyed epochs of augmented batches; the last, partial batch of each is left out."""
 
@@ -116,6 +114,8 @@ class TrainLoader:
         max_unreadable: float = 0.01,
         device: torch.device | str = "cpu",
     ) -> None:
+        """Raises `UsageError` for images of different sizes that are to be mixed."""
+        check_mixable(augment, preprocess)
         self.source = source
         self.preprocess = preprocess
         self.config = augment
@@ -130,6 +130,11 @@ class TrainLoader:
     def skipped(self) -> dict[str, str]:
         """Key and reason of every image that could not be read so far."""
         return self._shelf.skipped
+
+    def leave_out(self, skipped: Mapping[str, str]) -> None:
+        """Count images that were found unreadable elsewhere. Raises `DataError` for too many."""
+        self._shelf.skipped.update(skipped)
+        self._shelf.check()
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -175,12 +180,25 @@ class TrainLoader:
         if not any(good):
             return
         indices = indices[good]
-        images = _stack(made).to(self.device)
+        views = [pixels for pixels in made if pixels is not None]
+        images, extent = self.preprocess.collate(self._augmented(views, indices, epoch))
         targets = one_hot(self.source.targets[indices], len(self.source.classes))
-        x = self.preprocess.normalise(self.augment(images, indices, epoch))
+        x = self.preprocess.normalise(images)
         y = torch.from_numpy(targets).to(self.device)
         x, y = mix(x, y, indices, self.config, seed=self.seed, epoch=epoch)
-        yield Batch(x, y, indices)
+        yield Batch(x, y, indices, extent)
+
+    def _augmented(
+        self, views: Sequence[UInt8[np.ndarray, "c _h _w"]], indices: np.ndarray, epoch: int
+    ) -> list[UInt8[Tensor, "c _h _w"]]:
+        """The views in their order, on the device; those of one size are augmented together."""
+        done: dict[int, Tensor] = {}
+        for shape in dict.fromkeys(pixels.shape for pixels in views):
+            places = [i for i, pixels in enumerate(views) if pixels.shape == shape]
+            images = torch.from_numpy(np.stack([views[i] for i in places])).to(self.device)
+            images = self.augment(images, indices[places], epoch)
+            done |= zip(places, images, strict=True)
+        return [done[i] for i in range(len(views))]
 
 
 class EvalLoader:
@@ -201,22 +219,24 @@ class EvalLoader:
         self.workers = workers
         self.device = torch.device(device)
         self.skipped: dict[str, str] = {}
-        self._views: list[tuple[np.ndarray, Tensor]] | None = None
+        self._views: list[tuple[np.ndarray, list[Tensor]]] | None = None
 
     def __len__(self) -> int:
         """Batches of one pass."""
         return -(-len(self.source) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for indices, pixels in self._views or self._read():
+        for indices, views in self._views or self._read():
+            images, extent = self.preprocess.collate(views)
             targets = one_hot(self.source.targets[indices], len(self.source.classes))
             yield Batch(
-                self.preprocess.normalise(pixels.to(self.device)),
+                self.preprocess.normalise(images.to(self.device)),
                 torch.from_numpy(targets).to(self.device),
                 indices,
+                None if extent is None else extent.to(self.device),
             )
 
-    def _read(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+    def _read(self) -> Iterator[tuple[np.ndarray, list[Tensor]]]:
         """Decode; and remember the views, for they stay the same, if they all fit."""
         channels, (height, width) = self.preprocess.channels, self.preprocess.size
         keep = len(self.source) * channels * height * width <= CACHE_BYTES
@@ -228,7 +248,7 @@ class EvalLoader:
                 good = [pixels is not None for pixels in made]
                 if not any(good):
                     continue
-                views = _stack(made)
+                views = [torch.from_numpy(pixels) for pixels in made if pixels is not None]
                 if keep:
                     kept.append((indices[good], views))
                 yield indices[good], views

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from vitrail.data.augment import AugmentConfig
 from vitrail.data.keyed import uniform
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import UsageError
 
 
 def mix(
@@ -44,6 +46,16 @@ def mix(
         _with_partners(images, _on_pixels(drawn, (h, w))[:, None].to(images.dtype)),
         _with_partners(targets, torch.from_numpy(share).to(targets)[:, None]),
     )
+
+
+def check_mixable(config: AugmentConfig, preprocess: Preprocess) -> None:
+    """Raise `UsageError` where images are to be mixed that have different sizes."""
+    if config.mixes and not preprocess.one_size:
+        raise UsageError(
+            f"resize='{preprocess.resize}' makes batches of images of different sizes, which "
+            f"mixup and cutmix cannot mix: switch them off (augment.mixup and augment.cutmix: 0), "
+            f"or use resize='crop' or 'squash'"
+        )
 
 
 def _boxes(

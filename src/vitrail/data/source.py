@@ -7,6 +7,8 @@ makes the rest. Nothing in these files writes into the data.
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -45,6 +47,10 @@ class Source(Protocol):
 
     def load(self, i: int) -> Image.Image:
         """Decode image `i` to mode RGB, or L for arrays of one channel; or UnreadableImage."""
+        ...
+
+    def stamp(self, i: int) -> str:
+        """What is another text once image `i` has changed; much cheaper than to decode it."""
         ...
 
 
@@ -106,6 +112,9 @@ class ArraySource:
     def load(self, i: int) -> Image.Image:
         return Image.fromarray(self._images[i])
 
+    def stamp(self, i: int) -> str:
+        return blake2b(self._images[i].tobytes(), digest_size=16).hexdigest()
+
 
 class Joined:
     """Sources of the same classes, one a part (a name in PARTS), as one data set."""
@@ -129,6 +138,10 @@ class Joined:
     def load(self, i: int) -> Image.Image:
         source, within = self._find(i)
         return source.load(within)
+
+    def stamp(self, i: int) -> str:
+        source, within = self._find(i)
+        return source.stamp(within)
 
     def _find(self, i: int) -> tuple[Source, int]:
         number = bisect_right(self._starts, i) - 1
@@ -164,3 +177,15 @@ class Subset:
 
     def load(self, i: int) -> Image.Image:
         return self._source.load(int(self._indices[i]))
+
+    def stamp(self, i: int) -> str:
+        return self._source.stamp(int(self._indices[i]))
+
+
+def file_stamp(file: Path) -> str:
+    """A file's size and the time of its last change; empty if there is no such file."""
+    try:
+        status = file.stat()
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vitrail.data.decode import read_image
 from vitrail.runs.load import load
+from vitrail.tasks.tta import looks, probabilities
 
 Picture = str | Path | bytes | Image.Image
 """A file's path, its bytes, or an image that Pillow has opened."""
@@ -30,13 +31,18 @@ class Predictor:
     `Predictor("runs/x")("cat.jpg").label`
     """
 
-    def __init__(self, run: Path | str, checkpoint: str | None = None) -> None:
-        """`checkpoint`: last or best; the default is the one that the run's report judges."""
+    def __init__(self, run: Path | str, checkpoint: str | None = None, tta: str = "none") -> None:
+        """`checkpoint`: last or best; the default is the one that the run's report judges.
+
+        `tta`: what several looks at an image are averaged, a name in `vitrail.tasks.tta.LOOKS`.
+        """
+        looks(tta)  # so that a wrong name is told at once
         loaded = load(run, checkpoint)
         self.model = loaded.model
         self.classes: Sequence[str] = loaded.classes
         self.preprocess = loaded.preprocess
         self.multi_label = loaded.multi_label
+        self.tta = tta
 
     def __call__(self, picture: Picture) -> Prediction:
         """Predict one image. Raises `UnreadableImage` (a `DataError`) for a damaged file."""
@@ -47,7 +53,7 @@ class Predictor:
         predictions: list[Prediction] = []
         batch: list[torch.Tensor] = []
         for picture in pictures:
-            batch.append(self.preprocess(_open(picture)))
+            batch.append(torch.from_numpy(self.preprocess.view(_open(picture))))
             if len(batch) == batch_size:
                 predictions += self._predict(batch)
                 batch = []
@@ -55,10 +61,11 @@ class Predictor:
 
     @torch.inference_mode()
     def _predict(self, batch: list[torch.Tensor]) -> list[Prediction]:
-        logits = self.model(torch.stack(batch))
-        rows = (logits.sigmoid() if self.multi_label else logits.softmax(dim=1)).tolist()
+        images, extent = self.preprocess.collate(batch)
+        images = self.preprocess.normalise(images)
+        rows = probabilities(self.model, images, extent, multi_label=self.multi_label, tta=self.tta)
         found = []
-        for row in rows:
+        for row in rows.tolist():
             ranked = dict(sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1]))
             label = next(iter(ranked))
             found.append(Prediction(label, ranked[label], ranked))

@@ -4,6 +4,8 @@
 - DeiT (2012.12877): the same, and a distillation token with a head of its own
 - DeiT-III (2204.07118): LayerScale; the class token has no position
 - DINOv2 (2304.07193): patch 14, LayerScale; registers (2309.16588); a gated MLP in the giant
+- CLIP's image tower (2103.00020): a norm before the encoder; its projection is the "head"
+- SigLIP's (2303.15343): attention pooling, no class token
 - g, G, e (2106.04560, 2209.06794) and So400m (2305.13035) of the scaling studies
 - small rows of our own, with a convolutional stem (2106.14881), for small images and CPUs
 
@@ -16,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, unknown_name
@@ -27,11 +29,13 @@ from vitrail.nn import (
     ConvStem,
     Encoder,
     Features,
+    Grids,
     Indivisible,
     LearnedPosition,
     PatchEmbed,
     Pool,
     Position,
+    Resample,
     RotaryPosition,
     SinCosPosition,
     drop_path_rates,
@@ -60,22 +64,33 @@ class ViTConfig:
     """0 leaves the head out: `forward` then gives the pooled features."""
     stem: Stem = "patch"
     stem_norm: bool = False
+    stem_bias: bool = True
     indivisible: Indivisible = "refuse"
     """An image that is no whole number of patches: an error, or zero padding right and below."""
     position: Position = "learned"
     prefix_position: bool = True
     """Whether class and distillation token have rows in the learned position table."""
+    resample: Resample = "bicubic_antialias"
+    """How the learned position table is brought to another grid: as its makers did."""
+    pre_norm: bool = False
+    """CLIP's LayerNorm between the embeddings and the first block."""
     class_token: bool = True
     distilled: bool = False
     """DeiT's second token, with its own head; the two heads' logits are averaged."""
     registers: int = 0
     pool: Pool = "class"
+    pool_norm: bool = False
+    """The final norm acts on the pooled vector, not on the tokens: MAE fine-tuned, timm's "avg"."""
     activation: Activation = "gelu"
     qkv_bias: bool = True
     qk_norm: bool = False
     layer_scale: float | None = None
     """Initial value of LayerScale; None leaves it out."""
     norm_eps: float = 1e-6
+    representation: int = 0
+    """Width of a tanh layer between the pooled token and the head, as the original ImageNet-21k
+    checkpoints have it ("pre-logits"); 0 leaves it out."""
+    head_bias: bool = True
     dropout: float = 0.0
     drop_path: float = 0.0
     """Stochastic depth of the last block; it grows linearly from 0 in the first."""
@@ -91,7 +106,7 @@ class ViTConfig:
             pair = getattr(self, field)
             if not (isinstance(pair, tuple) and len(pair) == 2 and min(pair) >= 1):
                 raise UsageError(f"{field} is a pair (height, width) in pixels, not {pair!r}")
-        for field in ("classes", "registers"):
+        for field in ("classes", "registers", "representation"):
             if getattr(self, field) < 0:
                 raise UsageError(f"{field} cannot be negative")
         for field in ("dropout", "drop_path"):
@@ -108,10 +123,16 @@ class ViTConfig:
             raise UsageError(f"position='{self.position}' needs a width divisible by {parts}")
         if self.position == "rope" and self.width // self.heads % 4:
             raise UsageError("position='rope' needs heads whose width is divisible by 4")
-        if self.pool == "class" and not self.class_token:
-            raise UsageError("pool='class' needs class_token=True; or use pool='mean' or 'map'")
+        if self.pool.startswith("class") and not self.class_token:
+            raise UsageError(
+                f"pool='{self.pool}' needs class_token=True; or use pool='mean' or 'map'"
+            )
         if self.distilled and self.pool != "class":
             raise UsageError("distilled=True averages two tokens' heads, so it needs pool='class'")
+        if self.distilled and self.pool_norm:
+            raise UsageError("distilled=True reads two tokens: pool_norm=True would norm one")
+        if self.distilled and self.representation:
+            raise UsageError("distilled=True and a representation layer do not go together")
         patch_grid(self.image_size, self.patch, self.indivisible)
 
     @property
@@ -119,11 +140,17 @@ class ViTConfig:
         """The token grid (rows, columns) at `image_size`."""
         return patch_grid(self.image_size, self.patch, self.indivisible)
 
+    @property
+    def pooled(self) -> int:
+        """Length of an image's one vector, before a representation layer."""
+        return 2 * self.width if self.pool == "class_mean" else self.width
+
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "stem": get_args(Stem),
     "indivisible": get_args(Indivisible),
     "position": get_args(Position),
+    "resample": get_args(Resample),
     "pool": get_args(Pool),
     "activation": get_args(Activation),
 }
@@ -150,6 +177,7 @@ class ViT(nn.Module):
             d,
             norm_eps=config.norm_eps if config.stem_norm else None,
             indivisible=config.indivisible,
+            bias=config.stem_bias,
         )
         positioned = int(config.class_token) + int(config.distilled)
         prefix = positioned + config.registers
@@ -157,11 +185,12 @@ class ViT(nn.Module):
         self.position: LearnedPosition | SinCosPosition | None = None
         if config.position == "learned":
             rows = positioned if config.prefix_position else 0
-            self.position = LearnedPosition(config.grid, d, rows)
+            self.position = LearnedPosition(config.grid, d, rows, config.resample)
         elif config.position in ("sincos_moco", "sincos_mae", "sincos_bigvision", "sincos_1d"):
             self.position = SinCosPosition(config.grid, d, config.position)
         self.rotary = RotaryPosition(d // config.heads) if config.position == "rope" else None
         self.drop = nn.Dropout(config.dropout)
+        self.pre_norm = nn.LayerNorm(d, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.encoder = Encoder(
             (
                 Block(
@@ -179,7 +208,7 @@ class ViT(nn.Module):
                 for rate in drop_path_rates(config.drop_path, config.depth)
             ),
             d,
-            config.norm_eps,
+            None if config.pool_norm else config.norm_eps,
             peg=config.position == "peg",
         )
         self.pool = (
@@ -187,7 +216,18 @@ class ViT(nn.Module):
             if config.pool == "map"
             else None
         )
-        self.head = nn.Linear(d, config.classes) if config.classes else None
+        pooled = config.pooled
+        self.pool_norm = (
+            nn.LayerNorm(pooled, eps=config.norm_eps) if config.pool_norm else nn.Identity()
+        )
+        self.representation = (
+            nn.Linear(pooled, config.representation) if config.representation else None
+        )
+        self.head = (
+            nn.Linear(config.representation or pooled, config.classes, bias=config.head_bias)
+            if config.classes
+            else None
+        )
         self.head_distilled = (
             nn.Linear(d, config.classes) if config.classes and config.distilled else None
         )
@@ -216,14 +256,26 @@ class ViT(nn.Module):
             if head is not None:
                 nn.init.zeros_(head.weight)
 
-    def features(self, x: Float[Tensor, "b c h w"]) -> Features:
-        """Everything a head may want of images `x` (already normalised)."""
+    def features(
+        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
+    ) -> Features:
+        """Everything a head may want of images `x` (already normalised).
+
+        Images of different sizes share a batch as a canvas with each at its top left, `extent`
+        being the (rows, columns) of patches that show it. Each gets exactly what it would get
+        alone: positions of its own grid, attention and pooling over its own tokens. What else is
+        on the canvas changes nothing, and has zeros in `patches` and `maps`.
+        """
         if x.shape[1] != self.config.channels:
             raise UsageError(
                 f"the images have {x.shape[1]} channels, the model takes {self.config.channels}: "
                 f"build it with channels={x.shape[1]}, or convert the images"
             )
-        patches, grid = self.stem(x)
+        patches, canvas = self.stem(x, extent)
+        grids = None if extent is None else Grids(extent, canvas)
+        grid = grids or canvas
+        if grids is not None:
+            patches = grids.gather(patches)
         if self.prefix is None:
             prefix = patches.new_empty(x.shape[0], 0, patches.shape[2])
         else:
@@ -231,21 +283,30 @@ class ViT(nn.Module):
         if self.position is not None:
             patches, prefix = self.position(patches, prefix, grid)
         rotation = None if self.rotary is None else self.rotary(grid)
-        tokens = self.encoder(self.drop(torch.cat([prefix, patches], dim=1)), grid, rotation)
+        tokens = self.pre_norm(self.drop(torch.cat([prefix, patches], dim=1)))
+        tokens = self.encoder(tokens, grid, rotation)
         prefix, patches = tokens.split([prefix.shape[1], patches.shape[1]], dim=1)
         if self.pool is not None:
-            pooled = self.pool(patches)
-        elif self.config.pool == "mean":
-            pooled = patches.mean(dim=1)
-        else:
+            pooled = self.pool(patches, grids.keys() if grids else None)
+        elif self.config.pool == "class":
             pooled = prefix[:, 0]
+        else:
+            pooled = grids.mean(patches) if grids else patches.mean(dim=1)
+            if self.config.pool == "class_mean":
+                pooled = torch.cat([prefix[:, 0], pooled], dim=1)
+        pooled = self.pool_norm(pooled)
+        if self.representation is not None:
+            pooled = self.representation(pooled).tanh()
+        if grids is not None:
+            patches = grids.scatter(patches)
         return Features(
             patches=patches,
             prefix=prefix,
-            grid=grid,
-            maps=(tokens_to_map(patches, grid),),
+            grid=canvas,
+            maps=(tokens_to_map(patches, canvas),),
             strides=(self.config.patch,),
             pooled=pooled,
+            valid=grids.shown if grids else None,
         )
 
     def logits(self, features: Features) -> Float[Tensor, "b t c"]:
@@ -256,9 +317,14 @@ class ViT(nn.Module):
             logits.append(self.head_distilled(features.prefix[:, 1]))
         return torch.stack(logits, dim=1)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out"]:
-        """Logits `[b classes]`; the pooled features `[b d]` of a model without a head."""
-        features = self.features(x)
+    def forward(
+        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
+    ) -> Float[Tensor, "b out"]:
+        """Logits `[b classes]`; the pooled features `[b d]` of a model without a head.
+
+        `extent` is for images of different sizes, as in `features`.
+        """
+        features = self.features(x, extent)
         return features.pooled if self.head is None else self.logits(features).mean(dim=1)
 
 
@@ -279,7 +345,33 @@ def _deit3(config: ViTConfig) -> ViTConfig:
 
 
 def _dinov2(config: ViTConfig) -> ViTConfig:
-    return replace(_patch(config, 14), image_size=(518, 518), classes=0, layer_scale=1e-5)
+    return replace(
+        _patch(config, 14),
+        image_size=(518, 518),
+        classes=0,
+        layer_scale=1e-5,
+        resample="bicubic_offset",
+    )
+
+
+def _registers(config: ViTConfig) -> ViTConfig:
+    return replace(config, registers=4, resample="bicubic_antialias")
+
+
+def _clip(config: ViTConfig, embedding: int = 512) -> ViTConfig:
+    return replace(
+        config,
+        classes=embedding,
+        pre_norm=True,
+        stem_bias=False,
+        head_bias=False,
+        norm_eps=1e-5,
+        activation="gelu_quick",
+    )
+
+
+def _siglip(config: ViTConfig) -> ViTConfig:
+    return replace(config, classes=0, class_token=False, pool="map", activation="gelu_tanh")
 
 
 _SMALL = ViTConfig(depth=6, stem="conv", class_token=False, pool="mean")
@@ -329,10 +421,17 @@ ROWS: dict[str, ViTConfig] = {
     "dinov2_b14": _dinov2(_B),
     "dinov2_l14": _dinov2(_L),
     "dinov2_g14": _dinov2(_DINOV2_G),
-    "dinov2_s14_reg": replace(_dinov2(_S), registers=4),
-    "dinov2_b14_reg": replace(_dinov2(_B), registers=4),
-    "dinov2_l14_reg": replace(_dinov2(_L), registers=4),
-    "dinov2_g14_reg": replace(_dinov2(_DINOV2_G), registers=4),
+    "dinov2_s14_reg": _registers(_dinov2(_S)),
+    "dinov2_b14_reg": _registers(_dinov2(_B)),
+    "dinov2_l14_reg": _registers(_dinov2(_L)),
+    "dinov2_g14_reg": _registers(_dinov2(_DINOV2_G)),
+    # CLIP's image towers as OpenAI trained them: the classes are the joint embedding's axes
+    "clip_b32": _clip(_patch(_B, 32)),
+    "clip_b16": _clip(_B),
+    "clip_l14": _clip(_patch(_L, 14), 768),
+    # SigLIP's, whose embedding is what the pooling gives
+    "siglip_b16": _siglip(_B),
+    "siglip_l16": replace(_siglip(_L), image_size=(256, 256)),
     # Ours, to learn from few images or on few cores: see vitrail.recipes.scratch
     "vit_mini16": replace(_SMALL, width=192, heads=6, mlp=768, image_size=(96, 96)),
     "vit_nano8": replace(_patch(_SMALL, 8), width=128, heads=4, mlp=512, image_size=(32, 32)),

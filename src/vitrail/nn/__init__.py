@@ -8,6 +8,7 @@ from vitrail.nn.encoder import LayerScale as LayerScale
 from vitrail.nn.encoder import drop_path_rates as drop_path_rates
 from vitrail.nn.features import Features as Features
 from vitrail.nn.features import tokens_to_map as tokens_to_map
+from vitrail.nn.grids import Grids as Grids
 from vitrail.nn.mlp import Activation as Activation
 from vitrail.nn.mlp import Mlp as Mlp
 from vitrail.nn.mlp import SwiGLU as SwiGLU
@@ -23,3 +24,7 @@ from vitrail.nn.position import Position as Position
 from vitrail.nn.position import RotaryPosition as RotaryPosition
 from vitrail.nn.position import SinCosPosition as SinCosPosition
 from vitrail.nn.position import sincos_table as sincos_table
+from vitrail.nn.resample import Resample as Resample
+from vitrail.nn.resample import adapt_channels as adapt_channels
+from vitrail.nn.resample import resample_patch as resample_patch
+from vitrail.nn.resample import resample_table as resample_table

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vitrail.nn.position import Rotation, rotate
@@ -36,15 +36,21 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], rotation: Rotation | None = None
+        self,
+        x: Float[Tensor, "b t d"],
+        rotation: Rotation | None = None,
+        keys: Bool[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
-        """Attend; `rotation` turns the queries and keys of the patch tokens (rotary positions)."""
+        """Attend; `rotation` turns the queries and keys of the patch tokens (rotary positions).
+
+        `keys`: which tokens may be attended to, at least one an image; None is all.
+        """
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        x = attend(q, k, v)
+        x = attend(q, k, v, keys)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, n, d)))
 
 
@@ -52,12 +58,19 @@ def attend(
     q: Float[Tensor, "b h m e"],
     k: Float[Tensor, "b h n e"],
     v: Float[Tensor, "b h n e"],
+    keys: Bool[Tensor, "b n"] | None = None,
 ) -> Float[Tensor, "b h m e"]:
     """`softmax(q k^T / sqrt(e)) v` by torch's fused kernel, where that is the fast way.
+
+    The softmax is over the `keys` that are true, at least one an image; None is all of them.
 
     In bfloat16 on a CPU it is not: its backward pass takes 3 to 13 times as long as the three
     operations one by one, which use the matrix units (benchmarks/results/attention.md).
     """
+    mask = None if keys is None else keys[:, None, None]
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -torch.inf)
+        return logits.softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vitrail.nn.attention import Attention
+from vitrail.nn.grids import Grid, Grids, tokens_of
 from vitrail.nn.mlp import Activation, build_mlp
 from vitrail.nn.position import Peg, Rotation
 
@@ -65,9 +66,12 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], rotation: Rotation | None = None
+        self,
+        x: Float[Tensor, "b t d"],
+        rotation: Rotation | None = None,
+        keys: Bool[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
-        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), rotation)))
+        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), rotation, keys)))
         return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 
 
@@ -84,21 +88,23 @@ class Encoder(nn.Module):
     """Blocks in turn, then the final norm; with a PEG, positions come in after the first block."""
 
     def __init__(
-        self, blocks: Iterable[Block], width: int, norm_eps: float, peg: bool = False
+        self, blocks: Iterable[Block], width: int, norm_eps: float | None, peg: bool = False
     ) -> None:
+        """`norm_eps`: of the final norm; None leaves that to what comes after."""
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.peg = Peg(width) if peg else None
-        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(width, eps=norm_eps)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], grid: tuple[int, int], rotation: Rotation | None = None
+        self, x: Float[Tensor, "b t d"], grid: Grid, rotation: Rotation | None = None
     ) -> Float[Tensor, "b t d"]:
-        """`x` holds the prefix tokens, then `gh * gw` patch tokens."""
+        """`x` holds the prefix tokens, then the patch tokens of `grid`."""
+        k = x.shape[1] - tokens_of(grid)
+        keys = grid.keys(k) if isinstance(grid, Grids) else None
         for i, block in enumerate(self.blocks):
-            x = block(x, rotation)
+            x = block(x, rotation, keys)
             if i == 0 and self.peg is not None:
-                k = x.shape[1] - grid[0] * grid[1]
                 prefix, patches = x[:, :k], x[:, k:]
                 x = torch.cat([prefix, self.peg(patches, grid)], dim=1)
         return self.norm(x)

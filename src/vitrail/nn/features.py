@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -22,8 +22,11 @@ class Features(NamedTuple):
     """One feature map a stage, finest first, for dense heads."""
     strides: tuple[tuple[int, int], ...]
     """Pixels of input per cell of each map, as (vertical, horizontal)."""
-    pooled: Float[Tensor, "b d"]
-    """The image's one vector: what a linear classifier reads."""
+    pooled: Float[Tensor, "b e"]
+    """The image's one vector: what a linear classifier reads. Mostly `e` is `d`."""
+    valid: Bool[Tensor, "b n"] | None = None
+    """Which patch tokens show the image, of images of different sizes on one canvas; the others
+    are zeros. None: all of them do."""
 
 
 def tokens_to_map(

@@ -2,29 +2,38 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Activation = Literal["gelu", "gelu_tanh", "swiglu"]
+Activation = Literal["gelu", "gelu_tanh", "gelu_quick", "swiglu"]
 
 
 class Mlp(nn.Module):
     """`fc2(gelu(fc1(x)))` (ViT, arXiv 2010.11929, section 3.1).
 
-    Google's JAX code uses the tanh approximation of GELU, timm and Hugging Face the exact one:
-    published weights know the difference (up to 5e-4 in each activation).
+    Google's JAX code uses the tanh approximation of GELU, timm and Hugging Face the exact one,
+    OpenAI's CLIP a sigmoid: published weights know the difference (up to 5e-4, and 2e-2, in each
+    activation).
     """
 
-    def __init__(self, width: int, hidden: int, tanh: bool = False, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, hidden: int, act: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
-        self.act = nn.GELU(approximate="tanh" if tanh else "none")
+        self.act = act
         self.drop = nn.Dropout(dropout)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class QuickGELU(nn.Module):
+    """`x sigmoid(1.702 x)` (Hendrycks and Gimpel, arXiv 1606.08415, section 2), as in CLIP."""
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        return x * torch.sigmoid(1.702 * x)
 
 
 class SwiGLU(nn.Module):
@@ -50,4 +59,7 @@ def build_mlp(
     """The MLP that `activation` names."""
     if activation == "swiglu":
         return SwiGLU(width, hidden, dropout)
-    return Mlp(width, hidden, tanh=activation == "gelu_tanh", dropout=dropout)
+    if activation == "gelu_quick":
+        return Mlp(width, hidden, QuickGELU(), dropout)
+    approximate = "tanh" if activation == "gelu_tanh" else "none"
+    return Mlp(width, hidden, nn.GELU(approximate), dropout)

@@ -10,11 +10,13 @@ import math
 from itertools import pairwise
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError
+from vitrail.nn.grids import on_canvas
 
 Indivisible = Literal["refuse", "pad"]
 
@@ -64,18 +66,21 @@ class PatchEmbed(nn.Module):
         width: int,
         norm_eps: float | None = None,
         indivisible: Indivisible = "refuse",
+        bias: bool = True,
     ) -> None:
         """`norm_eps`: a LayerNorm after the projection, as Twins, Swin and PVT have it."""
         super().__init__()
         self.patch = patch
         self.indivisible = indivisible
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch, bias=bias)
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(width, eps=norm_eps)
 
     def forward(
-        self, x: Float[Tensor, "b c h w"]
+        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> tuple[Float[Tensor, "b n d"], tuple[int, int]]:
-        """Tokens, and the grid `(gh, gw)` they came from."""
+        """Tokens, and the grid `(gh, gw)` they came from. A patch sees itself, whatever `extent`
+        of (rows, columns) shows an image.
+        """
         x, grid = pad_to_patches(x, self.patch, self.indivisible)
         return self.norm(self.proj(x).flatten(2).transpose(1, 2)), grid
 
@@ -94,6 +99,7 @@ class ConvStem(nn.Module):
         width: int,
         norm_eps: float | None = None,
         indivisible: Indivisible = "refuse",
+        bias: bool = True,
     ) -> None:
         super().__init__()
         stages = int(math.log2(patch[0]))
@@ -120,12 +126,33 @@ class ConvStem(nn.Module):
                 for c_in, c_out in pairwise(sizes)
             )
         )
-        self.proj = nn.Conv2d(width, width, kernel_size=1)
+        self.proj = nn.Conv2d(width, width, kernel_size=1, bias=bias)
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(width, eps=norm_eps)
 
     def forward(
-        self, x: Float[Tensor, "b c h w"]
+        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> tuple[Float[Tensor, "b n d"], tuple[int, int]]:
-        """Tokens, and the grid `(gh, gw)` they came from."""
+        """Tokens, and the grid `(gh, gw)` they came from; `extent` (rows, columns) of them show
+        each image.
+        """
         x, grid = pad_to_patches(x, self.patch, self.indivisible)
-        return self.norm(self.proj(self.convs(x)).flatten(2).transpose(1, 2)), grid
+        if extent is None or not self.training:
+            # On its even number of rows, a convolution's row i sees rows 2i - 1 to 2i + 1: over
+            # the top and left of an image, where zeros are, and never over its bottom or right.
+            x = self.convs(x)
+        else:
+            for stage in self.convs:
+                convolution, norm, activation = stage.children()
+                x = convolution(x)
+                shown = on_canvas(extent * (x.shape[2] // grid[0]), (x.shape[2], x.shape[3]))
+                x = activation(_normalise_shown(norm, x, shown))
+        return self.norm(self.proj(x).flatten(2).transpose(1, 2)), grid
+
+
+def _normalise_shown(
+    norm: nn.Module, x: Float[Tensor, "b c h w"], shown: Bool[Tensor, "b h w"]
+) -> Float[Tensor, "b c h w"]:
+    """Batch normalisation, the statistics over what is `shown`; zeros elsewhere."""
+    last = x.movedim(1, -1)
+    normal = norm(last[shown][:, :, None, None]).flatten(1)
+    return torch.zeros_like(last).index_put((shown,), normal.to(x.dtype)).movedim(-1, 1)

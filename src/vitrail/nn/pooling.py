@@ -1,15 +1,17 @@
-"""Many tokens to one vector: the class token, the mean, or attention with a learned query."""
+"""Many tokens to one vector: the class token, the patches' mean, both side by side (DINOv2's linear
+evaluation, arXiv 2304.07193), or attention with a learned query.
+"""
 
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vitrail.nn.attention import attend
 from vitrail.nn.mlp import Activation, build_mlp
 
-Pool = Literal["class", "mean", "map"]
+Pool = Literal["class", "mean", "class_mean", "map"]
 
 
 class AttentionPool(nn.Module):
@@ -30,10 +32,13 @@ class AttentionPool(nn.Module):
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = build_mlp(width, mlp, activation)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+    def forward(
+        self, x: Float[Tensor, "b n d"], keys: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b d"]:
+        """The images' vectors, of the tokens that `keys` says belong to them; None is all."""
         b, n, d = x.shape
         q = self.q(self.probe.expand(b, -1, -1)).view(b, 1, self.heads, -1).transpose(1, 2)
         k, v = self.kv(x).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        x = attend(q, k, v).transpose(1, 2).reshape(b, d)
+        x = attend(q, k, v, keys).transpose(1, 2).reshape(b, d)
         x = self.proj(x)
         return x + self.mlp(self.norm(x))

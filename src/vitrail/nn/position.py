@@ -19,46 +19,47 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.nn.features import tokens_to_map
+from vitrail.nn.grids import Grid, Grids, table_of
+from vitrail.nn.resample import Resample, resample_table
 
 SinCos = Literal["sincos_moco", "sincos_mae", "sincos_bigvision", "sincos_1d"]
 Position = Literal["none", "learned", SinCos, "rope", "peg"]
 
 
-def resample_table(
-    table: Float[Tensor, "n d"], old: tuple[int, int], new: tuple[int, int]
-) -> Float[Tensor, "m d"]:
-    """A position table for another grid, by bicubic interpolation with antialiasing (timm's)."""
-    if old == new:
-        return table
-    grid = table.float().T.reshape(1, -1, *old)
-    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=True, align_corners=False)
-    return grid.flatten(2)[0].T.to(table.dtype)
-
-
 class LearnedPosition(nn.Module):
     """A learned row for every patch and, in the original ViT and DeiT, for every prefix token."""
 
-    def __init__(self, grid: tuple[int, int], width: int, prefix: int) -> None:
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        width: int,
+        prefix: int,
+        resample: Resample = "bicubic_antialias",
+    ) -> None:
         """`prefix`: how many prefix tokens have a row of their own, before the patches'."""
         super().__init__()
         self.grid = grid
         self.prefix = prefix
+        self.resample = resample
         self.table = nn.Parameter(torch.empty(prefix + grid[0] * grid[1], width))
         nn.init.normal_(self.table, std=0.02)
+
+    def rows(self, grid: tuple[int, int]) -> Float[Tensor, "n d"]:
+        """The patches' rows, for their places on `grid`."""
+        return resample_table(self.table[self.prefix :], self.grid, grid, self.resample)
 
     def forward(
         self,
         patches: Float[Tensor, "b n d"],
         prefix: Float[Tensor, "b k d"],
-        grid: tuple[int, int],
+        grid: Grid,
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"]]:
         """Add the rows; prefix tokens beyond the table's (registers) stay as they are."""
-        patches = patches + resample_table(self.table[self.prefix :], self.grid, grid)
+        patches = patches + table_of(self.rows, grid)
         if self.prefix:
             with_row, without = prefix[:, : self.prefix], prefix[:, self.prefix :]
             prefix = torch.cat([with_row + self.table[: self.prefix], without], dim=1)
@@ -75,17 +76,20 @@ class SinCosPosition(nn.Module):
         self.register_buffer("table", sincos_table(grid, width, kind), persistent=False)
         self.table: Tensor
 
+    def rows(self, grid: tuple[int, int]) -> Float[Tensor, "n d"]:
+        """The patches' rows, for their places on `grid`."""
+        if grid == self.grid:
+            return self.table
+        return sincos_table(grid, self.table.shape[1], self.kind).to(self.table)
+
     def forward(
         self,
         patches: Float[Tensor, "b n d"],
         prefix: Float[Tensor, "b k d"],
-        grid: tuple[int, int],
+        grid: Grid,
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"]]:
         """Add the rows of `grid`."""
-        if grid == self.grid:
-            return patches + self.table, prefix
-        table = sincos_table(grid, patches.shape[-1], self.kind)
-        return patches + table.to(self.table), prefix
+        return patches + table_of(self.rows, grid), prefix
 
 
 def sincos_table(grid: tuple[int, int], width: int, kind: SinCos) -> Float[Tensor, "n d"]:
@@ -123,8 +127,9 @@ def _frequencies(count: int, last: int) -> Float[Tensor, " f"]:
     return 10_000.0 ** (-torch.arange(count, dtype=torch.float64) / max(last, 1))
 
 
-Rotation = tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]
-"""Sine and cosine of each patch token's angles, `e` the width of one head."""
+Rotation = tuple[Float[Tensor, "*b n e"], Float[Tensor, "*b n e"]]
+"""Sine and cosine of each patch token's angles, `e` the width of one head: of all images `[n e]`,
+or of each image, for all its heads, `[b 1 n e]`."""
 
 
 class RotaryPosition(nn.Module):
@@ -144,21 +149,28 @@ class RotaryPosition(nn.Module):
         self.register_buffer("periods", periods, persistent=False)
         self.periods: Tensor
 
-    def forward(self, grid: tuple[int, int]) -> Rotation:
+    def forward(self, grid: Grid) -> Rotation:
         """The rotation of every patch token of `grid`."""
+        angles = table_of(self.angles, grid)
+        if isinstance(grid, Grids):
+            angles = angles[:, None]
+        return angles.sin(), angles.cos()
+
+    def angles(self, grid: tuple[int, int]) -> Float[Tensor, "n e"]:
+        """What every patch token of `grid` is turned by, in radians."""
         y, x = (
             (torch.arange(size, device=self.periods.device) + 0.5) / size * 2 - 1 for size in grid
         )
         places = torch.cartesian_prod(y, x)
-        angle = 2 * math.pi * places[:, :, None] / self.periods
-        angle = angle.flatten(1).tile(2)
-        return angle.sin(), angle.cos()
+        angles = 2 * math.pi * places[:, :, None] / self.periods
+        return angles.flatten(1).tile(2)
 
 
 def rotate(x: Float[Tensor, "b h t e"], rotation: Rotation) -> Float[Tensor, "b h t e"]:
     """Turn the last `n` of the `t` tokens; the first `t - n` are the prefix and have no place."""
     sin, cos = rotation[0].to(x.dtype), rotation[1].to(x.dtype)
-    prefix, patches = x[:, :, : -sin.shape[0]], x[:, :, -sin.shape[0] :]
+    n = sin.shape[-2]
+    prefix, patches = x[:, :, :-n], x[:, :, -n:]
     first, second = patches.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
     return torch.cat([prefix, patches * cos + turned * sin], dim=2)
@@ -175,8 +187,9 @@ class Peg(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
 
-    def forward(
-        self, patches: Float[Tensor, "b n d"], grid: tuple[int, int]
-    ) -> Float[Tensor, "b n d"]:
+    def forward(self, patches: Float[Tensor, "b n d"], grid: Grid) -> Float[Tensor, "b n d"]:
         """`x + conv(x)` on the token map."""
+        if isinstance(grid, Grids):
+            # The canvas has zeros around each image, as the convolution's padding has.
+            return grid.gather(self(grid.scatter(patches), grid.canvas))
         return patches + self.conv(tokens_to_map(patches, grid)).flatten(2).transpose(1, 2)

@@ -3,13 +3,17 @@
 import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from vitrail.data.augment import AugmentConfig
 from vitrail.evaluation import Evaluation
 from vitrail.models import count_parameters
 from vitrail.report.words import duration
-from vitrail.runs import Run, TrainConfig
+from vitrail.runs import Run, TrainConfig, TuneConfig
+from vitrail.tasks.tta import LOOKS
+
+_ALIKE = asdict(TuneConfig())
 
 Facts = dict[str, list[tuple[str, str]]]
 """Group -> rows."""
@@ -64,6 +68,8 @@ def _data(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     yield "classes", f"{len(evaluation.loaded.classes)}"
     preprocess = evaluation.loaded.preprocess
     yield "fitted by", f"{preprocess.resize}, {preprocess.interpolation}"
+    if evaluation.tta != "none":
+        yield "averaged over", f"{len(LOOKS[evaluation.tta])} looks at each image: {evaluation.tta}"
 
 
 def _parts(run: Run) -> Counter[str]:
@@ -74,6 +80,9 @@ def _parts(run: Run) -> Counter[str]:
 
 
 def _training(config: TrainConfig, events: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    if config.method == "probe":
+        yield from _probe(config, events)
+        return
     steps = [event for event in events if "loss" in event]
     batch = config.data.batch_size * config.accumulate
     if steps:
@@ -81,7 +90,10 @@ def _training(config: TrainConfig, events: Sequence[dict[str, Any]]) -> Iterator
         seen = last["step"] * batch
         yield "length", f"{duration(last['seconds'])}, {last['step']:,} steps of {batch} images"
         yield "images seen", f"{seen:,}, in epoch {last['epoch'] + 1}"
-    optim = config.optim
+    tune, optim = config.tune, config.optim
+    if tune != TuneConfig():
+        asked = {name: value for name, value in asdict(tune).items() if value != _ALIKE[name]}
+        yield "fine-tuning", ", ".join(f"{name} {_plain(value)}" for name, value in asked.items())
     yield "optimiser", f"{optim.name}, learning rate {optim.lr:g}, {optim.schedule}"
     yield "weight decay", f"{optim.weight_decay:g}"
     yield "augmentation", _augmentation(config.augment)
@@ -91,6 +103,24 @@ def _training(config: TrainConfig, events: Sequence[dict[str, Any]]) -> Iterator
         yield "weights", f"running average, decay {config.ema:g}"
     yield "precision", config.precision
     yield "seed", str(config.seed)
+
+
+def _probe(config: TrainConfig, events: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    trials = [event for event in events if "inner_loss" in event]
+    yield "method", "linear probe: the head alone, solved on features computed once"
+    yield "length", duration(max((event["seconds"] for event in events), default=0.0))
+    if trials:
+        best = min(trials, key=lambda trial: float(trial["inner_loss"]))
+        yield "strength", f"{best['inner_strength']:.2g}, of {len(trials)}, by cross-validation"
+    yield "augmentation", "mirror images" if config.augment.hflip else "none"
+    if config.classify.label_smoothing:
+        yield "label smoothing", f"{config.classify.label_smoothing:g}"
+    yield "precision", config.precision
+    yield "seed", str(config.seed)
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _augmentation(config: AugmentConfig) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from vitrail.evaluation import Evaluation
 from vitrail.metrics import Estimate
+from vitrail.nn import patch_grid
 from vitrail.report import charts, classes, gallery, positions, words
 from vitrail.report.facts import facts, unreadable
 from vitrail.report.pictures import Picture, cut, embed, seen
@@ -53,6 +54,12 @@ class Patches(NamedTuple):
     whole: Picture
     cut: Picture
     key: str
+    size: tuple[int, int]
+    """(height, width) in pixels of this image's view."""
+    grid: tuple[int, int]
+    """Its rows and columns of patches."""
+    one_size: bool
+    """Whether every image has them."""
 
 
 def write_report(run: Run, evaluation: Evaluation) -> Path:
@@ -143,12 +150,20 @@ def _sureness(evaluation: Evaluation) -> tuple[float, float] | None:
 
 def _patches(evaluation: Evaluation) -> Patches | None:
     """The first image that can be read."""
-    config = evaluation.loaded.model.config
+    config, preprocess = evaluation.loaded.model.config, evaluation.loaded.preprocess
     for i in evaluation.indices.tolist():
-        pixels = seen(evaluation.source, i, evaluation.loaded.preprocess)
+        pixels = seen(evaluation.source, i, preprocess)
         if pixels is not None:
-            whole = embed(Image.fromarray(pixels), lossless=True)
-            return Patches(whole, cut(pixels, config.patch, config.grid), evaluation.source.key(i))
+            size = pixels.shape[0], pixels.shape[1]
+            grid = patch_grid(size, config.patch, config.indivisible)
+            return Patches(
+                embed(Image.fromarray(pixels), lossless=True),
+                cut(pixels, config.patch, grid),
+                evaluation.source.key(i),
+                size,
+                grid,
+                preprocess.one_size,
+            )
     return None
 
 
@@ -158,6 +173,7 @@ def _commands(run: Run, evaluation: Evaluation) -> dict[str, str]:
     other = evaluation.data != evaluation.loaded.config.data.path
     again = f"vitrail evaluate {path}"
     again += f" --data {shlex.quote(evaluation.data)}" if other else ""
+    again += f" --tta {evaluation.tta}" if evaluation.tta != "none" else ""
     return {
         "This run was made by": run.environment()["command"],
         "Train it again, with every setting the same": (

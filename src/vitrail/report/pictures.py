@@ -60,7 +60,7 @@ def seen(source: Source, i: int, preprocess: Preprocess) -> UInt8[np.ndarray, "h
 def cut(
     pixels: UInt8[np.ndarray, "h w 3"], patch: tuple[int, int], grid: tuple[int, int]
 ) -> Picture:
-    """The image's patches apart from one another, with nothing between them.
+    """The image's patches, `grid` (rows, columns) of them, apart from one another.
 
     What the grid has beyond the image is padding, and black.
     """

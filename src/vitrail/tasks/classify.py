@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vitrail.data.loader import Batch
 from vitrail.models import Model
+from vitrail.tasks.tta import probabilities
 
 
 class Losses(NamedTuple):
@@ -54,21 +55,22 @@ class Classify(nn.Module):
 
     def loss(self, batch: Batch) -> Losses:
         """Cross-entropy with soft targets, or binary cross-entropy averaged over classes."""
-        logits = self.model(batch.images).float()
-        smoothing = self.config.label_smoothing
-        if self.multi_label:
-            targets = batch.targets * (1 - smoothing) + smoothing / 2
-            loss = F.binary_cross_entropy_with_logits(logits, targets, weight=self.class_weights)
-        else:
-            loss = F.cross_entropy(
-                logits, batch.targets, weight=self.class_weights, label_smoothing=smoothing
-            )
-        return Losses(loss, {})
+        logits = self.model(batch.images, batch.extent).float()
+        return Losses(self.criterion(logits, batch.targets), {})
 
-    def predict(self, batch: Batch) -> Float[Tensor, "b c"]:
-        """The probability of each class."""
-        logits = self.model(batch.images).float()
-        return logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
+    def criterion(self, logits: Float[Tensor, "b c"], targets: Float[Tensor, "b c"]) -> Tensor:
+        """The mean loss of these logits, in their precision and on their device."""
+        smoothing, weights = self.config.label_smoothing, self.class_weights.to(logits)
+        if self.multi_label:
+            targets = targets * (1 - smoothing) + smoothing / 2
+            return F.binary_cross_entropy_with_logits(logits, targets, weight=weights)
+        return F.cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing)
+
+    def predict(self, batch: Batch, tta: str = "none") -> Float[Tensor, "b c"]:
+        """The probability of each class; `tta` is a name in `vitrail.tasks.tta.LOOKS`."""
+        return probabilities(
+            self.model, batch.images, batch.extent, multi_label=self.multi_label, tta=tta
+        )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint says of the task, beside its weights."""

@@ -1,0 +1,100 @@
+"""Weights for another geometry: position tables for another grid, patch kernels for another patch.
+
+Published code resizes position tables in five ways that give five results. Which one a checkpoint's
+makers used is part of what the checkpoint is, so each has a name:
+
+| name                | what it is                                     | whose                     |
+|---------------------|------------------------------------------------|---------------------------|
+| `bicubic_antialias` | pixels are areas; low-pass when shrinking      | timm, DINOv2 registers    |
+| `bicubic`           | pixels are areas                               | DeiT, MAE, Hugging Face   |
+| `bicubic_offset`    | the same, the new grid taken 0.1 larger        | DINO, DINOv2              |
+| `bilinear`          | pixels are areas                               | timm reading Google files |
+| `bilinear_aligned`  | corners stay where they are (scipy's zoom)     | Google's ViT, big_vision  |
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+Resample = Literal["bicubic_antialias", "bicubic", "bicubic_offset", "bilinear", "bilinear_aligned"]
+
+
+def resample_table(
+    table: Float[Tensor, "n d"],
+    old: tuple[int, int],
+    new: tuple[int, int],
+    mode: Resample = "bicubic_antialias",
+) -> Float[Tensor, "m d"]:
+    """A position table of grid `old` for grid `new`, rows, then columns; square or not.
+
+    >>> resample_table(torch.zeros(14 * 14, 8), (14, 14), (8, 20)).shape
+    torch.Size([160, 8])
+    """
+    if old == new:
+        return table
+    x = table.float().T.reshape(1, -1, *old)
+    if mode == "bicubic_offset":
+        # The 0.1 guards against a rounded-down size; it also moves every sampling point a little.
+        scale = [(n + 0.1) / o for n, o in zip(new, old, strict=True)]
+        x = F.interpolate(x, scale_factor=scale, mode="bicubic")
+    elif mode == "bicubic_antialias":
+        x = _antialiased(_antialiased(x, new[1]).mT, new[0]).mT
+    else:
+        kind, aligned = mode.removesuffix("_aligned"), mode == "bilinear_aligned"
+        x = F.interpolate(x, size=new, mode=kind, align_corners=aligned)
+    return x.flatten(2)[0].T.to(table.dtype)
+
+
+def _antialiased(x: Float[Tensor, "*b n"], new: int) -> Float[Tensor, "*b m"]:
+    """The last axis resampled, by bicubic interpolation with antialiasing.
+
+    One axis at a time: torch 2.13 gives wrong values for whole maps that are one row or column.
+    """
+    rows = x.reshape(-1, 1, 1, x.shape[-1])
+    rows = F.interpolate(rows, size=(1, new), mode="bicubic", antialias=True)
+    return rows.view(*x.shape[:-1], new)
+
+
+def resample_patch(
+    kernel: Float[Tensor, "d c _p _q"], new: tuple[int, int]
+) -> Float[Tensor, "d c p q"]:
+    """A patch kernel for patches of another size: FlexiViT's pseudo-inverse (arXiv 2212.08013).
+
+    With `B` the matrix that resizes a patch, `w' = pinv(B^T) w` is the kernel whose products with
+    resized patches are nearest to the old ones, and equal to them when the patch grows (equation
+    5). Interpolating the kernel itself would change their scale and more.
+    """
+    if kernel.shape[-2:] == new:
+        return kernel
+    rows, columns = (
+        _inverse(o, n).to(kernel.device) for o, n in zip(kernel.shape[-2:], new, strict=True)
+    )
+    return (rows @ kernel.double() @ columns.T).to(kernel.dtype)
+
+
+def _inverse(old: int, new: int) -> Float64[Tensor, "n o"]:
+    """`pinv(B^T)` along one axis: resizing is separable, and so is its pseudo-inverse.
+
+    Of both axes at once the matrix would have no full rank where one grows and the other shrinks.
+    """
+    return torch.linalg.pinv(_antialiased(torch.eye(old, dtype=torch.float64), new))
+
+
+def adapt_channels(
+    kernel: Float[Tensor, "d _c p q"], channels: int
+) -> Float[Tensor, "d channels p q"]:
+    """A patch kernel for images of another number of channels, with outputs of the same size.
+
+    To one channel the kernels are summed (exactly a grey image shown as RGB); to more they are
+    repeated in turn and scaled by old / new (timm's rule).
+    """
+    old = kernel.shape[1]
+    if old == channels:
+        return kernel
+    if channels == 1:
+        return kernel.float().sum(dim=1, keepdim=True).to(kernel.dtype)
+    turns = [i % old for i in range(channels)]
+    return kernel[:, turns] * (old / channels)
