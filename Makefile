@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt $(PI
 
 .PHONY: demo test test-slow test-gpu check format clean
 
-demo: .venv/core            ## train on the sample set, measure it, write a report
+demo: .venv/core            ## fine-tune on the sample set, measure it, write a report
 	$(BIN)/vitrail train samples:emoji --recipe demo
 
 test: .venv/dev             ## the default tests: under 10 minutes on 2 cores
@@ -36,7 +36,7 @@ format: .venv/dev
 
 .venv/core: .venv/python pyproject.toml constraints.txt
 	@echo "setting up .venv (torch alone is about 200 MB)"
-	$(PIP) -e .
+	$(PIP) -e '.[onnx]'
 	@touch $@
 
 .venv/dev: .venv/core

@@ -184,12 +184,12 @@ def test_weights_of_another_shape_are_refused_with_both_shapes():
 
 
 @pytest.mark.parametrize(
-    "changes, key",
-    [({"stem": "conv"}, "stem.convs.0.0.weight"), ({"position": "peg"}, "encoder.peg.conv.weight")],
+    "changes, what",
+    [({"stem": "conv"}, r"'stem\.convs\.0\.0\.weight'"), ({"position": "peg"}, "position='peg'")],
 )
-def test_what_timm_has_no_name_for_is_named(changes, key):
+def test_what_timm_has_no_name_for_is_named(changes, what):
     config = model_config("vit_ti16", depth=1, **changes)
-    with pytest.raises(DataError, match=f"timm has no counterpart of '{key}'"):
+    with pytest.raises(DataError, match=f"timm has no counterpart of {what}"):
         to_timm(build(config).state_dict(), config)
 
 

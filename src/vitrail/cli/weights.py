@@ -1,0 +1,226 @@
+"""`vitrail weights`: the published weights, what is in a file of weights, and the way to others."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from vitrail.cli.parse import parse
+from vitrail.cli.screen import say
+from vitrail.errors import UsageError, unknown_name
+from vitrail.models import ModelConfig, build, count_parameters, model_config
+from vitrail.runs.start import open_start
+from vitrail.weights import Opened, convert
+from vitrail.weights.fetch import cached_file, fetch, parse_source
+from vitrail.weights.fit import fit
+from vitrail.weights.table import WEIGHTS
+
+_LEAST_WIDTH = 106
+"""Columns: a narrower terminal wraps the lines, which is better than names cut short."""
+
+
+@dataclass(frozen=True)
+class ListArgs:
+    """What `vitrail weights list` takes."""
+
+    word: Annotated[str, tyro.conf.Positional] = ""
+    """Only names with this in them: dino, in21k."""
+
+
+@dataclass(frozen=True)
+class FetchArgs:
+    """What `vitrail weights fetch` takes."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """A name of the list, an https:// address, or hf:owner/name[/file][@revision]."""
+    again: bool = False
+    """Replace what is in the cache."""
+
+
+@dataclass(frozen=True)
+class ShowArgs:
+    """What `vitrail weights show` takes."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """A name of the list, a file or folder, an https:// address, hf:owner/name, or a run."""
+    model: str | None = None
+    """A row of `vitrail models` that it should be: says what becomes of it there."""
+    heads: int | None = None
+    """What no shape shows, where the file alone cannot tell; and the three below."""
+    activation: str | None = None
+    norm_eps: float | None = None
+    image_size: tuple[int, int] | None = None
+    """Height and width that its position table is for, if that is no square."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertArgs(ShowArgs):
+    """What `vitrail weights convert` takes."""
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """The file to write: .safetensors, or .npz for google."""
+    to: str
+    """vitrail, timm, huggingface or google."""
+    overwrite: bool = False
+
+
+def weights(args: Sequence[str]) -> dict[str, Any]:
+    """List, fetch, show or convert."""
+    verbs = {"list": _list, "fetch": _fetch, "show": _show, "convert": _convert}
+    if args and args[0] in ("-h", "--help"):
+        print(
+            "usage: vitrail weights [list [WORD]]        the published weights\n"
+            "       vitrail weights fetch NAME          bring them into the cache\n"
+            "       vitrail weights show SOURCE         what a file of weights holds\n"
+            "       vitrail weights convert SOURCE OUT --to LAYOUT"
+        )
+        return {}
+    if not args:
+        return _list(())
+    if args[0] not in verbs:
+        raise unknown_name("word after vitrail weights:", args[0], verbs)
+    return verbs[args[0]](args[1:])
+
+
+def _list(args: Sequence[str]) -> dict[str, Any]:
+    word = parse(ListArgs, args, "weights list", "List the published weights.").word
+    rows = [_describe(name) for name in WEIGHTS if word in name]
+    if not rows:
+        raise UsageError(f"no weights have '{word}' in their name: `vitrail weights` lists all")
+    _print_table(rows)
+    return {"weights": rows}
+
+
+def _describe(name: str) -> dict[str, Any]:
+    row = WEIGHTS[name]
+    parameters = _parameters(row.config)
+    return {
+        "name": name,
+        "model": row.model,
+        "parameters": parameters,
+        "bytes": row.size or 4 * parameters,  # in float32, and little else in the file
+        "licence": row.licence,
+        "image_size": list(row.preprocess.size),
+        "classes": row.config.classes,
+        "layout": row.layout,
+        "score": row.score and row.score._asdict(),
+        "paper": row.paper,
+        "sha256": row.sha256,
+        "note": row.note,
+        "file": str(cached_file(name)),
+        "cached": cached_file(name).is_file(),
+    }
+
+
+@cache
+def _parameters(config: ModelConfig) -> int:
+    """Of the model; built on the meta device, without memory for it."""
+    with torch.device("meta"):
+        return count_parameters(build(config))
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("weights", no_wrap=True)
+    table.add_column("model", no_wrap=True)
+    for column in ("params", "size", "image", "top-1"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("licence", no_wrap=True)
+    table.add_column("cached")
+    for row in rows:
+        score = row["score"]
+        table.add_row(
+            row["name"],
+            row["model"],
+            f"{row['parameters'] / 1e6:.1f}M",
+            f"{row['bytes'] / 1e6:,.0f} MB",
+            "x".join(map(str, row["image_size"])),
+            f"{score['top1']:.1f}{'*' if score['how'] else ' '}" if score else "",
+            row["licence"],
+            "yes" if row["cached"] else "",
+        )
+    console = Console()
+    console.width = max(console.width, _LEAST_WIDTH)
+    console.print(table)
+    print("top-1: published, ImageNet-1k, percent; * with a linear probe, or fine-tuned")
+
+
+def _fetch(args: Sequence[str]) -> dict[str, Any]:
+    given = parse(
+        FetchArgs, args, "weights fetch", "Bring published weights into the cache.", flags=True
+    )
+    what = parse_source(given.name)
+    if isinstance(what, Path):
+        raise unknown_name("weights", given.name, WEIGHTS)
+    started = time.monotonic()
+    file = fetch(what, say, again=given.again)
+    print(f"{given.name} is in {file}")
+    return {"name": given.name, "file": str(file), "seconds": time.monotonic() - started}
+
+
+def _show(args: Sequence[str]) -> dict[str, Any]:
+    given = parse(ShowArgs, args, "weights show", "What a file of weights holds.")
+    opened = _open(given)
+    result: dict[str, Any] = {
+        "source": opened.source,
+        "layout": opened.layout,
+        "sha256": opened.sha256,
+        "parameters": _parameters(opened.config),
+        "config": asdict(opened.config),
+        "preprocess": opened.preprocess and opened.preprocess.to_dict(),
+        "fits": list(opened.fits),
+        "notes": list(opened.notes),
+        "left_out": list(opened.left_out),
+    }
+    if given.model:
+        result["into"] = _into(opened, given.model)
+    for name, value in result.items():
+        if name not in ("config", "preprocess", "notes", "left_out"):
+            shown = "; ".join(value) if isinstance(value, list) else value
+            print(f"{name:<12} {shown}")
+    for name in ("config", "preprocess"):
+        print(name)
+        for field, value in (result[name] or {"": "not known"}).items():
+            print(f"  {field:<18} {value}")
+    for note in opened.notes:
+        print(f"note         {note}")
+    if opened.left_out:
+        print(f"left out     {len(opened.left_out)} tensors: {', '.join(opened.left_out[:6])}")
+    return result
+
+
+def _convert(args: Sequence[str]) -> dict[str, Any]:
+    given = parse(
+        ConvertArgs, args, "weights convert", "Write weights in another layout.", flags=True
+    )
+    out = convert(_open(given), given.to, given.out, overwrite=given.overwrite)
+    print(f"{given.source} is in {out}, in the layout of {given.to}")
+    return {"source": given.source, "to": given.to, "file": str(out)}
+
+
+def _open(given: ShowArgs) -> Opened:
+    told = {
+        name: value
+        for name in ("heads", "activation", "norm_eps", "image_size")
+        if (value := getattr(given, name)) is not None
+    }
+    return open_start(given.source, told, row=given.model, notify=say)
+
+
+def _into(opened: Opened, model: str) -> list[str]:
+    """What becomes of the weights in the row `model`. Raises `DataError` where they do not fit."""
+    row = replace(
+        model_config(model),
+        **{name: getattr(opened.config, name) for name in ("norm_eps", "resample")},
+    )
+    fitted = fit(opened.state, opened.config, row, opened.source)
+    new = [f"new: {', '.join(fitted.new)}"] if fitted.new else []
+    unused = [f"not used: {', '.join(fitted.left_out)}"] if fitted.left_out else []
+    return [f"{len(fitted.state)} tensors of {len(opened.state)}", *fitted.notes, *new, *unused]

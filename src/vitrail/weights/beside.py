@@ -1,0 +1,207 @@
+"""What the JSON files beside weights say: config.json and preprocessor_config.json.
+
+Hugging Face's, timm's on the hub, and open_clip's. They tell what no shape shows (heads, which
+GELU, epsilon, image size) and how images are to be prepared. A field that is not understood is not
+told, and then assumed or asked for like any other.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import DataError, UsageError
+from vitrail.models import ViTConfig
+from vitrail.weights.files import WeightsFile
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_tanh": "gelu_tanh",
+    "quick_gelu": "gelu_quick",
+}
+_INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_TIMM_CROPS = {"center": "crop", "squash": "squash"}
+_OPEN_CLIP_RESIZES = {"shortest": "crop", "squash": "squash"}
+_OPENAI: Mapping[str, Any] = {  # what open_clip takes unless its config says otherwise
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
+
+
+def told_by_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of our config that a config.json tells.
+
+    >>> told_by_config({"hidden_act": "quick_gelu", "num_attention_heads": 16, "image_size": 336})
+    {'heads': 16, 'activation': 'gelu_quick', 'image_size': (336, 336)}
+
+    Raises `DataError` for an activation function that no model of ours has.
+    """
+    if "pretrained_cfg" in config:
+        told = _told_by_timm(config)
+    elif "model_cfg" in config:
+        told = _told_by_open_clip(_part(config, "model_cfg"))
+    else:
+        told = _told_by_transformers(_part(config, "vision_config") or config)
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def preprocess_by(file: WeightsFile, config: ViTConfig) -> Preprocess | None:
+    """How the makers of a model of `config` prepare images, if a file beside the weights says it.
+
+    Raises `DataError` for values that make no sense.
+    """
+    try:
+        if file.preprocessor:
+            found = _by_transformers(file.preprocessor)
+        elif "pretrained_cfg" in file.config:
+            found = _by_timm(_part(file.config, "pretrained_cfg"))
+        elif "preprocess_cfg" in file.config:
+            found = _by_open_clip(_part(file.config, "preprocess_cfg"), config.image_size)
+        else:
+            found = None
+    except (UsageError, TypeError, ValueError, KeyError, ArithmeticError) as error:
+        raise DataError(
+            f"the preprocessing in the JSON file beside {file.path} cannot be read: {error}. "
+            f"Mend it or move it away"
+        ) from error
+    return found if found is not None and found.channels == config.channels else None
+
+
+def _told_by_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    act = config.get("hidden_act")
+    if act is None and str(config.get("model_type")).startswith("clip"):
+        act = "quick_gelu"  # the default, and a part's defaults are not in its file
+    if config.get("use_swiglu_ffn"):
+        act = None  # not used, and the shapes show a gated MLP
+    if act is not None and str(act) not in _ACTIVATIONS:
+        raise DataError(
+            f"the config.json beside the weights asks for the activation {act!r}: "
+            f"vitrail has {', '.join(_ACTIVATIONS)}"
+        )
+    eps = config.get("layer_norm_eps")
+    return {
+        "heads": _whole(config.get("num_attention_heads")),
+        "activation": _ACTIVATIONS.get(str(act)),
+        "norm_eps": eps if isinstance(eps, float) else None,
+        "image_size": _pair(config.get("image_size")),
+    }
+
+
+def _told_by_timm(config: Mapping[str, Any]) -> dict[str, Any]:
+    weights, arguments = _part(config, "pretrained_cfg"), _part(config, "model_args")
+    size = weights.get("input_size")
+    pools = {"avg": "mean", "token": "class"}
+    return {
+        "heads": _whole(arguments.get("num_heads")),
+        "activation": _ACTIVATIONS.get(str(arguments.get("act_layer"))) or _timm_clip(config),
+        "image_size": _pair(size[1:]) if isinstance(size, list) else None,
+        "pool": pools.get(str(config.get("global_pool"))),
+    }
+
+
+def _timm_clip(config: Mapping[str, Any]) -> str | None:
+    """Which GELU a CLIP of timm's was trained with last."""
+    name = str(config.get("architecture"))
+    tag = str(_part(config, "pretrained_cfg").get("tag"))
+    if "quickgelu" in name or ("_clip_" in name and tag == "openai"):
+        return "gelu_quick"
+    return "gelu" if "_clip_" in name and "_ft_" in tag else None  # timm's fine-tuning: exact
+
+
+def _told_by_open_clip(config: Mapping[str, Any]) -> dict[str, Any]:
+    tower = _part(config, "vision_cfg")
+    size = _pair(tower.get("image_size"))
+    if "timm_model_name" in tower:  # and what timm's code fixes
+        return {"image_size": size}
+    width, head = _whole(tower.get("width")) or 768, _whole(tower.get("head_width")) or 64
+    return {
+        "heads": max(1, width // head),
+        "activation": "gelu_quick" if config.get("quick_gelu") is True else "gelu",
+        "image_size": size,
+    }
+
+
+def _by_transformers(config: Mapping[str, Any]) -> Preprocess | None:
+    size = config.get("size")
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
+    if isinstance(size, int) and kind.startswith(("CLIP", "Bit", "ConvNext")):
+        size = {"shortest_edge": size}
+    shown = size
+    if config.get("do_center_crop", "crop_size" in config):
+        shown = config.get("crop_size")
+    short = _whole(size.get("shortest_edge")) if isinstance(size, dict) else None
+    scaled = (short, short) if short else _pair(size)
+    frame = _pair(shown)
+    whole = config.get("do_resize", True) and config.get("do_rescale", True)
+    if not whole or scaled is None or frame is None:
+        return None
+    crop = _crop(frame[0], scaled[0])
+    if not crop or crop != _crop(frame[1], scaled[1]):
+        return None  # no such rule here
+    normalised = config.get("do_normalize", True)
+    return Preprocess(
+        size=frame,
+        resize="crop" if short else "squash",
+        crop=crop,
+        interpolation=_INTERPOLATIONS[config.get("resample", 2)],  # type: ignore[arg-type]
+        mean=tuple(config["image_mean"]) if normalised else (0.0, 0.0, 0.0),
+        std=tuple(config["image_std"]) if normalised else (1.0, 1.0, 1.0),
+    )
+
+
+def _by_timm(config: Mapping[str, Any]) -> Preprocess | None:
+    resize = _TIMM_CROPS.get(config.get("crop_mode") or "center")
+    size = _pair(config["input_size"][1:])
+    if resize is None or size is None:
+        return None
+    return Preprocess(
+        size=size,
+        resize=resize,  # type: ignore[arg-type]
+        crop=config.get("crop_pct", 0.875),
+        interpolation=config.get("interpolation", "bicubic"),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+
+
+def _by_open_clip(config: Mapping[str, Any], size: tuple[int, int]) -> Preprocess | None:
+    resize = _OPEN_CLIP_RESIZES.get(config.get("resize_mode") or "shortest")
+    if resize is None:
+        return None
+    return Preprocess(
+        size=size,
+        resize=resize,  # type: ignore[arg-type]
+        interpolation=config.get("interpolation", "bicubic"),
+        mean=tuple(config.get("mean", _OPENAI["mean"])),
+        std=tuple(config.get("std", _OPENAI["std"])),
+    )
+
+
+def _crop(shown: int, scaled: int) -> float:
+    """The part of the scaled side that is shown, such that `floor(shown / it)` is that side."""
+    if shown > scaled:
+        return 0.0  # theirs would pad
+    part = shown / scaled
+    return part if math.floor(shown / part) == scaled else math.nextafter(part, 0)
+
+
+def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _pair(value: object) -> tuple[int, int] | None:
+    """(height, width) of any way to write it."""
+    if isinstance(value, dict):
+        value = [value.get("height"), value.get("width")]
+    sides = list(value) if isinstance(value, list | tuple) else [value, value]
+    if len(sides) != 2 or (height := _whole(sides[0])) is None:
+        return None
+    width = _whole(sides[1])
+    return None if width is None else (height, width)

@@ -1,0 +1,66 @@
+"""OpenAI's CLIP and open_clip: the image tower of a file that holds two.
+
+The class token has one axis, the position table two, and the projection to the joint embedding,
+our head without bias, has its inputs before its outputs. The SigLIP models of open_clip have a
+tower of timm's (`visual.trunk.*`), which timm's layouts read.
+"""
+
+from torch import Tensor
+
+from vitrail.models import ViTConfig
+from vitrail.weights.names import Ask, Layout, Names, State
+
+_BLOCK = "transformer.resblocks.{i}"
+
+NAMES: Names = {
+    "prefix.class": "class_embedding",
+    "position.table": "positional_embedding",
+    "stem.proj": "conv1",
+    "pre_norm": "ln_pre",
+    "encoder.blocks.{i}.norm1": f"{_BLOCK}.ln_1",
+    "encoder.blocks.{i}.attn.qkv.weight": f"{_BLOCK}.attn.in_proj_weight",
+    "encoder.blocks.{i}.attn.qkv.bias": f"{_BLOCK}.attn.in_proj_bias",
+    "encoder.blocks.{i}.attn.proj": f"{_BLOCK}.attn.out_proj",
+    "encoder.blocks.{i}.scale1": f"{_BLOCK}.ls_1",
+    "encoder.blocks.{i}.norm2": f"{_BLOCK}.ln_2",
+    "encoder.blocks.{i}.mlp.fc1": f"{_BLOCK}.mlp.c_fc",
+    "encoder.blocks.{i}.mlp.fc2": f"{_BLOCK}.mlp.c_proj",
+    "encoder.blocks.{i}.scale2": f"{_BLOCK}.ls_2",
+    "encoder.norm": "ln_post",
+    "head.weight": "proj",
+}
+
+ACTIVATION = Ask(
+    "no tensor shows which GELU a CLIP was trained with: say activation=gelu_quick for OpenAI's "
+    "weights and for what open_clip calls -quickgelu, activation=gelu for its others (LAION-2B, "
+    "DataComp)"
+)
+
+
+def _turn(state: State) -> dict[str, Tensor]:
+    return {k: t.T if k == "proj" and t.ndim == 2 else t for k, t in state.items()}
+
+
+def _back(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    return _turn(state)
+
+
+OPEN_CLIP = Layout(
+    name="open_clip",
+    whose="CLIP",
+    marks=("class_embedding", "conv1.weight", "transformer.resblocks.0.attn.in_proj_weight"),
+    prefixes=("module.visual.", "visual.", ""),
+    names=NAMES,
+    turn=_turn,
+    back=_back,
+    batch_axis=False,
+    assumes={"norm_eps": 1e-5},
+    asks={"activation": ACTIVATION},
+    always={
+        "class_token": (True,),
+        "prefix_position": (True,),
+        "pool": ("class",),
+        "stem_bias": (False,),
+        "head_bias": (False,),
+    },
+)

@@ -1,0 +1,422 @@
+"""Files of weights, read without trusting them: safetensors, npz, torch's pickles, ONNX.
+
+What comes out is one flat dictionary of tensors under the names that the file uses; what the names
+mean is for the layouts. Nothing here can run code: numpy reads without pickle, torch with
+`weights_only`, and what needs more is refused with the way to re-save it. The kind is told by the
+content, not by the suffix.
+"""
+
+import hashlib
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vitrail.errors import DataError, UsageError
+
+Kind = Literal["safetensors", "npz", "torch", "onnx"]
+
+MOST_BYTES = 64 << 30
+"""More than any published ViT has (22 B parameters in bfloat16 are 44 GB): a header that claims
+more is hostile or damaged."""
+_MOST_JSON_BYTES = 16 << 20
+_GREATEST = 1e15
+"""No weight is near it; one flipped bit of an exponent takes a usual weight beyond 1e30."""
+
+_IN_FOLDER = (
+    *("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors"),
+    *("pytorch_model.bin", "open_clip_pytorch_model.bin"),
+)
+"""What `save_pretrained` of transformers, timm and open_clip call the weights; the first is it."""
+_CONFIGS = ("config.json", "open_clip_config.json")
+_PREPROCESSOR = "preprocessor_config.json"
+
+_FOREIGN = {
+    b"\x1f\x8b": "gzip-compressed: unpack it first, `gzip -d FILE`",
+    b"\x93NUMPY": "a single numpy array without names, not a checkpoint",
+    b"\x89HDF": "an HDF5 file (Keras, TensorFlow), which vitrail does not read",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull`",
+    b"<": "a web page or XML, not weights: the download went to the wrong address",
+    b"BZh": "bzip2-compressed: unpack it first",
+    b"\xfd7zXZ": "xz-compressed: unpack it first",
+    b"\x28\xb5\x2f\xfd": "zstd-compressed: unpack it first",
+}
+
+
+class WeightsFile(NamedTuple):
+    """What a file of weights holds. `path` is the file, or the folder of `save_pretrained`."""
+
+    path: Path
+    kind: Kind
+    tensors: dict[str, Tensor]
+    """On the CPU, under the file's own names; they may share memory with the file: copy to edit."""
+    sha256: str
+    """Of the file; for shards, of the lines 'SHA-256, two spaces, name' that sha256sum prints."""
+    metadata: dict[str, str]
+    """The header of a safetensors file."""
+    config: dict[str, Any]
+    """The config.json beside it, or {}."""
+    preprocessor: dict[str, Any]
+    """The preprocessor_config.json beside it, or {}."""
+    notes: tuple[str, ...]
+    """What a user should know: what was chosen, joined or left out."""
+
+
+class Content(NamedTuple):
+    """What the reader of one kind of file gives."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def read_weights(path: Path, part: str | None = None) -> WeightsFile:
+    """Read the file of weights, or the folder written by `save_pretrained`, at `path`.
+
+    `part` names which dictionary of a torch file that holds several is wanted ('model_ema').
+    Raises `DataError`, with the path, for a file that is missing, damaged, of another kind, or
+    that would have to run code; `UsageError` for a `part` that is not there.
+    """
+    if path.is_dir():
+        weights = _read_folder(path, part)
+    elif path.is_file():
+        weights = _read_file(path, part)
+    else:
+        raise DataError(f"no weights at {path}: there is no such file or folder")
+    if not weights.tensors:
+        raise DataError(f"{path} holds no tensor at all")
+    _check_values(path, weights.tensors)
+    return weights
+
+
+def _read_file(path: Path, part: str | None) -> WeightsFile:
+    kind = _kind(path)
+    if part is not None and kind != "torch":
+        raise UsageError(f"{path} is a {kind} file, which has no parts: leave '{part}' out")
+    content = _readers(part)[kind](path)
+    described = kind in ("safetensors", "torch")  # a Google .npz never has a config of its own
+    return WeightsFile(
+        path,
+        kind,
+        content.tensors,
+        sha256=sha256(path),
+        metadata=content.metadata,
+        config=_config(path.parent) if described else {},
+        preprocessor=read_json(path.parent / _PREPROCESSOR) if described else {},
+        notes=content.notes,
+    )
+
+
+def _readers(part: str | None) -> dict[Kind, Callable[[Path], Content]]:
+    def read_torch(path: Path) -> Content:
+        from vitrail.weights.torchfile import read_torch
+
+        return read_torch(path, part)
+
+    def read_onnx(path: Path) -> Content:
+        from vitrail.weights.onnxfile import read_onnx
+
+        return read_onnx(path)
+
+    return {
+        "safetensors": _read_safetensors,
+        "npz": _read_npz,
+        "torch": read_torch,
+        "onnx": read_onnx,
+    }
+
+
+def _kind(path: Path) -> Kind:
+    """What kind of file this is, by its first bytes; a word on each other kind one may be given."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(512)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if not head:
+        raise DataError(f"{path} is empty (0 bytes): fetch or copy it again")
+    # The header's length in 8 bytes, then the header. First of all: its low bytes may be anything,
+    # the beginning of a pickle or of a zip too.
+    if head[5:9] == b"\0\0\0{":
+        return "safetensors"
+    if head.startswith(b"PK"):
+        return _kind_of_zip(path)
+    if head.startswith(b"\x80"):  # a bare pickle: torch before 1.6
+        return "torch"
+    # Protobuf has no magic bytes, but its first field is the format's version: 08, then a number.
+    # The name has to say the rest, and the parser is the judge.
+    if head.startswith(b"\x08") and path.suffix == ".onnx":
+        return "onnx"
+    for magic, what in _FOREIGN.items():
+        if head.startswith(magic):
+            raise DataError(f"{path} is {what}")
+    if head[257:262] == b"ustar":
+        raise DataError(f"{path} is a tar archive: unpack it, and give the file of weights in it")
+    raise DataError(
+        f"{path} is no file of weights that vitrail reads (.safetensors, .npz, .pth, .pt, .bin, "
+        f"or .onnx by its suffix), or its beginning is damaged"
+    )
+
+
+def _kind_of_zip(path: Path) -> Kind:
+    with open_zip(path) as archive:
+        names = archive.namelist()
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise DataError(
+            f"{path} is a TorchScript archive, a program and not only weights. OpenAI's CLIP is "
+            f"on the Hugging Face hub as plain safetensors (`vitrail weights` lists clip_*); any "
+            f'other, if you trust its source, can be re-saved: python -c "import torch; '
+            f"from safetensors.torch import save_file; save_file(dict(torch.jit.load('FILE', "
+            f"map_location='cpu').state_dict()), 'weights.safetensors')\""
+        )
+    if any(name.endswith("data.pkl") for name in names):
+        return "torch"
+    if names and all(name.endswith(".npy") for name in names):
+        return "npz"
+    raise DataError(f"{path} is a zip archive without weights at its top: unpack it first")
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The zip archive at `path`, whose members claim no more than can be honest.
+
+    Raises `DataError` for damage and for an archive that would unpack to far more than weights do.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+            # Deflate takes little off weights, except zeros: a head that was never trained.
+            if claimed > min(MOST_BYTES, max(1 << 30, 20 * path.stat().st_size)):
+                raise DataError(
+                    f"{path} would unpack to {claimed / 2**30:,.1f} GiB, more than weights do: "
+                    f"it is damaged or hostile"
+                )
+            yield archive
+    except DataError:
+        raise
+    except Exception as error:  # whatever zipfile throws at damage, the file is at fault
+        raise DataError(f"{path} is damaged or cut short: {error}. Fetch it again") from error
+
+
+def _read_safetensors(path: Path) -> Content:
+    try:
+        with safe_open(path, framework="pt") as file:  # checks the header against the file's size
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Content(tensors, dict(file.metadata() or {}), ())
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged or cut short: {error}. Fetch it again") from error
+
+
+def _read_npz(path: Path) -> Content:
+    tensors: dict[str, Tensor] = {}
+    with open_zip(path) as archive:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if name in tensors:
+                raise DataError(f"{path} holds {name!r} twice: it is damaged or hostile")
+            with archive.open(member) as stream:
+                tensors[name] = from_numpy(_read_npy(stream, member.file_size), f"{path}: {name!r}")
+    return Content(tensors, {}, ())
+
+
+def _read_npy(stream: Any, size: int) -> np.ndarray:
+    """One array of a .npz. As numpy does, but its header is held to the member's `size` first."""
+    version = np.lib.format.read_magic(stream)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise ValueError(f"version {version} of numpy's format is unknown here")
+    shape, fortran, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which need pickle and could run code")
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or count * dtype.itemsize > size:
+        raise ValueError(f"the header of an array claims {shape}, more than its {size} bytes")
+    # To the end, so that the checksum is looked at.
+    content = bytearray(stream.read())
+    if len(content) != count * dtype.itemsize:
+        raise ValueError(f"the header of an array claims {shape}, its content is another")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def from_numpy(array: np.ndarray, what: str) -> Tensor:
+    """The array as a tensor, without a copy where its bytes are as torch wants them.
+
+    Two-byte voids are bfloat16, as big_vision stores it. Raises `DataError`, about `what`, for
+    a type that holds no numbers.
+    """
+    try:
+        if array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None:
+            return (
+                torch.from_numpy(np.ascontiguousarray(array).view(np.int16))
+                .view(torch.bfloat16)
+                .reshape(array.shape)
+            )
+        if array.dtype.kind not in "fiub":
+            raise TypeError("no type of number")
+        native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        return torch.from_numpy(native).reshape(array.shape)  # numpy makes 0-d arrays 1-d
+    except TypeError as error:
+        raise DataError(f"{what} is of the type {array.dtype.str}, not weights: {error}") from error
+
+
+def _read_folder(folder: Path, part: str | None) -> WeightsFile:
+    name = next((name for name in _IN_FOLDER if (folder / name).is_file()), None)
+    if name is None:
+        raise DataError(
+            f"{folder} holds no weights: none of {', '.join(_IN_FOLDER)}. "
+            f"Give the file itself if it has another name"
+        )
+    if not name.endswith(".index.json"):
+        return _read_file(folder / name, part)._replace(path=folder)
+    tensors, metadata, sums = _read_shards(folder, folder / name)
+    return WeightsFile(
+        folder,
+        "safetensors",
+        tensors,
+        sha256=hashlib.sha256(sums.encode()).hexdigest(),
+        metadata=metadata,
+        config=_config(folder),
+        preprocessor=read_json(folder / _PREPROCESSOR),
+        notes=(f"{name}: {sums.count(chr(10))} files",),
+    )
+
+
+def _read_shards(folder: Path, index: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
+    """Tensors and metadata of all the shards that `index` names, and the lines of their sums."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
+        raise DataError(f"{index} is damaged: it has no 'weight_map' of names to files")
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    sums = ""
+    for shard in sorted(set(shards.values())):
+        if Path(shard).name != shard:
+            raise DataError(f"{index} names a file outside its folder: {shard!r}")
+        if not (folder / shard).is_file():
+            raise DataError(f"{index} names {shard}, which is missing: fetch it too")
+        content = _read_safetensors(folder / shard)
+        for name, tensor in content.tensors.items():
+            if shards.get(name) != shard:
+                raise DataError(f"{folder / shard} holds {name!r}, which {index} does not say")
+            tensors[name] = tensor
+        metadata |= content.metadata
+        sums += f"{sha256(folder / shard)}  {shard}\n"
+    if lacking := sorted(set(shards) - set(tensors)):
+        raise DataError(f"{lacking[0]!r} is not in {shards[lacking[0]]}, where {index} says it is")
+    return tensors, metadata, sums
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return next((found for name in _CONFIGS if (found := read_json(folder / name))), {})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is no such file. Raises `DataError`."""
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_MOST_JSON_BYTES + 1)
+        if len(content) > _MOST_JSON_BYTES:
+            raise ValueError(f"it is over {_MOST_JSON_BYTES >> 20} MiB")
+        value = json.loads(content)
+        if not isinstance(value, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot read {path}: {error}. Mend it or move it away") from error
+    return value
+
+
+def _check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        # As Python's numbers: in float16 the limit itself would be infinite.
+        low, high = map(float, torch.aminmax(tensor.float() if tensor.itemsize == 1 else tensor))
+        if not max(-low, high) <= _GREATEST:  # so that NaN is caught as well
+            what = "NaN" if math.isnan(low) else f"{max(-low, high):.3g}"
+            raise DataError(
+                f"{name!r} in {path} holds {what}: the file is damaged, or its training failed. "
+                f"Fetch it again, or take another"
+            )
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a .safetensors file, whole or not at all.
+
+    Raises `UsageError` where there is a file and `overwrite` is False, `DataError` where the disk
+    is full or read-only.
+    """
+    with _beside(path, overwrite) as file:
+        # Copies: the format allows no two names on one memory.
+        plain = {k: _plain(v).clone() for k, v in tensors.items()}
+        save_file(plain, file, {"format": "pt", **(metadata or {})})
+
+
+def write_npz(path: Path, tensors: Mapping[str, Tensor], *, overwrite: bool = False) -> None:
+    """Write a .npz file, bfloat16 as two-byte voids like big_vision. Raises as write_safetensors.
+
+    Every byte follows from the tensors: no time of writing is in it.
+    """
+    with _beside(path, overwrite) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, tensor in tensors.items():
+            plain = _plain(tensor)
+            if plain.dtype == torch.bfloat16:
+                array = plain.view(torch.int16).numpy().view("V2")
+            else:
+                array = plain.numpy()
+            member = zipfile.ZipInfo(f"{name}.npy")
+            with archive.open(member, "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+@contextmanager
+def _beside(path: Path, overwrite: bool) -> Iterator[Path]:
+    """A name to write to; flushed to the disk and renamed to `path` if nothing went wrong."""
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} is there already: choose another name, or move it away")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        with beside.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"cannot write {path}: {error}. Make room, or choose another place"
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,209 @@
+"""Weights for a model of another geometry: other images, patches, channels, classes.
+
+What can follow by rule does so, and is named; whatever else differs is refused with the tensors
+and shapes, and with the models that the weights would fit. Pure: a state dict in, a state dict out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import NamedTuple
+
+import torch
+from torch import Size, Tensor
+
+from vitrail.errors import DataError
+from vitrail.models import MODELS, ModelConfig
+from vitrail.nn import adapt_channels, resample_patch, resample_table
+from vitrail.weights.names import State, our_shapes, some
+
+_FREE = {
+    *("image_size", "patch", "channels", "classes", "distilled", "class_token", "prefix_position"),
+    *("pool", "representation", "head_bias", "resample", "indivisible", "norm_eps"),
+    *("dropout", "drop_path", "layer_scale", "activation"),
+}
+"""Fields in which a model may differ from the weights' own; the rest is its very structure."""
+_HEADS = ("head.", "head_distilled.", "representation.")
+
+
+class Fitted(NamedTuple):
+    """Weights as a model takes them."""
+
+    state: dict[str, Tensor]
+    """Under the model's names and of its shapes; without what is new."""
+    new: tuple[str, ...]
+    """Keys of the model that the weights have nothing for: a head for other classes."""
+    left_out: tuple[str, ...]
+    """Keys of the weights that the model has no use for."""
+    notes: tuple[str, ...]
+    """What was changed, in words."""
+
+
+def fit(
+    state: State,
+    stored: ModelConfig,
+    wanted: ModelConfig,
+    whose: str,
+    new_head: bool = False,
+) -> Fitted:
+    """The weights `state` of a model `stored` for a model `wanted`.
+
+    `new_head` leaves the old head out even if it would fit: its classes are known to be others.
+
+    Raises `DataError` where the two differ in more than rules can bridge.
+    """
+    check_structure(stored, wanted, whose)
+    notes: list[str] = []
+    ours = dict(state)
+    _fit_prefix(ours, stored, wanted, notes)
+    _fit_table(ours, stored, wanted, notes)
+    _fit_stem(ours, stored, wanted, notes)
+    if new_head or _head(stored) != _head(wanted):
+        if wanted.classes:
+            notes.append(f"head: a new one for {wanted.classes} classes")
+        ours = {k: v for k, v in ours.items() if not k.startswith(_HEADS)}
+    shapes = our_shapes(wanted)
+    new = tuple(key for key in shapes if key not in ours)
+    left_out = tuple(key for key in state if key not in shapes or key in new)
+    ours = {key: tensor for key, tensor in ours.items() if key in shapes}
+    wrong = [key for key, tensor in ours.items() if tensor.shape != shapes[key]]
+    lacking = [key for key in new if not key.startswith(_HEADS)]
+    if wrong or lacking:
+        there = {key: tensor.shape for key, tensor in state.items()}
+        raise DataError(
+            f"{whose} does not fit the model: {_tensors(there, shapes)}{_fitting(stored)}"
+        )
+    return Fitted(ours, new, left_out, tuple(notes))
+
+
+def models_like(config: ModelConfig) -> list[str]:
+    """The names in MODELS that the weights of `config` can be loaded into."""
+    return [
+        name
+        for name, row in MODELS.items()
+        if type(row) is type(config)
+        and row.patch == config.patch
+        and not _differences(config, row)
+        and not (row.distilled and not config.distilled)
+        and not (row.class_token and not config.class_token)
+        and (row.pool == "map") == (config.pool == "map")
+    ]
+
+
+def _head(config: ModelConfig) -> tuple[object, ...]:
+    """What a head is for: where any of it differs, the old one means nothing."""
+    return config.classes, config.pool, config.representation, config.head_bias
+
+
+def _differences(stored: ModelConfig, wanted: ModelConfig) -> list[str]:
+    """Fields in which two models differ beyond what rules can bridge."""
+    different = [
+        item.name
+        for item in fields(wanted)
+        if item.name not in _FREE and getattr(stored, item.name) != getattr(wanted, item.name)
+    ]
+    if (stored.layer_scale is None) != (wanted.layer_scale is None):
+        different.append("layer_scale")
+    if (stored.activation == "swiglu") != (wanted.activation == "swiglu"):
+        different.append("activation")
+    return different
+
+
+def check_structure(stored: ModelConfig, wanted: ModelConfig, whose: str) -> None:
+    """Raise `DataError` where two models differ in more than rules can bridge, with what fits."""
+    if type(stored) is not type(wanted):
+        raise DataError(
+            f"{whose} are weights of the family '{stored.family}', not of '{wanted.family}'"
+        )
+    different = _differences(stored, wanted)
+    if different:
+        shown = ", ".join(
+            f"{name} {getattr(stored, name)} there and {getattr(wanted, name)} here"
+            for name in different
+        )
+        there, here = our_shapes(stored), our_shapes(wanted)
+        raise DataError(
+            f"{whose} does not fit the model: {shown}. {_tensors(there, here)}{_fitting(stored)}"
+        )
+
+
+def _tensors(there: Mapping[str, Size], here: Mapping[str, Size]) -> str:
+    """Which tensors differ, in words."""
+    wrong = [
+        f"'{key}' is {tuple(there[key])}, the model's {tuple(here[key])}"
+        for key in there
+        if key in here and there[key] != here[key] and not key.startswith(_HEADS)
+    ]
+    lacking = [key for key in here if key not in there and not key.startswith(_HEADS)]
+    words = wrong[:3] + ([f"and {len(wrong) - 3} more tensors"] if len(wrong) > 3 else [])
+    words += [f"the model also has {some(lacking)}"] if lacking else []
+    return "; ".join(words) or "Every tensor has the same shape, and another meaning"
+
+
+def _fitting(stored: ModelConfig) -> str:
+    names = models_like(stored)
+    return f". It fits {some(names, 6)}" if names else ""
+
+
+def _fit_prefix(
+    ours: dict[str, Tensor], stored: ModelConfig, wanted: ModelConfig, notes: list[str]
+) -> None:
+    """Class and distillation token, and their rows in the position table.
+
+    Such a token only ever appears with its row added, so that adding the row once and for all, or
+    giving a token a row of zeros, changes no output.
+    """
+    there = [name for name in ("class_token", "distilled") if getattr(stored, name)]
+    kept = [i for i, name in enumerate(there) if getattr(wanted, name)]
+    same = len(kept) == len(there) and stored.prefix_position == wanted.prefix_position
+    if "prefix" not in ours or same:
+        return
+    tokens, registers = ours["prefix"][: len(there)], ours["prefix"][len(there) :]
+    table = ours.get("position.table")
+    if table is not None and wanted.position == "learned":
+        rows = table[: len(there)] if stored.prefix_position else torch.zeros_like(tokens)
+        patches = table[len(there) :] if stored.prefix_position else table
+        if not wanted.prefix_position:
+            tokens, rows = tokens + rows, rows[:0]
+        else:
+            rows = rows[kept]
+        ours["position.table"] = torch.cat([rows, patches])
+    ours["prefix"] = torch.cat([tokens[kept], registers])
+    if len(kept) < len(there):
+        gone = [name for i, name in enumerate(there) if i not in kept]
+        notes.append(f"left out: {' and '.join(gone)}")
+    if not len(ours["prefix"]):
+        del ours["prefix"]
+
+
+def _fit_table(
+    ours: dict[str, Tensor], stored: ModelConfig, wanted: ModelConfig, notes: list[str]
+) -> None:
+    """The position table, resampled to the model's grid as the weights' makers do."""
+    table = ours.get("position.table")
+    if table is None or stored.grid == wanted.grid:
+        return
+    prefix = len(table) - stored.grid[0] * stored.grid[1]
+    patches = resample_table(table[prefix:], stored.grid, wanted.grid, wanted.resample)
+    ours["position.table"] = torch.cat([table[:prefix], patches])
+    notes.append(f"positions: {_x(stored.grid)} resampled to {_x(wanted.grid)}, {wanted.resample}")
+
+
+def _fit_stem(
+    ours: dict[str, Tensor], stored: ModelConfig, wanted: ModelConfig, notes: list[str]
+) -> None:
+    """The patch kernel, for patches of another size and images of other channels."""
+    if wanted.stem != "patch":
+        return
+    kernel = ours["stem.proj.weight"]
+    if stored.patch != wanted.patch:
+        kernel = resample_patch(kernel, wanted.patch)
+        notes.append(f"patches: {_x(stored.patch)} to {_x(wanted.patch)} by pseudo-inverse")
+    if stored.channels != wanted.channels:
+        kernel = adapt_channels(kernel, wanted.channels)
+        how = "summed" if wanted.channels == 1 else "repeated"
+        notes.append(f"channels: {stored.channels} {how} to {wanted.channels}")
+    ours["stem.proj.weight"] = kernel
+
+
+def _x(pair: tuple[int, int]) -> str:
+    return f"{pair[0]}x{pair[1]}"

@@ -1,0 +1,190 @@
+"""Google's checkpoints (.npz): original ViT, AugReg, SAM, big_vision, image towers of LiT, SigLIP.
+
+One family of files, written by flax over five years under changing names:
+
+- pre-linen (google-research/vision_transformer): one counter numbers all the parts of a block, and
+  the position table lies in a module of its own, with a row for the class token
+- linen (big_vision): each class of parts has its counter; the table has no row for the class token
+- scanned: one `encoderblock`, whose arrays have a leading axis of blocks
+- attention pooling once lay at the top, later in `MAPHead_0`
+
+`turn` brings all of them to big_vision's names and torch's order of axes. A ViT whose class token
+has a position is written as the original was, any other as big_vision writes it; both codes read
+both. Arrays: systems.md, section 3.1, from the repositories' own loaders.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from vitrail.errors import DataError
+from vitrail.models import ViTConfig
+from vitrail.weights.names import Layout, Names, State, rename
+
+_BLOCK = "Transformer/encoderblock_{i}"
+_ATTENTION = f"{_BLOCK}/MultiHeadDotProductAttention_0"
+_POOL = "MAPHead_0/MultiHeadDotProductAttention_0"
+
+NAMES: Names = {
+    "prefix.class": "cls",
+    "position.table": "pos_embedding",
+    "stem.proj": "embedding",
+    "encoder.blocks.{i}.norm1": f"{_BLOCK}/LayerNorm_0",
+    "encoder.blocks.{i}.attn.qkv": tuple(f"{_ATTENTION}/{x}" for x in ("query", "key", "value")),
+    "encoder.blocks.{i}.attn.proj": f"{_ATTENTION}/out",
+    "encoder.blocks.{i}.norm2": f"{_BLOCK}/LayerNorm_1",
+    "encoder.blocks.{i}.mlp.fc1": f"{_BLOCK}/MlpBlock_0/Dense_0",
+    "encoder.blocks.{i}.mlp.fc2": f"{_BLOCK}/MlpBlock_0/Dense_1",
+    "encoder.norm": "Transformer/encoder_norm",
+    "pool.probe": "MAPHead_0/probe",
+    "pool.q": f"{_POOL}/query",
+    "pool.kv": (f"{_POOL}/key", f"{_POOL}/value"),
+    "pool.proj": f"{_POOL}/out",
+    "pool.norm": "MAPHead_0/LayerNorm_0",
+    "pool.mlp.fc1": "MAPHead_0/MlpBlock_0/Dense_0",
+    "pool.mlp.fc2": "MAPHead_0/MlpBlock_0/Dense_1",
+    "representation": "pre_logits",
+    "head": "head",
+}
+
+_PRE_LINEN = {  # in a block, behind its number
+    "/MultiHeadDotProductAttention_1/": "/MultiHeadDotProductAttention_0/",
+    "/LayerNorm_2/": "/LayerNorm_1/",
+    "/MlpBlock_3/": "/MlpBlock_0/",
+}
+_TABLES = ("Transformer/posembed_input/pos_embedding", "Transformer/pos_embedding")
+_INLINED = ("probe", "MultiHeadDotProductAttention_0/", "LayerNorm_0/", "MlpBlock_0/")
+_SCANNED = "Transformer/encoderblock/"
+
+
+def _turn(state: State) -> dict[str, Tensor]:
+    """Arrays of any of the ages under big_vision's names, as torch lays out its own."""
+    state = rename(_unscanned(state), _modern)
+    turned = {name: _to_torch(name, array) for name, array in state.items()}
+    return rename(turned, _dotted)
+
+
+def _back(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    """The inverse, for the original code or for big_vision."""
+    arrays = {}
+    for key, tensor in state.items():
+        module, _, leaf = key.rpartition(".")
+        if leaf == "weight":
+            leaf = "kernel" if tensor.ndim > 1 else "scale"
+        name = f"{module}/{leaf}" if module else key
+        arrays[name] = _to_flax(name, tensor, config.heads)
+    return rename(arrays, _original) if config.class_token and config.prefix_position else arrays
+
+
+def _unscanned(state: State) -> dict[str, Tensor]:
+    """Every block's own arrays."""
+    blocks: dict[str, Tensor] = {}
+    for key, array in state.items():
+        if key.startswith(_SCANNED) and array.ndim:
+            for i, block in enumerate(array):
+                blocks[f"Transformer/encoderblock_{i}/{key.removeprefix(_SCANNED)}"] = block
+        else:
+            blocks[key] = array
+    return blocks
+
+
+def _modern(key: str) -> str:
+    if key in _TABLES:
+        return "pos_embedding"
+    if key.startswith(_INLINED):
+        return f"MAPHead_0/{key}"
+    if key.startswith("Transformer/encoderblock_"):
+        for old, new in _PRE_LINEN.items():
+            key = key.replace(old, new)
+    return key
+
+
+def _original(key: str) -> str:
+    if key == "pos_embedding":
+        return _TABLES[0]
+    if key.startswith("Transformer/encoderblock_"):
+        for old, new in _PRE_LINEN.items():
+            key = key.replace(new, old)
+    return key
+
+
+def _dotted(key: str) -> str:
+    for theirs, ours in {"/kernel": ".weight", "/scale": ".weight", "/bias": ".bias"}.items():
+        if key.endswith(theirs):
+            return key.removesuffix(theirs) + ours
+    return key
+
+
+def _to_torch(name: str, array: Tensor) -> Tensor:
+    """Outputs before inputs, and the heads side by side on one axis."""
+    module, _, leaf = name.rpartition("/")
+    if leaf in ("bias", "scale"):
+        return array.flatten()  # a head's bias is [H, d], an old group norm's scale [1, 1, 1, c]
+    if leaf != "kernel" or array.ndim < 2:
+        return array
+    if array.ndim == 4:
+        return array.permute(3, 2, 0, 1)  # HWIO
+    # The output projection's is [H, d, D], a query's [D, H, d].
+    return (array.flatten(0, -2) if module.endswith("/out") else array.flatten(1)).T
+
+
+def _to_flax(name: str, tensor: Tensor, heads: int) -> Tensor:
+    module, _, leaf = name.rpartition("/")
+    if leaf == "kernel" and tensor.ndim == 4:
+        return tensor.permute(2, 3, 1, 0)
+    if leaf == "kernel":
+        tensor = tensor.T
+    if module.endswith(("/query", "/key", "/value")):
+        return tensor.unflatten(-1, (heads, -1))
+    if leaf == "kernel" and module.endswith("/out"):
+        return tensor.unflatten(0, (heads, -1))
+    return tensor
+
+
+def _shows(state: State) -> Mapping[str, Any]:
+    """The heads: a query's kernel is [D, H, d]."""
+    for key, array in state.items():
+        if key.startswith("Transformer/") and key.endswith("/query/kernel") and array.ndim >= 3:
+            return {"heads": array.shape[-2]}
+    return {}
+
+
+GOOGLE = Layout(
+    name="google",
+    whose="Google",
+    marks=("embedding/kernel", "Transformer/encoder_norm/scale"),
+    prefixes=("opt/target/", "params/img/", "params/", "img/", ""),
+    names=NAMES,
+    turn=_turn,
+    back=_back,
+    shows=_shows,
+    aside=("txt/*", "t", "b"),  # of two towers without a prefix: LiT, SigLIP
+    assumes={"activation": "gelu_tanh", "norm_eps": 1e-6},
+    always={
+        "activation": ("gelu_tanh",),
+        "norm_eps": (1e-6,),
+        "qkv_bias": (True,),
+        "stem_bias": (True,),
+        "head_bias": (True,),
+    },
+    resample="bilinear_aligned",
+)
+
+
+def from_google(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    """The arrays of a Google file, without their prefix, under our names.
+
+    Raises `DataError` with the name of a key that is missing, unexpected or of another shape.
+    """
+    return GOOGLE.read(state, config)
+
+
+def to_google(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    """The inverse of `from_google`, for `write_npz`."""
+    if config.class_token and config.pool != "class":
+        raise DataError(
+            f"Google has no counterpart of pool='{config.pool}' beside a class token: its code "
+            f"reads the class token where there is one"
+        )
+    return GOOGLE.write(state, config)

@@ -1,0 +1,254 @@
+"""Which checkpoint layouts there are, which one a file has, and which model is in it.
+
+A layout is recognised by keys that no other has, the model by the shapes of its tensors. Some
+things no shape shows: how many heads, which GELU, the norms' epsilon. Those come from what was
+told (a row of WEIGHTS, a config.json beside the file, the user), else from what the layout's own
+code fixes; and where that leaves a choice, the user is asked. Nothing is guessed in silence:
+`Found.assumed` says what was taken to be so, and why.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from torch import Size, Tensor
+
+from vitrail.errors import DataError, UsageError, unknown_name
+from vitrail.models import MODELS, ViTConfig
+from vitrail.weights import clip, facebook, google, huggingface, timm, torchvision
+from vitrail.weights.names import Layout, State, some, translate
+
+
+class Found(NamedTuple):
+    """A file, understood."""
+
+    layout: Layout
+    config: ViTConfig
+    state: dict[str, Tensor]
+    """Under our names: exactly the state dict of the config."""
+    left_out: tuple[str, ...]
+    """Their keys that are no part of an image model."""
+    assumed: tuple[str, ...]
+    """What no shape shows and nobody told, in words."""
+
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        google.GOOGLE,
+        facebook.DEIT3,
+        facebook.MAE,
+        facebook.DINOV2_REGISTERS,
+        facebook.DINOV2,
+        facebook.DINO,
+        facebook.MOCO,
+        timm.TIMM_SIGLIP,
+        timm.TIMM_CLIP,
+        timm.TIMM,
+        huggingface.DEIT_TEACHER,
+        huggingface.DEIT,
+        huggingface.DEIT_BARE,
+        huggingface.VIT,
+        huggingface.VIT_BARE,
+        huggingface.DINOV2_REGISTERS,
+        huggingface.DINOV2,
+        huggingface.CLIP,
+        huggingface.CLIP_BARE,
+        huggingface.SIGLIP,
+        clip.OPEN_CLIP,
+        torchvision.TORCHVISION,
+    )
+}
+"""The first whose marks a file has is the file's: more telling ones stand first."""
+
+REFUSED: Mapping[str, str] = {
+    "*to_patch_embedding.*": (
+        "vit-pytorch's (lucidrains), which is another model: it norms patches before and after "
+        "their projection, takes their pixels in another order, has queries, keys and values "
+        "without bias and another head"
+    ),
+    "*conv_root/kernel": "Google's hybrids: vitrail has no ResNet before the encoder",
+    "*patch_embed.backbone.*": "timm's hybrids: vitrail has no CNN before the encoder",
+    "*MixerBlock_0/*": "MLP-Mixer, which has no attention and is no ViT",
+    "*relative_position_bias_table": "Swin, BEiT or their like: positions relative to each other",
+}
+"""Globs of keys that tell a layout that is known, and not read; and why."""
+
+_WRITERS: Mapping[str, Callable[[State, ViTConfig], dict[str, Tensor]]] = {
+    "timm": timm.to_timm,
+    "huggingface": huggingface.to_huggingface,
+    "google": google.to_google,
+}
+
+
+def write_as(to: str, state: State, config: ViTConfig) -> dict[str, Tensor]:
+    """Our state dict in the layout of `timm`, `huggingface` or `google`.
+
+    Raises `DataError` for a model that has no counterpart there, and says what it lacks.
+    """
+    if to not in _WRITERS:
+        raise unknown_name("layout to write", to, _WRITERS)
+    return _WRITERS[to](state, config)
+
+
+def understand(state: State, told: Mapping[str, Any], where: str) -> Found:
+    """What the tensors of a file are. `told` has fields of the config that are known beforehand.
+
+    Raises `DataError` for tensors of no known layout, for one that lacks something or has too
+    much, and for a model of which something has to be known that neither shapes nor `told` say.
+    """
+    layout, prefix = recognise(state, where)
+    inner = {key[len(prefix) :]: key for key in state if key.startswith(prefix)}
+    wanted = {name: state[key] for name, key in inner.items() if not layout.leaves_out(name)}
+    used = {inner[name] for name in wanted}
+    config, assumed = infer(wanted, layout, told, where)
+    left_out = tuple(key for key in state if key not in used)
+    return Found(layout, config, layout.read(wanted, config), left_out, assumed)
+
+
+def recognise(state: State, where: str) -> tuple[Layout, str]:
+    """The layout of a file's keys, and the prefix that the image model's keys have in it."""
+    for glob, why in REFUSED.items():
+        if any(fnmatchcase(key, glob) for key in state):
+            raise DataError(f"{where} has a layout that vitrail does not read: {why}")
+    for layout in LAYOUTS.values():
+        for prefix in layout.prefixes:
+            if all(prefix + mark in state for mark in layout.marks):
+                return layout, prefix
+    known = ", ".join(dict.fromkeys(layout.whose for layout in LAYOUTS.values()))
+    raise DataError(
+        f"{where} has the layout of no ViT that vitrail knows: its tensors are called "
+        f"{some(list(state))}. Known are the layouts of {known}"
+    )
+
+
+def infer(
+    state: State, layout: Layout, told: Mapping[str, Any], where: str
+) -> tuple[ViTConfig, tuple[str, ...]]:
+    """The config of the model whose tensors these are, and what had to be assumed for it."""
+    shapes = translate(layout.turn(state), layout.names)
+    facts = {**layout.shows(state), **_facts(shapes, layout, told, where)}
+    assumed = []
+    settled = {**{"resample": layout.resample}, **told, **facts}
+    for name, value in layout.assumes.items():
+        if name not in settled:
+            settled[name] = value
+            assumed.append(f"{name} {value}, as in the code of {layout.whose}")
+    for name, ask in layout.asks.items():
+        if name not in settled and all(facts[k] == v for k, v in ask.when.items()):
+            raise DataError(f"{where}: {ask.words}")
+    if "heads" not in settled:
+        settled["heads"], why = _heads(facts, where)
+        assumed.append(f"heads {settled['heads']}, {why}")
+    try:
+        return ViTConfig(**settled), tuple(assumed)
+    except UsageError as error:
+        raise DataError(f"{where} holds no ViT that can be built: {error}") from error
+
+
+def _heads(facts: Mapping[str, Any], where: str) -> tuple[int, str]:
+    """The heads of the published models of this shape, if they agree."""
+    shape = {name: facts[name] for name in ("width", "depth", "mlp")}
+    same = {
+        name: row.heads
+        for name, row in MODELS.items()
+        if all(getattr(row, k) == v for k, v in shape.items())
+    }
+    if len(set(same.values())) == 1:
+        return next(iter(same.values())), f"as in {next(iter(same))}"
+    raise DataError(
+        f"{where}: the number of heads cannot be known from the weights, and no published model "
+        f"has width {shape['width']}, depth {shape['depth']} and MLP {shape['mlp']}. "
+        f"Say it: heads=N"
+    )
+
+
+def _facts(
+    shapes: Mapping[str, list[Size]], layout: Layout, told: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """What the shapes do show."""
+
+    def shape(key: str, axes: int) -> Size:
+        if key not in shapes:
+            raise DataError(f"{where} looks like {layout.whose}'s, but lacks our '{key}'")
+        found = shapes[key][0]
+        if len(found) != axes or not found.numel():
+            raise DataError(f"{where}: our '{key}' has {axes} axes, and is {tuple(found)} there")
+        return found
+
+    def rows(key: str) -> int:
+        return sum(size[0] for size in shapes.get(key, []) if size)
+
+    width, channels, *patch = shape("stem.proj.weight", 4)
+    hidden = shape("encoder.blocks.0.mlp.fc2.weight", 2)[1]
+    blocks = {key.split(".")[2] for key in shapes if key.startswith("encoder.blocks.")}
+    class_token, distilled = "prefix.class" in shapes, "prefix.distilled" in shapes
+    registers = shape("prefix.registers", 3)[1] if "prefix.registers" in shapes else 0
+    facts: dict[str, Any] = {
+        "depth": len(blocks),
+        "width": width,
+        "mlp": hidden,
+        "patch": tuple(patch),
+        "channels": channels,
+        "classes": rows("head.weight"),
+        "stem_bias": "stem.proj.bias" in shapes,
+        "stem_norm": "stem.norm.weight" in shapes,
+        "class_token": class_token,
+        "distilled": distilled,
+        "registers": registers,
+        "pre_norm": "pre_norm.weight" in shapes,
+        "pool": _pool(shapes, told),
+        "pool_norm": "pool_norm.weight" in shapes,
+        "qkv_bias": "encoder.blocks.0.attn.qkv.bias" in shapes,
+        "qk_norm": "encoder.blocks.0.attn.q_norm.weight" in shapes,
+        "representation": rows("representation.weight"),
+        "head_bias": "head.bias" in shapes or "head.weight" not in shapes,
+    }
+    if rows("encoder.blocks.0.mlp.fc1.weight") == 2 * hidden:
+        facts["activation"] = "swiglu"
+    if "encoder.blocks.0.scale1.gamma" in shapes:
+        facts["layer_scale"] = told.get("layer_scale") or 1e-5
+    if "position.table" in shapes:
+        table = shape("position.table", 3 if layout.batch_axis else 2)
+        tokens = (int(class_token) + int(distilled), registers)
+        size, positioned = _grid(table[-2], tokens, patch, told, where)
+        facts |= {"image_size": size, "prefix_position": positioned, "position": "learned"}
+    elif "position" not in told:
+        raise DataError(f"{where} has no position table, and nothing says what it has instead")
+    return facts
+
+
+def _pool(shapes: Mapping[str, list[Size]], told: Mapping[str, Any]) -> Any:
+    if "pool.probe" in shapes:
+        return "map"
+    if "prefix.class" not in shapes or "pool_norm.weight" in shapes:
+        return "mean"
+    return told.get("pool", "class")
+
+
+def _grid(
+    rows: int,
+    tokens: tuple[int, int],
+    patch: list[int],
+    told: Mapping[str, Any],
+    where: str,
+) -> tuple[tuple[int, int], bool]:
+    """The image size that a table of so many rows is for, and whether prefix tokens are in it.
+
+    `tokens`: class and distillation tokens, and registers.
+    """
+    possible = dict.fromkeys((tokens[0], sum(tokens), 0))
+    if "image_size" in told:
+        height, width = (s // p for s, p in zip(told["image_size"], patch, strict=True))
+        for prefix in possible:
+            if height * width == rows - prefix:
+                return told["image_size"], prefix > 0
+    for prefix in possible:
+        side = math.isqrt(max(rows - prefix, 0))
+        if side and side * side == rows - prefix:
+            return (side * patch[0], side * patch[1]), prefix > 0
+    raise DataError(
+        f"{where}: its position table has {rows} rows, no square grid: say the image size that it "
+        f"was trained at, as height and width in pixels: image_size=HxW"
+    )

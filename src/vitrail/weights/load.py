@@ -1,0 +1,204 @@
+"""From a name or a file to weights that a model can start from: the one way in, and the way out.
+
+    opened = open_weights("augreg_vit_b16")            # or a path, an https address, hf:owner/name
+    model = pretrained("dinov2_s14", classes=9, image_size=(112, 112))
+
+Whoever published the file: its layout is recognised, its model is built, every tensor is used or
+named, and positions, patches and channels are fitted to the model that is asked for.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import DataError, UsageError, unknown_name
+from vitrail.models import MODELS, Model, ModelConfig, build, model_config
+from vitrail.weights.beside import preprocess_by, told_by_config
+from vitrail.weights.fetch import fetch, parse_source
+from vitrail.weights.files import WeightsFile, read_weights, write_npz, write_safetensors
+from vitrail.weights.fit import Fitted, fit, models_like
+from vitrail.weights.layouts import recognise, understand, write_as
+from vitrail.weights.table import WEIGHTS, Published
+
+OURS = "vitrail"
+"""Our own layout: safetensors whose header holds the config, the preprocessing and the classes."""
+TARGETS = (OURS, "timm", "huggingface", "google")
+"""What weights can be written as."""
+
+
+class Opened(NamedTuple):
+    """Published weights, read and understood."""
+
+    source: str
+    """What the user named."""
+    sha256: str
+    layout: str
+    config: ModelConfig
+    """Of the model as it was published: `state` is exactly its state dict."""
+    state: dict[str, Tensor]
+    preprocess: Preprocess | None
+    """What the model was shown by its makers, if that is known."""
+    classes: tuple[str, ...]
+    """The names of the logits, if the file says them."""
+    notes: tuple[str, ...]
+    """What was assumed or chosen."""
+    left_out: tuple[str, ...]
+    """Tensors of the file that are no part of an image model."""
+
+    @property
+    def fits(self) -> list[str]:
+        """The names in MODELS that these weights can be loaded into."""
+        return models_like(self.config)
+
+
+def open_weights(
+    source: str | Path,
+    told: Mapping[str, Any] | None = None,
+    *,
+    row: str | None = None,
+    notify: Callable[[str], None] = lambda sentence: None,
+) -> Opened:
+    """Read weights by name (`WEIGHTS`), path, https address or `hf:owner/name`; fetch if need be.
+
+    `told` has fields of the config that no shape shows (heads, activation, norm_eps, image_size,
+    resample), and overrules what a row or a config.json says; `row` is the name in MODELS that the
+    user expects. Raises `DataError` for a file that is damaged, hostile, unknown, or ambiguous.
+    """
+    place = parse_source(str(source))
+    published = WEIGHTS.get(place) if isinstance(place, str) else None
+    path = place if isinstance(place, Path) else fetch(place, notify)
+    file = read_weights(path)
+    if OURS in file.metadata:
+        return _open_ours(str(source), file, told or {})
+    known = _known(file, published, row) | dict(told or {})
+    found = understand(file.tensors, known, str(source))
+    return Opened(
+        source=str(source),
+        sha256=file.sha256,
+        layout=found.layout.name,
+        config=found.config,
+        state=found.state,
+        preprocess=published.preprocess if published else preprocess_by(file, found.config),
+        classes=(),
+        notes=(*file.notes, *(f"assumed: {words}" for words in found.assumed)),
+        left_out=found.left_out,
+    )
+
+
+def _known(file: WeightsFile, published: Published | None, row: str | None) -> dict[str, Any]:
+    """What is known of a model besides its weights: by its row in WEIGHTS, or beside the file."""
+    if published:
+        expected = model_config(published.model, **published.changes)
+        names = ("heads", "activation", "norm_eps", "resample", "pool", "layer_scale", "image_size")
+        return {name: getattr(expected, name) for name in names}
+    known = told_by_config(file.config)
+    if row is not None:
+        if row not in MODELS:
+            raise unknown_name("model", row, MODELS)
+        layout, _ = recognise(file.tensors, str(file.path))
+        if "activation" in layout.asks:  # a row's name settles which CLIP it is
+            known = {"activation": MODELS[row].activation} | known
+    return known
+
+
+def _open_ours(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Opened:
+    try:
+        header = json.loads(file.metadata[OURS])
+        config = TypeAdapter(ModelConfig).validate_python({**header["config"], **told})
+        preprocess = header.get("preprocess")
+        read = Preprocess.from_dict(preprocess) if preprocess else None
+        classes = tuple(map(str, header.get("classes", ())))
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise DataError(f"{source}: the header is not vitrail's: {_line(error)}") from error
+    state = fit(file.tensors, config, config, source).state
+    return Opened(source, file.sha256, OURS, config, state, read, classes, file.notes, ())
+
+
+def load_into(model: Model, opened: Opened, classes: tuple[str, ...] = ()) -> Fitted:
+    """Give `model` the weights, fitted to its geometry; only a head for other classes stays new.
+
+    `classes`: the names of the model's logits, if they are known. Raises `DataError` where the
+    weights are of another structure.
+    """
+    others = bool(opened.classes and classes and opened.classes != classes)
+    fitted = fit(opened.state, opened.config, model.config, opened.source, new_head=others)
+    model.load_state_dict(model.state_dict() | fitted.state)
+    return fitted
+
+
+def pretrained(source: str | Path, **changes: Any) -> Model:
+    """A model with published weights, in evaluation mode; `changes` as in `build`.
+
+    `pretrained("deit_s16")` is the published model, bit by bit;
+    `pretrained("deit_s16", classes=10, image_size=(96, 160))` the start of a fine-tuning.
+    """
+    opened = open_weights(source)
+    if "num_classes" in changes:
+        changes["classes"] = changes.pop("num_classes")
+    model = build(started(opened, **changes))
+    load_into(model, opened)
+    return model.eval()
+
+
+def started(opened: Opened, **changes: Any) -> ModelConfig:
+    """The config of a model that starts from these weights, with fields changed.
+
+    With other classes the head is a new, plain one: a representation layer was part of the old.
+    """
+    config = opened.config
+    if changes.get("classes", config.classes) != config.classes:
+        changes = {"representation": 0, "head_bias": True, **changes}
+    try:
+        return replace(config, **changes)
+    except TypeError:
+        known = list(asdict(config))
+        wrong = next(name for name in changes if name not in known)
+        raise unknown_name(f"field of {type(config).__name__}", wrong, known) from None
+
+
+def convert(opened: Opened, to: str, out: Path, *, overwrite: bool = False) -> Path:
+    """Write the weights in another layout: safetensors, or .npz for Google's.
+
+    Raises `DataError` where that layout has no place for something the model has.
+    """
+    if to not in TARGETS:
+        raise unknown_name("layout to convert to", to, TARGETS)
+    if (to == "google") != (out.suffix == ".npz"):
+        ending = ".npz" if to == "google" else ".safetensors"
+        raise UsageError(f"the layout {to} is written as {ending}: call it {out.stem}{ending}")
+    if to == OURS:
+        save_weights(
+            out, opened.config, opened.state, opened.preprocess, opened.classes, overwrite=overwrite
+        )
+    elif to == "google":
+        write_npz(out, write_as(to, opened.state, opened.config), overwrite=overwrite)
+    else:
+        tensors = write_as(to, opened.state, opened.config)
+        write_safetensors(out, tensors, {"format": "pt"}, overwrite=overwrite)
+    return out
+
+
+def save_weights(
+    out: Path,
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    preprocess: Preprocess | None = None,
+    classes: tuple[str, ...] = (),
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write one file that says all of itself: weights, config, preprocessing, class names."""
+    header = {"config": asdict(config), "classes": classes}
+    if preprocess is not None:
+        header["preprocess"] = preprocess.to_dict()
+    write_safetensors(out, state, {OURS: json.dumps(header), "format": "pt"}, overwrite=overwrite)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

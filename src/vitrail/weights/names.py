@@ -1,0 +1,305 @@
+"""What a checkpoint layout is, and the two ways to apply one: their state dict to ours, and back.
+
+A layout is data: a table says, for each of our modules, what the other side calls it. This is the
+one place where such a table is applied, and the one that knows how our tensors are made up of
+theirs: q, k and v in one matrix, prefix tokens in one tensor, position tables without a batch axis.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Size, Tensor
+
+from vitrail.errors import DataError
+from vitrail.models import ViT, ViTConfig
+from vitrail.nn import Resample, sincos_table
+
+Names: TypeAlias = Mapping[str, str | tuple[str, ...]]
+"""Our module or tensor -> theirs; `{i}` is the block. Several are concatenated into our one."""
+
+State: TypeAlias = Mapping[str, Tensor]
+"""Tensors by name: theirs or ours."""
+
+
+class Ask(NamedTuple):
+    """Something that only the user knows."""
+
+    words: str
+    """What to say of it, and how to answer."""
+    when: Mapping[str, Any] = {}
+    """Asked only of models with these fields; of every one, if there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How one code base names and arranges the tensors of a ViT."""
+
+    name: str
+    whose: str
+    """For messages."""
+    marks: tuple[str, ...]
+    """Keys, behind one of the prefixes, that all of its files have and no later layout's."""
+    prefixes: tuple[str, ...] = ("",)
+    """What may stand before every key of the image model, more telling ones first."""
+    names: Names
+    turn: Callable[[State], State] = lambda state: state
+    """Their tensors, as the table `names` calls them and as torch lays out its own."""
+    back: Callable[[dict[str, Tensor], ViTConfig], dict[str, Tensor]] = lambda state, config: state
+    """The inverse of `turn`."""
+    batch_axis: bool = True
+    """Whether tokens and position table have a leading axis of one, as images have."""
+    shows: Callable[[State], Mapping[str, Any]] = lambda state: {}
+    """Fields of the config that the shapes of this layout show, and no other's."""
+    aside: tuple[str, ...] = ()
+    """Globs of keys, behind the prefix, of parts that are no image model: a decoder, a text tower.
+    They are left out, and named."""
+    assumes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the config that its code fixes and no shape shows."""
+    asks: Mapping[str, Ask] = field(default_factory=dict)
+    """Fields that its files differ in, though their shapes do not."""
+    always: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Fields of which its code knows these values alone: another model cannot be written so."""
+    resample: Resample = "bicubic_antialias"
+    """How its own code brings a position table to another grid."""
+
+    def leaves_out(self, key: str) -> bool:
+        """Whether `key`, behind the prefix, is of a part that is no image model."""
+        return any(fnmatchcase(key, glob) for glob in self.aside)
+
+    def read(self, state: State, config: ViTConfig) -> dict[str, Tensor]:
+        """Their tensors, without the prefix, under our names, for `ViT(config).load_state_dict`.
+
+        Raises `DataError` with the name of a key that is missing, unexpected or of another shape.
+        """
+        wanted = {key: tensor for key, tensor in state.items() if not self.leaves_out(key)}
+        return gather(self.turn(wanted), config, self)
+
+    def write(self, state: State, config: ViTConfig) -> dict[str, Tensor]:
+        """The inverse of `read`. Raises `DataError` for what has no counterpart there."""
+        state, config = _with_table(state, config, self.whose)
+        for name, known in self.always.items():
+            value = getattr(config, name)
+            if value not in known and (config.classes or name != "head_bias"):
+                values = " or ".join(map(repr, known))
+                raise DataError(
+                    f"{self.whose} has no counterpart of {name}={value!r}: there it is {values}"
+                )
+        return self.back(scatter(state, config, self), config)
+
+
+def gather(state: State, config: ViTConfig, layout: Layout) -> dict[str, Tensor]:
+    """Their state dict, turned, under our names.
+
+    Their position table may have rows for more or fewer of the prefix tokens than ours.
+    Raises `DataError` with the name of a key that is missing, unexpected or of another shape.
+    """
+    shapes = our_shapes(config)
+    rows = _given_rows(state, config, layout)
+    theirs = shapes if rows is None else shapes | {"position.table": Size((rows, config.width))}
+    pieces = _pieces(theirs, config, layout)
+    _check(state, {n: shape for parts in pieces.values() for n, shape in parts}, layout.whose)
+    ours: dict[str, Tensor] = {}
+    for key, parts in pieces.items():
+        tensors = [state[name].reshape(-1, *shapes[key][1:]) for name, _ in parts]
+        ours[key] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+    return ours if rows is None else position_rows(ours, rows - _patches(config), _rows(config))
+
+
+def scatter(state: State, config: ViTConfig, layout: Layout) -> dict[str, Tensor]:
+    """Our state dict under their names: the inverse of `gather`."""
+    shapes = our_shapes(config)
+    _check(state, shapes, "vitrail")
+    theirs: dict[str, Tensor] = {}
+    for key, pieces in _pieces(shapes, config, layout).items():
+        row = shapes[key][1:].numel()
+        parts = state[key].split([shape.numel() // row for _, shape in pieces])
+        for (name, shape), part in zip(pieces, parts, strict=True):
+            theirs[name] = part.reshape(shape)
+    return theirs
+
+
+def position_rows(state: State, given: int, wanted: int) -> dict[str, Tensor]:
+    """Our state dict with position rows for the first `wanted` prefix tokens, not `given` ones.
+
+    A prefix token only ever appears with its row added. Adding the row once and for all, or giving
+    a token a row of zeros, changes no output.
+    """
+    if given == wanted:
+        return dict(state)
+    table = state["position.table"]
+    kept = min(given, wanted)
+    zeros = table.new_zeros(wanted - kept, table.shape[1])
+    moved = {"position.table": torch.cat([table[:kept], zeros, table[given:]])}
+    if given > wanted:
+        moved["prefix"] = state["prefix"].clone()
+        moved["prefix"][kept:given] += table[kept:given]
+    return {**state, **moved}
+
+
+def rename(state: State, rule: Callable[[str], str]) -> dict[str, Tensor]:
+    """The same tensors under other names; `DataError` where two of them get the same one."""
+    old: dict[str, str] = {}
+    for key in state:
+        if (name := rule(key)) in old:
+            raise DataError(f"'{old[name]}' and '{key}' are the same part of a model: give one")
+        old[name] = key
+    return {name: state[key] for name, key in old.items()}
+
+
+def under(module: str, names: Names) -> dict[str, str | tuple[str, ...]]:
+    """The names of a model that is the part `module` of another."""
+    return {
+        ours: f"{module}.{name}" if isinstance(name, str) else tuple(f"{module}.{x}" for x in name)
+        for ours, name in names.items()
+    }
+
+
+def _with_table(state: State, config: ViTConfig, whose: str) -> tuple[State, ViTConfig]:
+    """The model with a position table, which every layout has: a fixed one is written out."""
+    kind = config.position
+    if kind == "learned":
+        return state, config
+    if kind == "none" or kind == "rope" or kind == "peg":
+        raise DataError(f"{whose} has no counterpart of position='{kind}'")
+    learned = replace(config, position="learned", prefix_position=True)
+    table = sincos_table(config.grid, config.width, kind)
+    table = table.to(state["stem.proj.weight"])
+    return position_rows({**state, "position.table": table}, 0, _rows(learned)), learned
+
+
+def translate(state: State, names: Names) -> dict[str, list[Size]]:
+    """Whatever of their state dict the table knows, as shapes under our names.
+
+    For finding out what a file is, before there is a config: nothing needs to be whole. Several
+    tensors of theirs that make up one of ours keep their own shapes. Prefix tokens keep the names
+    of the table (`prefix.class`).
+    """
+    table = {
+        template: ours
+        for ours, theirs in names.items()
+        for template in ((theirs,) if isinstance(theirs, str) else theirs)
+    }
+    found: dict[str, list[Size]] = {}
+    for key, tensor in state.items():
+        if (ours := _ours(key, table)) is not None:
+            found.setdefault(ours, []).append(tensor.shape)
+    return found
+
+
+def _ours(key: str, table: Mapping[str, str]) -> str | None:
+    """Our name of their `key`, whichever number in it is the block's."""
+    for pattern, number in [(key, ""), *_numbered(key)]:
+        module, _, leaf = pattern.rpartition(".")
+        if pattern in table:
+            return table[pattern].replace("{i}", number)
+        if module in table and leaf in ("weight", "bias", "gamma"):
+            return f"{table[module]}.{leaf}".replace("{i}", number)
+    return None
+
+
+def _numbered(key: str) -> list[tuple[str, str]]:
+    """`key` with each of its numbers in turn replaced by `{i}`, and that number."""
+    return [
+        (f"{key[: m.start()]}{{i}}{key[m.end() :]}", m[0])
+        for m in re.finditer(r"(?<=[._/])\d+(?=[./])", key)
+    ]
+
+
+def our_shapes(config: ViTConfig) -> dict[str, Size]:
+    """Every key of our state dict and its shape, without memory for the weights."""
+    with torch.device("meta"):
+        return {key: tensor.shape for key, tensor in ViT(config).state_dict().items()}
+
+
+def _rows(config: ViTConfig) -> int:
+    """How many prefix tokens have a row in our position table."""
+    return int(config.prefix_position) * (int(config.class_token) + int(config.distilled))
+
+
+def _patches(config: ViTConfig) -> int:
+    return config.grid[0] * config.grid[1]
+
+
+def _given_rows(state: State, config: ViTConfig, layout: Layout) -> int | None:
+    """The rows of their table, if they are for all, some or none of the prefix tokens."""
+    key = layout.names["position.table"]
+    if config.position != "learned" or not isinstance(key, str) or key not in state:
+        return None  # `_check` says what is missing
+    tokens = int(config.class_token) + int(config.distilled)
+    patches, given = _patches(config), state[key].shape[int(layout.batch_axis) :][:1].numel()
+    possible = [patches + n for n in (0, tokens, tokens + config.registers)]
+    return given if given in possible else patches + _rows(config)
+
+
+def _pieces(
+    shapes: Mapping[str, Size], config: ViTConfig, layout: Layout
+) -> dict[str, list[tuple[str, Size]]]:
+    """For each key of ours, name and shape of the tensors of theirs that make it up, in order."""
+    tokens = {
+        "prefix.class": int(config.class_token),
+        "prefix.distilled": int(config.distilled),
+        "prefix.registers": config.registers,
+    }
+    pieces: dict[str, list[tuple[str, Size]]] = {}
+    for key, shape in shapes.items():
+        if key == "prefix":  # one tensor a token there
+            width = shape[1]
+            pieces[key] = [
+                (name, Size((1, count, width) if layout.batch_axis else (width,)))
+                for token, count in tokens.items()
+                if count
+                for name in _their_names(token, layout)
+            ]
+        elif key == "position.table":
+            axes = (1, *shape) if layout.batch_axis else shape
+            pieces[key] = [(name, Size(axes)) for name in _their_names(key, layout)]
+        else:
+            theirs = _their_names(key, layout)
+            pieces[key] = [(name, Size((shape[0] // len(theirs), *shape[1:]))) for name in theirs]
+    return pieces
+
+
+def _their_names(key: str, layout: Layout) -> tuple[str, ...]:
+    """Their name or names for our `key`, as a tensor or as a module's `.weight`, `.bias`, ..."""
+    names = layout.names
+    block = re.search(r"\.(\d+)\.", key)
+    pattern = key.replace(block[0], ".{i}.", 1) if block else key
+    module, _, leaf = pattern.rpartition(".")
+    if pattern in names:
+        found, ending = names[pattern], ""
+    elif module in names:
+        found, ending = names[module], f".{leaf}"
+    else:
+        raise DataError(f"{layout.whose} has no counterpart of '{key}', which this config asks for")
+    templates = (found,) if isinstance(found, str) else found
+    return tuple(name.format(i=block[1] if block else "") + ending for name in templates)
+
+
+def _check(state: State, wanted: Mapping[str, Size], source: str) -> None:
+    """Refuse a state dict whose keys or shapes are not exactly the `wanted` ones."""
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    faults = [f"missing {some(missing)}"] * bool(missing)
+    faults += [f"unexpected {some(unexpected)}"] * bool(unexpected)
+    if faults:
+        raise DataError(f"these {source} weights do not fit the config: {'; '.join(faults)}")
+    for key, shape in wanted.items():
+        if state[key].shape != shape:
+            raise DataError(
+                f"these {source} weights do not fit the config: '{key}' has shape "
+                f"{tuple(state[key].shape)}, the config asks for {tuple(shape)}"
+            )
+
+
+def some(keys: list[str], limit: int = 3) -> str:
+    """The first few of `keys`, and how many more.
+
+    >>> some(["a", "b", "c", "d"])
+    "'a', 'b', 'c' and 1 more"
+    """
+    named = ", ".join(f"'{key}'" for key in keys[:limit])
+    return named + (f" and {len(keys) - limit} more" if len(keys) > limit else "")

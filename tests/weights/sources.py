@@ -1,0 +1,549 @@
+"""Tiny models of every code base whose files we read, and the files that they write.
+
+Depth 2 and width 24 run every line that depth 12 and width 768 do.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+import torch
+import transformers as hf
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer
+
+from vitrail.models import ViTConfig
+
+State = dict[str, Tensor]
+
+D, H, M, DEPTH, P, CLASSES = 24, 3, 48, 2, 8, 5
+OBLONG, SQUARE = (16, 24), (24, 24)
+SHAPE: dict[str, Any] = {
+    "depth": DEPTH,
+    "width": D,
+    "heads": H,
+    "mlp": M,
+    "patch": (P, P),
+    "classes": CLASSES,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One kind of file: who writes it, and what ours makes of it."""
+
+    layout: str
+    """The name in LAYOUTS."""
+    build: Callable[[], nn.Module]
+    run: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: model(x)
+    """Their outputs for images."""
+    file: Callable[[State], State] = dict
+    """Their state dict as the file has it."""
+    size: tuple[int, int] = OBLONG
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What differs from SHAPE in ours."""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """What has to be told, besides heads and image size."""
+    left_out: frozenset[str] = frozenset()
+    exact: bool = True
+    """Whether the file comes back bit by bit; else the same function does."""
+
+    @property
+    def expected(self) -> ViTConfig:
+        return ViTConfig(**{**SHAPE, "image_size": self.size, **self.config})
+
+    def tensors(self, model: nn.Module, folder: Path) -> State:
+        """The tensors of the file: what `save_pretrained` writes, where there is such a thing."""
+        if isinstance(model, hf.PreTrainedModel):
+            model.save_pretrained(folder)
+            return self.file(load_file(folder / "model.safetensors"))
+        return self.file({k: t.clone() for k, t in model.state_dict().items()})
+
+
+def _timm(kind: type[nn.Module] = timm.models.VisionTransformer, **changes: Any) -> nn.Module:
+    arguments = {
+        "img_size": OBLONG,
+        "patch_size": P,
+        "embed_dim": D,
+        "depth": DEPTH,
+        "num_heads": H,
+        "mlp_ratio": M / D,
+        "num_classes": CLASSES,
+    }
+    return kind(**{**arguments, **changes})
+
+
+def _under(prefix: str, **beside: Tensor) -> Callable[[State], State]:
+    """The file of a checkpoint of which the model is a part."""
+    return lambda state: (
+        {f"{prefix}{key}": t for key, t in state.items()}
+        | {name.replace("__", "."): t for name, t in beside.items()}
+    )
+
+
+def _deit3(state: State) -> State:
+    return {
+        key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): t
+        for key, t in state.items()
+    }
+
+
+def _dinov2(state: State) -> State:
+    """As facebookresearch/dinov2 has it: the class token's row in the table, a mask token."""
+    row = torch.randn(1, 1, D)
+    theirs = {key.replace("reg_token", "register_tokens"): t for key, t in state.items()}
+    theirs["pos_embed"] = torch.cat([row, state["pos_embed"]], dim=1)
+    theirs["cls_token"] = state["cls_token"] - row
+    return theirs | {"mask_token": torch.zeros(1, D)}
+
+
+def _dinov2_giant(state: State) -> State:
+    names = {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"}
+    for ours, theirs in names.items():
+        state = {key.replace(ours, theirs): t for key, t in state.items()}
+    return _dinov2(state)
+
+
+def _chunked(state: State) -> State:
+    """Two chunks of one block each, in a teacher: what its training writes."""
+    theirs = {}
+    for key, tensor in _dinov2(state).items():
+        block = key.split(".")[1] if key.startswith("blocks.") else ""
+        theirs["backbone." + key.replace(f"blocks.{block}.", f"blocks.{block}.{block}.")] = tensor
+    return theirs | {"dino_head.mlp.0.weight": torch.zeros(2, D)}
+
+
+EXACT = {"activation": "gelu", "norm_eps": 1e-6}
+DINOV2_TIMM = partial(_timm, init_values=0.1, no_embed_class=True, reg_tokens=4, num_classes=0)
+DINOV2_CONFIG = {
+    "classes": 0,
+    "layer_scale": 1e-5,
+    "registers": 4,
+    "resample": "bicubic_antialias",
+}
+NO_ROW = {"prefix_position": False}
+MEAN = {"class_token": False, "pool": "mean", "prefix_position": False}
+SIGLIP = {**MEAN, "pool": "map", "classes": 0, "activation": "gelu_tanh"}
+CLIP = {"pre_norm": True, "stem_bias": False, "norm_eps": 1e-5}
+BICUBIC = {"resample": "bicubic"}
+
+TIMM = {
+    "timm": Source(layout="timm", build=_timm),
+    "timm, no_embed_class and registers": Source(
+        layout="timm",
+        build=partial(_timm, no_embed_class=True, reg_tokens=4),
+        config={"registers": 4, **NO_ROW},
+    ),
+    "timm, registers with positions": Source(
+        layout="timm",
+        build=partial(_timm, reg_tokens=4),
+        config={"registers": 4},
+        exact=False,
+    ),
+    "timm, average pooling before the norm": Source(
+        layout="timm",
+        build=partial(_timm, global_pool="avg"),
+        config={"pool": "mean", "pool_norm": True},
+    ),
+    "timm, no class token": Source(
+        layout="timm",
+        build=partial(_timm, global_pool="avg", class_token=False, fc_norm=False),
+        config=MEAN,
+    ),
+    "timm, qk_norm and no qkv bias": Source(
+        layout="timm",
+        build=partial(_timm, qk_norm=True, qkv_bias=False),
+        config={"qk_norm": True, "qkv_bias": False},
+    ),
+    "timm, distilled": Source(
+        layout="timm",
+        build=partial(_timm, timm.models.deit.VisionTransformerDistilled),
+        config={"distilled": True},
+    ),
+    "timm, wrapped by Lightning": Source(
+        layout="timm",
+        build=_timm,
+        file=_under("model.", loss__weight=torch.zeros(3)),
+        left_out=frozenset({"loss.weight"}),
+    ),
+    "timm, CLIP": Source(
+        layout="timm-clip",
+        build=partial(
+            _timm,
+            pre_norm=True,
+            norm_layer=partial(nn.LayerNorm, eps=1e-5),
+            act_layer="quick_gelu",
+        ),
+        config={**CLIP, "activation": "gelu_quick"},
+        told={"activation": "gelu_quick"},
+    ),
+    "timm, SigLIP": Source(
+        layout="timm-siglip",
+        build=partial(
+            _timm, class_token=False, global_pool="map", act_layer="gelu_tanh", num_classes=0
+        ),
+        config={**SIGLIP, "resample": "bilinear_aligned"},
+    ),
+    "open_clip, SigLIP": Source(
+        layout="timm-siglip",
+        build=partial(
+            _timm, class_token=False, global_pool="map", act_layer="gelu_tanh", num_classes=0
+        ),
+        file=_under("visual.trunk.", logit_scale=torch.zeros(()), text__ln__weight=torch.ones(2)),
+        config={**SIGLIP, "resample": "bilinear_aligned"},
+        left_out=frozenset({"logit_scale", "text.ln.weight"}),
+    ),
+}
+
+FACEBOOK = {
+    "DeiT-III": Source(
+        layout="deit3",
+        build=partial(_timm, init_values=0.1, no_embed_class=True),
+        file=_deit3,
+        config={"layer_scale": 1e-5, **NO_ROW, **BICUBIC},
+    ),
+    "DINO, the backbone": Source(
+        layout="timm", build=partial(_timm, num_classes=0), config={"classes": 0}
+    ),
+    "DINO, a student": Source(
+        layout="dino",
+        build=partial(_timm, num_classes=0),
+        file=_under("module.backbone.", module__head__mlp__0__weight=torch.zeros(2, D)),
+        config={"classes": 0, "resample": "bicubic_offset"},
+        left_out=frozenset({"module.head.mlp.0.weight"}),
+    ),
+    "DINOv2": Source(
+        layout="dinov2-registers",
+        build=DINOV2_TIMM,
+        file=_dinov2,
+        config=DINOV2_CONFIG,
+        left_out=frozenset({"mask_token"}),
+    ),
+    "DINOv2, in chunks": Source(
+        layout="dinov2-registers",
+        build=DINOV2_TIMM,
+        file=_chunked,
+        config=DINOV2_CONFIG,
+        left_out=frozenset({"backbone.mask_token", "dino_head.mlp.0.weight"}),
+        exact=False,
+    ),
+    "DINOv2, giant": Source(
+        layout="dinov2",
+        build=partial(
+            DINOV2_TIMM,
+            reg_tokens=0,
+            mlp_ratio=2 * M / D,
+            mlp_layer=timm.layers.SwiGLUPacked,
+            act_layer=nn.SiLU,
+        ),
+        file=_dinov2_giant,
+        config={
+            **DINOV2_CONFIG,
+            "registers": 0,
+            "resample": "bicubic_offset",
+            "activation": "swiglu",
+        },
+        left_out=frozenset({"mask_token"}),
+    ),
+    "MAE, with its decoder": Source(
+        layout="mae",
+        build=partial(_timm, num_classes=0),
+        file=_under(
+            "",
+            mask_token=torch.zeros(1, 1, 16),
+            decoder_embed__weight=torch.zeros(16, D),
+            decoder_blocks__0__attn__qkv__weight=torch.zeros(48, 16),
+        ),
+        config={"classes": 0, **BICUBIC},
+        left_out=frozenset(
+            {"mask_token", "decoder_embed.weight", "decoder_blocks.0.attn.qkv.weight"}
+        ),
+    ),
+    "MoCo v3": Source(
+        layout="mocov3",
+        build=partial(_timm, num_classes=0),
+        file=_under(
+            "module.base_encoder.",
+            module__base_encoder__head__0__weight=torch.zeros(16, D),
+            module__base_encoder__head__1__running_mean=torch.zeros(16),
+            module__momentum_encoder__cls_token=torch.zeros(1, 1, D),
+            module__predictor__0__weight=torch.zeros(16, D),
+        ),
+        config={"classes": 0, **BICUBIC},
+        left_out=frozenset(
+            {
+                "module.base_encoder.head.0.weight",
+                "module.base_encoder.head.1.running_mean",
+                "module.momentum_encoder.cls_token",
+                "module.predictor.0.weight",
+            }
+        ),
+    ),
+    "MoCo v3, linear probe": Source(
+        layout="mocov3", build=_timm, file=_under("module."), config=BICUBIC
+    ),
+}
+
+
+def _hf(kind: type, config: type, size: tuple[int, int] = OBLONG, **changes: Any) -> nn.Module:
+    arguments = {
+        "hidden_size": D,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": H,
+        "image_size": size,
+        "patch_size": P,
+        "num_labels": CLASSES,
+    }
+    if not config.__name__.startswith("Dinov2"):
+        arguments["intermediate_size"] = M
+    return kind(config(**{**arguments, **changes}))
+
+
+def _tower(**changes: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": D,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": H,
+        "intermediate_size": M,
+        "image_size": SQUARE[0],
+        "patch_size": P,
+    } | changes
+
+
+def _text() -> dict[str, Any]:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    return sizes | {"num_attention_heads": 1, "vocab_size": 9, "projection_size": CLASSES}
+
+
+def _output(name: str) -> Callable[[nn.Module, Tensor], Tensor]:
+    return lambda model, x: model(x)[name]
+
+
+def _clip() -> nn.Module:
+    return hf.CLIPModel(
+        hf.CLIPConfig(text_config=_text(), vision_config=_tower(), projection_dim=CLASSES)
+    )
+
+
+def _siglip() -> nn.Module:
+    return hf.SiglipModel(hf.SiglipConfig(text_config=_text(), vision_config=_tower()))
+
+
+def _text_keys(model: Callable[[], nn.Module], *more: str) -> frozenset[str]:
+    """Whatever a two-tower file has besides the image tower."""
+    keys = model().state_dict()
+    return frozenset({k for k in keys if not k.startswith("vision_model")} - set(more))
+
+
+def _pooled_image(model: nn.Module, x: Tensor) -> Tensor:
+    return model.vision_model(x).pooler_output
+
+
+HF_EPS = {"norm_eps": 1e-12, **BICUBIC}
+HF_DINOV2 = {"classes": 0, "layer_scale": 1e-5, "mlp": 4 * D, **BICUBIC}
+HF_REGISTERS = {**HF_DINOV2, "registers": 4, "resample": "bicubic_antialias"}
+MASK = "embeddings.mask_token"
+
+HUGGING_FACE = {
+    "HF ViT": Source(
+        layout="huggingface-vit",
+        build=partial(_hf, hf.ViTForImageClassification, hf.ViTConfig),
+        run=_output("logits"),
+        config=HF_EPS,
+    ),
+    "HF ViT, bare, with its pooler": Source(
+        layout="huggingface-vit-bare",
+        build=partial(_hf, hf.ViTModel, hf.ViTConfig),
+        run=_output("pooler_output"),
+        config={"classes": 0, "representation": D, **HF_EPS},
+    ),
+    "HF ViT, masked images": Source(
+        layout="huggingface-vit-bare",
+        build=partial(_hf, hf.ViTForMaskedImageModeling, hf.ViTConfig, encoder_stride=P),
+        run=lambda model, x: model.vit(x).last_hidden_state[:, 0],
+        config={"classes": 0, **HF_EPS},
+        left_out=frozenset({"vit.embeddings.mask_token", "decoder.0.weight", "decoder.0.bias"}),
+    ),
+    "HF DeiT with teacher": Source(
+        layout="huggingface-deit-teacher",
+        build=partial(_hf, hf.DeiTForImageClassificationWithTeacher, hf.DeiTConfig),
+        run=_output("logits"),
+        config={"distilled": True, **HF_EPS},
+    ),
+    "HF DeiT": Source(
+        layout="huggingface-deit",
+        build=partial(_hf, hf.DeiTForImageClassification, hf.DeiTConfig),
+        run=_output("logits"),
+        config={"registers": 1, **HF_EPS},
+        exact=False,
+    ),
+    "HF DeiT, bare": Source(
+        layout="huggingface-deit-bare",
+        build=partial(_hf, hf.DeiTModel, hf.DeiTConfig),
+        run=lambda model, x: model(x).last_hidden_state[:, 0],
+        config={"classes": 0, "distilled": True, **HF_EPS},
+        left_out=frozenset({"pooler.dense.weight", "pooler.dense.bias"}),
+    ),
+    "HF DINOv2": Source(
+        layout="huggingface-dinov2",
+        build=partial(_hf, hf.Dinov2Model, hf.Dinov2Config, size=SQUARE),
+        run=_output("pooler_output"),
+        size=SQUARE,
+        config=HF_DINOV2,
+        left_out=frozenset({MASK}),
+    ),
+    "HF DINOv2, a classifier": Source(
+        layout="huggingface-dinov2",
+        build=partial(_hf, hf.Dinov2ForImageClassification, hf.Dinov2Config, size=SQUARE),
+        run=lambda model, x: model.dinov2(x).pooler_output,
+        size=SQUARE,
+        config=HF_DINOV2,
+        left_out=frozenset({f"dinov2.{MASK}", "classifier.weight", "classifier.bias"}),
+    ),
+    "HF DINOv2 with registers": Source(
+        layout="huggingface-dinov2-registers",
+        build=partial(_hf, hf.Dinov2WithRegistersModel, hf.Dinov2WithRegistersConfig, size=SQUARE),
+        run=_output("pooler_output"),
+        size=SQUARE,
+        config=HF_REGISTERS,
+        left_out=frozenset({MASK}),
+    ),
+    "HF DINOv2 with registers, giant, a classifier": Source(
+        layout="huggingface-dinov2-registers",
+        build=partial(
+            _hf,
+            hf.Dinov2WithRegistersForImageClassification,
+            hf.Dinov2WithRegistersConfig,
+            size=SQUARE,
+            use_swiglu_ffn=True,
+        ),
+        run=lambda model, x: model.dinov2_with_registers(x).pooler_output,
+        size=SQUARE,
+        config={**HF_REGISTERS, "activation": "swiglu", "mlp": 64},
+        left_out=frozenset(
+            {f"dinov2_with_registers.{MASK}", "classifier.weight", "classifier.bias"}
+        ),
+    ),
+    "HF MAE": Source(
+        layout="huggingface-vit-bare",
+        build=partial(_hf, hf.ViTMAEModel, hf.ViTMAEConfig, size=SQUARE, mask_ratio=0.0),
+        run=lambda model, x: model(x).last_hidden_state[:, 0],
+        size=SQUARE,
+        config={"classes": 0, **HF_EPS},
+    ),
+    "HF CLIP": Source(
+        layout="huggingface-clip",
+        build=_clip,
+        run=lambda model, x: model.visual_projection(_pooled_image(model, x)),
+        size=SQUARE,
+        config={**CLIP, **BICUBIC, "head_bias": False, "activation": "gelu_quick"},
+        told={"activation": "gelu_quick"},
+        left_out=_text_keys(_clip, "visual_projection.weight"),
+    ),
+    "HF CLIP, the image tower": Source(
+        layout="huggingface-clip",
+        build=lambda: hf.CLIPVisionModelWithProjection(
+            hf.CLIPVisionConfig(**_tower(projection_dim=CLASSES, hidden_act="gelu"))
+        ),
+        run=_output("image_embeds"),
+        size=SQUARE,
+        config={**CLIP, **BICUBIC, "head_bias": False, "activation": "gelu"},
+        told={"activation": "gelu"},
+    ),
+    "HF CLIP, without projection": Source(
+        layout="huggingface-clip-bare",
+        build=lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**_tower())),
+        run=_output("pooler_output"),
+        size=SQUARE,
+        config={**CLIP, **BICUBIC, "classes": 0, "activation": "gelu_quick"},
+        told={"activation": "gelu_quick"},
+    ),
+    "HF SigLIP": Source(
+        layout="huggingface-siglip",
+        build=_siglip,
+        run=_pooled_image,
+        size=SQUARE,
+        config={**SIGLIP, **BICUBIC},
+        left_out=_text_keys(_siglip),
+    ),
+    "HF SigLIP, the image tower": Source(
+        layout="huggingface-siglip",
+        build=lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**_tower())),
+        run=_output("pooler_output"),
+        size=SQUARE,
+        config={**SIGLIP, **BICUBIC},
+    ),
+}
+
+
+def _open_clip(quick_gelu: bool, **vision: Any) -> nn.Module:
+    tower = {"image_size": OBLONG, "layers": DEPTH, "width": D, "head_width": D // H}
+    return open_clip.CLIP(
+        embed_dim=CLASSES,
+        vision_cfg={**tower, "patch_size": P, "mlp_ratio": M / D, **vision},
+        text_cfg={"context_length": 7, "vocab_size": 9, "width": 8, "heads": 1, "layers": 1},
+        quick_gelu=quick_gelu,
+    )
+
+
+_OPEN_CLIP_TEXT = frozenset(
+    k for k in _open_clip(False).state_dict() if not k.startswith("visual.")
+)
+
+
+def _encode(model: nn.Module, x: Tensor) -> Tensor:
+    return model.encode_image(x)
+
+
+OTHERS = {
+    "OpenAI's CLIP": Source(
+        layout="open_clip",
+        build=partial(_open_clip, True),
+        run=_encode,
+        config={**CLIP, "head_bias": False, "activation": "gelu_quick"},
+        told={"activation": "gelu_quick"},
+        left_out=_OPEN_CLIP_TEXT,
+    ),
+    "open_clip": Source(
+        layout="open_clip",
+        build=partial(_open_clip, False),
+        run=_encode,
+        config={**CLIP, "head_bias": False, "activation": "gelu"},
+        told={"activation": "gelu"},
+        left_out=_OPEN_CLIP_TEXT,
+    ),
+    "open_clip, LayerScale": Source(
+        layout="open_clip",
+        build=partial(_open_clip, False, ls_init_value=0.1),
+        run=_encode,
+        config={**CLIP, "head_bias": False, "activation": "gelu", "layer_scale": 1e-5},
+        told={"activation": "gelu"},
+        left_out=_OPEN_CLIP_TEXT,
+    ),
+    "torchvision": Source(
+        layout="torchvision",
+        build=lambda: VisionTransformer(SQUARE[0], P, DEPTH, H, D, M, num_classes=CLASSES),
+        size=SQUARE,
+        config=BICUBIC,
+    ),
+    "torchvision, pre-logits, as before 0.13": Source(
+        layout="torchvision",
+        build=lambda: VisionTransformer(
+            SQUARE[0], P, DEPTH, H, D, M, num_classes=CLASSES, representation_size=16
+        ),
+        file=lambda state: {
+            k.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): t
+            for k, t in state.items()
+        },
+        size=SQUARE,
+        config={"representation": 16, **BICUBIC},
+        exact=False,
+    ),
+}
+
+SOURCES: dict[str, Source] = {**TIMM, **FACEBOOK, **HUGGING_FACE, **OTHERS}

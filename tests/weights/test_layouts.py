@@ -1,0 +1,305 @@
+"""Every layout: recognised by its keys, equal to its own code's outputs, there and back."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import DataError, UsageError
+from vitrail.models import ViT, ViTConfig, build
+from vitrail.nn import resample_table
+from vitrail.weights.layouts import LAYOUTS, Found, recognise, understand, write_as
+from weights.sources import CLASSES, HUGGING_FACE, SOURCES, SQUARE, Source
+
+close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
+every_source = pytest.mark.parametrize("name", SOURCES)
+
+
+def opened(source: Source, state: dict[str, Tensor]) -> Found:
+    told = {"heads": source.expected.heads, "image_size": source.size, **source.told}
+    return understand(state, told, "a file")
+
+
+def model_of(found: Found) -> ViT:
+    model = ViT(found.config).eval()
+    model.load_state_dict(found.state)
+    return model
+
+
+@every_source
+def test_outputs_are_those_of_their_own_code(name, randomised, tmp_path):
+    source = SOURCES[name]
+    theirs = randomised(source.build())
+    found = opened(source, source.tensors(theirs, tmp_path))
+    assert found.layout.name == source.layout
+    assert found.config == source.expected
+    x = torch.randn(3, 3, *source.size)
+    with torch.inference_mode():
+        expected = source.run(theirs, x)
+        assert 0.2 < expected.std() < 3, "outputs of order 1"
+        close(model_of(found)(x), expected)
+        close(model_of(found)(x[:1]), source.run(theirs, x[:1]))
+
+
+@every_source
+def test_what_is_left_out_and_assumed_is_named(name, randomised, tmp_path):
+    source = SOURCES[name]
+    found = opened(source, source.tensors(randomised(source.build()), tmp_path))
+    assert set(found.left_out) == source.left_out
+    assumed = {words.split(" ")[0]: words.split(" ")[1].rstrip(",") for words in found.assumed}
+    missing = set(found.layout.assumes) - set(source.told)
+    if found.config.activation == "swiglu":  # which the shapes show
+        missing -= {"activation"}
+    assert assumed == {field: str(getattr(found.config, field)) for field in missing}
+
+
+@every_source
+def test_a_file_comes_back_bit_by_bit(name, randomised, tmp_path):
+    source = SOURCES[name]
+    file = source.tensors(randomised(source.build()), tmp_path)
+    found = opened(source, file)
+    _, prefix = recognise(file, "a file")
+    back = found.layout.write(found.state, found.config)
+    again = found.layout.read(back, found.config)
+    for key, tensor in found.state.items():
+        assert torch.equal(again[key], tensor), key
+    if source.exact:
+
+        def bare(key: str) -> str:
+            return key.removeprefix(prefix).removeprefix("vision_model.")
+
+        wanted = {bare(k): t for k, t in file.items() if k not in source.left_out}
+        given = {bare(k): t for k, t in back.items()}
+        extra = given.keys() - wanted.keys()
+        assert all(found.layout.leaves_out(key) for key in extra), "a mask token of zeros"
+        for key, tensor in wanted.items():
+            assert torch.equal(given[key], tensor), key
+
+
+@every_source
+def test_our_weights_come_back_bit_by_bit(name, randomised):
+    source = SOURCES[name]
+    layout, config = LAYOUTS[source.layout], source.expected
+    state = randomised(ViT(config)).state_dict()
+    before = {key: tensor.clone() for key, tensor in state.items()}
+    found = layout.read(layout.write(state, config), config)
+    assert found.keys() == state.keys()
+    for key, tensor in before.items():
+        assert torch.equal(found[key], tensor), key
+        assert torch.equal(state[key], tensor), f"{key} was changed in place"
+
+
+def test_every_layout_has_a_source():
+    tested = {source.layout for source in SOURCES.values()} | {"google"}  # test_google.py
+    assert tested == set(LAYOUTS)
+
+
+# --- what has to be asked ---
+
+
+def file_of(name: str, prefix: str = "") -> dict[str, Tensor]:
+    """A file of the layout that a source writes, by our own hand."""
+    source = SOURCES[name]
+    state = LAYOUTS[source.layout].write(build(source.expected).state_dict(), source.expected)
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+@pytest.mark.parametrize("name", ["OpenAI's CLIP", "HF CLIP, the image tower", "timm, CLIP"])
+def test_clips_activation_is_asked_for(name):
+    source = SOURCES[name]
+    with pytest.raises(DataError, match=r"activation=gelu_quick for OpenAI's.*activation=gelu for"):
+        understand(file_of(name), {"image_size": source.size, "heads": 3}, "a file")
+
+
+def test_mocos_heads_are_asked_for_at_the_width_where_they_are_its_own():
+    config = ViTConfig(width=384, depth=1, heads=12, mlp=1536, image_size=(32, 32), classes=0)
+    state = LAYOUTS["mocov3"].write(build(config).state_dict(), config)
+    file = {f"module.base_encoder.{key}": tensor for key, tensor in state.items()}
+    with pytest.raises(DataError, match="MoCo v3's ViT-S has 12 and DeiT's 6: say heads=12 or"):
+        understand(file, {}, "a file")
+    assert understand(file, {"heads": 12}, "a file").config.heads == 12
+    # The same tensors without the prefix are as likely another's.
+    with pytest.raises(DataError, match="no published model has width 384, depth 1"):
+        understand(state, {}, "a file")
+
+
+def test_heads_are_those_of_the_published_models_of_the_shape():
+    config = ViTConfig(width=192, heads=3, mlp=768, image_size=(32, 32), classes=2)
+    found = understand(write_as("timm", build(config).state_dict(), config), {}, "a file")
+    assert found.config == config
+    assert "heads 3, as in vit_ti16" in found.assumed
+
+
+def test_an_oblong_grid_is_asked_for():
+    file = file_of("timm")
+    with pytest.raises(DataError, match=r"7 rows, no square grid: .* image_size=HxW"):
+        understand(file, {"heads": 3}, "a file")
+    with pytest.raises(DataError, match="no square grid"):
+        understand(file, {"heads": 3, "image_size": (32, 32)}, "a file")
+
+
+def test_told_sizes_win_over_a_square_that_would_do_as_well():
+    config = ViTConfig(**{**vars(SOURCES["timm"].expected), "image_size": (8, 72)})
+    file = write_as("timm", build(config).state_dict(), config)
+    assert understand(file, {"heads": 3}, "a file").config.image_size == (24, 24)
+    told = {"heads": 3, "image_size": (8, 72)}
+    assert understand(file, told, "a file").config.image_size == (8, 72)
+
+
+# --- positions on another grid, as their own code brings them there ---
+
+
+def interpolating(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x, interpolate_pos_encoding=True)
+
+
+RESAMPLED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "HF ViT": lambda model, x: interpolating(model, x).logits,
+    "HF DeiT with teacher": lambda model, x: interpolating(model, x).logits,
+    "HF DINOv2": SOURCES["HF DINOv2"].run,
+    "HF DINOv2 with registers": SOURCES["HF DINOv2 with registers"].run,
+    "HF CLIP, the image tower": lambda model, x: interpolating(model, x).image_embeds,
+    "HF SigLIP, the image tower": lambda model, x: interpolating(model, x).pooler_output,
+    "timm": SOURCES["timm"].run,
+    "timm, no_embed_class and registers": SOURCES["timm, no_embed_class and registers"].run,
+}
+
+
+@pytest.mark.parametrize("size", [(40, 24), (16, 32), (64, 48)], ids=str)
+@pytest.mark.parametrize("name", RESAMPLED)
+def test_positions_are_resampled_as_their_own_code_does(name, size, randomised, tmp_path):
+    source = SOURCES[name]
+    theirs = source.build()
+    if "timm" in name:
+        theirs = source.build(img_size=SQUARE, dynamic_img_size=True)
+        source = replace(source, size=SQUARE)
+    elif source.size != SQUARE:
+        theirs = source.build(size=SQUARE)  # transformers takes a table as square
+        source = replace(source, size=SQUARE)
+    ours = model_of(opened(source, source.tensors(randomised(theirs), tmp_path)))
+    x = torch.randn(2, 3, *size)
+    with torch.inference_mode():
+        expected = RESAMPLED[name](theirs, x)
+        close(ours(x), expected)
+
+
+def test_dinos_own_formula(randomised):
+    """facebookresearch/dino: by scale, of a grid taken as 0.1 larger than it is."""
+    found = opened(SOURCES["DINO, a student"], file_of("DINO, a student", "module.backbone."))
+    table = found.state["position.table"][1:]
+    old, new = found.config.grid, (5, 4)
+    expected = nn.functional.interpolate(
+        table.reshape(1, *old, -1).permute(0, 3, 1, 2),
+        scale_factor=((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1]),
+        mode="bicubic",
+    )
+    ours = resample_table(table, old, new, found.config.resample)
+    close(ours, expected.permute(0, 2, 3, 1).reshape(-1, table.shape[1]))
+
+
+# --- what is not read, or not written ---
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        (["to_patch_embedding.1.weight", "transformer.layers.0.0.to_qkv.weight"], "vit-pytorch"),
+        (["vit.to_patch_embedding.2.weight"], "queries, keys and values without bias"),
+        (["patch_embed.backbone.conv.weight", "patch_embed.proj.weight"], "timm's hybrids"),
+        (["layers.0.blocks.0.attn.relative_position_bias_table"], "Swin, BEiT"),
+        (["conv1.weight", "bn1.weight"], "no ViT that vitrail knows.*'conv1.weight'.*Google, DeiT"),
+    ],
+)
+def test_other_models_are_refused_and_named(keys, message):
+    with pytest.raises(DataError, match=message):
+        understand({key: torch.zeros(1) for key in keys}, {}, "a file")
+
+
+@pytest.mark.parametrize("name", ["timm", "DINOv2", "HF ViT", "OpenAI's CLIP", "torchvision"])
+def test_a_key_too_many_or_too_few_is_named(name):
+    source = SOURCES[name]
+    told = {"heads": 3, "image_size": source.size, **source.told}
+    with pytest.raises(DataError, match=r"unexpected 'another\.weight'"):
+        understand(file_of(name) | {"another.weight": torch.zeros(1)}, told, "a file")
+    file = file_of(name)
+    bias = next(k for k in file if "1." in k and k.endswith("bias"))
+    del file[bias]
+    with pytest.raises(DataError, match=f"missing '{bias}'"):
+        understand(file, told, "a file")
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (1, 1, 1, 1, 1), (0, 24)], ids=str)
+@pytest.mark.parametrize("name", ["timm", "DINOv2", "HF SigLIP", "OpenAI's CLIP", "torchvision"])
+def test_a_tensor_of_any_other_shape_is_one_clear_error(name, shape):
+    source = SOURCES[name]
+    told = {"heads": 3, "image_size": source.size, **source.told}
+    for key in file_of(name):
+        if not LAYOUTS[source.layout].leaves_out(key):
+            with pytest.raises(DataError):
+                understand(file_of(name) | {key: torch.zeros(shape)}, told, "a file")
+
+
+OURS = SOURCES["timm"].expected
+
+
+@pytest.mark.parametrize(
+    "to, changes, message",
+    [
+        ("timm", {"stem": "conv"}, r"timm has no counterpart of 'stem\.convs\.0\.0\.weight'"),
+        ("timm", {"representation": 8}, "timm has no counterpart of 'representation.weight'"),
+        ("timm", {"position": "none"}, "timm has no counterpart of position='none'"),
+        ("google", {}, "Google has no counterpart of activation='gelu': there it is 'gelu_tanh'"),
+        ("huggingface", {"pool": "mean"}, "pool='mean': there it is 'class'"),
+        ("huggingface", {"prefix_position": False}, "ViT has no counterpart of prefix_position"),
+        ("huggingface", {"layer_scale": 0.1}, "DINOv2 has no counterpart of 'head.weight'"),
+        ("huggingface", {"head_bias": False}, "ViT has no counterpart of head_bias=False"),
+        ("huggingface", {"activation": "swiglu"}, "ViT has no counterpart of activation='swiglu'"),
+        ("huggingface", {"pre_norm": True}, "CLIP has no counterpart of stem_bias=True"),
+    ],
+)
+def test_a_model_without_a_counterpart_is_refused(to, changes, message):
+    config = ViTConfig(**{**vars(OURS), **changes})
+    with pytest.raises(DataError, match=message):
+        write_as(to, build(config).state_dict(), config)
+
+
+def test_a_target_that_does_not_exist_is_named():
+    with pytest.raises(UsageError, match="'tim': did you mean 'timm'"):
+        write_as("tim", build(OURS).state_dict(), OURS)
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_what_is_written_for_hugging_face_is_the_same_model_again(name, randomised):
+    source = HUGGING_FACE[name]
+    ours = randomised(ViT(source.expected))
+    found = opened(source, write_as("huggingface", ours.state_dict(), source.expected))
+    assert found.config == source.expected
+    for key, tensor in ours.state_dict().items():
+        assert torch.equal(found.state[key], tensor), key
+
+
+@pytest.mark.parametrize("to", ["timm", "huggingface"])
+@pytest.mark.parametrize("position", ["sincos_mae", "sincos_1d"])
+def test_a_fixed_position_table_is_written_out(to, position, randomised):
+    config = ViTConfig(**{**vars(OURS), "position": position})
+    ours = randomised(ViT(config))
+    told = {"heads": 3, "image_size": OURS.image_size, "norm_eps": 1e-6}
+    found = understand(write_as(to, ours.state_dict(), config), told, "a file")
+    assert found.config.position == "learned"
+    x = torch.randn(2, 3, *OURS.image_size)
+    with torch.inference_mode():
+        close(model_of(found)(x), ours(x))
+
+
+def test_timms_heads_have_a_bias(randomised):
+    source = SOURCES["open_clip"]
+    ours = randomised(ViT(source.expected))
+    theirs = write_as("timm", ours.state_dict(), source.expected)
+    assert torch.equal(theirs["head.bias"], torch.zeros(CLASSES))
+    found = understand(theirs, {"heads": 3, "image_size": source.size, **source.told}, "a file")
+    x = torch.randn(2, 3, *source.size)
+    with torch.inference_mode():
+        close(model_of(found)(x), ours(x))

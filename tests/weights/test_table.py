@@ -1,0 +1,150 @@
+"""The table of published weights says what can be built, fetched and compared."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from vitrail.models import MODELS, ModelConfig, build, count_parameters
+from vitrail.weights.layouts import LAYOUTS
+from vitrail.weights.places import Hub, Url, WheelMember
+from vitrail.weights.table import WEIGHTS
+
+NAMES = sorted(WEIGHTS)
+SPDX = {"Apache-2.0", "MIT", "CC-BY-NC-4.0"}
+
+
+@cache
+def output(config: ModelConfig, size: tuple[int, int]) -> torch.Size:
+    """The shape of what the model makes of one image; once for all rows that are alike."""
+    with torch.device("meta"):
+        return build(config)(torch.empty(1, config.channels, *size)).shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_builds_and_takes_the_images_it_names(name: str) -> None:
+    row = WEIGHTS[name]
+    shape = output(replace(row.config, resample="bicubic"), row.preprocess.size)
+    assert shape == (1, row.config.classes or row.config.width)
+    assert row.preprocess.channels == row.config.channels
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_is_written_out(name: str) -> None:
+    row = WEIGHTS[name]
+    assert re.fullmatch(r"[a-z0-9_]+", name)
+    assert name not in MODELS or row.model == name
+    assert row.licence in SPDX
+    assert row.layout in LAYOUTS
+    assert re.fullmatch(r"\d{4}\.\d{5}", row.paper)
+    assert row.sha256 is None or re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{64}", row.sha256)
+    assert row.score is None or (50 < row.score.top1 < 90 and row.score.where)
+    for field, value in row.changes.items():
+        assert getattr(MODELS[row.model], field) != value, f"{field} says nothing new"
+
+
+def test_names_fall_into_place() -> None:
+    """A name ends in the size of its images, unless that is the usual one."""
+    for name, row in WEIGHTS.items():
+        side = row.config.image_size[0]
+        assert name.endswith(f"_{side}") == (side not in (224, 518)), name
+
+
+def test_hashes_in_the_names_of_files_are_held_to() -> None:
+    for row in WEIGHTS.values():
+        if found := re.search(r"-([0-9a-f]{8})\.pth$", row.place.file_name):
+            assert row.sha256 == found[1]
+
+
+def test_no_two_rows_are_one_file() -> None:
+    assert Counter(row.place for row in WEIGHTS.values()).most_common(1)[0][1] == 1
+    hosts = Counter(
+        row.place.url.split("/")[2] for row in WEIGHTS.values() if type(row.place) is Url
+    )
+    assert set(hosts) == {"storage.googleapis.com", "dl.fbaipublicfiles.com"}
+    assert sum(isinstance(row.place, Hub) for row in WEIGHTS.values()) == 13
+    assert sum(isinstance(row.place, WheelMember) for row in WEIGHTS.values()) == 1
+
+
+def test_what_no_shape_shows_is_told() -> None:
+    """The traps: shapes that fit, and numbers that are wrong."""
+    assert WEIGHTS["mocov3_s16"].config.heads == 12
+    assert WEIGHTS["deit_s16"].config.heads == 6
+    for name, row in WEIGHTS.items():
+        expected = {"google": "gelu_tanh", "open_clip": "gelu_quick"}.get(row.layout)
+        if expected:
+            assert row.config.activation == expected, name
+    assert WEIGHTS["timm_vit_b16"].config.activation == "gelu"
+    assert WEIGHTS["clip_b16_openai"].config.norm_eps == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        # timm 1.0.31's counts, which agree with the makers' own in millions
+        ("augreg_vit_b16", 86_567_656),
+        ("augreg_vit_b16_384", 86_859_496),
+        ("augreg_vit_b16_in21k", 102_595_923),
+        ("deit_b16_distilled_384", 87_630_032),
+        ("deit3_h14", 632_126_440),
+        ("dinov2_g14", 1_136_479_232),
+        ("clip_b32_openai", 87_849_216),
+        ("siglip_b16", 92_884_224),
+    ],
+)
+def test_parameters(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        assert count_parameters(build(WEIGHTS[name].config)) == parameters
+
+
+def timm_rows() -> dict[str, tuple[str, str]]:
+    """Our name -> timm's, where timm's table has the same file."""
+    return {
+        "augreg_vit_ti16": ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", "url"),
+        "augreg_vit_s32_384": ("vit_small_patch32_384.augreg_in21k_ft_in1k", "url"),
+        "augreg_vit_s16_in1k_384": ("vit_small_patch16_384.augreg_in1k", "url"),
+        "augreg_vit_b32": ("vit_base_patch32_224.augreg_in21k_ft_in1k", "url"),
+        "augreg_vit_b32_384": ("vit_base_patch32_384.augreg_in21k_ft_in1k", "url"),
+        "augreg_vit_b32_in1k": ("vit_base_patch32_224.augreg_in1k", "url"),
+        "augreg_vit_b16": ("vit_base_patch16_224.augreg_in21k_ft_in1k", "url"),
+        "augreg_vit_b16_in21k": ("vit_base_patch16_224.augreg_in21k", "url"),
+        "augreg_vit_b16_in1k": ("vit_base_patch16_224.augreg_in1k", "url"),
+        "augreg_vit_b8": ("vit_base_patch8_224.augreg_in21k_ft_in1k", "url"),
+        "augreg_vit_l16_384": ("vit_large_patch16_384.augreg_in21k_ft_in1k", "url"),
+        "sam_vit_b32": ("vit_base_patch32_224.sam_in1k", "url"),
+        "deit_ti16": ("deit_tiny_patch16_224.fb_in1k", "url"),
+        "deit_s16_distilled": ("deit_small_distilled_patch16_224.fb_in1k", "url"),
+        "deit_b16_384": ("deit_base_patch16_384.fb_in1k", "url"),
+        "deit3_m16": ("deit3_medium_patch16_224.fb_in1k", "url"),
+        "deit3_b16_384": ("deit3_base_patch16_384.fb_in1k", "url"),
+        "deit3_h14_in21k_in1k": ("deit3_huge_patch14_224.fb_in22k_ft_in1k", "url"),
+        "dino_s8": ("vit_small_patch8_224.dino", "url"),
+        "dino_b16": ("vit_base_patch16_224.dino", "url"),
+        "dinov2_s14": ("vit_small_patch14_dinov2.lvd142m", "url"),
+        "dinov2_g14_reg": ("vit_giant_patch14_reg4_dinov2.lvd142m", "url"),
+        "mae_h14": ("vit_huge_patch14_224.mae", "url"),
+        "clip_l14_openai": ("vit_large_patch14_clip_224.openai", "hub"),
+        "siglip_so400m14_378": ("vit_so400m_patch14_siglip_378.webli", "hub"),
+        "timm_vit_b16": ("vit_base_patch16_224.augreg2_in21k_ft_in1k", "hub"),
+        "timm_vit_l16": ("vit_large_patch16_224.augreg_in21k_ft_in1k", "hub"),
+    }
+
+
+@pytest.mark.parametrize("name", timm_rows())
+def test_places_are_those_of_timm(name: str) -> None:
+    models = pytest.importorskip("timm.models")
+    theirs, kind = timm_rows()[name]
+    config = models.get_pretrained_cfg(theirs)
+    place = WEIGHTS[name].place
+    if kind == "url":
+        assert isinstance(place, Url)
+        assert place.url == config.url
+    else:
+        assert isinstance(place, Hub)
+        # A bare "timm/" stands for the model's own name.
+        assert place.repo == (f"timm/{theirs}" if config.hf_hub_id == "timm/" else config.hf_hub_id)
+    assert WEIGHTS[name].preprocess.mean == config.mean
+    assert WEIGHTS[name].licence.lower() == config.license or name.startswith("clip")
