@@ -101,6 +101,38 @@ def test_the_main_job_from_photos_to_predictions(photos, capfd):
     assert code == 2 and "optim.lr was" in err
 
 
+@pytest.mark.parametrize("resize", ["pad", "native"])
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_oblong_photos_keep_their_shape(photos, capfd, resize, stem):
+    for i in range(10):  # beside those of 80 x 100 pixels
+        wide = np.full((30, 120, 3), (20 * i, 200, 90), np.uint8)
+        Image.fromarray(wide).save(photos / "green" / f"wide-{i}.png")
+        Image.fromarray(wide.transpose(1, 0, 2).copy()).save(photos / "blue" / f"tall-{i}.png")
+    tiny = list(TINY)
+    tiny[tiny.index("--model.stem") + 1] = stem
+    train = ["train", photos, *tiny, "--data.resize", resize, "--out", "r"]
+    code, _, err = vitrail(capfd, *train, "--augment.mixup", "0.2")
+    assert code == 2 and "switch them off" in err and not Path("r").exists()
+    code, _, err = vitrail(capfd, *train)
+    assert code == 0, err
+    assert "keeps its shape" in Path("r/report.html").read_text()
+
+    report = Path("r/metrics.json").read_bytes(), Path("r/report.html").read_bytes()
+    code, out, err = vitrail(capfd, "evaluate", "r", "--tta", "flip+scales", "--json")
+    assert code == 0 and 0 <= last_json(out)["metrics"]["top1"] <= 1, err
+    assert "evaluate r --tta flip+scales" in Path("r/report-tta-flip+scales.html").read_text()
+    assert report == (Path("r/metrics.json").read_bytes(), Path("r/report.html").read_bytes())
+    code, out, _ = vitrail(capfd, "predict", "r", photos / "green", "--tta", "flip", "--json")
+    assert code == 0 and len(last_json(out)["predictions"]) == 20
+    code, _, err = vitrail(capfd, "predict", "r", photos / "green", "--tta", "flop")
+    assert code == 2 and "did you mean 'flip'" in err
+    from vitrail.deploy import Predictor
+
+    predictor, files = Predictor("r", tta="scales"), sorted((photos / "green").iterdir())
+    for file, together in zip(files, predictor.many(files), strict=True):
+        assert predictor(file).probability == pytest.approx(together.probability, abs=1e-5)
+
+
 def test_without_out_a_run_gets_the_next_free_name(photos, capfd):
     for number in (1, 2):
         code, out, err = vitrail(capfd, "train", photos, *TINY, "--json")
@@ -341,3 +373,67 @@ def test_the_module_runs_like_the_command():
         env=os.environ | {"PYTHONPATH": ""},
     )
     assert done.stdout.startswith("vitrail 0.")
+
+
+def test_weights_are_shown_and_converted(tmp_path, capsys):
+    from vitrail.models import build, model_config
+    from vitrail.weights import save_weights
+
+    config = model_config("vit_ti16", depth=12, image_size=(32, 32), classes=3)
+    file, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_weights(file, config, build(config).state_dict())
+    assert main(["weights", "convert", str(file), str(out), "--to", "timm", "--json"]) == 0
+    assert main(["weights", "show", str(out), "--model", "deit_ti16", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert shown["layout"] == "timm" and shown["config"]["heads"] == 3
+    assert "positions: 2x2 resampled to 14x14, bicubic_antialias" in shown["into"]
+    assert main(["weights", "show", str(out), "--model", "vit_b16"]) == 3
+    said = capsys.readouterr().err
+    assert "width 192 there and 768 here" in said and "It fits 'vit_ti16', 'deit_ti16'" in said
+    assert main(["weights", "convert", str(file), str(out), "--to", "timm"]) != 0
+
+
+def test_weights_that_do_not_fit_the_named_model_stop_a_run_before_it_begins(
+    photos, tmp_path, capsys
+):
+    from vitrail.models import build, model_config
+    from vitrail.weights import save_weights
+
+    config = model_config("vit_ti16", depth=2, image_size=(32, 32), classes=3)
+    file, out = tmp_path / "a.safetensors", tmp_path / "run"
+    save_weights(file, config, build(config).state_dict())
+    asked = ["train", str(photos), "--weights", str(file), "--out", str(out)]
+    assert main([*asked, "--model", "vit_ti16"]) == 3
+    assert "depth 2 there and 12 here" in capsys.readouterr().err and not out.exists()
+    assert main([*asked, "--recipe", "nothing"]) == 2
+
+
+def test_fine_tuning_from_a_file_and_then_from_that_run(photos, tmp_path, capsys):
+    from vitrail.models import build, model_config
+    from vitrail.weights import save_weights
+
+    config = model_config("vit_ti16", depth=2, image_size=(32, 32), classes=3)
+    file, first, second = tmp_path / "a.safetensors", tmp_path / "one", tmp_path / "two"
+    save_weights(file, config, build(config).state_dict())
+    short = ["--minutes", "0.03", "--evaluations", "1", "--model.image-size", "32", "48"]
+    assert main(["train", str(photos), "--weights", str(file), "--out", str(first), *short]) == 0
+    said = json.loads((first / "weights.json").read_text())
+    assert said["source"] == str(file) and len(said["sha256"]) == 64
+    assert "positions: 2x2 resampled to 2x3, bicubic_antialias" in said["notes"]
+    assert main(["train", str(photos), "--weights", str(first), "--out", str(second), *short]) == 0
+    said = json.loads((second / "weights.json").read_text())
+    assert said["new"] == [], "the same classes keep the head"
+    capsys.readouterr()
+
+
+def test_the_demo_without_a_network_trains_from_scratch_and_says_so(monkeypatch, capsys):
+    from vitrail.cli import train as verb
+    from vitrail.errors import DataError
+
+    def no_network(*args: object, **options: object) -> None:
+        raise DataError("cannot fetch focus_s14: no network")
+
+    monkeypatch.setattr(verb, "open_start", no_network)
+    given = verb._defaults(["samples:emoji", "--recipe", "demo"])
+    assert given.settings.weights is None and given.settings.row == "vit_mini16"
+    assert "training from scratch instead" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """vitrail: Vision Transformers, from a folder of images to a model that is trained and measured.
 
     model = vitrail.build("vit_b16", num_classes=10)      # a fresh model, by name
+    model = vitrail.pretrained("deit_s16")                # a published one, by name, file, address
     model = vitrail.load("runs/x")                        # a trained one, ready to use
     outcome = vitrail.train(config)                       # the main job; recipes make configs
     label = vitrail.Predictor("runs/x")("cat.jpg").label
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vitrail.runs import Run as Run
     from vitrail.runs import TrainConfig as TrainConfig
     from vitrail.runs.load import load_model as load
+    from vitrail.weights import pretrained as pretrained
 
 _HOMES = {
     "MODELS": ("vitrail.models", "MODELS"),
@@ -41,6 +43,7 @@ _HOMES = {
     "build": ("vitrail.models", "build"),
     "evaluate": ("vitrail.evaluation", "evaluate"),
     "load": ("vitrail.runs.load", "load_model"),
+    "pretrained": ("vitrail.weights", "pretrained"),
     "resume": ("vitrail.job", "resume"),
     "train": ("vitrail.job", "train"),
 }
@@ -56,6 +59,7 @@ __all__ = [
     "build",
     "evaluate",
     "load",
+    "pretrained",
     "resume",
     "train",
 ]

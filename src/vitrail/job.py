@@ -1,5 +1,6 @@
 """The main job, whole: open the data, train, measure on the held-out images, write the report."""
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,19 +10,24 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vitrail.data import Splits, write_split
+from vitrail.data import Source, Splits, write_split
 from vitrail.data.loader import EvalLoader, TrainLoader, one_hot
 from vitrail.errors import UsageError
 from vitrail.evaluation import Evaluation, evaluate
-from vitrail.models import build
+from vitrail.models import Model, build
 from vitrail.report import write_report
 from vitrail.runs import Run, RunLock, TrainConfig
 from vitrail.runs.config import open_data_of
 from vitrail.runs.device import pick_device
+from vitrail.runs.start import open_start
 from vitrail.tasks import Classify
-from vitrail.training import fit
+from vitrail.training import fit, fit_probe
 from vitrail.training.board import board
-from vitrail.training.loop import Listener
+from vitrail.training.progress import Listener
+from vitrail.training.sweep import Sweep
+from vitrail.training.sweep import find_lr as sweep
+from vitrail.training.tune import check_tuning, lr_warning
+from vitrail.weights import load_into
 
 Notify = Callable[[str], None]
 """Told of what a user should read while the job goes on."""
@@ -52,16 +58,39 @@ def train(
     anything of the user's is touched.
     """
     splits = _open(config)
-    run = Run.create(
-        Path(out) if out else _free_folder(config.data.path),
-        replace(
-            config,
-            model=replace(config.model, classes=len(splits.train.classes)),
-            data=replace(config.data, path=_anywhere(config.data.path)),
-        ),
-    )
+    config = _settled(config, splits)
+    check_tuning(config)
+    run = Run.create(Path(out) if out else _free_folder(config.data.path), config)
     write_split(splits, run.split_file)
     return _work(run, run.config(), splits, resume=False, listen=listen, notify=notify)
+
+
+def find_lr(config: TrainConfig, *, notify: Notify = lambda sentence: None) -> Sweep:
+    """Which learning rates the run that `config` describes could bear; nothing is written.
+
+    Raises as `train` does.
+    """
+    if config.method == "probe":
+        raise UsageError("method 'probe' has no learning rate to find: use method 'gradient'")
+    splits = _open(config)
+    config = _settled(config, splits)
+    check_tuning(config)
+    device = _prepare(config)
+    model = build(config.model)
+    if config.weights:
+        _start(model, config, splits.train.classes, notify)
+    task = _task(model, config, splits.train).to(device)
+    return sweep(task, _train_loader(config, splits.train, device), config)
+
+
+def _settled(config: TrainConfig, splits: Splits) -> TrainConfig:
+    """The config as the data decides it, with names that hold from any folder."""
+    return replace(
+        config,
+        model=replace(config.model, classes=len(splits.train.classes)),
+        data=replace(config.data, path=_anywhere(config.data.path)),
+        weights=config.weights and _anywhere(config.weights),
+    )
 
 
 def resume(
@@ -99,34 +128,22 @@ def _work(
     started = time.perf_counter()
     for note in splits.notes:
         notify(note)
-    device = pick_device(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    counts = one_hot(splits.train.targets, len(splits.train.classes)).sum(axis=0)
-    task = Classify(
-        build(config.model),
-        config.classify,
-        splits.train.classes,
-        torch.from_numpy(counts),
-        multi_label=splits.train.targets.ndim == 2,
-    ).to(device)
-    preprocess, data = config.preprocess(), config.data
-    train_loader = TrainLoader(
-        splits.train,
-        preprocess,
-        config.augment,
-        batch_size=data.batch_size,
-        seed=config.seed,
-        workers=data.workers,
-        max_unreadable=data.max_unreadable,
-        device=device,
+    device = _prepare(config)
+    model = build(config.model)
+    if config.weights and not resume:
+        run.write("weights.json", _start(model, config, splits.train.classes, notify))
+        if warning := lr_warning(config):
+            notify(warning)
+    task = _task(model, config, splits.train).to(device)
+    train_loader = _train_loader(config, splits.train, device)
+    val_loader = EvalLoader(
+        splits.val, config.preprocess(), workers=config.data.workers, device=device
     )
-    val_loader = EvalLoader(splits.val, preprocess, workers=data.workers, device=device)
     with RunLock(run), ExitStack() as stack:
         if config.tensorboard:
             listen = _both(listen, stack.enter_context(board(run.path / "tensorboard")))
-        fit(task, train_loader, val_loader, config, run, resume=resume, listen=listen)
+        learn = fit_probe if config.method == "probe" else fit
+        learn(task, train_loader, val_loader, config, run, resume=resume, listen=listen)
         skipped = train_loader.skipped | val_loader.skipped
         run.write_skipped(skipped)
         evaluation = evaluate(run, checkpoint=config.keep)
@@ -134,6 +151,57 @@ def _work(
     seconds = time.perf_counter() - started
     checkpoint = run.checkpoint(config.keep)
     return Outcome(run, checkpoint, evaluation, report, skipped, seconds)
+
+
+def _prepare(config: TrainConfig) -> torch.device:
+    """Set the threads and the seed; the device."""
+    device = pick_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    return device
+
+
+def _task(model: Model, config: TrainConfig, train: Source) -> Classify:
+    counts = one_hot(train.targets, len(train.classes)).sum(axis=0)
+    several = train.targets.ndim == 2
+    return Classify(model, config.classify, train.classes, torch.from_numpy(counts), several)
+
+
+def _train_loader(config: TrainConfig, source: Source, device: torch.device) -> TrainLoader:
+    return TrainLoader(
+        source,
+        config.preprocess(),
+        config.augment,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        workers=config.data.workers,
+        max_unreadable=config.data.max_unreadable,
+        device=device,
+    )
+
+
+def _start(model: Model, config: TrainConfig, classes: tuple[str, ...], notify: Notify) -> str:
+    """Give the model its published weights; what they were and what became of them, as JSON."""
+    told: dict[str, Any] = {"heads": config.model.heads, "norm_eps": config.model.norm_eps}
+    if config.model.activation != "swiglu":
+        told["activation"] = config.model.activation
+    assert config.weights is not None
+    opened = open_start(config.weights, told, notify=notify)
+    fitted = load_into(model, opened, classes)
+    for note in (*opened.notes, *fitted.notes):
+        notify(f"weights   {note}")
+    return json.dumps(
+        {
+            "source": opened.source,
+            "sha256": opened.sha256,
+            "layout": opened.layout,
+            "notes": [*opened.notes, *fitted.notes],
+            "new": fitted.new,
+            "left_out": [*opened.left_out, *fitted.left_out],
+        },
+        indent=1,
+    )
 
 
 def _both(first: Listener, second: Listener) -> Listener:
@@ -144,9 +212,10 @@ def _both(first: Listener, second: Listener) -> Listener:
     return listen
 
 
-def _anywhere(data: str) -> str:
-    """The data's name as it can be found from any folder."""
-    return data if data.startswith("samples:") else str(Path(data).expanduser().resolve())
+def _anywhere(name: str) -> str:
+    """The name of data or weights as it can be found from any folder."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def _free_folder(data: str) -> Path:

@@ -62,9 +62,11 @@ class TrainingScreen(_Bar):
             )
             return
         # A noisy loss is easier to read as a running mean over about twenty steps.
-        loss = event["loss"]
-        self._loss = loss if self._loss is None else self._loss + (loss - self._loss) / 20
-        now = f"loss {self._loss:.3f}  {event['images_per_second']:.0f} images/s"
+        now = f"{event['images_per_second']:.0f} images/s"
+        if "loss" in event:
+            loss = event["loss"]
+            self._loss = loss if self._loss is None else self._loss + (loss - self._loss) / 20
+            now = f"loss {self._loss:.3f}  {now}"
         self._progress.update(self._task, completed=event["done"], now=now)
 
 
@@ -86,6 +88,11 @@ class CountingScreen(_Bar):
     def done(self, count: int) -> None:
         """So many are done."""
         self._progress.update(self._task, completed=count)
+
+
+def say(sentence: str) -> None:
+    """Print a sentence where there is no bar."""
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """`vitrail train DATA`: a recipe's config, changed by a file and by flags, then the main job."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,20 +10,24 @@ import tyro
 
 from vitrail import job
 from vitrail.cli.parse import parse
-from vitrail.cli.screen import TrainingScreen, clock
+from vitrail.cli.screen import TrainingScreen, clock, say
 from vitrail.data import open_data
 from vitrail.data.csvfile import Columns
-from vitrail.errors import UsageError, unknown_name
-from vitrail.models import model_config
+from vitrail.errors import DataError, UsageError, unknown_name
+from vitrail.models import ModelConfig, model_config
 from vitrail.recipes import RECIPES, Facts, facts
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import known_fields, read_changes, with_changes
+from vitrail.runs.start import open_start
+from vitrail.weights import Opened
+from vitrail.weights.fit import check_structure
 
 _ABOUT = """Train on DATA, measure on the held-out images, and write a report.
 
 DATA comes first: a folder with one folder of images a class, a .csv with a file and a label
-column, a .npz, a folder of IDX files, samples:emoji or samples:fashion-mnist. A recipe fits the
-defaults below to it; a YAML file (--config) changes them, and flags have the last word."""
+column, a .npz, a folder of IDX files, samples:emoji or samples:fashion-mnist. With --weights the
+model starts from a published checkpoint. A recipe fits the defaults below to all that; a YAML file
+(--config) changes them, and flags have the last word."""
 
 _OF_LENGTH = {"epochs", "minutes", "patience", "evaluations", "device", "threads", "data.workers"}
 """What a resumed run may change: its length and its machine, not what it computes."""
@@ -33,24 +37,29 @@ _OF_LENGTH = {"epochs", "minutes", "patience", "evaluations", "device", "threads
 class TrainArgs:
     """What `vitrail train` takes."""
 
-    settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    settings: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = None
     """The images."""
     model: str | None = None
-    """A name that `vitrail models` lists. Default: the recipe's choice."""
+    """A name that `vitrail models` lists. Default: the weights' own, or the recipe's choice."""
     recipe: str = "scratch"
-    """A function of vitrail.recipes."""
+    """A name in vitrail.recipes. With --weights the default is finetune; others are probe,
+    last-blocks, lora and vit-sgd."""
     config: Path | None = None
     """A YAML file of fields to change, such as the config.yaml of a run."""
     out: Path | None = None
     """The run folder to make. Default: runs/NAME-N."""
     resume: Path | None = None
     """Go on with this run; only its length may be changed."""
+    find_lr: bool = False
+    """Only try rising learning rates for about a minute, and say which to use."""
 
 
 def train(args: Sequence[str]) -> dict[str, Any]:
     """Train, judge and report; or go on with a run."""
-    given = parse(TrainArgs, args, "train", _ABOUT, default=_defaults(args))
+    given = parse(TrainArgs, args, "train", _ABOUT, default=_defaults(args), flags=True)
+    if given.find_lr:
+        return _find_lr(given.settings)
     with TrainingScreen() as screen:
         if given.resume is None:
             outcome = job.train(
@@ -70,6 +79,18 @@ def train(args: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _find_lr(config: TrainConfig) -> dict[str, Any]:
+    found = job.find_lr(config, notify=say)
+    print("learning rate    loss")
+    for rate, loss in list(zip(found.rates, found.losses, strict=True))[::4]:
+        print(f"{rate:13.1e}  {loss:6.3f}")
+    if found.suggestion is None:
+        print("suggested     none: the loss never rose for good")
+    else:
+        print(f"suggested     --optim.lr {found.suggestion:.1e}  (now {config.optim.lr:g})")
+    return {"lr": found.rates, "losses": found.losses, "suggestion": found.suggestion}
+
+
 def _defaults(args: Sequence[str]) -> TrainArgs:
     """The defaults that flags then change. They follow from DATA and a few arguments, so those
     are looked for first; tyro parses, checks and explains them all together afterwards.
@@ -83,14 +104,49 @@ def _defaults(args: Sequence[str]) -> TrainArgs:
     data = data or changes.get("data.path")
     if data is None and not {"-h", "--help"} & set(args):
         raise UsageError("train what? DATA comes first: vitrail train my_photos/ [options]")
-    recipe = asked["recipe"] or changes.pop("recipe", "scratch")
-    if recipe not in RECIPES:
-        raise unknown_name("recipe", recipe, RECIPES)
-    config = RECIPES[recipe](_facts(data, args, changes))
+    source = _value(args, "--weights") or changes.get("weights")
+    name = asked["recipe"] or changes.pop("recipe", "finetune" if source else "scratch")
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    name, start = _start(name, source, row, _told(args, changes))
+    config = RECIPES[name].config(_facts(data, args, changes, start))
     if row is not None:
-        config = replace(config, model=_model(row, config), row=row)
+        config = replace(config, model=_model(row, config, start), row=row)
+    if (_value(args, "--data.resize") or changes.get("data.resize")) in ("pad", "native"):
+        # Images of different sizes are not mixed: no recipe's default should be in the way.
+        config = replace(config, augment=replace(config.augment, mixup=0.0, cutmix=0.0))
     origin = asked["config"] or "the config"
-    return TrainArgs(with_changes(config, changes, origin), data=data, recipe=recipe)
+    return TrainArgs(with_changes(config, changes, origin), data=data, recipe=name)
+
+
+def _start(
+    name: str, source: str | None, row: str | None, told: Mapping[str, Any]
+) -> tuple[str, Opened | None]:
+    """The weights that a run starts from, and the recipe: another one where the network is not."""
+    recipe = RECIPES[name]
+    if source is not None or recipe.weights is None:
+        return name, None if source is None else open_start(source, told, row=row, notify=say)
+    try:
+        return name, open_start(recipe.weights, told, row=row, notify=say)
+    except DataError as error:
+        if recipe.offline is None:
+            raise
+        say(f"{error}\ntraining from scratch instead: recipe {recipe.offline}")
+        return recipe.offline, None
+
+
+def _told(args: Sequence[str], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user says of weights that do not say it themselves."""
+    kinds: dict[str, Callable[[str], Any]] = {"heads": int, "activation": str, "norm_eps": float}
+    told = {}
+    for name, kind in kinds.items():
+        value = _value(args, f"--model.{name.replace('_', '-')}") or changes.get(f"model.{name}")
+        if value is not None:
+            try:
+                told[name] = kind(value)
+            except ValueError:
+                raise UsageError(f"model.{name} is a number, not '{value}'") from None
+    return told
 
 
 def _value(args: Sequence[str], flag: str) -> str | None:
@@ -103,20 +159,36 @@ def _value(args: Sequence[str], flag: str) -> str | None:
     return None
 
 
-def _facts(data: str | None, args: Sequence[str], changes: Mapping[str, Any]) -> Facts:
+def _facts(
+    data: str | None, args: Sequence[str], changes: Mapping[str, Any], start: Opened | None
+) -> Facts:
     if data is None:  # for --help
-        return Facts("", 1000, 10, 3, 224, gpu=False, bfloat16=False)
+        return Facts("", 1000, 10, 3, 224, gpu=False, bfloat16=False, start=start)
     names = ("image", "label", "split")
     columns = (
         _value(args, f"--data.{name}-column") or changes.get(f"data.{name}_column")
         for name in names
     )
-    return facts(data, open_data(data, Columns(*columns)))
+    return facts(data, open_data(data, Columns(*columns)), start)
 
 
-def _model(row: str, config: TrainConfig) -> Any:
-    """A named model as the data needs it; its own image size, where it can have that."""
-    return model_config(row, channels=config.model.channels, classes=config.model.classes)
+def _model(row: str, config: TrainConfig, start: Opened | None) -> ModelConfig:
+    """A named model as the data needs it: at its own image size, or at that of its weights' start.
+
+    What no row decides (which GELU, how positions are resampled) is as the weights were made.
+    """
+    model = model_config(row, channels=config.model.channels, classes=config.model.classes)
+    if start is None:
+        return model
+    kept = ["norm_eps", "resample", "heads"]
+    kept += [] if "swiglu" in (model.activation, config.model.activation) else ["activation"]
+    kept += ["pool"] if model.pool == start.config.pool else []
+    (gh, gw), (p, q) = config.model.grid, model.patch
+    wanted = replace(
+        model, image_size=(gh * p, gw * q), **{name: getattr(config.model, name) for name in kept}
+    )
+    check_structure(start.config, wanted, start.source)
+    return wanted
 
 
 def _refuse_another_run(before: TrainConfig, now: TrainConfig) -> None:

@@ -22,7 +22,7 @@ from vitrail.weights.fetch import cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
 from vitrail.weights.table import WEIGHTS
 
-_LEAST_WIDTH = 106
+_LEAST_WIDTH = 150
 """Columns: a narrower terminal wraps the lines, which is better than names cut short."""
 
 
@@ -107,7 +107,8 @@ def _describe(name: str) -> dict[str, Any]:
         "parameters": parameters,
         "bytes": row.size or 4 * parameters,  # in float32, and little else in the file
         "licence": row.licence,
-        "image_size": list(row.preprocess.size),
+        "source": row.place.source,
+        "preprocess": row.preprocess.to_dict(),
         "classes": row.config.classes,
         "layout": row.layout,
         "score": row.score and row.score._asdict(),
@@ -130,26 +131,32 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("weights", no_wrap=True)
     table.add_column("model", no_wrap=True)
-    for column in ("params", "size", "image", "top-1"):
+    for column in ("params", "size", "top-1"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("licence", no_wrap=True)
+    for column in ("images", "licence", "source"):
+        table.add_column(column, no_wrap=True)
     table.add_column("cached")
     for row in rows:
-        score = row["score"]
+        score, shown = row["score"], row["preprocess"]
+        fitted = f"{shown['size'][0]} {shown['resize']} {shown['crop']:.2g}"
         table.add_row(
             row["name"],
             row["model"],
             f"{row['parameters'] / 1e6:.1f}M",
             f"{row['bytes'] / 1e6:,.0f} MB",
-            "x".join(map(str, row["image_size"])),
             f"{score['top1']:.1f}{'*' if score['how'] else ' '}" if score else "",
+            f"{fitted}, mean {shown['mean'][0]:.2g}",
             row["licence"],
+            row["source"],
             "yes" if row["cached"] else "",
         )
     console = Console()
     console.width = max(console.width, _LEAST_WIDTH)
     console.print(table)
-    print("top-1: published, ImageNet-1k, percent; * with a linear probe, or fine-tuned")
+    print(
+        "top-1: published, ImageNet-1k, percent; * with a linear probe, or fine-tuned\n"
+        "images: side, how it is fitted, share that is shown, mean; --json has all of it"
+    )
 
 
 def _fetch(args: Sequence[str]) -> dict[str, Any]:

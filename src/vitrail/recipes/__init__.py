@@ -3,20 +3,35 @@
 Each docstring says where it comes from, the command, and what it reached.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
+from vitrail.recipes import finetune, scratch
 from vitrail.recipes.facts import Facts as Facts
 from vitrail.recipes.facts import facts as facts
-from vitrail.recipes.scratch import demo as demo
-from vitrail.recipes.scratch import fashion_mnist as fashion_mnist
-from vitrail.recipes.scratch import fashion_mnist_long as fashion_mnist_long
-from vitrail.recipes.scratch import scratch as scratch
 from vitrail.runs import TrainConfig
 
-RECIPES: dict[str, Callable[[Facts], TrainConfig]] = {
-    "scratch": scratch,
-    "demo": demo,
-    "fashion-mnist": fashion_mnist,
-    "fashion-mnist-long": fashion_mnist_long,
+
+class Recipe(NamedTuple):
+    """A config for given data and machine, and the weights it starts from."""
+
+    config: Callable[[Facts], TrainConfig]
+    weights: str | None = None
+    """A name in WEIGHTS, where the recipe is about these; others may be given with --weights."""
+    offline: str | None = None
+    """The recipe to take where those weights cannot be fetched."""
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "scratch": Recipe(scratch.scratch),
+    "fashion-mnist": Recipe(scratch.fashion_mnist),
+    "fashion-mnist-long": Recipe(scratch.fashion_mnist_long),
+    "demo-scratch": Recipe(scratch.demo_scratch),
+    "demo": Recipe(finetune.demo, weights="focus_s14", offline="demo-scratch"),
+    "finetune": Recipe(finetune.finetune),
+    "probe": Recipe(finetune.probe),
+    "last-blocks": Recipe(finetune.last_blocks),
+    "lora": Recipe(finetune.lora),
+    "vit-sgd": Recipe(finetune.vit_sgd),
 }
 """Name -> recipe, for `vitrail train --recipe NAME`."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from vitrail.data import Source, UnreadableImage
+from vitrail.weights import Opened
 
 _LOOKED_AT = 16
 """Images that are opened to learn their size; they are spread over the data."""
@@ -25,9 +26,11 @@ class Facts(NamedTuple):
     gpu: bool
     bfloat16: bool
     """Whether the machine multiplies bfloat16 matrices in hardware."""
+    start: Opened | None = None
+    """Published weights that the user wants to start from."""
 
 
-def facts(data: str, source: Source) -> Facts:
+def facts(data: str, source: Source, start: Opened | None = None) -> Facts:
     """Look at a source and the machine. A damaged image is no reason to stop here."""
     step = max(1, len(source) // _LOOKED_AT)
     sides, modes = [], set()
@@ -46,6 +49,7 @@ def facts(data: str, source: Source) -> Facts:
         side=int(median(sides)) if sides else 224,
         gpu=torch.cuda.is_available(),
         bfloat16=torch.cuda.is_available() or _cpu_has_bfloat16(),
+        start=start,
     )
 
 

@@ -33,7 +33,7 @@ def scratch(facts: Facts) -> TrainConfig:
     # seen once or twice, and mixing would only make them harder.
     few = facts.images < _FEW
     return TrainConfig(
-        data=DataConfig(path=facts.data, batch_size=_batch(facts, 256 if facts.gpu else 64)),
+        data=DataConfig(path=facts.data, batch_size=batch_size(facts, 256 if facts.gpu else 64)),
         model=model_config(row, classes=facts.classes, channels=facts.channels),
         row=row,
         augment=AugmentConfig(
@@ -41,15 +41,16 @@ def scratch(facts: Facts) -> TrainConfig:
         ),
         optim=OptimConfig(lr=5e-4 if facts.gpu else 7e-4),
         minutes=30 if facts.gpu else 5,
-        precision=_precision(facts),
+        precision=precision(facts),
         ema=0.99,
     )
 
 
-def demo(facts: Facts) -> TrainConfig:
-    """`make demo`: the emoji sample set in under four minutes on 2 CPU cores, all told.
+def demo_scratch(facts: Facts) -> TrainConfig:
+    """The emoji sample set in under four minutes on 2 CPU cores: what `make demo` does offline.
 
-    Command: `vitrail train samples:emoji --recipe demo`. Score: see benchmarks/results/emoji.md.
+    Command: `vitrail train samples:emoji --recipe demo-scratch`. Score: see
+    benchmarks/results/emoji.md.
     """
     config = scratch(facts)
     return replace(config, model=replace(config.model, image_size=(80, 80)), minutes=3.3)
@@ -84,7 +85,7 @@ def fashion_mnist_long(facts: Facts) -> TrainConfig:
 def _small_images(facts: Facts) -> TrainConfig:
     side = -(-facts.side // 8) * 8
     return TrainConfig(
-        data=DataConfig(path=facts.data, batch_size=_batch(facts, 128)),
+        data=DataConfig(path=facts.data, batch_size=batch_size(facts, 128)),
         model=model_config(
             "vit_nano8",
             image_size=(side, side),
@@ -95,15 +96,16 @@ def _small_images(facts: Facts) -> TrainConfig:
         augment=replace(AugmentConfig.off(), hflip=0.5, shift=side // 16, fill=0),
         optim=OptimConfig(lr=1.5e-3),
         minutes=5,
-        precision=_precision(facts),
+        precision=precision(facts),
         ema=0.99,
     )
 
 
-def _batch(facts: Facts, most: int) -> int:
+def batch_size(facts: Facts, most: int) -> int:
     """At least eight steps an epoch, however few the images."""
     return max(4, min(most, facts.images // 8))
 
 
-def _precision(facts: Facts) -> Literal["float32", "bfloat16"]:
+def precision(facts: Facts) -> Literal["float32", "bfloat16"]:
+    """bfloat16 where the machine has it."""
     return "bfloat16" if facts.bfloat16 else "float32"

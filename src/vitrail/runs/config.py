@@ -4,6 +4,7 @@ A recipe (vitrail.recipes) makes the value, a file and flags change fields of it
 keeps it as config.yaml: enough to run it again. This module reads and writes; it does not train.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vitrail.data import Splits, open_splits
 from vitrail.data.augment import AugmentConfig
+from vitrail.data.mix import check_mixable
 from vitrail.data.preprocess import Interpolation, Preprocess, Resize
 from vitrail.errors import DataError, UsageError, unknown_name
 from vitrail.models import ModelConfig
@@ -37,9 +39,10 @@ class DataConfig:
     max_unreadable: float = 0.01
     """Share of damaged images up to which training goes on without them."""
     resize: Resize = "crop"
-    """How evaluation fits an image to the model's size: crop, squash or pad."""
+    """How an image is fitted to the model's size: crop, squash, pad, or native, which keeps its
+    shape and has as many patches."""
     crop: float = 1.0
-    """For resize=crop: the share of the short side that the centre crop keeps."""
+    """The share of the scaled image's side that evaluation shows, in the middle."""
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, ...] = (0.5,)
     """Per channel, or one for all, of pixel values in 0..1."""
@@ -68,6 +71,55 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """What of a model learns, how fast, and how its head starts: for weights that know something.
+
+    The defaults train everything alike. A value out of range is a `UsageError`.
+    """
+
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are, by name, with * ? [ ]: 'stem.*' 'encoder.blocks.[0-5].*'.
+    Frozen modules act as in evaluation; what is frozen from the input on costs no backward pass."""
+    last_blocks: int | None = None
+    """Train the last so many blocks and all that follows them; 0: final norm, pooling and head."""
+    layer_decay: float = 1.0
+    """Each layer's learning rate as a share of the next one's (BEiT, arXiv 2106.08254)."""
+    head_lr: float = 1.0
+    """The head's learning rate, times `optim.lr`."""
+    head_init: Literal["zeros", "probe"] = "zeros"
+    """probe: the head that solves the linear problem, before a step is taken (2202.10054)."""
+    head_warmup: float = 0.0
+    """Share of the run in which only the head learns; each of the two parts has a whole schedule
+    of its own."""
+    lora_rank: int = 0
+    """Learn the head, and a product of this rank beside each matrix of `lora_targets`; all else is
+    frozen (LoRA, arXiv 2106.09685). 0: none."""
+    lora_alpha: float = 16.0
+    """The product counts `lora_alpha / lora_rank` times."""
+    lora_targets: tuple[str, ...] = ("qkv", "proj")
+    """Last names of linear layers: qkv, proj, fc1, fc2."""
+
+    def __post_init__(self) -> None:
+        for name, share in (("layer_decay", self.layer_decay), ("head_lr", self.head_lr)):
+            if not 0 < share < math.inf:
+                raise UsageError(f"tune.{name} must be above 0, not {share}")
+        if self.layer_decay > 1:
+            raise UsageError(
+                f"tune.layer_decay must be in (0, 1], not {self.layer_decay}: early layers are to "
+                f"learn more slowly than late ones"
+            )
+        if not 0 <= self.head_warmup < 1:
+            raise UsageError(f"tune.head_warmup must be in [0, 1), not {self.head_warmup}")
+        for name, number in (("last_blocks", self.last_blocks), ("lora_rank", self.lora_rank)):
+            if number is not None and number < 0:
+                raise UsageError(f"tune.{name} cannot be negative: {number}")
+        if self.lora_rank and not self.lora_targets:
+            raise UsageError("tune.lora_rank is set, but tune.lora_targets is empty: name layers")
+        if not 0 < self.lora_alpha < math.inf:
+            raise UsageError(f"tune.lora_alpha must be above 0, not {self.lora_alpha}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run."""
 
@@ -75,9 +127,16 @@ class TrainConfig:
     model: ModelConfig
     row: str = ""
     """The name in MODELS that `model` started from."""
+    weights: str | None = None
+    """Published weights to start from: a name that `vitrail weights` lists, a file, an https
+    address, hf:OWNER/NAME, or a run folder. None starts at random."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    method: Literal["gradient", "probe"] = "gradient"
+    """probe: nothing but a linear head, solved exactly on features that are computed once. Length,
+    `optim`, `ema` and `accumulate` then mean nothing; mirror images count if `hflip` is above 0."""
     epochs: float | None = None
     """Length of the run in passes over the data."""
     minutes: float | None = None
@@ -127,7 +186,22 @@ class TrainConfig:
                 raise UsageError(f"{name} must be in [0, 1), not {share}")
         if self.optim.lr <= 0:
             raise UsageError(f"optim.lr must be positive, not {self.optim.lr}")
-        self.preprocess()
+        check_mixable(self.augment, self.preprocess())
+        if self.method == "probe":
+            self._check_probe()
+
+    def _check_probe(self) -> None:
+        """Refuse what a probe would have to ignore although it was asked for."""
+        asked = asdict(self.augment) | {"hflip": 0.0}
+        seen = asdict(AugmentConfig.off()) | {n: asked[n] for n in ("ops", "magnitude", "fill")}
+        ignored = [f"augment.{name}" for name in asked if asked[name] != seen[name]]
+        if self.tune != TuneConfig():
+            ignored.append("tune")
+        if ignored:
+            raise UsageError(
+                f"method 'probe' looks at each image once, as it is, and learns the head alone, so "
+                f"it cannot follow {', '.join(ignored)}: leave that out, or use method 'gradient'"
+            )
 
     def preprocess(self) -> Preprocess:
         """How evaluation sees an image: at the model's size and channels."""
@@ -139,6 +213,7 @@ class TrainConfig:
             interpolation=data.interpolation,
             mean=data.mean * channels if len(data.mean) == 1 else data.mean,
             std=data.std * channels if len(data.std) == 1 else data.std,
+            patch=self.model.patch,
         )
 
 

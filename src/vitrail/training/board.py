@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UsageError
-from vitrail.training.loop import Listener
+from vitrail.training.progress import Listener
 
 
 @contextmanager

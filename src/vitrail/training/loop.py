@@ -5,22 +5,23 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from vitrail.data.loader import EvalLoader, TrainLoader
 from vitrail.errors import DataError, UsageError, VitrailError
+from vitrail.nn.lora import has_lora, merged_state
 from vitrail.runs import Run, TrainConfig, read_checkpoint, write_checkpoint
 from vitrail.runs.checkpoint import flatten_optimizer, restore_optimizer
 from vitrail.tasks import Classify
 from vitrail.training.optim import Average, build_optimizer, learning_rate
-
-Listener = Callable[[dict[str, Any]], None]
-"""Told of each event that is logged, for a progress bar."""
+from vitrail.training.probe import solve_head
+from vitrail.training.progress import Listener, Progress
+from vitrail.training.tune import Tuning
 
 
 class Interrupted(VitrailError):
@@ -32,20 +33,6 @@ class Interrupted(VitrailError):
             f"vitrail train --resume {shlex.quote(str(run.path))}"
         )
         self.exit_code = 128 + signum
-
-
-class Progress(NamedTuple):
-    """Where a run is. Everything that a resumed run needs besides tensors."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    """Batches of this epoch that are done."""
-    seconds: float = 0.0
-    """Time spent in training steps, over all sittings."""
-    evaluations: int = 0
-    best: float = -1.0
-    since_best: int = 0
 
 
 def fit(
@@ -63,7 +50,14 @@ def fit(
     Raises `DataError` when the loss is no longer a number, `Interrupted` after a signal.
     """
     device = torch.device(train.device)
-    optimizer = build_optimizer(task, config.optim)
+    at = Progress()
+    if config.tune.head_init == "probe" and not resume:
+        started = time.perf_counter()
+        solve_head(task, train, config)
+        seconds = time.perf_counter() - started
+        at = at._replace(seconds=seconds, head_seconds=seconds)
+    tuning = Tuning(task, config.tune)
+    optimizer = build_optimizer(task.model, config.optim, tuning.scale)
     average = Average(task, config.ema) if config.ema else None
     judged = average.module if average else task
     keeper = _Keeper(run, task, judged, optimizer)
@@ -71,7 +65,6 @@ def fit(
         at = keeper.restore()
         run.forget_after(at.step)
     else:
-        at = Progress()
         keeper.save("last", at)
     steps_per_epoch = len(train) // config.accumulate
     if not steps_per_epoch:
@@ -85,15 +78,20 @@ def fit(
         by_minutes = at.seconds / (60 * config.minutes) if config.minutes else 0.0
         return max(by_epochs, by_minutes)
 
+    def scheduled(at: Progress) -> float:
+        """How much of its steps is done: a schedule starts with the first of them."""
+        before = done(Progress(seconds=at.head_seconds))
+        return max(0.0, (done(at) - before) / (1 - before)) if before < 1 else 1.0
+
     with _signals() as caught:
         while done(at) < 1:
             batches = train.epoch(at.epoch, first=at.batch)
             started = time.perf_counter()
-            task.train()
             for group in _groups(batches, config.accumulate):
-                lr = learning_rate(config.optim, done(at._replace(step=at.step + 1)))
+                part_done = tuning.enter(scheduled(at._replace(step=at.step + 1)))
+                lr = learning_rate(config.optim, part_done)
                 for settings in optimizer.param_groups:
-                    settings["lr"] = lr
+                    settings["lr"] = lr * settings["scale"]
                 total = 0.0
                 for batch in group:
                     with torch.autocast(
@@ -141,7 +139,6 @@ def fit(
                     at = _evaluate(keeper, at, val, config, listen)
                     if config.patience is not None and at.since_best >= config.patience:
                         return at
-                    task.train()
                 if done(at) >= 1:
                     break
                 started = time.perf_counter()
@@ -174,21 +171,31 @@ class _Keeper:
 
     def save(self, name: str, at: Progress) -> None:
         tensors = {
-            "model": self.judged.model.state_dict(),
+            "model": merged_state(self.judged.model),
             "optimizer": flatten_optimizer(self.optimizer),
             "random": {"torch": torch.get_rng_state()},
         }
-        if self.judged is not self.task:
-            tensors["weights"] = self.task.model.state_dict()
+        # "model" is what is judged, and always plain: to go on from it takes what learns besides,
+        # and, where that is not plain, what the average of it has otherwise.
+        adapted, averaged = has_lora(self.task.model), self.judged is not self.task
+        if adapted or averaged:
+            tensors["weights"] = weights = self.task.model.state_dict()
+        if adapted and averaged:
+            average = self.judged.model.state_dict()
+            tensors["average"] = {
+                name: value for name, value in average.items() if not value.equal(weights[name])
+            }
         state = {"progress": at._asdict(), **self.task.state()}
         write_checkpoint(self.run.checkpoint(name), tensors, state)
 
     def restore(self) -> Progress:
         checkpoint = read_checkpoint(self.run.checkpoint("last"))
         tensors = checkpoint.tensors
-        self.judged.model.load_state_dict(tensors["model"])
+        weights = tensors.get("weights", tensors["model"])
+        self.task.model.load_state_dict(weights)
         if self.judged is not self.task:
-            self.task.model.load_state_dict(tensors["weights"])
+            average = tensors.get("average", tensors["model"])
+            self.judged.model.load_state_dict(weights | average)
         restore_optimizer(self.optimizer, tensors["optimizer"])
         torch.set_rng_state(tensors["random"]["torch"])
         return Progress(**checkpoint.state["progress"])

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +16,39 @@ _NO_DECAY = ("prefix", "position.table", "peg.conv.weight", "probe", "gamma")
 """Tokens, positions and scales: pulling them to zero would pull a meaning to zero (DeiT, Twins)."""
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Parameters with decay (matrices and convolution kernels), then those without."""
-    decayed: list[Tensor] = []
-    free: list[Tensor] = []
+Scale = Callable[[str], float]
+"""A parameter's name to its learning rate, as a share of the schedule's."""
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, scale: Scale = lambda name: 1.0
+) -> list[dict[str, Any]]:
+    """What learns, by the `scale` of its learning rate, highest first; of each scale those with
+    decay (matrices and convolution kernels), then those without.
+    """
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            plain = parameter.ndim >= 2 and not name.endswith(_NO_DECAY)
-            (decayed if plain else free).append(parameter)
+            decayed = parameter.ndim >= 2 and not name.endswith(_NO_DECAY)
+            groups.setdefault((scale(name), decayed), []).append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        {
+            "params": groups[share, decayed],
+            "weight_decay": weight_decay if decayed else 0.0,
+            "scale": share,
+        }
+        for share, decayed in sorted(groups, reverse=True)
     ]
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101), or SGD with momentum as the ViT paper fine-tunes."""
-    groups = parameter_groups(module, config.weight_decay)
+def build_optimizer(
+    module: nn.Module, config: OptimConfig, scale: Scale = lambda name: 1.0
+) -> torch.optim.Optimizer:
+    """AdamW (arXiv 1711.05101), or SGD with momentum as the ViT paper fine-tunes.
+
+    Each of its groups has a `scale`, which the schedule's learning rate is to be multiplied with.
+    """
+    groups = parameter_groups(module, config.weight_decay, scale)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.beta1)
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)

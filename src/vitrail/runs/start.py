@@ -1,0 +1,37 @@
+"""Where a run may start from: published weights, a file, or another run."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vitrail.runs.checkpoint import MANIFEST
+from vitrail.runs.folder import Run
+from vitrail.runs.load import load
+from vitrail.weights import OURS, Opened, open_weights
+from vitrail.weights.files import read_json
+
+
+def open_start(
+    source: str,
+    told: Mapping[str, Any] | None = None,
+    *,
+    row: str | None = None,
+    notify: Callable[[str], None] = lambda sentence: None,
+) -> Opened:
+    """What `--weights` names: as `open_weights`, or the folder of a run of our own."""
+    folder = Path(source).expanduser()
+    if not (folder / "config.yaml").is_file():
+        return open_weights(source, told, row=row, notify=notify)
+    loaded = load(Run(folder))
+    manifest = read_json(loaded.run.checkpoint(loaded.checkpoint) / MANIFEST)
+    return Opened(
+        source=source,
+        sha256=manifest["sha256"]["model.safetensors"],
+        layout=OURS,
+        config=loaded.config.model,
+        state=loaded.model.state_dict(),
+        preprocess=loaded.preprocess,
+        classes=loaded.classes,
+        notes=(),
+        left_out=(),
+    )

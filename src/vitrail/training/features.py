@@ -1,0 +1,177 @@
+"""What a model's head sees of every image, computed once and kept on disk.
+
+A file's name is the SHA-256 of all that its content follows from: the backbone's weights and
+shape, the preprocessing, the precision, and every image by key and stamp. So what was changed is
+never served stale, and there is nothing to invalidate; the folder may be emptied at any time.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vitrail.data import cache_folder
+from vitrail.data.loader import EvalLoader
+from vitrail.data.preprocess import Canvas
+from vitrail.errors import DataError, UsageError
+from vitrail.models import Model
+from vitrail.tasks.tta import Look, seen
+
+_FORMAT = "vitrail features 1"
+HEADS = ("head", "head_distilled")
+"""What a model calls its linear classifiers."""
+_LOOKS = (Look(), Look(mirrored=True))
+
+Tell = Callable[[int], None]
+"""Told how many images have been looked at, after each batch."""
+
+
+class HeadInputs(NamedTuple):
+    """The input of a model's head, or of its heads side by side, on the CPU in float32."""
+
+    values: Float[Tensor, "v n d"]
+    """Of `v` views: the evaluation view, and, if asked for, its mirror image."""
+    indices: Int[np.ndarray, " n"]
+    """Which images of the source these are."""
+    skipped: dict[str, str]
+    """Key and reason of every image that cannot be read."""
+
+
+def heads(model: Model) -> list[nn.Linear]:
+    """The linear classifiers, whose logits are averaged: one, or two in DeiT.
+
+    Raises `UsageError` for a model whose head has no bias to put a solution into.
+    """
+    found = [head for name in HEADS if (head := getattr(model, name)) is not None]
+    if not found or any(head.bias is None for head in found):
+        raise UsageError("a probe needs a head with a bias: set model.head_bias to true")
+    return found
+
+
+def head_inputs(
+    model: Model,
+    loader: EvalLoader,
+    *,
+    precision: str,
+    mirrored: bool = False,
+    tell: Tell = lambda images: None,
+) -> HeadInputs:
+    """The head's inputs for every readable image, from the cache if they are there.
+
+    The model is left in evaluation mode. A cache that is damaged, or cannot be written, costs the
+    time to compute anew and nothing else.
+    """
+    file = _place(_key(model, loader, precision, mirrored))
+    if file is not None and (found := _read(file)):
+        loader.skipped.update(found.skipped)
+        return found
+    views = _LOOKS if mirrored else _LOOKS[:1]
+    parts, indices = [], []
+    model.eval()
+    mixed = torch.autocast(loader.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    with torch.no_grad(), mixed, _listening(heads(model)) as heard:
+        for batch in loader:
+            canvas = Canvas(batch.images, batch.extent)
+            rows = []
+            for look in views:
+                model(*seen(canvas, look, model.config.patch))
+                rows.append(torch.cat(heard, dim=1).float().cpu())
+                heard.clear()
+            parts.append(torch.stack(rows))
+            indices.append(batch.indices)
+            tell(sum(map(len, indices)))
+    if not parts:
+        raise DataError(f"none of the {len(loader.source)} images can be read")
+    found = HeadInputs(torch.cat(parts, dim=1), np.concatenate(indices), dict(loader.skipped))
+    if file is not None:
+        _write(file, found)
+    return found
+
+
+@contextmanager
+def _listening(listened: list[nn.Linear]) -> Iterator[list[Tensor]]:
+    """A list that the layers' inputs are added to whenever they run."""
+    heard: list[Tensor] = []
+
+    def hear(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        heard.append(inputs[0])
+
+    hooks = [layer.register_forward_pre_hook(hear) for layer in listened]
+    try:
+        yield heard
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _key(model: Model, loader: EvalLoader, precision: str, mirrored: bool) -> str:
+    """The SHA-256 of everything that the inputs of the head follow from."""
+    digest = hashlib.sha256()
+    # What acts in training only, or comes after the features, makes no other features.
+    shape = replace(model.config, classes=0, dropout=0.0, drop_path=0.0)
+    facts = [_FORMAT, asdict(shape), loader.preprocess.to_dict(), precision, mirrored]
+    digest.update(json.dumps(facts).encode())
+    for name, tensor in model.state_dict().items():
+        if name.split(".")[0] not in HEADS:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(_bytes(tensor))
+    source = loader.source
+    for i in range(len(source)):
+        digest.update(json.dumps([source.key(i), source.stamp(i)]).encode())
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _place(key: str) -> Path | None:
+    """The file for a key; None where there is no place for a cache."""
+    try:
+        return cache_folder() / "features" / f"{key}.safetensors"
+    except DataError:
+        return None
+
+
+def _read(file: Path) -> HeadInputs | None:
+    """What a cache file holds; None if there is none, or not every bit is as it was written."""
+    try:
+        with safe_open(file, "pt") as stored:
+            values, indices = stored.get_tensor("values"), stored.get_tensor("indices")
+            about = json.loads(stored.metadata()["about"])
+        if about["sha256"] != _checksum(values, indices):
+            return None
+        return HeadInputs(values, indices.numpy(), about["skipped"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(file: Path, inputs: HeadInputs) -> None:
+    indices = torch.from_numpy(inputs.indices)
+    about = {"sha256": _checksum(inputs.values, indices), "skipped": inputs.skipped}
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    tensors = {"values": inputs.values, "indices": indices}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, beside, {"about": json.dumps(about)})
+        beside.replace(file)
+    except (OSError, SafetensorError):
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def _checksum(values: Tensor, indices: Tensor) -> str:
+    digest = hashlib.sha256(_bytes(values))
+    digest.update(_bytes(indices))
+    return digest.hexdigest()

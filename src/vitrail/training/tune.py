@@ -1,0 +1,169 @@
+"""What of a model learns, when, and how fast: freezing, low-rank changes, layer-wise rates."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from vitrail.errors import UsageError, unknown_name
+from vitrail.models import Model, build
+from vitrail.nn.lora import add_lora
+from vitrail.runs import TrainConfig, TuneConfig
+from vitrail.tasks import Classify
+from vitrail.training.features import HEADS, heads
+
+_FIRST = ("stem", "prefix", "position", "pre_norm")
+_MOST_FOR_ADAMW = 1e-3
+
+
+class Tuning:
+    """A `TuneConfig` at work on a task's model, from the first step to the last."""
+
+    def __init__(self, task: Classify, config: TuneConfig) -> None:
+        """Freeze, and add low-rank changes. Raises `UsageError` for what the model has not."""
+        self.task = task
+        self.config = config
+        self.depth = task.model.config.depth
+        prepare(task.model, config)
+        named = dict(task.model.named_parameters())
+        self.trained = {name: p for name, p in named.items() if p.requires_grad}
+        self._head_only: bool | None = None
+
+    def scale(self, name: str) -> float:
+        """The learning rate of parameter `name`, as a share of the schedule's.
+
+        `layer_decay ^ (depth + 1 - layer)`, as BEiT and MAE have it (2106.08254, 2111.06377).
+        """
+        above = self.depth + 1 - layer_of(name, self.depth)
+        of_head = self.config.head_lr if _of(name, HEADS) else 1.0
+        return self.config.layer_decay**above * of_head
+
+    def enter(self, progress: float) -> float:
+        """Make the model ready to learn what it learns at `progress` (0 to 1) of the run.
+
+        Returns how much of this part is done: `head_warmup` of the run is the head's alone, the
+        rest is everything's.
+        """
+        warmup = self.config.head_warmup
+        head_only = progress < warmup
+        if head_only is not self._head_only or not self.task.training:
+            self._head_only = head_only
+            for name, parameter in self.trained.items():
+                parameter.requires_grad_(not head_only or _of(name, HEADS))
+            self.task.train()
+            # What does not learn is one fixed function: no dropout, no new batch statistics.
+            for module in self.task.modules():
+                parameters = list(module.parameters())
+                if parameters and not any(p.requires_grad for p in parameters):
+                    module.eval()
+        return progress / warmup if head_only else (progress - warmup) / (1 - warmup)
+
+
+def check_tuning(config: TrainConfig) -> None:
+    """Raise the `UsageError` that a run would meet in its model, before anything is computed."""
+    with torch.device("meta"):
+        model = build(config.model)
+        if "probe" in (config.method, config.tune.head_init):
+            heads(model)
+        prepare(model, config.tune)
+
+
+def prepare(model: Model, config: TuneConfig) -> None:
+    """Freeze what `config` says, then add its low-rank changes to what is left."""
+    frozen = _frozen(model, config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    if config.lora_rank:
+        targets = _lora_targets(model, config)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and _of(name, HEADS))
+        add_lora(model, targets, config.lora_rank, config.lora_alpha)
+    learning = [name for name, p in model.named_parameters() if p.requires_grad]
+    if not learning:
+        raise UsageError("tune freezes every parameter of the model: leave some to learn")
+    if config.head_warmup and not any(_of(name, HEADS) for name in learning):
+        raise UsageError("tune.head_warmup needs a head that learns, but tune.freeze freezes it")
+
+
+def layer_of(name: str, depth: int) -> int:
+    """The layer of a parameter: 0 up to the first block, i + 1 in block i, depth + 1 after all.
+
+    >>> layer_of("encoder.blocks.3.attn.qkv.weight", 12), layer_of("head.bias", 12)
+    (4, 13)
+    """
+    if name.startswith("encoder.blocks."):
+        return int(name.split(".")[2]) + 1
+    if name.startswith("encoder.peg."):  # it acts between the first block and the second
+        return 1
+    return 0 if _of(name, _FIRST) else depth + 1
+
+
+def lr_warning(config: TrainConfig) -> str | None:
+    """What to say of a learning rate that is likely to ruin pretrained weights; None if it is not.
+
+    For a run that starts from weights. A rate that suits a random start undoes in a few steps what
+    the weights know, and the run looks merely bad, not wrong.
+    """
+    rate = config.optim.lr
+    if config.method == "probe" or config.optim.name != "adamw" or rate <= _MOST_FOR_ADAMW:
+        return None
+    return (
+        f"optim.lr {rate:g} is high for AdamW on pretrained weights, which 5e-5 to 5e-4 suits: if "
+        f"the result is poor, try --optim.lr 2e-4, or look with --find-lr"
+    )
+
+
+def _of(name: str, tops: Iterable[str]) -> bool:
+    """Whether a parameter belongs to one of these parts of the model."""
+    return name.split(".")[0] in tops
+
+
+def _frozen(model: Model, config: TuneConfig) -> set[str]:
+    names = [name for name, _ in model.named_parameters()]
+    frozen: set[str] = set()
+    for pattern in config.freeze:
+        found = {name for name in names if fnmatchcase(name, pattern)}
+        if not found:
+            raise _no_match(pattern, names)
+        frozen |= found
+    if config.last_blocks is not None:
+        depth = model.config.depth
+        if config.last_blocks > depth:
+            raise UsageError(
+                f"tune.last_blocks is {config.last_blocks}, but the model has {depth} blocks"
+            )
+        first = depth - config.last_blocks + 1
+        frozen |= {name for name in names if layer_of(name, depth) < first}
+    return frozen
+
+
+def _no_match(pattern: str, names: list[str]) -> UsageError:
+    parts = [name.split(".") for name in names]
+    modules = {".".join([*part[:i], "*"]) for part in parts for i in range(1, len(part))}
+    near = get_close_matches(pattern, [*names, *modules], n=1, cutoff=0.6)
+    tops = sorted({f"{name.split('.')[0]}.*" if "." in name else name for name in names})
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return UsageError(
+        f"tune.freeze: no parameter of the model is called '{pattern}': {hint}its parts are "
+        f"{', '.join(tops)}"
+    )
+
+
+def _lora_targets(model: Model, config: TuneConfig) -> list[str]:
+    """The linear layers that get a low-rank change: those named, where they are not frozen."""
+    layers: dict[str, nn.Linear] = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not _of(name, HEADS)
+    }
+    known = {name.split(".")[-1] for name in layers}
+    for target in config.lora_targets:
+        if target not in known:
+            raise unknown_name("layer in tune.lora_targets:", target, known)
+    return [
+        name
+        for name, layer in layers.items()
+        if name.split(".")[-1] in config.lora_targets and layer.weight.requires_grad
+    ]
