@@ -171,7 +171,7 @@ def _task(model: Model, config: TrainConfig, train: Source) -> Classify:
 def _train_loader(config: TrainConfig, source: Source, device: torch.device) -> TrainLoader:
     return TrainLoader(
         source,
-        config.preprocess(),
+        config.train_preprocess(),
         config.augment,
         batch_size=config.data.batch_size,
         seed=config.seed,

@@ -68,3 +68,11 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_run_needs_a_length():
     with pytest.raises(UsageError, match="epochs or minutes"):
         replace(CONFIG, minutes=None)
+
+
+def test_training_crops_may_have_another_size_than_evaluation_shows():
+    config = with_changes(CONFIG, {"data.train_size": [48, 64]}, "here")
+    assert config.train_preprocess().size == (48, 64)
+    assert config.preprocess() == CONFIG.preprocess() == CONFIG.train_preprocess()
+    with pytest.raises(UsageError, match="cannot be cut into patches"):
+        with_changes(CONFIG, {"data.train_size": [48, 65]}, "here")

@@ -187,13 +187,16 @@ def test_a_head_without_bias_is_refused(tmp_path):
         check_tuning(config)
 
 
-def test_mirror_images_count_where_augmentation_allows_them(cache):
+def test_mirror_images_count_where_augmentation_allows_them(tmp_path, cache):
     config = replace(CONFIG, augment=replace(AugmentConfig.off(), hflip=0.5))
     sitting = Sitting(config)
-    solve_head(sitting.task, sitting.train, config)
+    run = Run.create(tmp_path / "run", config)
+    fit_probe(sitting.task, sitting.train, sitting.val, config, run)
     loader = EvalLoader(sitting.train.source, config.preprocess())
     both = head_inputs(sitting.task.model, loader, precision="float32", mirrored=True)
-    assert both.values.shape == (2, 48, 32) and len(list(cache.iterdir())) == 1
+    assert (
+        both.values.shape == (2, 48, 32) and len(list(cache.iterdir())) == 2
+    )  # and the held-out ones
     with torch.no_grad():
         images = torch.cat([b.images for b in loader]).flip(-1)
         expected = sitting.task.model.features(images).pooled

@@ -6,7 +6,7 @@ keeps it as config.yaml: enough to run it again. This module reads and writes; i
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from vitrail.data.mix import check_mixable
 from vitrail.data.preprocess import Interpolation, Preprocess, Resize
 from vitrail.errors import DataError, UsageError, unknown_name
 from vitrail.models import ModelConfig
+from vitrail.nn import patch_grid
 from vitrail.tasks import ClassifyConfig
 
 
@@ -43,6 +44,9 @@ class DataConfig:
     shape and has as many patches."""
     crop: float = 1.0
     """The share of the scaled image's side that evaluation shows, in the middle."""
+    train_size: tuple[int, int] | None = None
+    """(height, width) of training crops; None: the model's. A random crop enlarges what it shows:
+    at 7/8 of the model's size things are as large as evaluation shows them (arXiv 1906.06423)."""
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, ...] = (0.5,)
     """Per channel, or one for all, of pixel values in 0..1."""
@@ -187,6 +191,8 @@ class TrainConfig:
         if self.optim.lr <= 0:
             raise UsageError(f"optim.lr must be positive, not {self.optim.lr}")
         check_mixable(self.augment, self.preprocess())
+        if self.data.train_size is not None:
+            patch_grid(self.data.train_size, self.model.patch, self.model.indivisible)
         if self.method == "probe":
             self._check_probe()
 
@@ -202,6 +208,11 @@ class TrainConfig:
                 f"method 'probe' looks at each image once, as it is, and learns the head alone, so "
                 f"it cannot follow {', '.join(ignored)}: leave that out, or use method 'gradient'"
             )
+
+    def train_preprocess(self) -> Preprocess:
+        """What training crops are made to be."""
+        preprocess = self.preprocess()
+        return replace(preprocess, size=self.data.train_size or preprocess.size)
 
     def preprocess(self) -> Preprocess:
         """How evaluation sees an image: at the model's size and channels."""
