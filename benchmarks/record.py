@@ -22,7 +22,8 @@ def main() -> None:
     args = parser.parse_args()
     run = Run(args.run)
     metrics = json.loads((run.path / "metrics.json").read_text())
-    steps = [event for event in run.metrics() if "loss" in event]
+    events = [event for event in run.metrics() if "seconds" in event]
+    rates = [e["images_per_second"] for e in events if "images_per_second" in e]
     result = {
         "environment": run.environment(),
         "part": metrics["part"],
@@ -30,12 +31,11 @@ def main() -> None:
         "metrics": {
             name: value for name, value in metrics.items() if {"value", "low"} <= set(_keys(value))
         },
-        "training_seconds": round(steps[-1]["seconds"], 1),
-        "steps": steps[-1]["step"],
-        "epochs": steps[-1]["epoch"] + 1,
-        "median_images_per_second": round(
-            statistics.median(event["images_per_second"] for event in steps), 1
-        ),
+        "training_seconds": round(events[-1]["seconds"], 1),
+        "steps": events[-1]["step"],
+        "epochs": events[-1]["epoch"] + 1,
+        # A probe takes no steps.
+        "median_images_per_second": round(statistics.median(rates), 1) if rates else None,
         "config": run.config_file.read_text(),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)

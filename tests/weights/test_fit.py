@@ -95,6 +95,19 @@ def test_deits_second_token_and_head_may_be_left_out(randomised):
     assert torch.equal(result.state["head.weight"], model.head.weight)
 
 
+def test_the_first_blocks_of_a_deeper_model_are_a_model_too(randomised):
+    model = randomised(ViT(replace(TINY, depth=3)))
+    result = fit(model.state_dict(), model.config, replace(TINY, depth=2), "these")
+    assert result.new == () and len(result.left_out) == 12
+    assert all(key.startswith("encoder.blocks.2.") for key in result.left_out)
+    assert result.notes == ("depth: the first 2 of 3 blocks",)
+    shallow = fitted(model, depth=2)
+    model.encoder.blocks = model.encoder.blocks[:2]
+    x = torch.randn(3, 3, 56, 56)
+    with torch.inference_mode():
+        torch.testing.assert_close(shallow(x), model(x))
+
+
 def test_patches_of_twice_the_size_see_the_same_in_an_image_of_twice_the_size(randomised):
     model = randomised(ViT(TINY))
     larger = fitted(model, patch=(8, 8), image_size=(112, 112))

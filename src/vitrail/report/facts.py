@@ -18,6 +18,12 @@ _ALIKE = asdict(TuneConfig())
 Facts = dict[str, list[tuple[str, str]]]
 """Group -> rows."""
 _BY = "\N{MULTIPLICATION SIGN}"
+_READ_OUT = {
+    "class": "class token",
+    "mean": "mean of the tokens",
+    "class_mean": "class token and mean of the tokens",
+    "map": "attention pooling",
+}
 
 
 def facts(evaluation: Evaluation, events: Sequence[dict[str, Any]]) -> Facts:
@@ -50,12 +56,7 @@ def _model(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     yield "patches", f"{config.patch[0]} {_BY} {config.patch[1]} pixels, {gh} {_BY} {gw} of them"
     yield "stem", {"patch": "linear projection", "conv": "convolutions"}[config.stem]
     yield "position", config.position
-    yield (
-        "read out by",
-        {"class": "class token", "mean": "mean of the tokens"}.get(
-            config.pool, "attention pooling"
-        ),
-    )
+    yield "read out by", _READ_OUT[config.pool]
 
 
 def _data(evaluation: Evaluation) -> Iterator[tuple[str, str]]:

@@ -114,7 +114,7 @@ def solve_head(
     `mirrored`: mirror images count as images of their own.
     """
     loader = EvalLoader(
-        train.source, config.preprocess(), workers=config.data.workers, device=train.device
+        train.source, train.preprocess, workers=config.data.workers, device=train.device
     )
     inputs = head_inputs(
         task.model, loader, precision=config.precision, mirrored=mirrored, tell=tell

@@ -57,6 +57,8 @@ def fit(
     _fit_prefix(ours, stored, wanted, notes)
     _fit_table(ours, stored, wanted, notes)
     _fit_stem(ours, stored, wanted, notes)
+    if wanted.depth < stored.depth:
+        notes.append(f"depth: the first {wanted.depth} of {stored.depth} blocks")
     if new_head or _head(stored) != _head(wanted):
         if wanted.classes:
             notes.append(f"head: a new one for {wanted.classes} classes")
@@ -81,7 +83,7 @@ def models_like(config: ModelConfig) -> list[str]:
         name
         for name, row in MODELS.items()
         if type(row) is type(config)
-        and row.patch == config.patch
+        and (row.patch, row.depth) == (config.patch, config.depth)
         and not _differences(config, row)
         and not (row.distilled and not config.distilled)
         and not (row.class_token and not config.class_token)
@@ -101,6 +103,8 @@ def _differences(stored: ModelConfig, wanted: ModelConfig) -> list[str]:
         for item in fields(wanted)
         if item.name not in _FREE and getattr(stored, item.name) != getattr(wanted, item.name)
     ]
+    if wanted.depth < stored.depth:  # its first blocks are a model too
+        different.remove("depth")
     if (stored.layer_scale is None) != (wanted.layer_scale is None):
         different.append("layer_scale")
     if (stored.activation == "swiglu") != (wanted.activation == "swiglu"):
