@@ -25,6 +25,9 @@ class DataError(VitrailError):
     """The data, a file or the machine under it is at fault."""
 
 
+_MOST_NAMES = 20
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that does not exist, with the nearest one that does.
 
@@ -33,5 +36,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """
     known = sorted(known)
     near = get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    more = f" and {len(known) - _MOST_NAMES} more" if len(known) > _MOST_NAMES else ""
+    listed = f"known: {', '.join(known[:_MOST_NAMES])}{more}"
+    hint = f"did you mean '{near[0]}'?" if near else listed
     return UsageError(f"unknown {kind} '{name}': {hint}")
