@@ -24,7 +24,12 @@ CHANGES = {
     "stem": "conv",
     "stem_norm": True,
     "stem_bias": False,
+    "stem_depths": (1,),
+    "stem_eps": "timm",
     "indivisible": "pad",
+    "scales": "hierarchical",
+    "fine": 0.5,
+    "saliency": "learned",
     "position": "sincos_mae",
     "prefix_position": False,
     "resample": "bilinear_aligned",
@@ -43,7 +48,19 @@ CHANGES = {
     "head_bias": False,
     "dropout": 0.5,
     "drop_path": 0.5,
+    "merge": 4,
 }
+# Fields that only mean something beside a certain value of another.
+BESIDE = {
+    "stem_depths": {"stem": "resnet"},
+    "stem_eps": {"stem": "resnet", "stem_depths": (3, 3)},
+    "fine": {"scales": "adaptive"},
+    "saliency": {"scales": "adaptive"},
+}
+
+
+def beside(field: str) -> ViTConfig:
+    return replace(TINY, **BESIDE.get(field, {}))
 
 
 def shapes(config: ViTConfig) -> dict[str, torch.Size]:
@@ -65,10 +82,11 @@ def test_every_field_is_tried():
 
 @pytest.mark.parametrize("field", [f for f in CHANGES if f not in ("indivisible", "class_token")])
 def test_every_field_has_an_effect(field, randomised):
-    changed = replace(TINY, **{field: CHANGES[field]})
-    if shapes(changed) == shapes(TINY):
-        state = randomised(ViT(TINY)).state_dict()
-        before, after = outputs(TINY, state), outputs(changed, state)
+    base = beside(field)
+    changed = replace(base, **{field: CHANGES[field]})
+    if shapes(changed) == shapes(base):
+        state = randomised(ViT(base)).state_dict()
+        before, after = outputs(base, state), outputs(changed, state)
         assert max((x - y).abs().max() for x, y in zip(before, after, strict=True)) > 1e-5
 
 
@@ -84,12 +102,12 @@ def test_class_token_takes_its_weights_along():
     assert shapes(with_token).keys() - shapes(without).keys() == {"prefix"}
 
 
-@pytest.mark.parametrize("field", ["position", "pool", "activation", "stem"])
+@pytest.mark.parametrize("field", ["position", "pool", "activation", "stem", "scales", "saliency"])
 def test_no_two_values_of_a_choice_are_the_same_model(field, randomised):
     seen = []
     for choice in get_args(ViTConfig.__annotations__[field]):
         torch.manual_seed(0)
-        model = randomised(ViT(replace(TINY, classes=0, **{field: choice})))
+        model = randomised(ViT(replace(beside(field), classes=0, **{field: choice})))
         torch.manual_seed(1)
         seen.append(model(torch.randn(2, 3, 32, 32)))
     for i, one in enumerate(seen):
@@ -103,6 +121,10 @@ def test_no_two_values_of_a_choice_are_the_same_model(field, randomised):
         ({"stem": "convv"}, "unknown stem 'convv': did you mean 'conv'"),
         ({"position": "learnt"}, "unknown position 'learnt': did you mean 'learned'"),
         ({"position": "sincos"}, "unknown position 'sincos': did you mean 'sincos_1d'"),
+        ({"scales": "adaptve"}, "unknown scales 'adaptve': did you mean 'adaptive'"),
+        ({"saliency": "variances"}, "unknown saliency 'variances': did you mean 'variance'"),
+        ({"fine": 0.0}, r"fine is a share of the patches, in \(0, 1\], not 0.0"),
+        ({"fine": 1.5}, r"in \(0, 1\], not 1.5"),
         ({"pool": "clas"}, "unknown pool 'clas': did you mean 'class'"),
         ({"activation": "gelu_tan"}, "did you mean 'gelu_tanh'"),
         ({"indivisible": "padd"}, "did you mean 'pad'"),
@@ -162,21 +184,27 @@ def test_a_config_can_neither_be_changed_nor_hide_a_row():
 
 
 KEYS = Path(__file__).with_name("keys.txt")
-ROWS = (
-    "vit_ti16",
-    "deit_ti16_distilled",
-    "deit3_s16",
-    "dinov2_s14_reg",
-    "vit_mini16",  # a convolutional stem
-    "vit_so400m14",
-)
+_BLOCK: dict[str, object] = {"depth": 1}
+_STAGES: dict[str, object] = {"depths": (1, 2), "widths": (128, 256)}
+ROWS = {
+    "vit_ti16": _BLOCK,
+    "deit_ti16_distilled": _BLOCK,
+    "deit3_s16": _BLOCK,
+    "dinov2_s14_reg": _BLOCK,
+    "vit_mini16": _BLOCK,  # a convolutional stem
+    "vit_so400m14": _BLOCK,
+    "r26_s32": {**_BLOCK, "stem_depths": (1, 2)},
+    "resnet18": _STAGES,
+    "resnet50": _STAGES,
+    "bit_r50x1": _STAGES,
+}
 
 
 def test_the_names_in_a_checkpoint_stay_as_they_are():
     """A renamed key orphans every checkpoint: change keys.txt only with a way to read old ones."""
     lines = []
-    for name in ROWS:
+    for name, changes in ROWS.items():
         with torch.device("meta"):
-            keys = build(name, depth=1).state_dict()
+            keys = build(name, **changes).state_dict()
         lines += [f"# {name}", *sorted(keys), ""]
     assert KEYS.read_text(encoding="utf-8").splitlines() == lines[:-1]

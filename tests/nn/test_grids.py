@@ -30,6 +30,8 @@ EVERY_KIND = [
     {"pool": "mean", "pool_norm": True, "representation": 8},
     {"pool": "map", "class_token": False, "position": "rope"},
     {"stem": "conv", "patch": (8, 8), "image_size": (32, 32)},
+    {"stem": "overlap"},
+    {"stem": "patchify", "patch": (8, 8), "image_size": (32, 32)},
 ]
 
 

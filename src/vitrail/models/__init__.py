@@ -2,22 +2,70 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from vitrail.errors import UsageError, unknown_name
+from vitrail.models.bit import ROWS as BIT_ROWS
+from vitrail.models.bit import BiT as BiT
+from vitrail.models.bit import BiTConfig as BiTConfig
+from vitrail.models.dynamicvit import ROWS as DYNAMICVIT_ROWS
+from vitrail.models.dynamicvit import DynamicViT as DynamicViT
+from vitrail.models.dynamicvit import DynamicViTConfig as DynamicViTConfig
+from vitrail.models.mixer import ROWS as MIXER_ROWS
+from vitrail.models.mixer import Gmlp as Gmlp
+from vitrail.models.mixer import GmlpConfig as GmlpConfig
+from vitrail.models.mixer import Mixer as Mixer
+from vitrail.models.mixer import MixerConfig as MixerConfig
+from vitrail.models.mobilevit import ROWS as MOBILEVIT_ROWS
+from vitrail.models.mobilevit import MobileViT as MobileViT
+from vitrail.models.mobilevit import MobileViTConfig as MobileViTConfig
+from vitrail.models.resnet import ROWS as RESNET_ROWS
+from vitrail.models.resnet import ResNet as ResNet
+from vitrail.models.resnet import ResNetConfig as ResNetConfig
+from vitrail.models.tokens import tokens_from as tokens_from
+from vitrail.models.tokens import with_tokens as with_tokens
+from vitrail.models.twins import ROWS as TWINS_ROWS
+from vitrail.models.twins import Twins as Twins
+from vitrail.models.twins import TwinsConfig as TwinsConfig
 from vitrail.models.vit import ROWS as VIT_ROWS
 from vitrail.models.vit import ViT as ViT
 from vitrail.models.vit import ViTConfig as ViTConfig
 
-ModelConfig = ViTConfig
+ModelConfig: TypeAlias = (
+    ViTConfig
+    | DynamicViTConfig
+    | MixerConfig
+    | GmlpConfig
+    | TwinsConfig
+    | MobileViTConfig
+    | BiTConfig
+    | ResNetConfig
+)
 """The union of the families' configs; `family` tells them apart in a file."""
-Model = ViT
+Model: TypeAlias = ViT | DynamicViT | Mixer | Gmlp | Twins | MobileViT | BiT | ResNet
 """The union of the families' modules."""
 
-MODELS: Mapping[str, ModelConfig] = {**VIT_ROWS}
-FAMILIES: Mapping[type[ModelConfig], type[Model]] = {ViTConfig: ViT}
+MODELS: Mapping[str, ModelConfig] = {
+    **VIT_ROWS,
+    **DYNAMICVIT_ROWS,
+    **MIXER_ROWS,
+    **TWINS_ROWS,
+    **MOBILEVIT_ROWS,
+    **BIT_ROWS,
+    **RESNET_ROWS,
+}
+FAMILIES: Mapping[type[ModelConfig], type[Model]] = {
+    ViTConfig: ViT,
+    DynamicViTConfig: DynamicViT,
+    MixerConfig: Mixer,
+    GmlpConfig: Gmlp,
+    TwinsConfig: Twins,
+    MobileViTConfig: MobileViT,
+    BiTConfig: BiT,
+    ResNetConfig: ResNet,
+}
 
 
 def model_config(name: str, **changes: Any) -> ModelConfig:
@@ -49,7 +97,7 @@ def build(model: str | ModelConfig, **changes: Any) -> Model:
     config = model_config(model, **changes) if isinstance(model, str) else model
     if changes and not isinstance(model, str):
         raise UsageError("changes go with a name; change a config with dataclasses.replace")
-    return FAMILIES[type(config)](config)
+    return FAMILIES[type(config)](config)  # type: ignore[arg-type]  # its own config
 
 
 def count_parameters(model: nn.Module) -> int:

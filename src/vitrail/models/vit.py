@@ -1,6 +1,7 @@
 """Vision Transformer (Dosovitskiy et al., arXiv 2010.11929) and everything of its exact shape.
 
 - patches -> linear projection -> class token -> learned positions -> pre-norm encoder -> linear
+- hybrids R+ViT (the paper's section 3.1, 2106.10270): patches of a ResNet's map
 - DeiT (2012.12877): the same, and a distillation token with a head of its own
 - DeiT-III (2204.07118): LayerScale; the class token has no position
 - DINOv2 (2304.07193): patch 14, LayerScale; registers (2309.16588); a gated MLP in the giant
@@ -14,36 +15,52 @@ tokens, d width. One row of `ROWS` is one published shape; everything else is a 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, unknown_name
 from vitrail.nn import (
     Activation,
+    Adaptive,
     AttentionPool,
     Block,
     ConvStem,
     Encoder,
+    Eps,
     Features,
+    Grid,
     Grids,
+    Hierarchical,
     Indivisible,
     LearnedPosition,
     PatchEmbed,
+    PatchifyStem,
     Pool,
     Position,
     Resample,
+    ResNetStem,
     RotaryPosition,
+    Saliency,
+    Scales,
     SinCosPosition,
+    TwoGrids,
+    cells_cut,
     drop_path_rates,
+    encode_merging,
+    mean_of,
+    pad_to_patches,
     patch_grid,
+    take,
     tokens_to_map,
 )
 
-Stem = Literal["patch", "conv"]
+Stem = Literal["patch", "overlap", "patchify", "conv", "resnet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +74,7 @@ class ViTConfig:
     mlp: int = 3072
     """Hidden width of the MLP (after gating, for `swiglu`)."""
     patch: tuple[int, int] = (16, 16)
+    """Pixels of the image per token, whatever the stem."""
     image_size: tuple[int, int] = (224, 224)
     """Sets the grid of the position table; other sizes are resampled on the fly."""
     channels: int = 3
@@ -65,8 +83,19 @@ class ViTConfig:
     stem: Stem = "patch"
     stem_norm: bool = False
     stem_bias: bool = True
+    stem_depths: tuple[int, ...] = ()
+    """Of stem="resnet": the bottlenecks of each stage; without stages there is its root alone."""
+    stem_eps: Eps = "vision_transformer"
+    """Of stem="resnet": whose epsilons it has, as the weights' makers did."""
     indivisible: Indivisible = "refuse"
     """An image that is no whole number of patches: an error, or zero padding right and below."""
+    scales: Scales = "one"
+    """Patches of two sizes in one sequence (vitrail.nn.multiscale): all of `patch` and all of twice
+    its sides, or of `patch` with some cut in four. Features are of the grid of `patch`."""
+    fine: float = 0.25
+    """Of scales="adaptive": the share of the patches that is cut in four."""
+    saliency: Saliency = "variance"
+    """Of scales="adaptive": how they are chosen."""
     position: Position = "learned"
     prefix_position: bool = True
     """Whether class and distillation token have rows in the learned position table."""
@@ -94,6 +123,9 @@ class ViTConfig:
     dropout: float = 0.0
     drop_path: float = 0.0
     """Stochastic depth of the last block; it grows linearly from 0 in the first."""
+    merge: int = 0
+    """Patch tokens merged into similar ones after the attention of each block (ToMe): it makes any
+    ViT faster as it is. At 224 pixels in patches of 16, 13 leave 40 of 196 after 12 blocks."""
 
     def __post_init__(self) -> None:
         for field, known in _CHOICES.items():
@@ -109,11 +141,22 @@ class ViTConfig:
         for field in ("classes", "registers", "representation"):
             if getattr(self, field) < 0:
                 raise UsageError(f"{field} cannot be negative")
+        if min(self.stem_depths, default=1) < 1:
+            raise UsageError(
+                f"stem_depths has a number from 1 for each stage, not {self.stem_depths}"
+            )
+        if self.stem != "resnet" and (self.stem_depths or self.stem_eps != "vision_transformer"):
+            raise UsageError(f"stem_depths and stem_eps are for stem='resnet', not '{self.stem}'")
         for field in ("dropout", "drop_path"):
             if not 0 <= getattr(self, field) < 1:
                 raise UsageError(f"{field} must be in [0, 1), not {getattr(self, field)}")
-        if self.family != "vit":
-            raise UsageError(f"a ViTConfig is of the family 'vit', not '{self.family}'")
+        if self.family != type(self).family:
+            raise UsageError(
+                f"a {type(self).__name__} is of the family '{type(self).family}', not "
+                f"'{self.family}'"
+            )
+        if not 0 < self.fine <= 1:
+            raise UsageError(f"fine is a share of the patches, in (0, 1], not {self.fine}")
         if not 0 < self.norm_eps < 1:
             raise UsageError(f"norm_eps must be in (0, 1), not {self.norm_eps}")
         if self.width % self.heads:
@@ -123,6 +166,8 @@ class ViTConfig:
             raise UsageError(f"position='{self.position}' needs a width divisible by {parts}")
         if self.position == "rope" and self.width // self.heads % 4:
             raise UsageError("position='rope' needs heads whose width is divisible by 4")
+        if self.scales != "one":
+            self._check_scales()
         if self.pool.startswith("class") and not self.class_token:
             raise UsageError(
                 f"pool='{self.pool}' needs class_token=True; or use pool='mean' or 'map'"
@@ -133,12 +178,82 @@ class ViTConfig:
             raise UsageError("distilled=True reads two tokens: pool_norm=True would norm one")
         if self.distilled and self.representation:
             raise UsageError("distilled=True and a representation layer do not go together")
-        patch_grid(self.image_size, self.patch, self.indivisible)
+        self.check_size(self.image_size)
+        if self.merge:
+            self._check_merge()
+
+    def _check_merge(self) -> None:
+        n = self.tokens
+        if not 0 <= self.merge <= n // 2:
+            raise UsageError(
+                f"merge={self.merge}: of the {n} patch tokens of an image of {self.image_size[0]}x"
+                f"{self.image_size[1]}, 0 to {n // 2} can be merged after each block, usually "
+                f"{n // 15}"
+            )
+        if self.position in ("rope", "peg"):
+            raise UsageError(
+                f"position='{self.position}' tells the blocks where each token lies, and a merged "
+                f"one lies in several places: use merge=0"
+            )
+
+    def _check_scales(self) -> None:
+        if self.position in ("peg", "sincos_1d"):
+            raise UsageError(
+                f"scales='{self.scales}' has two grids in one plane, and position="
+                f"'{self.position}' is for the cells of one: use 'learned', 'sincos_mae' or 'rope'"
+            )
+        if self.stem == "resnet":
+            raise UsageError(
+                f"scales='{self.scales}' has a stem for each size of patch, which would be two "
+                f"ResNets: use stem='patch', 'overlap', 'patchify' or 'conv'"
+            )
+        if self.merge:
+            raise UsageError(
+                f"scales='{self.scales}' and merge={self.merge} do not go together: merge=0 "
+                "encodes both grids, scales='one' merges"
+            )
+        if self.scales == "adaptive" and (self.patch[0] % 2 or self.patch[1] % 2):
+            raise UsageError(
+                f"scales='adaptive' halves patches, so their sides must be even, not "
+                f"{self.patch[0]}x{self.patch[1]}"
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
         """The token grid (rows, columns) at `image_size`."""
-        return patch_grid(self.image_size, self.patch, self.indivisible)
+        rows, columns = patch_grid(self.image_size, self.coarsest, self.indivisible)
+        down, right = (c // p for c, p in zip(self.coarsest, self.patch, strict=True))
+        return rows * down, columns * right
+
+    @property
+    def coarsest(self) -> tuple[int, int]:
+        """The largest patch, (height, width): an image is cut into a whole number of them."""
+        if self.scales == "hierarchical":
+            return 2 * self.patch[0], 2 * self.patch[1]
+        return self.patch
+
+    @property
+    def tokens(self) -> int:
+        """How many the encoder gets of an image of `image_size`, without class token and such."""
+        n = self.grid[0] * self.grid[1]
+        if self.scales == "adaptive":
+            return n + 3 * cells_cut(self.fine, n)
+        return n + n // 4 if self.scales == "hierarchical" else n
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Pixels of input for each cell of the last map, (vertical, horizontal)."""
+        return self.patch
+
+    @property
+    def shape(self) -> str:
+        """Its build in words."""
+        merged = f", {self.merge} tokens merged after each" if self.merge else ""
+        return f"{self.depth} blocks, width {self.width}, {self.heads} heads{merged}"
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise `UsageError` for a (height, width) of images that the model cannot take."""
+        patch_grid(size, self.coarsest, self.indivisible)
 
     @property
     def pooled(self) -> int:
@@ -148,7 +263,10 @@ class ViTConfig:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "stem": get_args(Stem),
+    "stem_eps": get_args(Eps),
     "indivisible": get_args(Indivisible),
+    "scales": get_args(Scales),
+    "saliency": get_args(Saliency),
     "position": get_args(Position),
     "resample": get_args(Resample),
     "pool": get_args(Pool),
@@ -170,15 +288,28 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         d = config.width
-        stem = ConvStem if config.stem == "conv" else PatchEmbed
-        self.stem = stem(
+        stems: dict[Stem, Callable[..., nn.Module]] = {
+            "patch": PatchEmbed,
+            "overlap": partial(PatchEmbed, overlap=True),
+            "patchify": PatchifyStem,
+            "conv": ConvStem,
+            "resnet": partial(ResNetStem, depths=config.stem_depths, eps=config.stem_eps),
+        }
+        stem = partial(
+            stems[config.stem],
             config.channels,
-            config.patch,
-            d,
+            width=d,
             norm_eps=config.norm_eps if config.stem_norm else None,
             indivisible=config.indivisible,
             bias=config.stem_bias,
         )
+        self.stem = stem(patch=config.patch)
+        self.stem_second: Hierarchical | Adaptive | None = None
+        if config.scales == "hierarchical":
+            self.stem_second = Hierarchical(stem(patch=config.coarsest), d)
+        elif config.scales == "adaptive":
+            half = (config.patch[0] // 2, config.patch[1] // 2)
+            self.stem_second = Adaptive(stem(patch=half), d, config.fine, config.saliency)
         positioned = int(config.class_token) + int(config.distilled)
         prefix = positioned + config.registers
         self.prefix = nn.Parameter(torch.zeros(prefix, d)) if prefix else None
@@ -256,6 +387,10 @@ class ViT(nn.Module):
             if head is not None:
                 nn.init.zeros_(head.weight)
 
+    def block_names(self) -> list[str]:
+        """The names of its blocks, first to last."""
+        return [f"encoder.blocks.{i}" for i in range(self.config.depth)]
+
     def features(
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> Features:
@@ -266,47 +401,117 @@ class ViT(nn.Module):
         alone: positions of its own grid, attention and pooling over its own tokens. What else is
         on the canvas changes nothing, and has zeros in `patches` and `maps`.
         """
+        tokens, grid, stages = self.embed(x, extent)
+        if self.config.merge:
+            prefix, patches, pooled = self._merged(tokens, grid)
+        else:
+            rotation = None if self.rotary is None else self.rotary(grid)
+            prefix, patches = self.split(self.encoder(tokens, grid, rotation))
+            pooled = self.vector(prefix, patches, grid.keys() if isinstance(grid, Grids) else None)
+        if isinstance(grid, Grids):
+            patches = grid.scatter(patches)
+            return self.laid_out(patches, prefix, grid.canvas, stages, pooled, grid.shown)
+        if isinstance(grid, TwoGrids):
+            return self.laid_out(grid.cells(patches), prefix, grid.grid, stages, pooled)
+        return self.laid_out(patches, prefix, grid, stages, pooled)
+
+    def embed(
+        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
+    ) -> tuple[Float[Tensor, "b t d"], Grid, tuple[Tensor, ...]]:
+        """Images as the encoder takes them: prefix tokens, then patches, with their positions.
+
+        Beside them the patches' grid, and the maps of a stem that has some.
+        """
         if x.shape[1] != self.config.channels:
             raise UsageError(
                 f"the images have {x.shape[1]} channels, the model takes {self.config.channels}: "
                 f"build it with channels={x.shape[1]}, or convert the images"
             )
-        patches, canvas = self.stem(x, extent)
-        grids = None if extent is None else Grids(extent, canvas)
-        grid = grids or canvas
-        if grids is not None:
-            patches = grids.gather(patches)
+        if self.stem_second is not None:
+            if extent is not None:
+                raise UsageError(
+                    "images of different sizes in one batch (data.resize native or pad) need "
+                    f"scales='one': with '{self.config.scales}' take resize crop or squash"
+                )
+            x, _ = pad_to_patches(x, self.config.coarsest, self.config.indivisible)
+        stages: tuple[Tensor, ...] = ()
+        if isinstance(self.stem, ResNetStem):
+            stages = self.stem.maps(x, extent)
+            patches, canvas = self.stem.tokens(stages[-1])
+        else:
+            patches, canvas = self.stem(x, extent)
+        grid: Grid = canvas
+        if extent is not None:
+            grid = Grids(extent, canvas)
+            patches = grid.gather(patches)
+        elif self.stem_second is not None:
+            patches, grid = self.stem_second(x, patches, canvas)
         if self.prefix is None:
             prefix = patches.new_empty(x.shape[0], 0, patches.shape[2])
         else:
             prefix = self.prefix.expand(x.shape[0], -1, -1)
         if self.position is not None:
             patches, prefix = self.position(patches, prefix, grid)
-        rotation = None if self.rotary is None else self.rotary(grid)
         tokens = self.pre_norm(self.drop(torch.cat([prefix, patches], dim=1)))
-        tokens = self.encoder(tokens, grid, rotation)
-        prefix, patches = tokens.split([prefix.shape[1], patches.shape[1]], dim=1)
+        return tokens, grid, stages
+
+    def split(
+        self, tokens: Float[Tensor, "b t d"]
+    ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b m d"]]:
+        """Prefix tokens and patches apart."""
+        k = 0 if self.prefix is None else len(self.prefix)
+        return tokens[:, :k], tokens[:, k:]
+
+    def vector(
+        self,
+        prefix: Float[Tensor, "b k d"],
+        patches: Float[Tensor, "b m d"],
+        keys: Shaped[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b e"]:
+        """An image's one vector. `keys`: which patches count, or for how many each; None is all."""
         if self.pool is not None:
-            pooled = self.pool(patches, grids.keys() if grids else None)
+            pooled = self.pool(patches, keys)
         elif self.config.pool == "class":
             pooled = prefix[:, 0]
         else:
-            pooled = grids.mean(patches) if grids else patches.mean(dim=1)
+            pooled = mean_of(patches, keys)
             if self.config.pool == "class_mean":
                 pooled = torch.cat([prefix[:, 0], pooled], dim=1)
         pooled = self.pool_norm(pooled)
-        if self.representation is not None:
-            pooled = self.representation(pooled).tanh()
-        if grids is not None:
-            patches = grids.scatter(patches)
+        return pooled if self.representation is None else self.representation(pooled).tanh()
+
+    def _merged(
+        self, tokens: Float[Tensor, "b t d"], grid: Grid
+    ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b n d"], Float[Tensor, "b e"]]:
+        """Prefix, patches and vector of an encoder that merges: a patch has the token it is in."""
+        if isinstance(grid, Grids):
+            raise UsageError(
+                "images of different sizes in one batch (data.resize native or pad) cannot have "
+                "their tokens merged: use merge=0, or data.resize crop or squash"
+            )
+        k = 0 if self.prefix is None else len(self.prefix)
+        tokens, sizes, home = encode_merging(self.encoder, tokens, k, self.config.merge)
+        pooled = self.vector(*self.split(tokens), sizes[:, k:])
+        return tokens[:, :k], take(tokens, home), pooled
+
+    def laid_out(
+        self,
+        patches: Float[Tensor, "b n d"],
+        prefix: Float[Tensor, "b k d"],
+        grid: tuple[int, int],
+        stages: tuple[Tensor, ...],
+        pooled: Float[Tensor, "b e"],
+        valid: Bool[Tensor, "b n"] | None = None,
+    ) -> Features:
+        """The features of patches that fill their `grid`."""
         return Features(
             patches=patches,
             prefix=prefix,
-            grid=canvas,
-            maps=(tokens_to_map(patches, canvas),),
-            strides=(self.config.patch,),
+            grid=grid,
+            maps=(*stages, tokens_to_map(patches, grid)),
+            strides=(*((4 * 2**i, 4 * 2**i) for i in range(len(stages))), self.config.patch),
             pooled=pooled,
-            valid=grids.shown if grids else None,
+            valid=valid,
         )
 
     def logits(self, features: Features) -> Float[Tensor, "b t c"]:
@@ -338,6 +543,10 @@ _H = ViTConfig(width=1280, depth=32, heads=16, mlp=5120, patch=(14, 14))
 
 def _patch(config: ViTConfig, side: int) -> ViTConfig:
     return replace(config, patch=(side, side))
+
+
+def _hybrid(config: ViTConfig, side: int, *depths: int) -> ViTConfig:
+    return replace(_patch(config, side), stem="resnet", stem_depths=depths)
 
 
 def _deit3(config: ViTConfig) -> ViTConfig:
@@ -395,6 +604,13 @@ ROWS: dict[str, ViTConfig] = {
     "vit_l16": replace(_L, dropout=0.1),
     "vit_l14": _patch(_L, 14),
     "vit_h14": replace(_H, dropout=0.1),
+    # Hybrids: R26 and R50 count the ResNet's layers, the number after it a token's pixels. Google's
+    # name R+Ti/16 takes the root for a stride of 2, but convolution and pooling make it 4, and
+    # patches of 8x8 cells 32: with 16 pixels the position table would have four times the rows.
+    "r_ti16": _hybrid(_TI, 32),
+    "r26_s32": _hybrid(_S, 32, 2, 2, 2, 2),
+    "r50_b16": _hybrid(replace(_B, dropout=0.1), 16, 3, 4, 9),
+    "r50_l32": _hybrid(replace(_L, dropout=0.1), 32, 3, 4, 6, 3),
     # Scaling Vision Transformers: g and G with the class token of their public checkpoints
     "vit_g14": replace(_H, width=1408, depth=40, mlp=6144),
     "vit_bigg14": replace(_H, width=1664, depth=48, mlp=8192),

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from vitrail.nn.position import Rotation, rotate
@@ -39,38 +39,57 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "b t d"],
         rotation: Rotation | None = None,
-        keys: Bool[Tensor, "b t"] | None = None,
+        keys: Shaped[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """Attend; `rotation` turns the queries and keys of the patch tokens (rotary positions).
 
-        `keys`: which tokens may be attended to, at least one an image; None is all.
+        `keys`: which tokens may be attended to, or how many each stands for, as for `attend`.
         """
+        q, k, v = self.apart(x, rotation)
+        return self.joined(attend(q, k, v, keys))
+
+    def apart(
+        self, x: Float[Tensor, "b t d"], rotation: Rotation | None = None
+    ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t e"], Float[Tensor, "b h t e"]]:
+        """Each head's queries, keys and values."""
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        x = attend(q, k, v, keys)
-        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, n, d)))
+        return q, k, v
+
+    def joined(self, x: Float[Tensor, "b h t e"]) -> Float[Tensor, "b t d"]:
+        """What the heads have found, side by side, projected."""
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
 
 def attend(
     q: Float[Tensor, "b h m e"],
     k: Float[Tensor, "b h n e"],
     v: Float[Tensor, "b h n e"],
-    keys: Bool[Tensor, "b n"] | None = None,
+    keys: Shaped[Tensor, "b n"] | None = None,
 ) -> Float[Tensor, "b h m e"]:
     """`softmax(q k^T / sqrt(e)) v` by torch's fused kernel, where that is the fast way.
 
-    The softmax is over the `keys` that are true, at least one an image; None is all of them.
+    In bfloat16 on a CPU it is not: it takes twice as long as the three operations one by one, and
+    its backward pass 3 to 13 times (benchmarks/results/attention.md, token_reduction.md).
 
-    In bfloat16 on a CPU it is not: its backward pass takes 3 to 13 times as long as the three
-    operations one by one, which use the matrix units (benchmarks/results/attention.md).
+    `keys`: of booleans, which of them the softmax is over, at least one an image; of numbers, how
+    many equal keys each stands for (ToMe, arXiv 2210.09461: `+ log keys`). None is all of them.
     """
-    mask = None if keys is None else keys[:, None, None]
+    mask = keys
+    if keys is not None and keys.dtype != torch.bool:
+        mask = keys.log().to(q.dtype)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
-        if mask is not None:
-            logits = logits.masked_fill(~mask, -torch.inf)
+        q = q * q.shape[-1] ** -0.5
+        if mask is not None and mask.dtype != torch.bool:
+            # As one more channel it costs nothing; added to all logits, a tenth of the whole.
+            q = F.pad(q, (0, 1), value=1.0)
+            k = torch.cat([k, mask[:, None, :, None].expand(-1, k.shape[1], -1, -1)], dim=-1)
+        logits = q @ k.transpose(-2, -1)
+        if mask is not None and mask.dtype == torch.bool:
+            logits = logits.masked_fill(~mask[:, None, None], -torch.inf)
         return logits.softmax(dim=-1) @ v
+    mask = None if mask is None else mask[:, None, None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from vitrail.nn.attention import Attention
@@ -32,11 +32,11 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b *_"]) -> Float[Tensor, "b *_"]:
         if self.rate == 0 or not self.training:
             return x
         keep = 1 - self.rate
-        mask = x.new_empty(x.shape[0], 1, 1).bernoulli_(keep)
+        mask = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep)
         return x * (mask / keep)
 
 
@@ -69,9 +69,14 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "b t d"],
         rotation: Rotation | None = None,
-        keys: Bool[Tensor, "b t"] | None = None,
+        keys: Shaped[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
+        """`rotation` and `keys` as for `Attention`."""
         x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), rotation, keys)))
+        return self.fed_forward(x)
+
+    def fed_forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """The block's second half alone."""
         return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 
 

@@ -25,8 +25,8 @@ class Features(NamedTuple):
     pooled: Float[Tensor, "b e"]
     """The image's one vector: what a linear classifier reads. Mostly `e` is `d`."""
     valid: Bool[Tensor, "b n"] | None = None
-    """Which patch tokens show the image, of images of different sizes on one canvas; the others
-    are zeros. None: all of them do."""
+    """Which patch tokens show the image, of images of different sizes on one canvas, or are left,
+    of a model that drops some; the others are zeros. None: all of them."""
 
 
 def tokens_to_map(
@@ -35,3 +35,21 @@ def tokens_to_map(
     """Lay the tokens back on their grid."""
     b, _, d = patches.shape
     return patches.transpose(1, 2).reshape(b, d, *grid)
+
+
+def features_of_maps(
+    maps: tuple[Float[Tensor, "b _c _h _w"], ...], strides: tuple[tuple[int, int], ...]
+) -> Features:
+    """What a convolutional backbone has found: the cells of its last map are the patches, and
+    their mean is the image's vector.
+    """
+    last = maps[-1]
+    patches = last.flatten(2).transpose(1, 2)
+    return Features(
+        patches=patches,
+        prefix=patches.new_empty(patches.shape[0], 0, patches.shape[2]),
+        grid=(last.shape[2], last.shape[3]),
+        maps=maps,
+        strides=strides,
+        pooled=patches.mean(dim=1),
+    )

@@ -9,7 +9,9 @@ of 4 x 16 and of 16 x 4 cost 64 tokens each and not the 256 of their canvas (NaV
 Letters: b batch, n cells of the canvas, m tokens of the longest sequence, k prefix tokens, d width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +19,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vitrail.errors import UsageError
+
+Table: TypeAlias = Callable[[tuple[int, int], float], Tensor]
+"""What there is to know, `[n d]`, of the cells of a grid, row by row: of its rows and columns, and
+of how many patches wide and high a cell is."""
 
 
 class Grids:
@@ -57,17 +63,10 @@ class Grids:
         canvas[self.shown] = tokens[self.valid]
         return canvas
 
-    def stack(
-        self, table: Callable[[tuple[int, int]], Float[Tensor, "_n d"]]
-    ) -> Float[Tensor, "b m d"]:
+    def stack(self, table: Table) -> Float[Tensor, "b m d"]:
         """What `table` gives for each image's own grid, with zeros at the ends."""
-        tables = {grid: table(grid) for grid in set(self.each)}
+        tables = {grid: table(grid, 1.0) for grid in set(self.each)}
         return pad_sequence([tables[grid] for grid in self.each], batch_first=True)
-
-    def mean(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b d"]:
-        """Over each image's own tokens."""
-        valid = self.valid[..., None]
-        return tokens.where(valid, 0).sum(dim=1) / valid.sum(dim=1)
 
     def keys(self, prefix: int = 0) -> Bool[Tensor, "b t"] | None:
         """What may be attended to, after `prefix` tokens that always may; None if all may."""
@@ -76,20 +75,49 @@ class Grids:
         return torch.cat([self.valid.new_ones(len(self.each), prefix), self.valid], dim=1)
 
 
-Grid = tuple[int, int] | Grids
-"""The rows and columns of all images, or of each."""
+class TwoGrids(ABC):
+    """Two grids over the same images, and how their cells make one sequence.
+
+    The kinds there are stand in `vitrail.nn.multiscale`.
+    """
+
+    def __init__(self, grid: tuple[int, int], second: tuple[int, int]) -> None:
+        """Rows and columns of the first, whose cells are patches, and of the second."""
+        self.grid = grid
+        self.second = second
+
+    @property
+    @abstractmethod
+    def longest(self) -> int:
+        """How many tokens the sequence has."""
+
+    @abstractmethod
+    def join(
+        self, cells: Float[Tensor, "*b n d"], second: Float[Tensor, "*b m d"]
+    ) -> Float[Tensor, "*c t d"]:
+        """The sequence, of what the cells of both grids have, row by row."""
+
+    @abstractmethod
+    def cells(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b n d"]:
+        """The first grid, whole and row by row, of the sequence's tokens."""
+
+    def stack(self, table: Table) -> Float[Tensor, "*b t d"]:
+        """What `table` gives for the cells of both grids, in the sequence's order."""
+        return self.join(table(self.grid, 1.0), table(self.second, self.grid[0] / self.second[0]))
+
+
+Grid = tuple[int, int] | Grids | TwoGrids
+"""The rows and columns of all images, or of each; or two grids in one sequence."""
 
 
 def tokens_of(grid: Grid) -> int:
     """How many patch tokens a sequence has."""
-    return grid.longest if isinstance(grid, Grids) else grid[0] * grid[1]
+    return grid[0] * grid[1] if isinstance(grid, tuple) else grid.longest
 
 
-def table_of(
-    table: Callable[[tuple[int, int]], Float[Tensor, "_n d"]], grid: Grid
-) -> Float[Tensor, "*b m d"]:
-    """What `table` gives for the grid of all images, or for each image's own."""
-    return grid.stack(table) if isinstance(grid, Grids) else table(grid)
+def table_of(table: Table, grid: Grid) -> Float[Tensor, "*b m d"]:
+    """What `table` gives for the grid of all images, for each image's own, or for two grids."""
+    return table(grid, 1.0) if isinstance(grid, tuple) else grid.stack(table)
 
 
 def on_canvas(extent: Int[Tensor, "b 2"], size: tuple[int, int]) -> Bool[Tensor, "b h w"]:

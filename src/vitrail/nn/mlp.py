@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Activation = Literal["gelu", "gelu_tanh", "gelu_quick", "swiglu"]
+Activation = Literal["gelu", "gelu_tanh", "gelu_quick", "silu", "swiglu"]
 
 
 class Mlp(nn.Module):
@@ -61,5 +61,7 @@ def build_mlp(
         return SwiGLU(width, hidden, dropout)
     if activation == "gelu_quick":
         return Mlp(width, hidden, QuickGELU(), dropout)
+    if activation == "silu":
+        return Mlp(width, hidden, nn.SiLU(), dropout)
     approximate = "tanh" if activation == "gelu_tanh" else "none"
     return Mlp(width, hidden, nn.GELU(approximate), dropout)

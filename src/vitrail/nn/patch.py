@@ -1,4 +1,12 @@
-"""Images to patch tokens: the linear patch embedding of ViT, and the convolutional stem.
+"""Images to patch tokens: the linear patch embedding of ViT, and what else stands before encoders.
+
+| `stem`     | what it is                                              | source                  |
+|------------|---------------------------------------------------------|-------------------------|
+| `patch`    | one convolution, stride = kernel                        | ViT, 2010.11929         |
+| `overlap`  | one convolution, kernel = 2 stride - 1                  | PVTv2, 2106.13797       |
+| `patchify` | 4x4, then 2x2 patches of patches, normed in between     | ConvNeXt, 2201.03545    |
+| `conv`     | 3x3 of stride 2, batch-normed, one after the other      | Xiao et al., 2106.14881 |
+| `resnet`   | patches of a ResNet's map, in `vitrail.nn.resnet`       | ViT, section 3.1        |
 
 With patches of `p x q` pixels an image `[c h w]` becomes `n = (h / p) * (w / q)` tokens of width
 `d`. A convolution whose stride is its kernel is exactly "cut into patches, flatten each as
@@ -53,6 +61,10 @@ def pad_to_patches(
 class PatchEmbed(nn.Module):
     """Cut into patches and project each: one convolution, stride = kernel.
 
+    With `overlap` its kernel is `2 p - 1` and it pads `p - 1`: 7, 4 and 3 for patches of 4, as in
+    PVTv2 (arXiv 2106.13797) and SegFormer (2105.15203). A token then sees its own patch and, but
+    for a pixel, the ones above and to the left of it.
+
     >>> import torch
     >>> tokens, grid = PatchEmbed(3, (16, 16), 192)(torch.zeros(2, 3, 64, 96))
     >>> tuple(tokens.shape), grid
@@ -67,22 +79,97 @@ class PatchEmbed(nn.Module):
         norm_eps: float | None = None,
         indivisible: Indivisible = "refuse",
         bias: bool = True,
+        *,
+        overlap: bool = False,
     ) -> None:
         """`norm_eps`: a LayerNorm after the projection, as Twins, Swin and PVT have it."""
         super().__init__()
         self.patch = patch
         self.indivisible = indivisible
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch, bias=bias)
+        kernel, margin = patch, (0, 0)
+        if overlap:
+            margin = (patch[0] - 1, patch[1] - 1)
+            kernel = (patch[0] + margin[0], patch[1] + margin[1])
+        self.proj = nn.Conv2d(channels, width, kernel, stride=patch, padding=margin, bias=bias)
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(width, eps=norm_eps)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> tuple[Float[Tensor, "b n d"], tuple[int, int]]:
-        """Tokens, and the grid `(gh, gw)` they came from. A patch sees itself, whatever `extent`
-        of (rows, columns) shows an image.
+        """Tokens, and the grid `(gh, gw)` they came from. A token sees nothing below or right of
+        its patch, whatever `extent` of (rows, columns) shows an image.
         """
         x, grid = pad_to_patches(x, self.patch, self.indivisible)
         return self.norm(self.proj(x).flatten(2).transpose(1, 2)), grid
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm of maps `[b c h w]`: over the channels of each cell.
+
+    `nn.LayerNorm(c)` itself would take the last axis, the width, for the channels.
+    """
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class PatchifyStem(nn.Module):
+    """ConvNeXt's 4x4 patches, and its way from them to larger ones (arXiv 2201.03545, section 2).
+
+    A 4x4 convolution of stride 4 and a norm; then, until the patch is reached, downsampling by a
+    norm and a 2x2 convolution of stride 2. Channels double up to `d`: a patch of 16 has two
+    downsamplings, of `d/4` channels to `d/2` to `d`. A token sees its own patch and nothing else.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        patch: tuple[int, int],
+        width: int,
+        norm_eps: float | None = None,
+        indivisible: Indivisible = "refuse",
+        bias: bool = True,
+    ) -> None:
+        """`norm_eps`: one more LayerNorm, after the last convolution, and after its own norm
+        where that has one (a patch of 4). `bias` is the last convolution's.
+        """
+        super().__init__()
+        stages = int(math.log2(patch[0])) - 2
+        if patch[0] != patch[1] or 2 ** (stages + 2) != patch[0] or stages < 0:
+            raise UsageError(
+                f"stem='patchify' makes patches of 4x4 and doubles them, so the patch must be "
+                f"square and 4, 8, 16, 32 or so, not {patch[0]}x{patch[1]}"
+            )
+        if width % 2**stages:
+            raise UsageError(
+                f"stem='patchify' with patch {patch[0]} needs a width divisible by {2**stages}, "
+                f"not {width}"
+            )
+        self.patch = patch
+        self.indivisible = indivisible
+        sizes = [width // 2 ** (stages - i) for i in range(stages + 1)]
+        self.patchify = nn.Sequential(
+            nn.Conv2d(channels, sizes[0], 4, stride=4, bias=bias or stages > 0),
+            ChannelNorm(sizes[0], eps=1e-6),
+        )
+        self.downsample = nn.Sequential(
+            *(
+                nn.Sequential(
+                    ChannelNorm(c_in, eps=1e-6),
+                    nn.Conv2d(c_in, c_out, 2, stride=2, bias=bias or c_out < width),
+                )
+                for c_in, c_out in pairwise(sizes)
+            )
+        )
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(width, eps=norm_eps)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
+    ) -> tuple[Float[Tensor, "b n d"], tuple[int, int]]:
+        """Tokens, and the grid `(gh, gw)` they came from; a token sees its patch alone."""
+        x, grid = pad_to_patches(x, self.patch, self.indivisible)
+        x = self.downsample(self.patchify(x))
+        return self.norm(x.flatten(2).transpose(1, 2)), grid
 
 
 class ConvStem(nn.Module):

@@ -5,7 +5,7 @@ evaluation, arXiv 2304.07193), or attention with a learned query.
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from vitrail.nn.attention import attend
@@ -33,12 +33,22 @@ class AttentionPool(nn.Module):
         self.mlp = build_mlp(width, mlp, activation)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], keys: Bool[Tensor, "b n"] | None = None
+        self, x: Float[Tensor, "b n d"], keys: Shaped[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "b d"]:
-        """The images' vectors, of the tokens that `keys` says belong to them; None is all."""
+        """The images' vectors; `keys` as for `attend`."""
         b, n, d = x.shape
         q = self.q(self.probe.expand(b, -1, -1)).view(b, 1, self.heads, -1).transpose(1, 2)
         k, v = self.kv(x).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         x = attend(q, k, v, keys).transpose(1, 2).reshape(b, d)
         x = self.proj(x)
         return x + self.mlp(self.norm(x))
+
+
+def mean_of(
+    tokens: Float[Tensor, "b n d"], keys: Shaped[Tensor, "b n"] | None = None
+) -> Float[Tensor, "b d"]:
+    """The mean of the tokens that `keys` says count, or each counted so many times; None is all."""
+    if keys is None:
+        return tokens.mean(dim=1)
+    weights = (keys / keys.sum(dim=1, keepdim=True)).to(tokens.dtype)
+    return (tokens * weights[..., None]).sum(dim=1)

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.nn.features import tokens_to_map
-from vitrail.nn.grids import Grid, Grids, table_of
+from vitrail.nn.grids import Grid, Grids, TwoGrids, table_of
 from vitrail.nn.resample import Resample, resample_table
 
 SinCos = Literal["sincos_moco", "sincos_mae", "sincos_bigvision", "sincos_1d"]
@@ -48,9 +48,15 @@ class LearnedPosition(nn.Module):
         self.table = nn.Parameter(torch.empty(prefix + grid[0] * grid[1], width))
         nn.init.normal_(self.table, std=0.02)
 
-    def rows(self, grid: tuple[int, int]) -> Float[Tensor, "n d"]:
-        """The patches' rows, for their places on `grid`."""
-        return resample_table(self.table[self.prefix :], self.grid, grid, self.resample)
+    def rows(self, grid: tuple[int, int], step: float = 1.0) -> Float[Tensor, "n d"]:
+        """The rows of the cells of `grid`, each `step` patches wide and high.
+
+        Those of another step lie between the patches' own: what a bilinear interpolation has at
+        their centres. Of a step of 2 that is the mean of the four patches below.
+        """
+        patches = (round(grid[0] * step), round(grid[1] * step))
+        rows = resample_table(self.table[self.prefix :], self.grid, patches, self.resample)
+        return resample_table(rows, patches, grid, "bilinear")
 
     def forward(
         self,
@@ -76,11 +82,11 @@ class SinCosPosition(nn.Module):
         self.register_buffer("table", sincos_table(grid, width, kind), persistent=False)
         self.table: Tensor
 
-    def rows(self, grid: tuple[int, int]) -> Float[Tensor, "n d"]:
-        """The patches' rows, for their places on `grid`."""
-        if grid == self.grid:
+    def rows(self, grid: tuple[int, int], step: float = 1.0) -> Float[Tensor, "n d"]:
+        """The rows of the cells of `grid`, each `step` patches wide and high."""
+        if grid == self.grid and step == 1:
             return self.table
-        return sincos_table(grid, self.table.shape[1], self.kind).to(self.table)
+        return sincos_table(grid, self.table.shape[1], self.kind, step).to(self.table)
 
     def forward(
         self,
@@ -92,8 +98,13 @@ class SinCosPosition(nn.Module):
         return patches + table_of(self.rows, grid), prefix
 
 
-def sincos_table(grid: tuple[int, int], width: int, kind: SinCos) -> Float[Tensor, "n d"]:
+def sincos_table(
+    grid: tuple[int, int], width: int, kind: SinCos, step: float = 1.0
+) -> Float[Tensor, "n d"]:
     """The fixed sine-cosine table of `grid = (gh, gw)`, tokens row by row, in float32.
+
+    Cells are `step` patches wide and high, and lie where their centres do, counted in patches. The
+    order of `sincos_1d` has no such places: its `step` is 1.
 
     `width` must be divisible by 4 (by 2 for `sincos_1d`). Computed in float64: the definitions
     differ in the last frequency by less than float32 would show at large grids.
@@ -102,8 +113,7 @@ def sincos_table(grid: tuple[int, int], width: int, kind: SinCos) -> Float[Tenso
     torch.Size([196, 384])
     """
     rows, columns = torch.meshgrid(
-        torch.arange(grid[0], dtype=torch.float64),
-        torch.arange(grid[1], dtype=torch.float64),
+        *((torch.arange(n, dtype=torch.float64) + 0.5) * step - 0.5 for n in grid),
         indexing="ij",
     )
     y, x = rows.reshape(-1, 1), columns.reshape(-1, 1)
@@ -151,8 +161,9 @@ class RotaryPosition(nn.Module):
 
     def forward(self, grid: Grid) -> Rotation:
         """The rotation of every patch token of `grid`."""
-        angles = table_of(self.angles, grid)
-        if isinstance(grid, Grids):
+        # Coordinates are shares of the image, so that the cells' size is in their number.
+        angles = table_of(lambda cells, _: self.angles(cells), grid)
+        if angles.ndim == 3:
             angles = angles[:, None]
         return angles.sin(), angles.cos()
 
@@ -192,4 +203,5 @@ class Peg(nn.Module):
         if isinstance(grid, Grids):
             # The canvas has zeros around each image, as the convolution's padding has.
             return grid.gather(self(grid.scatter(patches), grid.canvas))
+        assert not isinstance(grid, TwoGrids), "two grids are no map"
         return patches + self.conv(tokens_to_map(patches, grid)).flatten(2).transpose(1, 2)

@@ -1,0 +1,398 @@
+"""Twins (Chu et al., arXiv 2104.13840): four maps, ever coarser, with attention that is local or to
+a summary, so that its cost grows with the number of tokens and not with its square.
+
+- patches of 4x4 pixels; each further stage begins with patches of 2x2 cells of the one before
+- SVT: blocks attend by turns within windows of 7x7 cells (LSA) and to every `r x r` cells'
+  summary (GSA); PCPVT: all of them to summaries
+- no positions but a convolution after the first block of each stage (PEG, CPVT, 2102.10882)
+
+Any image size. What is no whole number of patches, or of cells in a summary, gets zeros to the
+right and below, as the convolutions have around them anyhow; each patch and each summary has at
+least one pixel of the image in it. A window that reaches beyond the map is smaller instead: the
+cells outside are no keys. (The authors' code refuses such sizes; timm's lets its windows attend to
+zeros and its summaries leave out what is over.)
+
+Letters: b batch, c channels, h w pixels, n tokens of a map, m of them attended to, d width, e width
+of a head, nw windows of s cells.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vitrail.errors import UsageError
+from vitrail.nn import (
+    Attention,
+    DropPath,
+    Features,
+    Mlp,
+    PatchEmbed,
+    Peg,
+    attend,
+    drop_path_rates,
+    tokens_to_map,
+)
+
+_EMBED_EPS = 1e-5
+"""Of the norms after patches and summaries: torch's own, unlike the blocks'."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinsConfig:
+    """The shape of one Twins. Tuples have one entry a stage; sizes are (height, width)."""
+
+    family: Literal["twins"] = "twins"
+    depths: tuple[int, ...] = (2, 2, 10, 4)
+    """Blocks of each stage."""
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    heads: tuple[int, ...] = (2, 4, 8, 16)
+    mlp: tuple[int, ...] = (256, 512, 1024, 2048)
+    """Hidden widths of the MLPs."""
+    reductions: tuple[int, ...] = (8, 4, 2, 1)
+    """Of GSA: `r` makes one key of each `r x r` cells."""
+    window: int = 7
+    """Side of the windows that every other block attends in, the first one too, in cells; 0 for no
+    windows, which is PCPVT."""
+    image_size: tuple[int, int] = (224, 224)
+    channels: int = 3
+    classes: int = 1000
+    """0 leaves the head out: `forward` then gives the pooled features."""
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+    """After the patches' projection, attention and MLPs."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block; it grows linearly from 0 in the first."""
+
+    def __post_init__(self) -> None:
+        if self.family != "twins":
+            raise UsageError(f"a TwinsConfig is of the family 'twins', not '{self.family}'")
+        per_stage = ("depths", "widths", "heads", "mlp", "reductions")
+        for field in per_stage:
+            numbers = getattr(self, field)
+            if not (isinstance(numbers, tuple) and numbers and min(numbers) >= 1):
+                raise UsageError(f"{field} has a number from 1 for each stage, not {numbers!r}")
+            if len(numbers) != len(self.depths):
+                raise UsageError(
+                    f"depths has {len(self.depths)} stages and {field} {len(numbers)}: give as "
+                    f"many numbers for each of {', '.join(per_stage)}"
+                )
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            if width % heads:
+                raise UsageError(f"width {width} is not divisible by {heads} heads")
+        if self.window < 0:
+            raise UsageError(f"window is a number of cells, or 0 for no windows, not {self.window}")
+        if self.channels < 1:
+            raise UsageError(f"channels must be at least 1, not {self.channels}")
+        if self.classes < 0:
+            raise UsageError("classes cannot be negative")
+        if not 0 < self.norm_eps < 1:
+            raise UsageError(f"norm_eps must be in (0, 1), not {self.norm_eps}")
+        for field in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UsageError(f"{field} must be in [0, 1), not {getattr(self, field)}")
+        if not (isinstance(self.image_size, tuple) and len(self.image_size) == 2):
+            raise UsageError(
+                f"image_size is a pair (height, width) in pixels, not {self.image_size!r}"
+            )
+        self.check_size(self.image_size)
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise `UsageError` for images without a pixel: a Twins takes any others."""
+        if min(size) < 1:
+            raise UsageError(f"an image has at least 1x1 pixels, not {size[0]}x{size[1]}")
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Pixels of the image per cell of the last map."""
+        side = 2 ** (len(self.depths) + 1)
+        return side, side
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The cells (rows, columns) of the last map at `image_size`."""
+        (h, w), (p, q) = self.image_size, self.stride
+        return math.ceil(h / p), math.ceil(w / q)
+
+    @property
+    def shape(self) -> str:
+        """Its build in words."""
+        depths, widths = (", ".join(map(str, numbers)) for numbers in (self.depths, self.widths))
+        windows = f"windows of {self.window}x{self.window}" if self.window else "no windows"
+        return f"{len(self.depths)} stages of {depths} blocks, widths {widths}, {windows}"
+
+
+class LocalAttention(nn.Module):
+    """LSA: self-attention within windows of the map (section 3.2), laid from its top left."""
+
+    def __init__(self, width: int, heads: int, window: int, dropout: float) -> None:
+        super().__init__()
+        self.window = window
+        self.attention = Attention(width, heads, dropout=dropout)
+
+    def forward(self, x: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
+        b, _, d = x.shape
+        windows = to_windows(x.view(b, *grid, d), self.window)
+        shown = shown_in_windows(grid, self.window, x.device)
+        keys = None if shown is None else shown.repeat(b, 1)
+        return from_windows(self.attention(windows, keys=keys), grid, self.window).flatten(1, 2)
+
+
+def to_windows(x: Float[Tensor, "b gh gw d"], side: int) -> Float[Tensor, "nw s d"]:
+    """The cells of each window in a row, `s = side * side`, image by image and row by row; zeros
+    where a window reaches beyond the map.
+    """
+    b, gh, gw, d = x.shape
+    x = F.pad(x, (0, 0, 0, -gw % side, 0, -gh % side))
+    x = x.view(b, x.shape[1] // side, side, x.shape[2] // side, side, d)
+    return x.transpose(2, 3).reshape(-1, side * side, d)
+
+
+def from_windows(
+    windows: Float[Tensor, "nw s d"], grid: tuple[int, int], side: int
+) -> Float[Tensor, "b gh gw d"]:
+    """The inverse of `to_windows`, for maps of `grid`."""
+    rows, columns = (math.ceil(size / side) for size in grid)
+    d = windows.shape[-1]
+    x = windows.view(-1, rows, columns, side, side, d).transpose(2, 3)
+    return x.reshape(-1, rows * side, columns * side, d)[:, : grid[0], : grid[1]]
+
+
+def shown_in_windows(
+    grid: tuple[int, int], side: int, device: torch.device
+) -> Bool[Tensor, "nw s"] | None:
+    """Which cells of one map's windows are cells of the map; None if all of them are.
+
+    >>> shown_in_windows((1, 3), 2, torch.device("cpu")).int().tolist()
+    [[1, 1, 0, 0], [1, 0, 0, 0]]
+    """
+    if not (grid[0] % side or grid[1] % side):
+        return None  # a mask would cost the fastest attention kernels
+    return to_windows(torch.ones(1, *grid, 1, device=device), side)[..., 0] > 0
+
+
+class SummaryAttention(nn.Module):
+    """GSA: every cell attends to summaries, one of each `r x r` cells (section 3.2; PVT's spatial
+    reduction, arXiv 2102.12122). Those at the right and the bottom may be of fewer.
+    """
+
+    def __init__(self, width: int, heads: int, reduction: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.reduce = (
+            PatchEmbed(width, (reduction, reduction), width, _EMBED_EPS, indivisible="pad")
+            if reduction > 1
+            else None
+        )
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
+        b, n, d = x.shape
+        q = self.q(x).view(b, n, self.heads, d // self.heads).transpose(1, 2)
+        if self.reduce is not None:
+            x, _ = self.reduce(tokens_to_map(x, grid))
+        k, v = self.kv(x).view(b, -1, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        return self.proj_drop(self.proj(attend(q, k, v).transpose(1, 2).flatten(2)))
+
+
+class Block(nn.Module):
+    """Attention of one kind or the other, then MLP, each on the normalised input and added."""
+
+    def __init__(
+        self,
+        attention: LocalAttention | SummaryAttention,
+        width: int,
+        mlp: int,
+        norm_eps: float,
+        dropout: float,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, mlp, nn.GELU(), dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
+        x = x + self.drop_path(self.attn(self.norm1(x), grid))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, with a PEG after the first; but for the first stage, patches of
+    2x2 cells before.
+    """
+
+    def __init__(self, config: TwinsConfig, index: int, drop_path: list[float]) -> None:
+        """`drop_path`: the rates of its blocks."""
+        super().__init__()
+        width, heads = config.widths[index], config.heads[index]
+        self.embed = (
+            PatchEmbed(config.widths[index - 1], (2, 2), width, _EMBED_EPS, indivisible="pad")
+            if index
+            else None
+        )
+        self.drop = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList()
+        for i, rate in enumerate(drop_path):
+            attention = (
+                LocalAttention(width, heads, config.window, config.dropout)
+                if config.window and i % 2 == 0
+                else SummaryAttention(width, heads, config.reductions[index], config.dropout)
+            )
+            self.blocks.append(
+                Block(attention, width, config.mlp[index], config.norm_eps, config.dropout, rate)
+            )
+        self.peg = Peg(width)
+
+    def forward(
+        self, x: Float[Tensor, "b n_in d_in"], grid: tuple[int, int]
+    ) -> tuple[Float[Tensor, "b n d"], tuple[int, int]]:
+        """Tokens and their grid, as the stage leaves them."""
+        if self.embed is not None:
+            x, grid = self.embed(tokens_to_map(x, grid))
+        x = self.drop(x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, grid)
+            if i == 0:
+                x = self.peg(x, grid)
+        return x, grid
+
+
+class Twins(nn.Module):
+    """A Twins, SVT or PCPVT.
+
+    >>> config = TwinsConfig(depths=(2, 1), widths=(32, 64), heads=(1, 2), mlp=(64, 128),
+    ...                      reductions=(2, 1), classes=10)
+    >>> model = Twins(config)
+    >>> model(torch.zeros(3, 3, 50, 75)).shape
+    torch.Size([3, 10])
+    >>> model.features(torch.zeros(3, 3, 50, 75)).grid
+    (7, 10)
+    """
+
+    def __init__(self, config: TwinsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = PatchEmbed(
+            config.channels, (4, 4), config.widths[0], _EMBED_EPS, indivisible="pad"
+        )
+        rates = drop_path_rates(config.drop_path, sum(config.depths))
+        self.stages = nn.ModuleList()
+        for i, depth in enumerate(config.depths):
+            self.stages.append(Stage(config, i, rates[:depth]))
+            rates = rates[depth:]
+        self.norm = nn.LayerNorm(config.widths[-1], eps=config.norm_eps)
+        self.head = nn.Linear(config.widths[-1], config.classes) if config.classes else None
+        self.initialise()
+
+    def initialise(self) -> None:
+        """As the authors' code does, but zeros for the head: normal distributions, of deviation
+        0.02 for matrices, and He's over the outputs for kernels.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                fan_out = module.weight[:, 0].numel() / module.groups
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)
+
+    def block_names(self) -> list[str]:
+        """The names of its blocks, first to last."""
+        return [
+            f"stages.{i}.blocks.{j}"
+            for i, depth in enumerate(self.config.depths)
+            for j in range(depth)
+        ]
+
+    def features(
+        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
+    ) -> Features:
+        """Everything a head may want of images `x` (already normalised), of any size.
+
+        `maps`: each stage's last, of strides 4, 8, 16, 32, and only the last of them normed.
+        Raises `UsageError` for an `extent`.
+        """
+        if extent is not None:
+            raise UsageError(
+                "images of different sizes in one batch (data.resize native or pad) are for ViTs: "
+                "twins takes resize crop or squash"
+            )
+        if x.shape[1] != self.config.channels:
+            raise UsageError(
+                f"the images have {x.shape[1]} channels, the model takes {self.config.channels}: "
+                f"build it with channels={x.shape[1]}, or convert the images"
+            )
+        tokens, grid = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            tokens, grid = stage(tokens, grid)
+            maps.append(tokens_to_map(tokens, grid))
+        tokens = self.norm(tokens)
+        maps[-1] = tokens_to_map(tokens, grid)
+        return Features(
+            patches=tokens,
+            prefix=tokens.new_empty(tokens.shape[0], 0, tokens.shape[2]),
+            grid=grid,
+            maps=tuple(maps),
+            strides=tuple((4 * 2**i, 4 * 2**i) for i in range(len(maps))),
+            pooled=tokens.mean(dim=1),
+        )
+
+    def logits(self, features: Features) -> Float[Tensor, "b t c"]:
+        """The logits of the one head."""
+        assert self.head is not None, "this model was built without a head (classes=0)"
+        logits: Tensor = self.head(features.pooled)
+        return logits[:, None]
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
+    ) -> Float[Tensor, "b out"]:
+        """Logits `[b classes]`; the pooled features `[b d]` of a model without a head."""
+        features = self.features(x, extent)
+        return features.pooled if self.head is None else self.logits(features).mean(dim=1)
+
+
+def _svt(width: int, heads: int, depths: tuple[int, ...]) -> TwinsConfig:
+    """Width and heads of the first stage, which each further one doubles."""
+    widths = tuple(width * 2**i for i in range(4))
+    return TwinsConfig(
+        depths=depths,
+        widths=widths,
+        heads=tuple(heads * 2**i for i in range(4)),
+        mlp=tuple(4 * w for w in widths),
+    )
+
+
+def _pcpvt(*depths: int) -> TwinsConfig:
+    return TwinsConfig(
+        depths=depths,
+        widths=(64, 128, 320, 512),
+        heads=(1, 2, 5, 8),
+        mlp=(512, 1024, 1280, 2048),
+        window=0,
+    )
+
+
+ROWS: dict[str, TwinsConfig] = {
+    "twins_svt_s": _svt(64, 2, (2, 2, 10, 4)),
+    "twins_svt_b": _svt(96, 3, (2, 2, 18, 2)),
+    "twins_svt_l": _svt(128, 4, (2, 2, 18, 2)),
+    "twins_pcpvt_s": _pcpvt(3, 4, 6, 3),
+    "twins_pcpvt_b": _pcpvt(3, 4, 18, 3),
+    "twins_pcpvt_l": _pcpvt(3, 8, 27, 3),
+}
+"""Name -> shape. Image size, classes, drop path are changes to a row, never names."""
