@@ -78,6 +78,14 @@ def _timm(kind: type[nn.Module] = timm.models.VisionTransformer, **changes: Any)
     return kind(**{**arguments, **changes})
 
 
+def _hybrid(depths: tuple[int, ...], **arguments: Any) -> nn.Module:
+    """The stem of a hybrid: P pixels are a cell of two stages' map, or 2x2 of the root's."""
+    from timm.models.vision_transformer_hybrid import _resnetv2
+
+    arguments["patch_size"] = 1 if depths else 2
+    return timm.layers.HybridEmbed(_resnetv2(depths), **arguments)
+
+
 def _under(prefix: str, **beside: Tensor) -> Callable[[State], State]:
     """The file of a checkpoint of which the model is a part."""
     return lambda state: (
@@ -170,6 +178,16 @@ TIMM = {
         build=_timm,
         file=_under("model.", loss__weight=torch.zeros(3)),
         left_out=frozenset({"loss.weight"}),
+    ),
+    "timm, a hybrid": Source(
+        layout="timm-hybrid",
+        build=partial(_timm, embed_layer=partial(_hybrid, (1, 2))),
+        config={"stem": "resnet", "stem_depths": (1, 2), "stem_eps": "timm"},
+    ),
+    "timm, a hybrid of the root alone": Source(
+        layout="timm-root",
+        build=partial(_timm, patch_size=2, embed_layer=partial(_hybrid, ())),
+        config={"stem": "resnet", "stem_eps": "timm"},
     ),
     "timm, CLIP": Source(
         layout="timm-clip",

@@ -494,12 +494,3 @@ def test_an_array_of_any_other_shape_is_one_clear_error(file, shape):
     for key in arrays:
         with pytest.raises(DataError):
             read(arrays | {key: np.zeros(shape, np.float32)})
-
-
-@pytest.mark.parametrize(
-    "key, message",
-    [("conv_root/kernel", "Google's hybrids"), ("MixerBlock_0/LayerNorm_0/scale", "MLP-Mixer")],
-)
-def test_googles_other_models_are_refused_by_name(key, message):
-    with pytest.raises(DataError, match=message):
-        read(big_vision() | {key: normal(1)})

@@ -208,9 +208,14 @@ def test_dinos_own_formula(randomised):
     [
         (["to_patch_embedding.1.weight", "transformer.layers.0.0.to_qkv.weight"], "vit-pytorch"),
         (["vit.to_patch_embedding.2.weight"], "queries, keys and values without bias"),
-        (["patch_embed.backbone.conv.weight", "patch_embed.proj.weight"], "timm's hybrids"),
+        (["patch_embed.backbone.conv1.0.weight", "patch_embed.proj.weight"], "their ResNet-D"),
+        (["patch_embed.backbone.0.conv.weight"], "MobileCLIP's hybrids"),
+        (["vit.embeddings.patch_embeddings.backbone.bit.norm.weight"], "transformers' ViTHybrid"),
         (["layers.0.blocks.0.attn.relative_position_bias_table"], "Swin, BEiT"),
-        (["conv1.weight", "bn1.weight"], "no ViT that vitrail knows.*'conv1.weight'.*Google, DeiT"),
+        (
+            ["conv1.weight", "bn1.weight"],
+            "no model that vitrail knows.*'conv1.weight'.*Google, DeiT",
+        ),
     ],
 )
 def test_other_models_are_refused_and_named(keys, message):

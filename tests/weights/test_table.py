@@ -8,13 +8,13 @@ from functools import cache
 import pytest
 import torch
 
-from vitrail.models import MODELS, ModelConfig, build, count_parameters
-from vitrail.weights.layouts import LAYOUTS
+from vitrail.models import MODELS, ModelConfig, ViTConfig, build, count_parameters
+from vitrail.weights.layouts import FAMILY_LAYOUTS, LAYOUTS
 from vitrail.weights.places import Hub, Url, WheelMember
 from vitrail.weights.table import WEIGHTS
 
 NAMES = sorted(WEIGHTS)
-SPDX = {"Apache-2.0", "MIT", "CC-BY-NC-4.0"}
+SPDX = {"Apache-2.0", "MIT", "CC-BY-NC-4.0", "BSD-3-Clause", "LicenseRef-Apple-Sample-Code"}
 
 
 @cache
@@ -27,8 +27,10 @@ def output(config: ModelConfig, size: tuple[int, int]) -> torch.Size:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_builds_and_takes_the_images_it_names(name: str) -> None:
     row = WEIGHTS[name]
-    shape = output(replace(row.config, resample="bicubic"), row.preprocess.size)
-    assert shape == (1, row.config.classes or row.config.width)
+    config = row.config
+    if isinstance(config, ViTConfig):
+        config = replace(config, resample="bicubic")
+    assert output(config, row.preprocess.size) == (1, config.classes or config.width)
     assert row.preprocess.channels == row.config.channels
 
 
@@ -38,7 +40,7 @@ def test_a_row_is_written_out(name: str) -> None:
     assert re.fullmatch(r"[a-z0-9_]+", name)
     assert name not in MODELS or row.model == name
     assert row.licence in SPDX
-    assert row.layout in LAYOUTS
+    assert row.layout in LAYOUTS or row.layout in FAMILY_LAYOUTS
     assert re.fullmatch(r"\d{4}\.\d{5}", row.paper)
     assert row.sha256 is None or re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{64}", row.sha256)
     assert row.score is None or (50 < row.score.top1 < 90 and row.score.where)
@@ -64,8 +66,9 @@ def test_no_two_rows_are_one_file() -> None:
     hosts = Counter(
         row.place.url.split("/")[2] for row in WEIGHTS.values() if type(row.place) is Url
     )
-    assert set(hosts) == {"storage.googleapis.com", "dl.fbaipublicfiles.com"}
-    assert sum(isinstance(row.place, Hub) for row in WEIGHTS.values()) == 13
+    google, facebook = "storage.googleapis.com", "dl.fbaipublicfiles.com"
+    assert set(hosts) == {google, facebook, "download.pytorch.org"}
+    assert sum(isinstance(row.place, Hub) for row in WEIGHTS.values()) == 33
     assert sum(isinstance(row.place, WheelMember) for row in WEIGHTS.values()) == 1
 
 
@@ -93,6 +96,12 @@ def test_what_no_shape_shows_is_told() -> None:
         ("dinov2_g14", 1_136_479_232),
         ("clip_b32_openai", 87_849_216),
         ("siglip_b16", 92_884_224),
+        ("augreg_r26_s32_384", 36_468_392),
+        ("r50_b16_in1k_384", 98_950_952),
+        ("resnet50_v2", 25_557_032),
+        ("bit_r50x1_in21k", 68_256_659),
+        ("mixer_b16_in21k", 75_908_739),
+        ("timm_gmlp_s16", 19_422_656),
     ],
 )
 def test_parameters(name: str, parameters: int) -> None:
@@ -114,6 +123,14 @@ def timm_rows() -> dict[str, tuple[str, str]]:
         "augreg_vit_b16_in1k": ("vit_base_patch16_224.augreg_in1k", "url"),
         "augreg_vit_b8": ("vit_base_patch8_224.augreg_in21k_ft_in1k", "url"),
         "augreg_vit_l16_384": ("vit_large_patch16_384.augreg_in21k_ft_in1k", "url"),
+        "augreg_r_ti16": ("vit_tiny_r_s16_p8_224.augreg_in21k_ft_in1k", "url"),
+        "augreg_r_ti16_384": ("vit_tiny_r_s16_p8_384.augreg_in21k_ft_in1k", "url"),
+        "augreg_r26_s32": ("vit_small_r26_s32_224.augreg_in21k_ft_in1k", "url"),
+        "augreg_r26_s32_384": ("vit_small_r26_s32_384.augreg_in21k_ft_in1k", "url"),
+        "augreg_r26_s32_in21k": ("vit_small_r26_s32_224.augreg_in21k", "url"),
+        "augreg_r50_l32": ("vit_large_r50_s32_224.augreg_in21k_ft_in1k", "url"),
+        "augreg_r50_l32_384": ("vit_large_r50_s32_384.augreg_in21k_ft_in1k", "url"),
+        "augreg_r50_l32_in21k": ("vit_large_r50_s32_224.augreg_in21k", "url"),
         "sam_vit_b32": ("vit_base_patch32_224.sam_in1k", "url"),
         "deit_ti16": ("deit_tiny_patch16_224.fb_in1k", "url"),
         "deit_s16_distilled": ("deit_small_distilled_patch16_224.fb_in1k", "url"),
@@ -128,6 +145,19 @@ def timm_rows() -> dict[str, tuple[str, str]]:
         "mae_h14": ("vit_huge_patch14_224.mae", "url"),
         "clip_l14_openai": ("vit_large_patch14_clip_224.openai", "hub"),
         "siglip_so400m14_378": ("vit_so400m_patch14_siglip_378.webli", "hub"),
+        "resnet18": ("resnet18.tv_in1k", "url"),
+        "resnet50": ("resnet50.tv_in1k", "url"),
+        "resnet50_v2": ("resnet50.tv2_in1k", "url"),
+        "timm_r_ti16": ("vit_tiny_r_s16_p8_224.augreg_in21k_ft_in1k", "hub"),
+        "timm_r26_s32": ("vit_small_r26_s32_224.augreg_in21k_ft_in1k", "hub"),
+        "timm_resnet50": ("resnet50.a1_in1k", "hub"),
+        "timm_bit_r50x1_in21k": ("resnetv2_50x1_bit.goog_in21k", "hub"),
+        "twins_svt_s": ("twins_svt_small.in1k", "hub"),
+        "twins_pcpvt_l": ("twins_pcpvt_large.in1k", "hub"),
+        "timm_mixer_b16": ("mixer_b16_224.goog_in21k_ft_in1k", "hub"),
+        "timm_mixer_b16_miil": ("mixer_b16_224.miil_in21k_ft_in1k", "hub"),
+        "timm_mixer_l16": ("mixer_l16_224.goog_in21k_ft_in1k", "hub"),
+        "timm_gmlp_s16": ("gmlp_s16_224.ra3_in1k", "hub"),
         "timm_vit_b16": ("vit_base_patch16_224.augreg2_in21k_ft_in1k", "hub"),
         "timm_vit_l16": ("vit_large_patch16_224.augreg_in21k_ft_in1k", "hub"),
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
-from vitrail.models import ViTConfig
+from vitrail.models import ModelConfig
 from vitrail.weights.files import WeightsFile
 
 _ACTIVATIONS = {
@@ -47,7 +47,7 @@ def told_by_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def preprocess_by(file: WeightsFile, config: ViTConfig) -> Preprocess | None:
+def preprocess_by(file: WeightsFile, config: ModelConfig) -> Preprocess | None:
     """How the makers of a model of `config` prepare images, if a file beside the weights says it.
 
     Raises `DataError` for values that make no sense.
@@ -126,8 +126,14 @@ def _told_by_open_clip(config: Mapping[str, Any]) -> dict[str, Any]:
 def _by_transformers(config: Mapping[str, Any]) -> Preprocess | None:
     size = config.get("size")
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
-    if isinstance(size, int) and kind.startswith(("CLIP", "Bit", "ConvNext")):
+    if isinstance(size, int) and kind.startswith(("CLIP", "Bit", "ConvNext", "MobileViT")):
         size = {"shortest_edge": size}
+    turned = config.get("do_flip_channel_order", config.get("do_flip_channels", True))
+    if kind.startswith("MobileViT") and not turned:
+        raise UsageError(
+            "it shows the model red, green, blue (do_flip_channel_order), where every published "
+            "MobileViT of Hugging Face's gets blue, green, red, and is read as one that does"
+        )
     shown = size
     if config.get("do_center_crop", "crop_size" in config):
         shown = config.get("crop_size")
@@ -140,7 +146,7 @@ def _by_transformers(config: Mapping[str, Any]) -> Preprocess | None:
     crop = _crop(frame[0], scaled[0])
     if not crop or crop != _crop(frame[1], scaled[1]):
         return None  # no such rule here
-    normalised = config.get("do_normalize", True)
+    normalised = config.get("do_normalize", not kind.startswith("MobileViT"))
     return Preprocess(
         size=frame,
         resize="crop" if short else "squash",

@@ -6,23 +6,27 @@ and shapes, and with the models that the weights would fit. Pure: a state dict i
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Size, Tensor
 
 from vitrail.errors import DataError
-from vitrail.models import MODELS, ModelConfig
+from vitrail.models import MODELS, GmlpConfig, MixerConfig, ModelConfig, ViTConfig
 from vitrail.nn import adapt_channels, resample_patch, resample_table
+from vitrail.weights.mixer import resize_tokens
 from vitrail.weights.names import State, our_shapes, some
 
 _FREE = {
     *("image_size", "patch", "channels", "classes", "distilled", "class_token", "prefix_position"),
     *("pool", "representation", "head_bias", "resample", "indivisible", "norm_eps"),
-    *("dropout", "drop_path", "layer_scale", "activation"),
+    *("dropout", "drop_path", "layer_scale", "activation", "keep", "merge", "fine", "family"),
+    *("eps", "stem_eps"),
 }
 """Fields in which a model may differ from the weights' own; the rest is its very structure."""
 _HEADS = ("head.", "head_distilled.", "representation.")
+_NEW = (*_HEADS, "predictors.")
+"""What may start at random: a head for other classes; DynamicViT's judges of tokens."""
 
 
 class Fitted(NamedTuple):
@@ -54,11 +58,18 @@ def fit(
     check_structure(stored, wanted, whose)
     notes: list[str] = []
     ours = dict(state)
-    _fit_prefix(ours, stored, wanted, notes)
-    _fit_table(ours, stored, wanted, notes)
-    _fit_stem(ours, stored, wanted, notes)
-    if wanted.depth < stored.depth:
-        notes.append(f"depth: the first {wanted.depth} of {stored.depth} blocks")
+    if isinstance(stored, ViTConfig) and isinstance(wanted, ViTConfig):
+        _fit_prefix(ours, stored, wanted, notes)
+        _fit_table(ours, stored, wanted, notes)
+        _fit_stem(ours, stored, wanted, notes)
+        if wanted.depth < stored.depth:
+            notes.append(f"depth: the first {wanted.depth} of {stored.depth} blocks")
+    elif _is_mixer(stored) and _is_mixer(wanted) and stored.grid != wanted.grid:
+        ours = resize_tokens(ours, stored, wanted)
+        notes.append(
+            f"tokens: weights for {_x(stored.grid)} of them resampled to {_x(wanted.grid)}"
+        )
+    _fit_channels(ours, stored, wanted, notes)
     if new_head or _head(stored) != _head(wanted):
         if wanted.classes:
             notes.append(f"head: a new one for {wanted.classes} classes")
@@ -68,7 +79,7 @@ def fit(
     left_out = tuple(key for key in state if key not in shapes or key in new)
     ours = {key: tensor for key, tensor in ours.items() if key in shapes}
     wrong = [key for key, tensor in ours.items() if tensor.shape != shapes[key]]
-    lacking = [key for key in new if not key.startswith(_HEADS)]
+    lacking = [key for key in new if not key.startswith(_NEW)]
     if wrong or lacking:
         there = {key: tensor.shape for key, tensor in state.items()}
         raise DataError(
@@ -83,26 +94,43 @@ def models_like(config: ModelConfig) -> list[str]:
         name
         for name, row in MODELS.items()
         if type(row) is type(config)
-        and (row.patch, row.depth) == (config.patch, config.depth)
+        and getattr(row, "patch", None) == getattr(config, "patch", None)
         and not _differences(config, row)
+        and _is_vit(config, row)
+    ]
+
+
+def _is_mixer(config: ModelConfig) -> TypeGuard[MixerConfig | GmlpConfig]:
+    return isinstance(config, MixerConfig | GmlpConfig)
+
+
+def _is_vit(config: ModelConfig, row: ModelConfig) -> bool:
+    """Whether a row is not merely reached by rules, but the same ViT; true of other families."""
+    if not (isinstance(config, ViTConfig) and isinstance(row, ViTConfig)):
+        return True
+    return (
+        row.depth == config.depth
         and not (row.distilled and not config.distilled)
         and not (row.class_token and not config.class_token)
         and (row.pool == "map") == (config.pool == "map")
-    ]
+    )
 
 
 def _head(config: ModelConfig) -> tuple[object, ...]:
     """What a head is for: where any of it differs, the old one means nothing."""
-    return config.classes, config.pool, config.representation, config.head_bias
+    fields = ("classes", "pool", "representation", "head_bias")
+    return tuple(getattr(config, name, None) for name in fields)
 
 
 def _differences(stored: ModelConfig, wanted: ModelConfig) -> list[str]:
     """Fields in which two models differ beyond what rules can bridge."""
     different = [
         item.name
-        for item in fields(wanted)
+        for item in fields(stored)
         if item.name not in _FREE and getattr(stored, item.name) != getattr(wanted, item.name)
     ]
+    if not (isinstance(stored, ViTConfig) and isinstance(wanted, ViTConfig)):
+        return different
     if wanted.depth < stored.depth:  # its first blocks are a model too
         different.remove("depth")
     if (stored.layer_scale is None) != (wanted.layer_scale is None):
@@ -114,7 +142,7 @@ def _differences(stored: ModelConfig, wanted: ModelConfig) -> list[str]:
 
 def check_structure(stored: ModelConfig, wanted: ModelConfig, whose: str) -> None:
     """Raise `DataError` where two models differ in more than rules can bridge, with what fits."""
-    if type(stored) is not type(wanted):
+    if not isinstance(wanted, type(stored)):
         raise DataError(
             f"{whose} are weights of the family '{stored.family}', not of '{wanted.family}'"
         )
@@ -149,7 +177,7 @@ def _fitting(stored: ModelConfig) -> str:
 
 
 def _fit_prefix(
-    ours: dict[str, Tensor], stored: ModelConfig, wanted: ModelConfig, notes: list[str]
+    ours: dict[str, Tensor], stored: ViTConfig, wanted: ViTConfig, notes: list[str]
 ) -> None:
     """Class and distillation token, and their rows in the position table.
 
@@ -180,7 +208,7 @@ def _fit_prefix(
 
 
 def _fit_table(
-    ours: dict[str, Tensor], stored: ModelConfig, wanted: ModelConfig, notes: list[str]
+    ours: dict[str, Tensor], stored: ViTConfig, wanted: ViTConfig, notes: list[str]
 ) -> None:
     """The position table, resampled to the model's grid as the weights' makers do."""
     table = ours.get("position.table")
@@ -193,20 +221,24 @@ def _fit_table(
 
 
 def _fit_stem(
+    ours: dict[str, Tensor], stored: ViTConfig, wanted: ViTConfig, notes: list[str]
+) -> None:
+    """The patch kernel, for patches of another size."""
+    if wanted.stem == "patch" and stored.patch != wanted.patch:
+        ours["stem.proj.weight"] = resample_patch(ours["stem.proj.weight"], wanted.patch)
+        notes.append(f"patches: {_x(stored.patch)} to {_x(wanted.patch)} by pseudo-inverse")
+
+
+def _fit_channels(
     ours: dict[str, Tensor], stored: ModelConfig, wanted: ModelConfig, notes: list[str]
 ) -> None:
-    """The patch kernel, for patches of another size and images of other channels."""
-    if wanted.stem != "patch":
+    """The first kernel, for images of other channels."""
+    if stored.channels == wanted.channels:
         return
-    kernel = ours["stem.proj.weight"]
-    if stored.patch != wanted.patch:
-        kernel = resample_patch(kernel, wanted.patch)
-        notes.append(f"patches: {_x(stored.patch)} to {_x(wanted.patch)} by pseudo-inverse")
-    if stored.channels != wanted.channels:
-        kernel = adapt_channels(kernel, wanted.channels)
-        how = "summed" if wanted.channels == 1 else "repeated"
-        notes.append(f"channels: {stored.channels} {how} to {wanted.channels}")
-    ours["stem.proj.weight"] = kernel
+    name = next(key for key, tensor in ours.items() if tensor.ndim == 4)
+    ours[name] = adapt_channels(ours[name], wanted.channels)
+    how = "summed" if wanted.channels == 1 else "repeated"
+    notes.append(f"channels: {stored.channels} {how} to {wanted.channels}")
 
 
 def _x(pair: tuple[int, int]) -> str:

@@ -7,12 +7,14 @@ One family of files, written by flax over five years under changing names:
 - linen (big_vision): each class of parts has its counter; the table has no row for the class token
 - scanned: one `encoderblock`, whose arrays have a leading axis of blocks
 - attention pooling once lay at the top, later in `MAPHead_0`
+- a hybrid has its ResNet's arrays besides, stages (`block1`) and units counted from 1
 
 `turn` brings all of them to big_vision's names and torch's order of axes. A ViT whose class token
 has a position is written as the original was, any other as big_vision writes it; both codes read
 both. Arrays: systems.md, section 3.1, from the repositories' own loaders.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +46,12 @@ NAMES: Names = {
     "pool.norm": "MAPHead_0/LayerNorm_0",
     "pool.mlp.fc1": "MAPHead_0/MlpBlock_0/Dense_0",
     "pool.mlp.fc2": "MAPHead_0/MlpBlock_0/Dense_1",
+    "stem.root.conv": "conv_root",
+    "stem.root.norm": "gn_root",
+    **{f"stem.stages.{{i}}.{{j}}.conv{n}": f"stages/{{i}}/{{j}}/conv{n}" for n in (1, 2, 3)},
+    **{f"stem.stages.{{i}}.{{j}}.norm{n}": f"stages/{{i}}/{{j}}/gn{n}" for n in (1, 2, 3)},
+    "stem.stages.{i}.{j}.shortcut.conv": "stages/{i}/{j}/conv_proj",
+    "stem.stages.{i}.{j}.shortcut.norm": "stages/{i}/{j}/gn_proj",
     "representation": "pre_logits",
     "head": "head",
 }
@@ -74,6 +82,7 @@ def _back(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
             leaf = "kernel" if tensor.ndim > 1 else "scale"
         name = f"{module}/{leaf}" if module else key
         arrays[name] = _to_flax(name, tensor, config.heads)
+    arrays = rename(arrays, _from_one)
     return rename(arrays, _original) if config.class_token and config.prefix_position else arrays
 
 
@@ -89,7 +98,21 @@ def _unscanned(state: State) -> dict[str, Tensor]:
     return blocks
 
 
+def _from_zero(key: str) -> str:
+    """The ResNet's stages and units counted as we do."""
+    return re.sub(
+        r"^block(\d+)/unit(\d+)/", lambda m: f"stages/{int(m[1]) - 1}/{int(m[2]) - 1}/", key
+    )
+
+
+def _from_one(key: str) -> str:
+    return re.sub(
+        r"^stages/(\d+)/(\d+)/", lambda m: f"block{int(m[1]) + 1}/unit{int(m[2]) + 1}/", key
+    )
+
+
 def _modern(key: str) -> str:
+    key = _from_zero(key)
     if key in _TABLES:
         return "pos_embedding"
     if key.startswith(_INLINED):
@@ -164,6 +187,7 @@ GOOGLE = Layout(
     always={
         "activation": ("gelu_tanh",),
         "norm_eps": (1e-6,),
+        "stem_eps": ("vision_transformer",),
         "qkv_bias": (True,),
         "stem_bias": (True,),
         "head_bias": (True,),

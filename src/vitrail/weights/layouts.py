@@ -8,6 +8,7 @@ code fixes; and where that leaves a choice, the user is asked. Nothing is guesse
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -15,16 +16,30 @@ from typing import Any, NamedTuple
 from torch import Size, Tensor
 
 from vitrail.errors import DataError, UsageError, unknown_name
-from vitrail.models import MODELS, ViTConfig
-from vitrail.weights import clip, facebook, google, huggingface, timm, torchvision
+from vitrail.models import MODELS, ModelConfig, ViTConfig
+from vitrail.nn import backbone_stride
+from vitrail.weights import (
+    clip,
+    dynamicvit,
+    facebook,
+    google,
+    huggingface,
+    mixer,
+    mobilevit,
+    resnet,
+    timm,
+    torchvision,
+    twins,
+)
+from vitrail.weights.family import FamilyLayout
 from vitrail.weights.names import Layout, State, some, translate
 
 
 class Found(NamedTuple):
     """A file, understood."""
 
-    layout: Layout
-    config: ViTConfig
+    layout: Layout | FamilyLayout
+    config: ModelConfig
     state: dict[str, Tensor]
     """Under our names: exactly the state dict of the config."""
     left_out: tuple[str, ...]
@@ -45,6 +60,8 @@ LAYOUTS: dict[str, Layout] = {
         facebook.MOCO,
         timm.TIMM_SIGLIP,
         timm.TIMM_CLIP,
+        timm.TIMM_HYBRID,
+        timm.TIMM_ROOT,
         timm.TIMM,
         huggingface.DEIT_TEACHER,
         huggingface.DEIT,
@@ -62,34 +79,54 @@ LAYOUTS: dict[str, Layout] = {
 }
 """The first whose marks a file has is the file's: more telling ones stand first."""
 
+FAMILY_LAYOUTS: dict[str, FamilyLayout] = {
+    layout.name: layout
+    for layout in (
+        *dynamicvit.LAYOUTS,
+        *mixer.LAYOUTS,
+        *mobilevit.LAYOUTS,
+        *resnet.LAYOUTS,
+        *twins.LAYOUTS,
+    )
+}
+"""Those of the other families; looked at before the ViTs', whose keys some of them share."""
+
 REFUSED: Mapping[str, str] = {
     "*to_patch_embedding.*": (
         "vit-pytorch's (lucidrains), which is another model: it norms patches before and after "
         "their projection, takes their pixels in another order, has queries, keys and values "
         "without bias and another head"
     ),
-    "*conv_root/kernel": "Google's hybrids: vitrail has no ResNet before the encoder",
-    "*patch_embed.backbone.*": "timm's hybrids: vitrail has no CNN before the encoder",
-    "*MixerBlock_0/*": "MLP-Mixer, which has no attention and is no ViT",
+    "*patch_embed.backbone.conv1.*": "timm's own hybrids: their ResNet-D is not Google's ResNet",
+    "*patch_embed.backbone.0.*": "MobileCLIP's hybrids: their stem is no ResNet",
+    "*patch_embeddings.backbone.*": (
+        "transformers' ViTHybrid, which transformers itself has dropped: take Google's or timm's "
+        "file of the same model"
+    ),
     "*relative_position_bias_table": "Swin, BEiT or their like: positions relative to each other",
 }
 """Globs of keys that tell a layout that is known, and not read; and why."""
 
-_WRITERS: Mapping[str, Callable[[State, ViTConfig], dict[str, Tensor]]] = {
+_VIT_WRITERS: Mapping[str, Callable[[State, ViTConfig], dict[str, Tensor]]] = {
     "timm": timm.to_timm,
     "huggingface": huggingface.to_huggingface,
     "google": google.to_google,
 }
 
 
-def write_as(to: str, state: State, config: ViTConfig) -> dict[str, Tensor]:
+def write_as(to: str, state: State, config: ModelConfig) -> dict[str, Tensor]:
     """Our state dict in the layout of `timm`, `huggingface` or `google`.
 
     Raises `DataError` for a model that has no counterpart there, and says what it lacks.
     """
-    if to not in _WRITERS:
-        raise unknown_name("layout to write", to, _WRITERS)
-    return _WRITERS[to](state, config)
+    if to not in _VIT_WRITERS:
+        raise unknown_name("layout to write", to, _VIT_WRITERS)
+    if type(config) is ViTConfig:
+        return _VIT_WRITERS[to](state, config)
+    for layout in FAMILY_LAYOUTS.values():
+        if layout.family is type(config) and to in layout.writes:
+            return layout.write(state, config)
+    raise DataError(f"{to} has no counterpart of the family '{config.family}' that vitrail knows")
 
 
 def understand(state: State, told: Mapping[str, Any], where: str) -> Found:
@@ -102,23 +139,31 @@ def understand(state: State, told: Mapping[str, Any], where: str) -> Found:
     inner = {key[len(prefix) :]: key for key in state if key.startswith(prefix)}
     wanted = {name: state[key] for name, key in inner.items() if not layout.leaves_out(name)}
     used = {inner[name] for name in wanted}
-    config, assumed = infer(wanted, layout, told, where)
+    config: ModelConfig
+    assumed: tuple[str, ...] = ()
+    if isinstance(layout, FamilyLayout):
+        config = layout.infer(wanted, told, where)
+        ours = layout.read(wanted, config)
+    else:
+        config, assumed = infer(wanted, layout, told, where)
+        ours = layout.read(wanted, config)
     left_out = tuple(key for key in state if key not in used)
-    return Found(layout, config, layout.read(wanted, config), left_out, assumed)
+    return Found(layout, config, ours, left_out, assumed)
 
 
-def recognise(state: State, where: str) -> tuple[Layout, str]:
+def recognise(state: State, where: str) -> tuple[Layout | FamilyLayout, str]:
     """The layout of a file's keys, and the prefix that the image model's keys have in it."""
     for glob, why in REFUSED.items():
         if any(fnmatchcase(key, glob) for key in state):
             raise DataError(f"{where} has a layout that vitrail does not read: {why}")
-    for layout in LAYOUTS.values():
+    layouts: list[Layout | FamilyLayout] = [*FAMILY_LAYOUTS.values(), *LAYOUTS.values()]
+    for layout in layouts:
         for prefix in layout.prefixes:
             if all(prefix + mark in state for mark in layout.marks):
                 return layout, prefix
-    known = ", ".join(dict.fromkeys(layout.whose for layout in LAYOUTS.values()))
+    known = ", ".join(dict.fromkeys(layout.whose for layout in layouts))
     raise DataError(
-        f"{where} has the layout of no ViT that vitrail knows: its tensors are called "
+        f"{where} has the layout of no model that vitrail knows: its tensors are called "
         f"{some(list(state))}. Known are the layouts of {known}"
     )
 
@@ -153,7 +198,7 @@ def _heads(facts: Mapping[str, Any], where: str) -> tuple[int, str]:
     same = {
         name: row.heads
         for name, row in MODELS.items()
-        if all(getattr(row, k) == v for k, v in shape.items())
+        if type(row) is ViTConfig and all(getattr(row, k) == v for k, v in shape.items())
     }
     if len(set(same.values())) == 1:
         return next(iter(same.values())), f"as in {next(iter(same))}"
@@ -181,6 +226,11 @@ def _facts(
         return sum(size[0] for size in shapes.get(key, []) if size)
 
     width, channels, *patch = shape("stem.proj.weight", 4)
+    hybrid: dict[str, Any] = {}
+    if "stem.root.conv.weight" in shapes:  # the projection is of its last map
+        channels = shape("stem.root.conv.weight", 4)[1]
+        hybrid = {"stem": "resnet", "stem_depths": _depths(shapes)}
+        patch = [p * backbone_stride(hybrid["stem_depths"]) for p in patch]
     hidden = shape("encoder.blocks.0.mlp.fc2.weight", 2)[1]
     blocks = {key.split(".")[2] for key in shapes if key.startswith("encoder.blocks.")}
     class_token, distilled = "prefix.class" in shapes, "prefix.distilled" in shapes
@@ -192,6 +242,7 @@ def _facts(
         "patch": tuple(patch),
         "channels": channels,
         "classes": rows("head.weight"),
+        **hybrid,
         "stem_bias": "stem.proj.bias" in shapes,
         "stem_norm": "stem.norm.weight" in shapes,
         "class_token": class_token,
@@ -217,6 +268,13 @@ def _facts(
     elif "position" not in told:
         raise DataError(f"{where} has no position table, and nothing says what it has instead")
     return facts
+
+
+def _depths(shapes: Mapping[str, list[Size]]) -> tuple[int, ...]:
+    """How many blocks each stage of a hybrid's ResNet has."""
+    blocks = {tuple(key.split(".")[2:4]) for key in shapes if key.startswith("stem.stages.")}
+    counts = Counter(stage for stage, _ in blocks)
+    return tuple(counts[str(i)] for i in range(len(counts)))
 
 
 def _pool(shapes: Mapping[str, list[Size]], told: Mapping[str, Any]) -> Any:

