@@ -64,6 +64,8 @@ class Evaluation:
     """The model alone."""
     tta: str = "none"
     """How often, and how, the model looked at each image: a name in `vitrail.tasks.tta.LOOKS`."""
+    tokens: str | None = None
+    """With how many fewer tokens than the run's own model: `tome:r=13`."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -99,6 +101,7 @@ class Evaluation:
         once each.
         """
         often = "" if self.tta == "none" else f"-tta-{self.tta}"
+        often += "" if self.tokens is None else "-" + re.sub(r"[^\w.]+", "-", self.tokens)
         if self.held_out:
             return often
         name = Path(self.data).stem if self.data != self.loaded.config.data.path else self.part
@@ -134,6 +137,7 @@ def evaluate(
     device: str | None = None,
     batch_size: int = 64,
     tta: str = "none",
+    tokens: str | None = None,
 ) -> Evaluation:
     """Measure `run`, and write metrics.json and predictions.csv into its folder.
 
@@ -141,13 +145,14 @@ def evaluate(
     that is measured; the default is the test part, else the validation part, else (of other data)
     all. `checkpoint` is last or best, by default the one that the run keeps; `device` the run's.
     `tta` averages several looks at each image (test-time augmentation: flip, scales, flip+scales);
-    the files then have a name of their own, metrics-tta-flip.json.
+    the files then have a name of their own, metrics-tta-flip.json. `tokens` (tome:r=13) merges or
+    drops tokens, and has its own files as well.
 
     Raises `DataError` for a run, a checkpoint or images that are not as they must be, `UsageError`
-    for an unknown `tta`.
+    for an unknown `tta`, or `tokens` that the model cannot do.
     """
     looks(tta)  # so that a wrong name is told at once
-    loaded = load(run, checkpoint)
+    loaded = load(run, checkpoint, tokens)
     named = data or loaded.config.data.path
     chosen = _open_other(data, loaded.config, split) if data else _open_own(loaded, split)
     source = _Matched(chosen.source, loaded, named)
@@ -179,6 +184,7 @@ def evaluate(
         images_per_second=n / predicted.seconds,
         model_images_per_second=n / predicted.model_seconds,
         tta=tta,
+        tokens=tokens,
     )
     _write(evaluation)
     return evaluation
@@ -326,6 +332,7 @@ def _as_json(evaluation: Evaluation) -> str:
         "part": evaluation.part,
         "checkpoint": evaluation.loaded.checkpoint,
         "tta": evaluation.tta,
+        "tokens": evaluation.tokens,
         "images_per_second": round(evaluation.images_per_second, 1),
         "model_images_per_second": round(evaluation.model_images_per_second, 1),
         "unreadable": evaluation.skipped,

@@ -14,13 +14,15 @@ from vitrail.data import Source, Splits, write_split
 from vitrail.data.loader import EvalLoader, TrainLoader, one_hot
 from vitrail.errors import UsageError
 from vitrail.evaluation import Evaluation, evaluate
-from vitrail.models import Model, build
+from vitrail.models import Model, ViTConfig, build
 from vitrail.report import write_report
 from vitrail.runs import Run, RunLock, TrainConfig
 from vitrail.runs.config import open_data_of
 from vitrail.runs.device import pick_device
 from vitrail.runs.start import open_start
-from vitrail.tasks import Classify
+from vitrail.runs.teacher import RECORD as TEACHER
+from vitrail.runs.teacher import FoundTeacher, open_teacher, reopen_teacher
+from vitrail.tasks import Classify, Distill, Prune, Teacher
 from vitrail.training import fit, fit_probe
 from vitrail.training.board import board
 from vitrail.training.progress import Listener
@@ -60,9 +62,19 @@ def train(
     splits = _open(config)
     config = _settled(config, splits)
     check_tuning(config)
-    run = Run.create(Path(out) if out else _free_folder(config.data.path), config)
+    folder = Path(out) if out else _free_folder(config.data.path)
+    if config.distill.teacher == str(folder.resolve()):
+        raise UsageError(
+            f"{folder} cannot be the run to make and its teacher: choose another --out"
+        )
+    teacher = open_teacher(
+        config, splits.train.classes, multi_label=_several(splits), notify=notify
+    )
+    with torch.device("meta"):  # what the task would refuse, before anything is made
+        _task(build(config.model), config, splits, teacher and teacher.teacher)
+    run = Run.create(folder, config)
     write_split(splits, run.split_file)
-    return _work(run, run.config(), splits, resume=False, listen=listen, notify=notify)
+    return _work(run, run.config(), splits, teacher, resume=False, listen=listen, notify=notify)
 
 
 def find_lr(config: TrainConfig, *, notify: Notify = lambda sentence: None) -> Sweep:
@@ -75,11 +87,12 @@ def find_lr(config: TrainConfig, *, notify: Notify = lambda sentence: None) -> S
     splits = _open(config)
     config = _settled(config, splits)
     check_tuning(config)
+    found = open_teacher(config, splits.train.classes, multi_label=_several(splits), notify=notify)
     device = _prepare(config)
     model = build(config.model)
     if config.weights:
         _start(model, config, splits.train.classes, notify)
-    task = _task(model, config, splits.train).to(device)
+    task = _task(model, config, splits, found and found.teacher).to(device)
     return sweep(task, _train_loader(config, splits.train, device), config)
 
 
@@ -90,6 +103,9 @@ def _settled(config: TrainConfig, splits: Splits) -> TrainConfig:
         model=replace(config.model, classes=len(splits.train.classes)),
         data=replace(config.data, path=_anywhere(config.data.path)),
         weights=config.weights and _anywhere(config.weights),
+        distill=replace(
+            config.distill, teacher=config.distill.teacher and _anywhere(config.distill.teacher)
+        ),
     )
 
 
@@ -106,7 +122,10 @@ def resume(
     """
     config = config or run.config()
     splits = _open(config, assignment=run.split_file)
-    return _work(run, config, splits, resume=True, listen=listen, notify=notify)
+    teacher = reopen_teacher(
+        run, config, splits.train.classes, multi_label=_several(splits), notify=notify
+    )
+    return _work(run, config, splits, teacher, resume=True, listen=listen, notify=notify)
 
 
 def _open(config: TrainConfig, assignment: Path | None = None) -> Splits:
@@ -120,6 +139,7 @@ def _work(
     run: Run,
     config: TrainConfig,
     splits: Splits,
+    found: FoundTeacher | None,
     *,
     resume: bool,
     listen: Listener,
@@ -134,7 +154,9 @@ def _work(
         run.write("weights.json", _start(model, config, splits.train.classes, notify))
         if warning := lr_warning(config):
             notify(warning)
-    task = _task(model, config, splits.train).to(device)
+    if found:
+        run.write(TEACHER, json.dumps(found.record, indent=1))
+    task = _task(model, config, splits, found and found.teacher).to(device)
     train_loader = _train_loader(config, splits.train, device)
     val_loader = EvalLoader(
         splits.val, config.preprocess(), workers=config.data.workers, device=device
@@ -162,10 +184,22 @@ def _prepare(config: TrainConfig) -> torch.device:
     return device
 
 
-def _task(model: Model, config: TrainConfig, train: Source) -> Classify:
-    counts = one_hot(train.targets, len(train.classes)).sum(axis=0)
-    several = train.targets.ndim == 2
-    return Classify(model, config.classify, train.classes, torch.from_numpy(counts), several)
+def _task(
+    model: Model, config: TrainConfig, splits: Splits, teacher: Teacher | None = None
+) -> Classify:
+    classes = splits.train.classes
+    counts = torch.from_numpy(one_hot(splits.train.targets, len(classes)).sum(axis=0))
+    several = _several(splits)
+    if config.model.family == "dynamicvit":
+        return Prune(model, config.classify, classes, counts, several, config.prune, teacher)
+    if teacher:
+        return Distill(model, config.classify, classes, counts, several, teacher, config.distill)
+    return Classify(model, config.classify, classes, counts, several)
+
+
+def _several(splits: Splits) -> bool:
+    """Whether an image may have several labels."""
+    return splits.train.targets.ndim == 2
 
 
 def _train_loader(config: TrainConfig, source: Source, device: torch.device) -> TrainLoader:
@@ -183,9 +217,11 @@ def _train_loader(config: TrainConfig, source: Source, device: torch.device) -> 
 
 def _start(model: Model, config: TrainConfig, classes: tuple[str, ...], notify: Notify) -> str:
     """Give the model its published weights; what they were and what became of them, as JSON."""
-    told: dict[str, Any] = {"heads": config.model.heads, "norm_eps": config.model.norm_eps}
-    if config.model.activation != "swiglu":
-        told["activation"] = config.model.activation
+    told: dict[str, Any] = {}
+    if isinstance(config.model, ViTConfig):
+        told = {"heads": config.model.heads, "norm_eps": config.model.norm_eps}
+        if config.model.activation != "swiglu":
+            told["activation"] = config.model.activation
     assert config.weights is not None
     opened = open_start(config.weights, told, notify=notify)
     fitted = load_into(model, opened, classes)

@@ -33,6 +33,9 @@ class EvaluateArgs:
     """Default: the run's."""
     tta: str = "none"
     """Average several looks at each image: flip, scales or flip+scales."""
+    tokens: str | None = None
+    """Work with fewer tokens: tome:r=13 merges so many in each block of any ViT,
+    dynamicvit:keep=0.5 changes what a DynamicViT keeps."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class PredictArgs:
     checkpoint: Literal["last", "best"] | None = None
     tta: str = "none"
     """Average several looks at each image: flip, scales or flip+scales."""
+    tokens: str | None = None
+    """Work with fewer tokens: tome:r=13 merges so many in each block of any ViT."""
 
 
 def evaluate(args: Sequence[str]) -> dict[str, Any]:
@@ -62,6 +67,7 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
         checkpoint=given.checkpoint,
         device=given.device,
         tta=given.tta,
+        tokens=given.tokens,
     )
     written = run.path / f"metrics{evaluation.suffix}.json"
     if evaluation.held_out:
@@ -86,7 +92,7 @@ def predict(args: Sequence[str]) -> dict[str, Any]:
     if given.top < 1:
         raise UsageError(f"--top must be at least 1, not {given.top}")
     files = [file for path in given.images for file in _files(path)]
-    predictor = Predictor(given.run, given.checkpoint, given.tta)
+    predictor = Predictor(given.run, given.checkpoint, given.tta, given.tokens)
     rows: list[dict[str, Any]] = []
     failed = 0
     for file in files:

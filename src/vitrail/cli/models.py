@@ -1,7 +1,8 @@
 """`vitrail models`: the table of models, or one row in full."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from textwrap import shorten
 from typing import Annotated, Any
 
 import torch
@@ -9,8 +10,23 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from vitrail.bench.macs import macs
 from vitrail.cli.parse import parse
-from vitrail.models import MODELS, build, count_parameters, model_config
+from vitrail.models import (
+    MODELS,
+    DynamicViTConfig,
+    ModelConfig,
+    ViTConfig,
+    build,
+    count_parameters,
+    model_config,
+    with_tokens,
+)
+
+_MOST_WORDS = 46
+"""Characters of a model's build in the list; `vitrail models NAME` has all of it."""
+_LEAST_WIDTH = 110
+"""Columns: a narrower terminal breaks lines, where cut ones would hide what is asked for."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +44,33 @@ def models(args: Sequence[str]) -> dict[str, Any]:
         rows = [describe(each) for each in MODELS]
         _print_table(rows)
         return {"models": rows}
-    config = asdict(model_config(name))
-    for field, value in config.items():
+    config = model_config(name)
+    found = describe(name) | {"macs": macs(config), "fewer_tokens": fewer_tokens(config)}
+    for field, value in asdict(config).items():
         print(f"{field:<16} {value}")
-    print(f"{'parameters':<16} {describe(name)['parameters']:,}")
-    return describe(name) | {"config": config}
+    print(f"{'parameters':<16} {found['parameters']:,}")
+    print(f"{'macs':<16} {found['macs'] / 1e9:.3f} G a picture of {_x(config.image_size)}, counted")
+    for row in found["fewer_tokens"]:
+        saved = 1 - row["macs"] / row["of"]
+        print(f"{'--tokens':<16} {row['tokens']:<20} {row['macs'] / 1e9:.3f} G, {saved:.1%} saved")
+    return found | {"config": asdict(config)}
+
+
+def fewer_tokens(config: ModelConfig) -> list[dict[str, Any]]:
+    """What working with fewer tokens would cost, in multiply-accumulates, and what all would."""
+    if isinstance(config, DynamicViTConfig):
+        whole = ViTConfig(**{f.name: getattr(config, f.name) for f in fields(ViTConfig)[1:]})
+        ways = [f"dynamicvit:keep={keep}" for keep in (0.9, 0.8, 0.7, 0.6, 0.5)]
+    elif isinstance(config, ViTConfig) and config.scales == "one" and config.position != "peg":
+        whole = config
+        # As of the 196 patches of the published models, which gave up 4, 8, 13 and 16 a block.
+        n = config.grid[0] * config.grid[1]
+        counts = {round(r * n / 196 * 12 / config.depth) for r in (4, 8, 13, 16)}
+        ways = [f"tome:r={r}" for r in sorted(counts) if r]
+    else:
+        return []
+    of = macs(whole)
+    return [{"tokens": way, "macs": macs(with_tokens(config, way)), "of": of} for way in ways]
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -43,27 +81,32 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "parameters": parameters,
-        "depth": config.depth,
-        "width": config.width,
-        "heads": config.heads,
-        "patch": list(config.patch),
+        "family": config.family,
+        "shape": config.shape,
+        "stride": list(config.stride),
         "image_size": list(config.image_size),
-        "tokens": config.grid[0] * config.grid[1],
+        "grid": list(config.grid),
     }
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("model")
-    for column in ("parameters", "depth", "width", "heads", "patch", "image", "tokens"):
-        table.add_column(column, justify="right")
+    table.add_column("model", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("build", no_wrap=True)
+    for column in ("stride", "image", "grid"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row["name"],
             f"{row['parameters']:,}",
-            *(str(row[key]) for key in ("depth", "width", "heads")),
-            "x".join(map(str, row["patch"])),
-            "x".join(map(str, row["image_size"])),
-            str(row["tokens"]),
+            shorten(row["shape"], _MOST_WORDS, placeholder=" ..."),
+            *(_x(row[key]) for key in ("stride", "image_size", "grid")),
         )
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, _LEAST_WIDTH)
+    console.print(table)
+
+
+def _x(sizes: Iterable[int]) -> str:
+    return "x".join(map(str, sizes))

@@ -14,7 +14,7 @@ from vitrail.cli.screen import TrainingScreen, clock, say
 from vitrail.data import open_data
 from vitrail.data.csvfile import Columns
 from vitrail.errors import DataError, UsageError, unknown_name
-from vitrail.models import ModelConfig, model_config
+from vitrail.models import ModelConfig, ViTConfig, model_config, with_tokens
 from vitrail.recipes import RECIPES, Facts, facts
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import known_fields, read_changes, with_changes
@@ -30,6 +30,7 @@ model starts from a published checkpoint. A recipe fits the defaults below to al
 (--config) changes them, and flags have the last word."""
 
 _OF_LENGTH = {"epochs", "minutes", "patience", "evaluations", "device", "threads", "data.workers"}
+_OF_LENGTH |= {"distill.teacher"}  # the same one in another place, which is checked
 """What a resumed run may change: its length and its machine, not what it computes."""
 
 
@@ -51,6 +52,8 @@ class TrainArgs:
     """The run folder to make. Default: runs/NAME-N."""
     resume: Path | None = None
     """Go on with this run; only its length may be changed."""
+    tokens: str | None = None
+    """Train with fewer tokens: tome:r=13 merges so many in each block of any ViT."""
     find_lr: bool = False
     """Only try rising learning rates for about a minute, and say which to use."""
 
@@ -96,7 +99,8 @@ def _defaults(args: Sequence[str]) -> TrainArgs:
     are looked for first; tyro parses, checks and explains them all together afterwards.
     """
     data = args[0] if args and not args[0].startswith("-") else None
-    asked = {name: _value(args, f"--{name}") for name in ("model", "recipe", "config", "resume")}
+    names = ("model", "recipe", "config", "resume", "tokens")
+    asked = {name: _value(args, f"--{name}") for name in names}
     if asked["resume"] is not None:
         return TrainArgs(Run(asked["resume"]).config())
     changes = read_changes(Path(asked["config"])) if asked["config"] else {}
@@ -112,6 +116,8 @@ def _defaults(args: Sequence[str]) -> TrainArgs:
     config = RECIPES[name].config(_facts(data, args, changes, start))
     if row is not None:
         config = replace(config, model=_model(row, config, start), row=row)
+    if asked["tokens"] is not None:
+        config = replace(config, model=with_tokens(config.model, asked["tokens"]))
     if (_value(args, "--data.resize") or changes.get("data.resize")) in ("pad", "native"):
         # Images of different sizes are not mixed: no recipe's default should be in the way.
         config = replace(config, augment=replace(config.augment, mixup=0.0, cutmix=0.0))
@@ -178,16 +184,27 @@ def _model(row: str, config: TrainConfig, start: Opened | None) -> ModelConfig:
     What no row decides (which GELU, how positions are resampled) is as the weights were made.
     """
     model = model_config(row, channels=config.model.channels, classes=config.model.classes)
+    drop_path = getattr(config.model, "drop_path", 0.0)
+    if drop_path and getattr(model, "drop_path", None) == 0:  # the recipe's, if the row has none
+        model = replace(model, drop_path=drop_path)
     if start is None:
         return model
+    given = start.config
+    if not (
+        isinstance(model, ViTConfig)
+        and isinstance(config.model, ViTConfig)
+        and isinstance(given, ViTConfig)
+    ):
+        check_structure(given, model, start.source)
+        return replace(model, image_size=config.model.image_size)
     kept = ["norm_eps", "resample", "heads"]
     kept += [] if "swiglu" in (model.activation, config.model.activation) else ["activation"]
-    kept += ["pool"] if model.pool == start.config.pool else []
+    kept += ["pool"] if model.pool == given.pool else []
     (gh, gw), (p, q) = config.model.grid, model.patch
     wanted = replace(
         model, image_size=(gh * p, gw * q), **{name: getattr(config.model, name) for name in kept}
     )
-    check_structure(start.config, wanted, start.source)
+    check_structure(given, wanted, start.source)
     return wanted
 
 

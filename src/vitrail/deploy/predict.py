@@ -31,13 +31,20 @@ class Predictor:
     `Predictor("runs/x")("cat.jpg").label`
     """
 
-    def __init__(self, run: Path | str, checkpoint: str | None = None, tta: str = "none") -> None:
+    def __init__(
+        self,
+        run: Path | str,
+        checkpoint: str | None = None,
+        tta: str = "none",
+        tokens: str | None = None,
+    ) -> None:
         """`checkpoint`: last or best; the default is the one that the run's report judges.
 
         `tta`: what several looks at an image are averaged, a name in `vitrail.tasks.tta.LOOKS`.
+        `tokens`: with how many fewer of them, `tome:r=13` for instance.
         """
         looks(tta)  # so that a wrong name is told at once
-        loaded = load(run, checkpoint)
+        loaded = load(run, checkpoint, tokens)
         self.model = loaded.model
         self.classes: Sequence[str] = loaded.classes
         self.preprocess = loaded.preprocess

@@ -6,7 +6,7 @@ Each docstring says where it comes from, the command, and what it reached.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from vitrail.recipes import finetune, scratch
+from vitrail.recipes import deit, finetune, scratch
 from vitrail.recipes.facts import Facts as Facts
 from vitrail.recipes.facts import facts as facts
 from vitrail.runs import TrainConfig
@@ -33,5 +33,7 @@ RECIPES: Mapping[str, Recipe] = {
     "last-blocks": Recipe(finetune.last_blocks),
     "lora": Recipe(finetune.lora),
     "vit-sgd": Recipe(finetune.vit_sgd),
+    "deit": Recipe(deit.deit),
+    "dynamicvit": Recipe(deit.dynamicvit),
 }
 """Name -> recipe, for `vitrail train --recipe NAME`."""

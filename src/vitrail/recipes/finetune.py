@@ -14,10 +14,11 @@ sample set is in benchmarks/results/finetune.md.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from vitrail.data.augment import AugmentConfig
 from vitrail.errors import UsageError
-from vitrail.models import ModelConfig
+from vitrail.models import ModelConfig, ViTConfig
 from vitrail.recipes.facts import Facts
 from vitrail.recipes.scratch import batch_size, precision
 from vitrail.runs import DataConfig, OptimConfig, TrainConfig, TuneConfig
@@ -40,7 +41,7 @@ def finetune(facts: Facts) -> TrainConfig:
     """
     opened = _start(facts)
     data = _data(facts, opened, batch_size(facts, 128 if facts.gpu else 16))
-    if not facts.gpu:
+    if isinstance(opened.config, ViTConfig) and not facts.gpu:
         height, width = opened.config.patch
         data = replace(data, train_size=(_TOKENS_TO_TRAIN * height, _TOKENS_TO_TRAIN * width))
     return TrainConfig(
@@ -128,6 +129,8 @@ def demo(facts: Facts) -> TrainConfig:
     probe of the tenth knows more of what things are.
     """
     config = finetune(facts)
+    if not isinstance(config.model, ViTConfig):
+        return config
     return replace(config, model=replace(config.model, depth=min(10, config.model.depth)))
 
 
@@ -146,15 +149,13 @@ def _row(opened: Opened) -> str:
 
 
 def _model(facts: Facts, opened: Opened, tokens: int) -> ModelConfig:
-    """The published model at a size that the machine can afford."""
+    """The published model at a size that the machine can afford; no ViT: at its own size."""
     config = opened.config
+    changes: dict[str, Any] = {"classes": facts.classes, "channels": facts.channels}
+    if not isinstance(config, ViTConfig):
+        return started(opened, **changes)
     sides = (tokens * p if not facts.gpu else _SIDE_ON_GPU // p * p for p in config.patch)
-    changes = {
-        "image_size": tuple(sides),
-        "classes": facts.classes,
-        "channels": facts.channels,
-        "dropout": 0.0,
-    }
+    changes |= {"image_size": tuple(sides), "dropout": 0.0}
     if config.pool == "class" and not config.classes:
         # Self-supervised: nothing was ever read off the class token alone.
         changes["pool"] = "class_mean"

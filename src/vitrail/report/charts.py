@@ -1,4 +1,4 @@
-"""Line charts as SVG that takes its colours and letters from the page it stands in.
+"""Charts as SVG that takes its colours and letters from the page it stands in.
 
 Drawn by matplotlib through its objects alone, without pyplot's global state. No text from the user
 (class names, file names) ever comes here.
@@ -7,19 +7,23 @@ Drawn by matplotlib through its objects alone, without pyplot's global state. No
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.text import Annotation
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
+from matplotlib.transforms import Bbox
 
-from vitrail.metrics import Bin
+from vitrail.metrics import Bin, Estimate
 
 _INK, _RIGHT, _WRONG, _MUTED = "#010101", "#020202", "#030303", "#040404"
 _VARIABLES = {_INK: "--ink", _RIGHT: "--right", _WRONG: "--wrong", _MUTED: "--muted"}
+_SIDES = (("left", 9, -4), ("right", -9, -4), ("center", 0, 10), ("center", 0, -17))
+"""Where a point's name may stand: its alignment, and how far from the point, in points."""
 _POINTS = 400
 """More than a chart is wide."""
 _STYLE: dict[Any, Any] = {
@@ -80,6 +84,93 @@ def calibration(bins: Sequence[Bin]) -> Markup:
     for axis in (above.xaxis, above.yaxis, below.xaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     return _svg(figure, "calibration")
+
+
+class Point(NamedTuple):
+    """One model, where its speed and its accuracy put it."""
+
+    name: str
+    images_per_second: float
+    accuracy: Estimate
+    ahead: bool
+    """Whether no other is at least as fast and more accurate."""
+
+
+@matplotlib.rc_context(_STYLE)
+def accuracy_against_speed(points: Sequence[Point]) -> Markup:
+    """A point a model, with its interval; below and left of the line another model is better."""
+    figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(color=_MUTED, linewidth=0.4, alpha=0.3)
+    speeds = [point.images_per_second for point in points]
+    if max(speeds) > 4 * min(speeds):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(LogLocator(10, subs=()))
+        axes.set_xlim(min(speeds) / 1.35, max(speeds) * 1.35)
+    else:
+        axes.set_xlim(0.8 * min(speeds), 1.2 * max(speeds))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set(xlabel="images a second", ylabel="right, of the held-out images")
+    low, high = (f(point.accuracy[k] for point in points) for f, k in ((min, 1), (max, 2)))
+    room = 0.08 * (high - low) or 0.02
+    axes.set_ylim(max(low - room, -0.01), min(high + room, 1.01))
+    # Of models at least so fast, the best: level to the left of each point, a step down at it.
+    ahead = sorted((p for p in points if p.ahead), key=lambda point: point.images_per_second)
+    x = [axes.get_xlim()[0], *(point.images_per_second for point in ahead)]
+    y = [ahead[0].accuracy.value, *(point.accuracy.value for point in ahead)]
+    axes.plot(x, y, drawstyle="steps-pre", color=_RIGHT, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.fill_between(x, y, step="pre", color=_RIGHT, alpha=0.05, linewidth=0)
+    for _, speed, accuracy, is_ahead in points:
+        colour = _RIGHT if is_ahead else _MUTED
+        axes.vlines(speed, accuracy.low, accuracy.high, color=colour, linewidth=3.5, alpha=0.3)
+        axes.plot(speed, accuracy.value, "o", color=colour, markersize=6.5)
+    _label(figure, axes, points)
+    return _svg(figure, "speed")
+
+
+def _label(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
+    """Names beside their points, each on the side where it covers least."""
+    figure.draw_without_rendering()  # only then is it known where everything lies
+    scale = figure.dpi / 72
+    dots = [axes.transData.transform((p.images_per_second, p.accuracy.value)) for p in points]
+    taken = [
+        Bbox.from_bounds(x - 6 * scale, y - 6 * scale, 12 * scale, 12 * scale) for x, y in dots
+    ]
+    for point, (x, _) in zip(points, dots, strict=True):
+        ends = [axes.transData.transform((1, end))[1] for end in point.accuracy[1:]]
+        taken.append(Bbox([[x - 2 * scale, ends[0]], [x + 2 * scale, ends[1]]]))
+    for point in points:
+        tries: list[tuple[float, Annotation, Bbox]] = []
+        for align, right, up in _SIDES:
+            text = axes.annotate(
+                point.name,
+                (point.images_per_second, point.accuracy.value),
+                (right, up),
+                textcoords="offset points",
+                ha=align,
+                color=_INK if point.ahead else _MUTED,
+                fontweight="bold" if point.ahead else "normal",
+            )
+            text.set_in_layout(False)
+            box = text.get_window_extent()
+            outside = _area(box) - _overlap(box, axes.bbox)
+            tries.append((3 * outside + sum(_overlap(box, other) for other in taken), text, box))
+        _, chosen, place = min(tries, key=lambda attempt: attempt[0])
+        taken.append(place)
+        for _, text, _ in tries:
+            if text is not chosen:
+                text.remove()
+
+
+def _area(box: Bbox) -> float:
+    return float(box.width * box.height)
+
+
+def _overlap(one: Bbox, other: Bbox) -> float:
+    shared = Bbox.intersection(one, other)
+    return _area(shared) if shared else 0.0
 
 
 def _time_unit(seconds: float) -> tuple[str, float]:

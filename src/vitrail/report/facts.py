@@ -8,7 +8,7 @@ from typing import Any
 
 from vitrail.data.augment import AugmentConfig
 from vitrail.evaluation import Evaluation
-from vitrail.models import count_parameters
+from vitrail.models import ViTConfig, count_parameters
 from vitrail.report.words import duration
 from vitrail.runs import Run, TrainConfig, TuneConfig
 from vitrail.tasks.tta import LOOKS
@@ -18,6 +18,13 @@ _ALIKE = asdict(TuneConfig())
 Facts = dict[str, list[tuple[str, str]]]
 """Group -> rows."""
 _BY = "\N{MULTIPLICATION SIGN}"
+_STEMS = {
+    "patch": "linear projection",
+    "overlap": "one convolution, overlapping",
+    "patchify": "4 x 4 patches, then halved (ConvNeXt)",
+    "conv": "convolutions",
+    "resnet": "a ResNet",
+}
 _READ_OUT = {
     "class": "class token",
     "mean": "mean of the tokens",
@@ -51,12 +58,17 @@ def _model(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     (height, width), (gh, gw) = config.image_size, config.grid
     yield "name", evaluation.loaded.config.row or config.family
     yield "parameters", f"{count_parameters(model):,}"
-    yield "shape", f"{config.depth} blocks, width {config.width}, {config.heads} heads"
+    yield "shape", config.shape
     yield "image", f"{height} {_BY} {width} pixels, {config.channels} channels"
-    yield "patches", f"{config.patch[0]} {_BY} {config.patch[1]} pixels, {gh} {_BY} {gw} of them"
-    yield "stem", {"patch": "linear projection", "conv": "convolutions"}[config.stem]
-    yield "position", config.position
-    yield "read out by", _READ_OUT[config.pool]
+    if isinstance(config, ViTConfig):
+        ph, pw = config.patch
+        yield "patches", f"{ph} {_BY} {pw} pixels, {gh} {_BY} {gw} of them"
+        yield "stem", _STEMS[config.stem]
+        yield "position", config.position
+        yield "read out by", _READ_OUT[config.pool]
+    else:
+        (down, right) = config.stride
+        yield "last map", f"{gh} {_BY} {gw}, one cell for {down} {_BY} {right} pixels"
 
 
 def _data(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
@@ -69,6 +81,8 @@ def _data(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     yield "classes", f"{len(evaluation.loaded.classes)}"
     preprocess = evaluation.loaded.preprocess
     yield "fitted by", f"{preprocess.resize}, {preprocess.interpolation}"
+    if evaluation.tokens is not None:
+        yield "fewer tokens by", evaluation.tokens
     if evaluation.tta != "none":
         yield "averaged over", f"{len(LOOKS[evaluation.tta])} looks at each image: {evaluation.tta}"
 
@@ -95,6 +109,8 @@ def _training(config: TrainConfig, events: Sequence[dict[str, Any]]) -> Iterator
     if tune != TuneConfig():
         asked = {name: value for name, value in asdict(tune).items() if value != _ALIKE[name]}
         yield "fine-tuning", ", ".join(f"{name} {_plain(value)}" for name, value in asked.items())
+    if config.distill.teacher is not None:
+        yield "teacher", f"{config.distill.teacher}, {config.distill.kind} labels"
     yield "optimiser", f"{optim.name}, learning rate {optim.lr:g}, {optim.schedule}"
     yield "weight decay", f"{optim.weight_decay:g}"
     yield "augmentation", _augmentation(config.augment)

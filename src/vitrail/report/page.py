@@ -14,6 +14,7 @@ from PIL import Image
 
 from vitrail.evaluation import Evaluation
 from vitrail.metrics import Estimate
+from vitrail.models import ViTConfig
 from vitrail.nn import patch_grid
 from vitrail.report import charts, classes, gallery, positions, words
 from vitrail.report.facts import facts, unreadable
@@ -72,6 +73,11 @@ def write_report(run: Run, evaluation: Evaluation) -> Path:
 
 def render(run: Run, evaluation: Evaluation) -> str:
     """The page's text."""
+    return templates().get_template("report.html.jinja").render(**_content(run, evaluation))
+
+
+def templates() -> jinja2.Environment:
+    """What the pages of this room are laid out by."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -86,7 +92,7 @@ def render(run: Run, evaluation: Evaluation) -> str:
         "tail": words.tail,
     }
     environment.globals["style"] = Markup((_HERE / "style.css").read_text())
-    return environment.get_template("report.html.jinja").render(**_content(run, evaluation))
+    return environment
 
 
 def _content(run: Run, evaluation: Evaluation) -> dict[str, Any]:
@@ -149,16 +155,18 @@ def _sureness(evaluation: Evaluation) -> tuple[float, float] | None:
 
 
 def _patches(evaluation: Evaluation) -> Patches | None:
-    """The first image that can be read."""
+    """The first image that can be read; None for a model that cuts no patches."""
     config, preprocess = evaluation.loaded.model.config, evaluation.loaded.preprocess
+    if not isinstance(config, ViTConfig):
+        return None
     for i in evaluation.indices.tolist():
         pixels = seen(evaluation.source, i, preprocess)
         if pixels is not None:
             size = pixels.shape[0], pixels.shape[1]
-            grid = patch_grid(size, config.patch, config.indivisible)
+            grid = patch_grid(size, config.coarsest, config.indivisible)
             return Patches(
                 embed(Image.fromarray(pixels), lossless=True),
-                cut(pixels, config.patch, grid),
+                cut(pixels, config.coarsest, grid),
                 evaluation.source.key(i),
                 size,
                 grid,
@@ -174,6 +182,7 @@ def _commands(run: Run, evaluation: Evaluation) -> dict[str, str]:
     again = f"vitrail evaluate {path}"
     again += f" --data {shlex.quote(evaluation.data)}" if other else ""
     again += f" --tta {evaluation.tta}" if evaluation.tta != "none" else ""
+    again += f" --tokens {evaluation.tokens}" if evaluation.tokens else ""
     return {
         "This run was made by": run.environment()["command"],
         "Train it again, with every setting the same": (

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from vitrail.models import Model
+from vitrail.models import Model, ViTConfig
 from vitrail.nn.position import LearnedPosition, SinCosPosition
 from vitrail.report.pictures import Picture, embed
 
@@ -36,11 +36,12 @@ class Similarity(NamedTuple):
 
 def similarity(model: Model) -> Similarity | None:
     """The picture, and what it shows in numbers; None for a model without a table."""
-    if not isinstance(model.position, LearnedPosition | SinCosPosition):
+    position = getattr(model, "position", None)
+    if not isinstance(position, LearnedPosition | SinCosPosition):
         return None
-    learned = isinstance(model.position, LearnedPosition)
-    prefix = model.position.prefix if isinstance(model.position, LearnedPosition) else 0
-    rows, grid = model.position.table[prefix:].detach().float().cpu(), model.position.grid
+    learned = isinstance(position, LearnedPosition)
+    prefix = position.prefix if isinstance(position, LearnedPosition) else 0
+    rows, grid = position.table[prefix:].detach().float().cpu(), position.grid
     if len(rows) < 2:
         return None
     cosines = F.normalize(rows, dim=1) @ F.normalize(rows, dim=1).T
@@ -62,6 +63,11 @@ def similarity(model: Model) -> Similarity | None:
 
 def why_none(model: Model) -> str:
     """What a reader is told of a model whose positions are not in a table."""
+    if not isinstance(model.config, ViTConfig):
+        return (
+            "This model has no table of positions: its convolutions, or the fixed places of its "
+            "inputs, tell it what is where."
+        )
     return {
         "none": "This model has no position embedding: it sees its patches as a set.",
         "rope": "This model has no table of positions: rotary embeddings turn queries and keys by "

@@ -42,6 +42,38 @@ def rate(per_second: float) -> str:
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.1f}"
 
 
+def short(number: float) -> str:
+    """A large number in three digits and its unit of a thousand.
+
+    >>> short(22_050_664), short(4.6e9), short(912)
+    ('22.1 M', '4.60 G', '912')
+    """
+    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"), (1, "")):
+        if abs(number) >= size:
+            value = number / size
+            digits = 0 if not unit or value >= 99.95 else 1 if value >= 9.995 else 2
+            return f"{value:.{digits}f}{unit}"
+    return f"{number:g}"
+
+
+def milliseconds(seconds: float) -> str:
+    """A short time.
+
+    >>> milliseconds(0.00312), milliseconds(1.234)
+    ('3.1 ms', '1,234 ms')
+    """
+    return f"{rate(1000 * seconds)} ms"
+
+
+def megabytes(size: float) -> str:
+    """Memory, in units of 2**20 bytes.
+
+    >>> megabytes(300 * 2**20)
+    '300 MiB'
+    """
+    return f"{size / 2**20:,.0f} MiB"
+
+
 def tail(name: str, most: int = 40) -> str:
     """The end of a long file name, where the difference is.
 

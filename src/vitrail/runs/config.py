@@ -8,19 +8,18 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Discriminator, TypeAdapter, ValidationError
 
 from vitrail.data import Splits, open_splits
 from vitrail.data.augment import AugmentConfig
 from vitrail.data.mix import check_mixable
 from vitrail.data.preprocess import Interpolation, Preprocess, Resize
 from vitrail.errors import DataError, UsageError, unknown_name
-from vitrail.models import ModelConfig
-from vitrail.nn import patch_grid
-from vitrail.tasks import ClassifyConfig
+from vitrail.models import ModelConfig, ViTConfig
+from vitrail.tasks import ClassifyConfig, DistillConfig, PruneConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +88,8 @@ class TuneConfig:
     layer_decay: float = 1.0
     """Each layer's learning rate as a share of the next one's (BEiT, arXiv 2106.08254)."""
     head_lr: float = 1.0
-    """The head's learning rate, times `optim.lr`."""
+    """The head's learning rate, times `optim.lr`. Where tune says head, a DynamicViT's predictors
+    are meant as well."""
     head_init: Literal["zeros", "probe"] = "zeros"
     """probe: the head that solves the linear problem, before a step is taken (2202.10054)."""
     head_warmup: float = 0.0
@@ -128,7 +128,7 @@ class TrainConfig:
     """One training run."""
 
     data: DataConfig
-    model: ModelConfig
+    model: Annotated[ModelConfig, Discriminator("family")]
     row: str = ""
     """The name in MODELS that `model` started from."""
     weights: str | None = None
@@ -136,6 +136,8 @@ class TrainConfig:
     address, hf:OWNER/NAME, or a run folder. None starts at random."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     method: Literal["gradient", "probe"] = "gradient"
@@ -190,9 +192,14 @@ class TrainConfig:
                 raise UsageError(f"{name} must be in [0, 1), not {share}")
         if self.optim.lr <= 0:
             raise UsageError(f"optim.lr must be positive, not {self.optim.lr}")
+        if self.data.resize in ("pad", "native") and not isinstance(self.model, ViTConfig):
+            raise UsageError(
+                f"data.resize {self.data.resize}: images of different sizes in one batch are for "
+                f"ViTs, not for the family '{self.model.family}'; take crop or squash"
+            )
         check_mixable(self.augment, self.preprocess())
         if self.data.train_size is not None:
-            patch_grid(self.data.train_size, self.model.patch, self.model.indivisible)
+            self.model.check_size(self.data.train_size)
         if self.method == "probe":
             self._check_probe()
 
@@ -203,6 +210,8 @@ class TrainConfig:
         ignored = [f"augment.{name}" for name in asked if asked[name] != seen[name]]
         if self.tune != TuneConfig():
             ignored.append("tune")
+        if self.distill.teacher is not None:
+            ignored.append("distill.teacher")
         if ignored:
             raise UsageError(
                 f"method 'probe' looks at each image once, as it is, and learns the head alone, so "
@@ -224,7 +233,7 @@ class TrainConfig:
             interpolation=data.interpolation,
             mean=data.mean * channels if len(data.mean) == 1 else data.mean,
             std=data.std * channels if len(data.std) == 1 else data.std,
-            patch=self.model.patch,
+            patch=self.model.stride,
         )
 
 
@@ -333,7 +342,9 @@ def from_dict(tree: Mapping[str, Any], origin: str) -> TrainConfig:
     except ValidationError as error:
         faults = []
         for fault in error.errors():
-            place = ".".join(str(part) for part in fault["loc"] if part != "ViTConfig")
+            # Behind "model" stands the family by which its config was told from the others.
+            loc = [p for i, p in enumerate(fault["loc"]) if (i, fault["loc"][0]) != (1, "model")]
+            place = ".".join(map(str, loc))
             reason = fault["msg"].removeprefix("Value error, ")
             faults.append(f"{place}: {reason}" if place else reason)
         raise UsageError(f"{origin}: {'; '.join(faults)}") from error

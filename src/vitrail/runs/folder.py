@@ -4,6 +4,7 @@ config.yaml        enough to run it again
 environment.json   machine, versions, command
 split.csv          which image was held out
 weights.json       which published weights it started from, and what became of them
+teacher.json       which teacher it learns from
 metrics.jsonl      one JSON object a line, as training goes
 checkpoints/last, checkpoints/best
 skipped.csv        images that could not be read, and why

@@ -1,11 +1,12 @@
 """A finished run as a model that is ready to use, with all that is needed to use it rightly."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError
-from vitrail.models import Model, build
+from vitrail.models import Model, build, with_tokens
 from vitrail.runs.checkpoint import read_checkpoint
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.folder import Run
@@ -28,13 +29,20 @@ class LoadedRun(NamedTuple):
     """last or best."""
 
 
-def load(run: Run | Path | str, checkpoint: str | None = None) -> LoadedRun:
+def load(
+    run: Run | Path | str, checkpoint: str | None = None, tokens: str | None = None
+) -> LoadedRun:
     """Read a run's model from its `checkpoint` (last, best; None: the one that the run keeps).
 
-    Raises `DataError` where there is no such run or checkpoint, or it does not fit the config.
+    `tokens` makes it work with fewer of them (`tome:r=13`); the default is as it was trained.
+
+    Raises `DataError` where there is no such run or checkpoint, or it does not fit the config;
+    `UsageError` for `tokens` that the model cannot do.
     """
     run = run if isinstance(run, Run) else Run(run)
     config = run.config()
+    if tokens is not None:
+        config = replace(config, model=with_tokens(config.model, tokens))
     name = checkpoint or config.keep
     tensors, state = read_checkpoint(run.checkpoint(name))
     model = build(config.model)

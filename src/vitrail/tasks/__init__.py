@@ -3,3 +3,8 @@
 from vitrail.tasks.classify import Classify as Classify
 from vitrail.tasks.classify import ClassifyConfig as ClassifyConfig
 from vitrail.tasks.classify import Losses as Losses
+from vitrail.tasks.distill import Distill as Distill
+from vitrail.tasks.distill import DistillConfig as DistillConfig
+from vitrail.tasks.distill import Teacher as Teacher
+from vitrail.tasks.prune import Prune as Prune
+from vitrail.tasks.prune import PruneConfig as PruneConfig

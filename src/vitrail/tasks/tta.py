@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitrail.data.preprocess import Canvas, collate
 from vitrail.errors import unknown_name
-from vitrail.models import Model
+from vitrail.models import Model, ViTConfig
 
 
 class Look(NamedTuple):
@@ -53,9 +53,15 @@ def probabilities(
     """
     answers = []
     for look in looks(tta):
-        logits = model(*seen(Canvas(images, extent), look, model.config.patch)).float()
+        logits = model(*seen(Canvas(images, extent), look, whole_of(model))).float()
         answers.append(logits.sigmoid() if multi_label else logits.softmax(dim=-1))
     return torch.stack(answers).mean(dim=0)
+
+
+def whole_of(model: Model) -> tuple[int, int]:
+    """Of how many pixels (vertical, horizontal) images must be whole multiples to be taken."""
+    config = model.config
+    return config.coarsest if isinstance(config, ViTConfig) else config.stride
 
 
 def seen(canvas: Canvas, look: Look, patch: tuple[int, int]) -> Canvas:

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from vitrail.data.loader import EvalLoader
 from vitrail.data.preprocess import Canvas
 from vitrail.errors import DataError, UsageError
 from vitrail.models import Model
-from vitrail.tasks.tta import Look, seen
+from vitrail.tasks.tta import Look, seen, whole_of
 
 _FORMAT = "vitrail features 1"
 HEADS = ("head", "head_distilled")
@@ -53,7 +53,7 @@ def heads(model: Model) -> list[nn.Linear]:
 
     Raises `UsageError` for a model whose head has no bias to put a solution into.
     """
-    found = [head for name in HEADS if (head := getattr(model, name)) is not None]
+    found = [head for name in HEADS if (head := getattr(model, name, None)) is not None]
     if not found or any(head.bias is None for head in found):
         raise UsageError("a probe needs a head with a bias: set model.head_bias to true")
     return found
@@ -85,7 +85,7 @@ def head_inputs(
             canvas = Canvas(batch.images, batch.extent)
             rows = []
             for look in views:
-                model(*seen(canvas, look, model.config.patch))
+                model(*seen(canvas, look, whole_of(model)))
                 rows.append(torch.cat(heard, dim=1).float().cpu())
                 heard.clear()
             parts.append(torch.stack(rows))
@@ -119,8 +119,8 @@ def _key(model: Model, loader: EvalLoader, precision: str, mirrored: bool) -> st
     """The SHA-256 of everything that the inputs of the head follow from."""
     digest = hashlib.sha256()
     # What acts in training only, or comes after the features, makes no other features.
-    shape = replace(model.config, classes=0, dropout=0.0, drop_path=0.0)
-    facts = [_FORMAT, asdict(shape), loader.preprocess.to_dict(), precision, mirrored]
+    shape = asdict(model.config) | {"classes": 0, "dropout": 0.0, "drop_path": 0.0}
+    facts = [_FORMAT, shape, loader.preprocess.to_dict(), precision, mirrored]
     digest.update(json.dumps(facts).encode())
     for name, tensor in model.state_dict().items():
         if name.split(".")[0] not in HEADS:

@@ -93,13 +93,17 @@ def fit(
                 for settings in optimizer.param_groups:
                     settings["lr"] = lr * settings["scale"]
                 total = 0.0
+                parts: dict[str, float] = {}
                 for batch in group:
                     with torch.autocast(
                         device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
                     ):
-                        loss = task.loss(batch).total / len(group)
+                        losses = task.loss(batch)
+                        loss = losses.total / len(group)
                     loss.backward()
                     total += loss.item()
+                    for name, part in losses.parts.items():
+                        parts[name] = parts.get(name, 0.0) + part.item() / len(group)
                 norm = nn.utils.clip_grad_norm_(
                     task.parameters(), config.optim.clip or math.inf
                 ).item()
@@ -120,6 +124,7 @@ def fit(
                     "step": at.step + 1,
                     "epoch": at.epoch,
                     "loss": total,
+                    **{f"part/{name}": value for name, value in parts.items()},
                     "lr": lr,
                     "grad_norm": norm,
                     "images_per_second": images / (now - started),

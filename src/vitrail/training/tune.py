@@ -1,6 +1,6 @@
 """What of a model learns, when, and how fast: freezing, low-rank changes, layer-wise rates."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -14,7 +14,9 @@ from vitrail.runs import TrainConfig, TuneConfig
 from vitrail.tasks import Classify
 from vitrail.training.features import HEADS, heads
 
-_FIRST = ("stem", "prefix", "position", "pre_norm")
+_NEW = (*HEADS, "predictors")
+"""Head and what else no published ViT has: what tells a DynamicViT which tokens to keep."""
+_FIRST = ("stem", "stem_second", "prefix", "position", "pre_norm")
 _MOST_FOR_ADAMW = 1e-3
 
 
@@ -25,7 +27,7 @@ class Tuning:
         """Freeze, and add low-rank changes. Raises `UsageError` for what the model has not."""
         self.task = task
         self.config = config
-        self.depth = task.model.config.depth
+        self.blocks = task.model.block_names()
         prepare(task.model, config)
         named = dict(task.model.named_parameters())
         self.trained = {name: p for name, p in named.items() if p.requires_grad}
@@ -36,8 +38,8 @@ class Tuning:
 
         `layer_decay ^ (depth + 1 - layer)`, as BEiT and MAE have it (2106.08254, 2111.06377).
         """
-        above = self.depth + 1 - layer_of(name, self.depth)
-        of_head = self.config.head_lr if _of(name, HEADS) else 1.0
+        above = len(self.blocks) + 1 - layer_of(name, self.blocks)
+        of_head = self.config.head_lr if _of(name, _NEW) else 1.0
         return self.config.layer_decay**above * of_head
 
     def enter(self, progress: float) -> float:
@@ -51,7 +53,7 @@ class Tuning:
         if head_only is not self._head_only or not self.task.training:
             self._head_only = head_only
             for name, parameter in self.trained.items():
-                parameter.requires_grad_(not head_only or _of(name, HEADS))
+                parameter.requires_grad_(not head_only or _of(name, _NEW))
             self.task.train()
             # What does not learn is one fixed function: no dropout, no new batch statistics.
             for module in self.task.modules():
@@ -78,26 +80,40 @@ def prepare(model: Model, config: TuneConfig) -> None:
     if config.lora_rank:
         targets = _lora_targets(model, config)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and _of(name, HEADS))
+            parameter.requires_grad_(parameter.requires_grad and _of(name, _NEW))
         add_lora(model, targets, config.lora_rank, config.lora_alpha)
     learning = [name for name, p in model.named_parameters() if p.requires_grad]
     if not learning:
         raise UsageError("tune freezes every parameter of the model: leave some to learn")
-    if config.head_warmup and not any(_of(name, HEADS) for name in learning):
+    if config.head_warmup and not any(_of(name, _NEW) for name in learning):
         raise UsageError("tune.head_warmup needs a head that learns, but tune.freeze freezes it")
 
 
-def layer_of(name: str, depth: int) -> int:
-    """The layer of a parameter: 0 up to the first block, i + 1 in block i, depth + 1 after all.
+def layer_of(name: str, blocks: Sequence[str]) -> int:
+    """The layer of a parameter: 0 up to the first block, i + 1 in block i, and one more after all.
 
-    >>> layer_of("encoder.blocks.3.attn.qkv.weight", 12), layer_of("head.bias", 12)
-    (4, 13)
+    What lies between two blocks (the reduction that begins a stage) is of the first one's layer.
+
+    >>> blocks = ["encoder.blocks.0", "encoder.blocks.1"]
+    >>> layer_of("encoder.blocks.1.attn.qkv.weight", blocks), layer_of("head.bias", blocks)
+    (2, 3)
     """
-    if name.startswith("encoder.blocks."):
-        return int(name.split(".")[2]) + 1
+    for i, block in enumerate(blocks):
+        if name.startswith(f"{block}."):
+            return i + 1
     if name.startswith("encoder.peg."):  # it acts between the first block and the second
         return 1
-    return 0 if _of(name, _FIRST) else depth + 1
+    if _of(name, _FIRST):
+        return 0
+    # Of a stage that has no number of its own among the blocks: a reduction before its first one.
+    stage = [i for i, block in enumerate(blocks) if _stage(block) == _stage(name)]
+    return stage[0] + 1 if stage and _stage(name) else len(blocks) + 1
+
+
+def _stage(name: str) -> str:
+    """`stages.2` of `stages.2.blocks.0`; empty where a model has no stages."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "stages" else ""
 
 
 def lr_warning(config: TrainConfig) -> str | None:
@@ -129,13 +145,13 @@ def _frozen(model: Model, config: TuneConfig) -> set[str]:
             raise _no_match(pattern, names)
         frozen |= found
     if config.last_blocks is not None:
-        depth = model.config.depth
-        if config.last_blocks > depth:
+        blocks = model.block_names()
+        if config.last_blocks > len(blocks):
             raise UsageError(
-                f"tune.last_blocks is {config.last_blocks}, but the model has {depth} blocks"
+                f"tune.last_blocks is {config.last_blocks}, but the model has {len(blocks)} blocks"
             )
-        first = depth - config.last_blocks + 1
-        frozen |= {name for name in names if layer_of(name, depth) < first}
+        first = len(blocks) - config.last_blocks + 1
+        frozen |= {name for name in names if layer_of(name, blocks) < first}
     return frozen
 
 
@@ -156,7 +172,7 @@ def _lora_targets(model: Model, config: TuneConfig) -> list[str]:
     layers: dict[str, nn.Linear] = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not _of(name, HEADS)
+        if isinstance(module, nn.Linear) and not _of(name, _NEW)
     }
     known = {name.split(".")[-1] for name in layers}
     for target in config.lora_targets:

@@ -1,0 +1,219 @@
+"""The teacher of a run that distils: found, checked against the student, and put on record."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import DataError, UsageError, VitrailError
+from vitrail.models import Model, build, model_config
+from vitrail.runs.checkpoint import MANIFEST
+from vitrail.runs.config import TrainConfig
+from vitrail.runs.folder import Run
+from vitrail.runs.load import load
+from vitrail.tasks import DistillConfig, PruneConfig, Teacher
+from vitrail.weights import OURS, WEIGHTS, open_weights
+from vitrail.weights.files import read_json
+from vitrail.weights.names import some
+
+RECORD = "teacher.json"
+"""What a run folder calls its record of the teacher."""
+_SUITS = "train a teacher on the student's data, or the student on the classes of the teacher"
+
+
+class FoundTeacher(NamedTuple):
+    """A teacher that suits a run, and what the run folder is to say of it."""
+
+    teacher: Teacher
+    record: dict[str, Any]
+
+
+class _Opened(NamedTuple):
+    model: Model
+    preprocess: Preprocess | None
+    classes: tuple[str, ...]
+    multi_label: bool | None
+    """None: the file does not say."""
+    sha256: str
+    layout: str
+
+
+def open_teacher(
+    config: TrainConfig,
+    classes: tuple[str, ...],
+    *,
+    multi_label: bool,
+    notify: Callable[[str], None] = lambda sentence: None,
+) -> FoundTeacher | None:
+    """The teacher that `config.distill` names, for a student of these classes; None: it names none.
+
+    Raises `DataError` where there is no such teacher, `UsageError` for one that does not suit.
+    """
+    _check_asked(config)
+    source = config.distill.teacher
+    if source is None:
+        return None
+    if source in WEIGHTS:
+        published = WEIGHTS[source]
+        # Known before anything is fetched.
+        _check_number(
+            source, model_config(published.model, **published.changes).classes, len(classes)
+        )
+    opened = _open(source, notify)
+    notes = []
+    order = _order(source, opened, classes)
+    if order is not None:
+        notes.append("its logits are put in the order of the student's classes")
+    if not opened.classes:
+        notes.append(
+            f"the file names no classes: its {len(classes)} logits are taken for the student's, "
+            f"in the same order"
+        )
+    if opened.multi_label is not None and opened.multi_label != multi_label:
+        kinds = {True: "any number of labels an image", False: "one label an image"}
+        raise UsageError(
+            f"the teacher {source} was trained for {kinds[opened.multi_label]}, the student is to "
+            f"learn {kinds[multi_label]}: train a teacher on the student's data"
+        )
+    student = config.train_preprocess()
+    preprocess = opened.preprocess
+    if preprocess is None:
+        size = opened.model.config.image_size
+        preprocess = Preprocess(size=size, mean=student.mean, std=student.std)
+        notes.append("how its makers normalised images is not known: as for the student, then")
+    teacher = Teacher(opened.model, preprocess, student, order)
+    height, width = preprocess.size
+    if preprocess.size != student.size:
+        notes.append(f"it is shown the student's images at {height}x{width} pixels")
+    for note in notes:
+        notify(f"teacher   {note}")
+    return FoundTeacher(
+        teacher,
+        {
+            "source": source,
+            "sha256": opened.sha256,
+            "layout": opened.layout,
+            "classes": list(opened.classes),
+            "order": order,
+            "preprocess": preprocess.to_dict(),
+            "notes": notes,
+        },
+    )
+
+
+def reopen_teacher(
+    run: Run,
+    config: TrainConfig,
+    classes: tuple[str, ...],
+    *,
+    multi_label: bool,
+    notify: Callable[[str], None] = lambda sentence: None,
+) -> FoundTeacher | None:
+    """As `open_teacher`, for a run that goes on: the very teacher that it has learnt from so far.
+
+    `config` may name another place for it.
+    """
+    if (config.distill.teacher is None) != (run.config().distill.teacher is None):
+        raise UsageError(f"{run.path} cannot go on with a teacher if it had none, or without")
+    try:
+        found = open_teacher(config, classes, multi_label=multi_label, notify=notify)
+    except DataError as error:
+        raise DataError(
+            f"{run.path} needs its teacher to go on. {error}. If it has moved, say where it is: "
+            f"--distill.teacher PLACE"
+        ) from error
+    before = read_json(run.path / RECORD)
+    if found and before and found.record["sha256"] != before["sha256"]:
+        raise UsageError(
+            f"{run.path} has learnt from another teacher than {found.record['source']} is now "
+            f"(SHA-256 {before['sha256'][:12]}... then, {found.record['sha256'][:12]}... now): "
+            f"put that one back, or start a new run"
+        )
+    return found
+
+
+def _check_asked(config: TrainConfig) -> None:
+    """Refuse what a run would have to ignore although it was asked for."""
+    distill, prunes = config.distill, config.model.family == "dynamicvit"
+    how = replace(distill, teacher=None) != DistillConfig()
+    if how and distill.teacher is None:
+        raise UsageError(
+            "distill.kind, alpha and temperature are about a teacher, but there is none: give "
+            "--distill.teacher RUN_OR_WEIGHTS, or leave them out"
+        )
+    if how and prunes:
+        raise UsageError(
+            "a model that drops tokens learns from its teacher in a way of its own: leave out "
+            "distill.kind, alpha and temperature, and set prune.logits and prune.tokens"
+        )
+    if config.prune != PruneConfig() and not prunes:
+        raise UsageError(
+            f"prune is for models that drop tokens, such as dynamicvit_s16, not for the family "
+            f"'{config.model.family}': leave it out"
+        )
+
+
+def _open(source: str, notify: Callable[[str], None]) -> _Opened:
+    folder = Path(source).expanduser()
+    try:
+        if (folder / "config.yaml").is_file():
+            loaded = load(Run(folder))
+            manifest = read_json(loaded.run.checkpoint(loaded.checkpoint) / MANIFEST)
+            return _Opened(
+                loaded.model,
+                loaded.preprocess,
+                loaded.classes,
+                loaded.multi_label,
+                manifest["sha256"]["model.safetensors"],
+                OURS,
+            )
+        opened = open_weights(source, notify=notify)
+    except VitrailError as error:
+        kind = UsageError if isinstance(error, UsageError) else DataError
+        raise kind(
+            f"distill.teacher: {error}. A teacher is the folder of a finished run, a name that "
+            f"`vitrail weights` lists, or a file of weights"
+        ) from error
+    model = build(opened.config)
+    model.load_state_dict(opened.state)
+    return _Opened(model, opened.preprocess, opened.classes, None, opened.sha256, opened.layout)
+
+
+def _order(source: str, opened: _Opened, classes: tuple[str, ...]) -> list[int] | None:
+    """The place of each of the student's classes among the teacher's; None: the same.
+
+    Raises `UsageError` where they are not the same classes.
+    """
+    logits = opened.model.config.classes
+    if not (logits and opened.classes):
+        _check_number(source, logits, len(classes))
+        return None
+    if len(opened.classes) != logits:
+        raise DataError(
+            f"the teacher {source} names {len(opened.classes)} classes, but has {logits} logits"
+        )
+    lacks = [name for name in classes if name not in opened.classes]
+    extra = [name for name in opened.classes if name not in classes]
+    if lacks or extra:
+        differ = [
+            f"{words} {some(names)}"
+            for words, names in (("it does not know", lacks), ("it knows besides", extra))
+            if names
+        ]
+        raise UsageError(
+            f"the teacher {source} has other classes than the student: {'; '.join(differ)}. "
+            f"What works: {_SUITS}"
+        )
+    order = [opened.classes.index(name) for name in classes]
+    return None if order == list(range(len(order))) else order
+
+
+def _check_number(source: str, logits: int, classes: int) -> None:
+    if not logits:
+        raise UsageError(f"the teacher {source} has no head, and so no answers: {_SUITS}")
+    if logits != classes:
+        raise UsageError(
+            f"the teacher {source} tells {logits} classes apart, the student is to learn "
+            f"{classes}: {_SUITS}"
+        )
