@@ -53,6 +53,12 @@ def _data(args: Sequence[str]) -> Result:
     return data(args)
 
 
+def _bench(args: Sequence[str]) -> Result:
+    from vitrail.cli.bench import bench
+
+    return bench(args)
+
+
 def _weights(args: Sequence[str]) -> Result:
     from vitrail.cli.weights import weights
 
@@ -63,6 +69,7 @@ VERBS = {
     "train": Verb(_train, "train on a folder of images, measure, write a report"),
     "evaluate": Verb(_evaluate, "measure a run again, or on other images"),
     "predict": Verb(_predict, "label images with a run"),
+    "bench": Verb(_bench, "compare models, measure speed and memory, count what they cost"),
     "models": Verb(_models, "list the models, or show one"),
     "weights": Verb(_weights, "list published weights, fetch, show or convert them"),
     "data": Verb(_data, "check a data set, fetch a sample set"),
