@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from vitrail.data import FORMATS, UnreadableImage, read_image
+from vitrail.data import FORMATS, UnreadableImage, decode, read_image
+from vitrail.data.decode import Slice, read_pixels, reduction
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -473,3 +474,190 @@ def test_a_stream_is_read_and_left_open(tmp_path: Path) -> None:
 def test_the_error_crosses_processes() -> None:
     error = pickle.loads(pickle.dumps(UnreadableImage("it is empty", "a.jpg")))
     assert (str(error), error.reason) == ("cannot read the image a.jpg: it is empty", "it is empty")
+
+
+# Arrays: the same pixels, whatever decodes them
+
+
+@pytest.fixture(params=["simplejpeg", "Pillow"])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What decodes plain JPEGs."""
+    if request.param == "simplejpeg":
+        pytest.importorskip("simplejpeg")
+    else:
+        monkeypatch.setattr(decode, "simplejpeg", None)
+    return request.param
+
+
+def jpegs() -> dict[str, bytes]:
+    exif = {n: Image.Exif() for n in range(1, 9)}
+    for n, data in exif.items():
+        data[0x0112] = n
+    return {
+        **{f"4:{s}": encoded(photo(61, 43), "JPEG", subsampling=s) for s in range(3)},
+        **{f"quality {q}": encoded(photo(40, 40), "JPEG", quality=q) for q in (1, 60, 100)},
+        **{f"turned {n}": encoded(photo(50, 33), "JPEG", exif=data) for n, data in exif.items()},
+        "progressive": encoded(photo(61, 43), "JPEG", progressive=True),
+        "restarts": encoded(photo(61, 43), "JPEG", restart_marker_rows=1),
+        "grey": encoded(photo(61, 43).convert("L"), "JPEG"),
+        "CMYK": encoded(photo(61, 43).convert("CMYK"), "JPEG"),
+        "one pixel": encoded(photo(1, 1), "JPEG"),
+        "long": encoded(photo(900, 2), "JPEG"),
+        "many": encoded(photo(61, 43), "MPO", save_all=True, append_images=[photo(61, 43)]),
+        "junk behind": encoded(photo(61, 43), "JPEG") + b"junk" * 100,
+        "ICC": encoded(photo(61, 43), "JPEG", icc_profile=bytes(10_000)),
+        "keeps RGB": encoded(photo(61, 43), "JPEG", keep_rgb=True),
+    }
+
+
+@pytest.mark.parametrize("name", jpegs())
+def test_arrays_of_jpegs_are_what_pillow_decodes(name: str, by: str) -> None:
+    data = jpegs()[name]
+    whole = read_image(data)
+    found = read_pixels(data)
+    assert found.shape[2] == 3 and (found == np.asarray(whole)).all()
+    assert found.flags.c_contiguous and found.flags.writeable
+    assert (read_pixels(data, mode="L")[..., 0] == np.asarray(whole.convert("L"))).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    width=st.integers(1, 80),
+    height=st.integers(1, 80),
+    subsampling=st.integers(0, 2),
+    quality=st.integers(1, 100),
+    progressive=st.booleans(),
+)
+def test_simplejpeg_decodes_as_pillow_does(**made: int) -> None:
+    pytest.importorskip("simplejpeg")
+    options = {name: made.pop(name) for name in ("subsampling", "quality", "progressive")}
+    data = encoded(photo(**made), "JPEG", **options)
+    assert (read_pixels(data) == np.asarray(read_image(data))).all()
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_arrays_of_other_images(kind: str, by: str) -> None:
+    assert (read_pixels(ZOO[kind]) == pixels(ZOO[kind])).all()
+    grey = np.asarray(read_image(ZOO[kind]).convert("L"))
+    assert (read_pixels(ZOO[kind], mode="L")[..., 0] == grey).all()
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "progressive jpeg"])
+def test_a_truncated_jpeg_is_refused_as_an_array_too(kind: str, by: str) -> None:
+    for fast in (False, True):
+        for cut in cuts(len(ZOO[kind]))[::3]:
+            try:
+                whole = read_image(ZOO[kind][:cut])
+            except UnreadableImage as error:
+                with pytest.raises(UnreadableImage) as caught:
+                    read_pixels(ZOO[kind][:cut], shown=(4, 4), fast=fast)
+                assert fast or caught.value.reason == error.reason
+            else:
+                assert fast or (read_pixels(ZOO[kind][:cut]) == np.asarray(whole)).all()
+
+
+@settings(deadline=None)
+@given(at=st.floats(0, 1), junk=st.binary(min_size=1, max_size=8), fast=st.booleans())
+def test_damage_gives_the_same_array_or_the_same_error(at: float, junk: bytes, fast: bool) -> None:
+    data = bytearray(ZOO["jpeg"])
+    start = int(at * (len(data) - len(junk)))
+    data[start : start + len(junk)] = junk
+    try:
+        whole = read_image(bytes(data))
+    except UnreadableImage:
+        with pytest.raises(UnreadableImage):
+            read_pixels(bytes(data))
+    else:
+        assert (read_pixels(bytes(data)) == np.asarray(whole)).all()
+    try:
+        assert read_pixels(bytes(data), shown=(5, 5), fast=fast).shape[2] == 3
+    except UnreadableImage as error:
+        assert error.reason
+
+
+@pytest.mark.parametrize(
+    "bomb", [jpeg_header(65_535, 65_535), jpeg_header(10_000, 10_000), png_header(70_000, 2)]
+)
+def test_bombs_are_refused_before_they_are_an_array(bomb: bytes, by: str) -> None:
+    for fast in (False, True):
+        with pytest.raises(UnreadableImage, match=r"claims .*pixels"):
+            read_pixels(bomb, shown=(8, 8), fast=fast)
+    with pytest.raises(UnreadableImage, match="48 x 32 pixels, more than the limit of 1535"):
+        read_pixels(encoded(photo(48, 32), "JPEG"), max_pixels=48 * 32 - 1)
+
+
+@pytest.mark.parametrize("size", [(400, 300), (300, 401), (97, 1500)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_reduced_arrays_are_exact_averages(
+    size: tuple[int, int], orientation: int, by: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for kind in ("JPEG", "PNG"):
+        data = encoded(photo(*size), kind, exif=exif)
+        whole = read_image(data)
+        for shown in ((10, 10), (16, 40), (300, 300)):
+            factor = reduction(whole.height, whole.width, shown)
+            assert factor == max(
+                1, min(whole.height // (2 * shown[0]), whole.width // (2 * shown[1]))
+            )
+            expected = np.asarray(whole.reduce(factor) if factor > 1 else whole)
+            assert (read_pixels(data, shown=shown) == expected).all()
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """Coarse colours, as photographs have, and fine grain."""
+    coarse = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    grain = np.random.default_rng(1).integers(-6, 7, (height, width, 3))
+    return Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", [1, 7, 8])
+@pytest.mark.parametrize("stored", ["RGB", "L", "CMYK"])
+def test_jpegs_reduced_while_they_are_decoded(stored: str, orientation: int, by: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(smooth(520, 400).convert(stored), "JPEG", quality=90, exif=exif)
+    for shown, scale in (((110, 110), 1), ((90, 70), 2), ((50, 48), 4), ((20, 20), 8)):
+        exact, fast = (read_pixels(data, shown=shown, fast=fast) for fast in (False, True))
+        whole = read_image(data)
+        assert fast.shape[:2] == (-(-whole.height // scale), -(-whole.width // scale))
+        assert fast.shape[0] >= 2 * shown[0] and fast.shape[1] >= 2 * shown[1]
+        if fast.shape == exact.shape:
+            difference = np.abs(fast.astype(int) - exact)
+            assert difference.mean() < 1.5 and difference.max() < (1 if scale == 1 else 40)
+    others = encoded(smooth(520, 400), "PNG")
+    exact, fast = (read_pixels(others, shown=(50, 48), fast=fast) for fast in (False, True))
+    assert (exact == fast).all()
+
+
+def test_scaled_jpegs_are_the_same_by_both_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("simplejpeg")
+    for subsampling in range(3):
+        data = encoded(smooth(333, 250), "JPEG", subsampling=subsampling)
+        for shown in ((60, 60), (30, 30), (15, 15), (4, 4)):
+            ours = read_pixels(data, shown=shown, fast=True)
+            with monkeypatch.context() as patch:
+                patch.setattr(decode, "simplejpeg", None)
+                assert (read_pixels(data, shown=shown, fast=True) == ours).all()
+
+
+# Parts of files
+
+
+def test_a_part_of_a_file(tmp_path: Path) -> None:
+    shard = tmp_path / "shard.tar"
+    data = encoded(photo(), "JPEG")
+    shard.write_bytes(b"x" * 512 + data + b"y" * 100)
+    part = Slice(shard, 512, len(data))
+    assert (np.asarray(read_image(part)) == pixels(data)).all()
+    assert (read_pixels(part) == pixels(data)).all()
+    for wrong, reason in (
+        (Slice(shard, 512, 10**6), r"shard\.tar, bytes 512 to 1000512: .* ends before it does"),
+        (Slice(shard, 0, 512), "none of the formats"),
+        (Slice(tmp_path, 0, 512), "not a regular file"),
+        (Slice(tmp_path / "gone.tar", 0, 5), "no such file"),
+    ):
+        with pytest.raises(UnreadableImage, match=reason):
+            read_pixels(wrong)

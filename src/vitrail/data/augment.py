@@ -121,17 +121,17 @@ def view(
     if not config.crops:
         return preprocess.view(image)
     image = preprocess.convert(image)
-    draws = uniform(seed, epoch, np.array([index]), "crop", 2 * _CROP_TRIES + 2)[0]
+    draws = uniform(seed, epoch, np.array([index]), "crop", 2 * CROP_TRIES + 2)[0]
     own = 1.0 if preprocess.one_size else image.width / image.height
     ratios = config.crop_ratio[0] * own, config.crop_ratio[1] * own
-    box = _crop_box(image.width, image.height, config.crop_scale, ratios, draws.tolist())
+    box = crop_box(image.width, image.height, config.crop_scale, ratios, draws.tolist())
     return preprocess.view_part(image, box)
 
 
-_CROP_TRIES = 10
+CROP_TRIES = 10
 
 
-def _crop_box(
+def crop_box(
     width: int,
     height: int,
     scale: tuple[float, float],

@@ -63,7 +63,11 @@ class CsvSource:
         return self._names[i]
 
     def load(self, i: int) -> Image.Image:
-        return read_image(self._folder / self._names[i])
+        return read_image(self.encoded(i))
+
+    def encoded(self, i: int) -> Path:
+        """Where image `i` lies."""
+        return self._folder / self._names[i]
 
     def stamp(self, i: int) -> str:
         return file_stamp(self._folder / self._names[i])

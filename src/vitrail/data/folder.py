@@ -52,10 +52,14 @@ class FolderSource:
         return printable(self._names[i])
 
     def load(self, i: int) -> Image.Image:
-        return read_image(Path(self._root, self._names[i]))
+        return read_image(self.encoded(i))
+
+    def encoded(self, i: int) -> Path:
+        """Where image `i` lies."""
+        return Path(self._root, self._names[i])
 
     def stamp(self, i: int) -> str:
-        return file_stamp(Path(self._root, self._names[i]))
+        return file_stamp(f"{self._root}/{self._names[i]}")
 
 
 class _ClassFolder(NamedTuple):

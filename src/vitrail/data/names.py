@@ -1,8 +1,10 @@
 """Names of images and labels: many in little memory, each in one spelling, few in a message."""
 
+import re
 import unicodedata
 from array import array
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class PackedNames:
@@ -42,3 +44,12 @@ def shortened(names: Iterable[str], limit: int = 5) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def title_of(data: str) -> str:
+    """What to call data in a title or the name of a folder.
+
+    >>> title_of("photos/my cats/"), title_of("samples:emoji"), title_of("hf:parquet:a/beans")
+    ('my cats', 'emoji', 'beans')
+    """
+    return Path(re.sub(r"^(samples|hf|hf-stream):([a-z]+:)?", "", data)).stem or "data"

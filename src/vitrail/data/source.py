@@ -5,6 +5,7 @@ has set apart for training, validation and test is kept beside it (`PartedSource
 makes the rest. Nothing in these files writes into the data.
 """
 
+import os
 from bisect import bisect_right
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt8
 from PIL import Image
 
+from vitrail.data.decode import Encoded
 from vitrail.errors import DataError
 
 PARTS = ("train", "val", "test")
@@ -139,6 +141,11 @@ class Joined:
         source, within = self._find(i)
         return source.load(within)
 
+    def encoded(self, i: int) -> Encoded | None:
+        """Image `i` as its file, or a part of one; None if it lies in memory as pixels."""
+        source, within = self._find(i)
+        return encoded(source, within)
+
     def stamp(self, i: int) -> str:
         source, within = self._find(i)
         return source.stamp(within)
@@ -178,14 +185,28 @@ class Subset:
     def load(self, i: int) -> Image.Image:
         return self._source.load(int(self._indices[i]))
 
+    def encoded(self, i: int) -> Encoded | None:
+        """Image `i` as its file, or a part of one; None if it lies in memory as pixels."""
+        return encoded(self._source, int(self._indices[i]))
+
     def stamp(self, i: int) -> str:
         return self._source.stamp(int(self._indices[i]))
 
 
-def file_stamp(file: Path) -> str:
+def encoded(source: Source, i: int) -> Encoded | None:
+    """Image `i` as a file, or a part of one; None where it lies in memory as pixels.
+
+    A source of files has a method `encoded(i)` for that: what its `load(i)` gives to `read_image`,
+    so that another process can. It may raise `UnreadableImage`.
+    """
+    give = getattr(source, "encoded", None)
+    return give(i) if give else None
+
+
+def file_stamp(file: Path | str) -> str:
     """A file's size and the time of its last change; empty if there is no such file."""
     try:
-        status = file.stat()
+        status = os.stat(file)
     except OSError:
         return ""
     return f"{status.st_size} {status.st_mtime_ns}"

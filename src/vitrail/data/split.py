@@ -19,8 +19,10 @@ from jaxtyping import Int64, UInt8
 from vitrail.data.arrays import has_idx, open_idx, open_npz
 from vitrail.data.csvfile import Columns, CsvSource
 from vitrail.data.folder import FolderSource
+from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open_hub
 from vitrail.data.names import shortened
 from vitrail.data.samples import SAMPLES, open_sample
+from vitrail.data.shards import ShardSource, has_shards
 from vitrail.data.source import PARTS, PartedSource, Source, Subset, Targets, label_counts
 from vitrail.errors import DataError, UsageError
 
@@ -54,12 +56,15 @@ def open_splits(
     label_column: str | None = None,
     split_column: str | None = None,
     assignment: Path | None = None,
+    allow_missing: bool = False,
 ) -> Splits:
     """Open `data`, as `open_data` does, and split it.
 
     Where the data has no validation part, `val_fraction` of its training images become one; with
     0, the test part takes that role. `assignment` is a file of `write_split`, whose split is
-    restored instead. Raises UsageError for a fraction that cannot be, and DataError for data that
+    restored instead; `allow_missing` goes on without those of its images that are gone.
+
+    Raises UsageError for a fraction that cannot be, and DataError for data that
     is not there or that nothing can be learned from.
     """
     if not 0 <= val_fraction < 1:
@@ -69,7 +74,7 @@ def open_splits(
     if assignment is None:
         part, notes = _divide(source, seed, val_fraction)
     else:
-        part, notes = _restore(source, assignment)
+        part, notes = _restore(source, assignment, allow_missing)
     _refuse_unseen(source, part)
     subsets = _subsets(source, part)
     test = subsets.get(_TEST)
@@ -83,8 +88,10 @@ def open_data(data: Path | str, columns: Columns | None = None) -> PartedSource:
     """Open the data set at `data`, whole.
 
     It is a folder of class folders, or of train/, val/ and test/ with class folders; a folder with
-    a labels.csv; a CSV file; a .npz file of MedMNIST's layout; a folder of MNIST's IDX files; or
-    samples:NAME. `columns` names columns of the CSV file. Raises DataError for anything else.
+    a labels.csv; a CSV file; a .npz file of MedMNIST's layout; a folder of MNIST's IDX files;
+    tar files of WebDataset, or a folder of them; a folder that Hugging Face's `datasets` saved, or
+    of parquet files; samples:NAME; or hf:NAME. `columns` names columns of a CSV file or a Hugging
+    Face data set. Raises DataError for anything else.
     """
     try:
         return _open(os.path.expanduser(str(data)), columns or Columns())
@@ -97,12 +104,23 @@ def _open(name: str, columns: Columns) -> PartedSource:
     listed = path / "labels.csv" if path.is_dir() else path
     if listed.is_file() and listed.suffix.lower() in (".csv", ".tsv"):
         return CsvSource(listed, *columns)
+    if name.startswith(HUB_PREFIX) or has_tables(path):
+        return open_hub(name.removeprefix(HUB_PREFIX), columns)
+    if name.startswith(STREAM_PREFIX):
+        raise UsageError(
+            f"{name} is a stream, which is read from front to back: here it takes data that is "
+            f"read in any order, as {HUB_PREFIX}{name.removeprefix(STREAM_PREFIX)}"
+        )
     if any(columns):
-        raise UsageError(f"a column is named, but {name} is no CSV file")
+        raise UsageError(f"a column is named, but {name} is no CSV file or Hugging Face data set")
     if name.startswith(_SAMPLES_PREFIX):
         return open_sample(name.removeprefix(_SAMPLES_PREFIX))
     if path.is_dir():
-        return open_idx(path) if has_idx(path) else FolderSource(path)
+        if has_idx(path):
+            return open_idx(path)
+        return ShardSource(path) if has_shards(path) else FolderSource(path)
+    if path.suffix.lower() == ".tar" and path.is_file():
+        return ShardSource(path)
     if path.suffix.lower() == ".npz" and path.is_file():
         return open_npz(path)
     raise _no_data_set(path)
@@ -112,7 +130,7 @@ def _no_data_set(path: Path) -> DataError:
     if path.exists():
         return DataError(
             f"{path} is no data set: give a folder of class folders, a .csv or a .npz file "
-            "(an archive must be unpacked first)"
+            "(an archive must be unpacked first, unless it is a .tar of WebDataset)"
         )
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = [str(path.parent / name) for name in get_close_matches(path.name, siblings, n=1)]
@@ -234,16 +252,20 @@ def _label(source: Source, i: int) -> str:
     return "|".join(source.classes[label] for label in labels)
 
 
-def _restore(source: PartedSource, file: Path) -> tuple[_Part, tuple[str, ...]]:
+def _restore(
+    source: PartedSource, file: Path, allow_missing: bool
+) -> tuple[_Part, tuple[str, ...]]:
     """The split that `write_split` stored: every image of it, and no other."""
     numbers = {source.key(i): i for i in range(len(source))}
     stored = _read_split(file)
     missing = [key for key in stored if key not in numbers]
-    if missing:
+    if missing and not allow_missing:
         raise DataError(
             f"{len(missing)} images of the split in {file} are no longer in the data: "
-            f"{shortened(missing)}; put them back, or start a new run to split anew"
+            f"{shortened(missing)}; put them back, or start a new run to split anew, or train on "
+            f"without them: vitrail train --resume RUN --accept-changes"
         )
+    stored = {key: part for key, part in stored.items() if key in numbers}
     part = np.full(len(source), _LEFT_OUT, np.uint8)
     part[[numbers[key] for key in stored]] = list(stored.values())
     new = np.flatnonzero(part == _LEFT_OUT)
