@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -33,7 +34,9 @@ def test_round_trip(folder):
     assert sorted(p.name for p in folder.parent.iterdir()) == ["last"]
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_any_flipped_bit_or_cut_is_noticed(folder, data):
     victim = data.draw(st.sampled_from(sorted(folder.iterdir())))
@@ -46,11 +49,8 @@ def test_any_flipped_bit_or_cut_is_noticed(folder, data):
         bad = good[:place]
     victim.write_bytes(bad)
     try:
-        back = read_checkpoint(folder)
-    except DataError as error:
-        assert str(folder) in str(error)
-    else:  # a bit of white space or of the format's name in the manifest: nothing is lost
-        assert victim.name == "manifest.json" and back.state == STATE
+        with pytest.raises(DataError, match=re.escape(str(folder))):
+            read_checkpoint(folder)
     finally:
         victim.write_bytes(good)
 

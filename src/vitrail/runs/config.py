@@ -15,6 +15,7 @@ from pydantic import Discriminator, TypeAdapter, ValidationError
 
 from vitrail.data import Splits, open_splits
 from vitrail.data.augment import AugmentConfig
+from vitrail.data.loader import Reading
 from vitrail.data.mix import check_mixable
 from vitrail.data.preprocess import Interpolation, Preprocess, Resize
 from vitrail.errors import DataError, UsageError, unknown_name
@@ -27,11 +28,20 @@ class DataConfig:
     """Which images, and how they become batches."""
 
     path: str
-    """A folder, a .csv, an .npz, IDX files, or samples:NAME."""
+    """A folder, a .csv, an .npz, IDX files, tar shards, samples:NAME, or hf:NAME."""
     batch_size: int = 64
     """Images an optimiser step sees (before accumulation)."""
     workers: int = 2
-    """Threads that decode and crop."""
+    """Threads that decode and crop; with decoders processes, as many processes beside them."""
+    decoders: Literal["auto", "threads", "processes"] = "auto"
+    """What decodes files. A decoder that crashes or hangs ends a run of threads, but costs
+    processes only that image. auto: processes from 256 files on."""
+    image_seconds: float = 60.0
+    """A process that takes longer over one image is stopped, and the image left out."""
+    cache: Literal["memory", "disk", "none"] = "memory"
+    """Where decoded images are kept: 2 GiB of memory, or a file in the user's cache folder."""
+    decode: Literal["exact", "fast"] = "exact"
+    """fast: large JPEGs are reduced while decoded, crops cut at whole pixels, torch scales."""
     val_fraction: float = 0.2
     """Share of each class held out, where the data brings no split of its own."""
     image_column: str | None = None
@@ -51,26 +61,63 @@ class DataConfig:
     """Per channel, or one for all, of pixel values in 0..1."""
     std: tuple[float, ...] = (0.5,)
 
+    def reading(self) -> Reading:
+        """How images are read."""
+        return Reading(
+            decoders=self.decoders,
+            image_seconds=self.image_seconds,
+            cache=self.cache,
+            decode=self.decode,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The optimiser and its schedule."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "muon", "lamb", "adafactor"] = "adamw"
+    """muon: the matrices between stem and head by Muon, all else by AdamW, at AdamW's learning
+    rates. lamb: for large batches, at about 3e-3. adafactor: AdamW with a twentieth of its second
+    moments' memory."""
     lr: float = 1e-3
     """The highest learning rate, after warm-up."""
     weight_decay: float = 0.05
     """On matrices and convolution kernels only: not on biases, norms, tokens, positions."""
     beta1: float = 0.9
-    """Of AdamW; the momentum of SGD."""
+    """Decay of the first moment; the momentum of SGD."""
     beta2: float = 0.999
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Decay of the second moment."""
+    muon_momentum: float = 0.95
+    """Decay of the momentum of Muon's matrices."""
+    state: Literal["float32", "bfloat16"] = "float32"
+    """What the first moment is kept in, of every optimiser: bfloat16 takes half the memory (AugReg,
+    2106.10270). The second moment moves by less a step than a bfloat16 can show."""
+    schedule: Literal["cosine", "linear", "constant", "trapezoid"] = "cosine"
+    """trapezoid: constant, then linear in the last `cooldown` of the run (arXiv 2405.18392)."""
     warmup: float = 0.05
     """Share of the run in which the learning rate climbs from 0."""
+    cooldown: float = 0.2
+    """Share of the run in which a trapezoid falls."""
     final_lr: float = 0.01
     """Where the schedule ends, as a share of `lr`."""
     clip: float | None = 1.0
     """Largest global norm of the gradient; None does not clip."""
+
+    def __post_init__(self) -> None:
+        for name, share in (
+            ("beta1", self.beta1),
+            ("beta2", self.beta2),
+            ("muon_momentum", self.muon_momentum),
+        ):
+            if not 0 <= share < 1:
+                raise UsageError(f"optim.{name} must be in [0, 1), not {share}")
+        if not 0 < self.cooldown <= 1:
+            raise UsageError(f"optim.cooldown must be in (0, 1], not {self.cooldown}")
+        if self.schedule == "trapezoid" and self.warmup + self.cooldown > 1:
+            raise UsageError(
+                f"optim.warmup {self.warmup} and optim.cooldown {self.cooldown} are more than the "
+                f"run together: make one of them smaller"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,14 +196,34 @@ class TrainConfig:
     """Length in minutes of training; the schedule ends when the time does. With both, the first."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
+    micro_batch: int | None = None
+    """Images computed at once; the gradients stay those of the whole batch. None: all, or as many
+    as there is memory for."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: automatic mixed precision; weights stay float32."""
+    """bfloat16: a rounded copy of the weights computes; what is learned and kept stays float32."""
+    compile: bool = False
+    """torch.compile of each block: slower to start, then faster."""
+    checkpointing: bool = False
+    """Keep only each block's input for the backward pass, and compute the block again: far less
+    memory, a fifth more work (arXiv 1604.06174)."""
+    devices: int = 1
+    """Processes on this machine, one a device. Under torchrun it decides instead."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Of several processes, each has the whole model (ddp) or its rows of everything (fsdp)."""
+    stall_seconds: float = 600.0
+    """Of several processes: a step that takes longer ends the run, and names who did not come."""
     ema: float = 0.0
     """Decay of the running average of the weights that is evaluated and kept; 0: none."""
     evaluations: int = 10
     """How often in a run the held-out images are measured, and a checkpoint is kept."""
     patience: int | None = None
     """Stop after so many evaluations without a better top-1."""
+    checkpoint_minutes: float = 10.0
+    """Most minutes of training between two checkpoints; each evaluation keeps one as well."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on the disk, beside the best."""
+    profile: int = 0
+    """Look at so many steps after the first few, and write RUN/profile."""
     keep: Literal["last", "best"] = "last"
     """Which checkpoint the report judges. `best` is chosen on the held-out images themselves."""
     device: str = "auto"
@@ -177,10 +244,23 @@ class TrainConfig:
             ("data.batch_size", self.data.batch_size),
             ("data.workers", self.data.workers),
             ("accumulate", self.accumulate),
+            ("micro_batch", self.micro_batch),
+            ("devices", self.devices),
             ("evaluations", self.evaluations),
         ):
-            if number < 1:
+            if number is not None and number < 1:
                 raise UsageError(f"{name} must be at least 1, not {number}")
+        if self.keep_checkpoints < 2:
+            raise UsageError(
+                f"keep_checkpoints must be at least 2, not {self.keep_checkpoints}: if the newest "
+                f"is damaged, the one before it is there"
+            )
+        for name, least in (
+            ("checkpoint_minutes", self.checkpoint_minutes),
+            ("stall_seconds", self.stall_seconds),
+        ):
+            if not least > 0:
+                raise UsageError(f"{name} must be above 0, not {least}")
         for name, share in (
             ("data.val_fraction", self.data.val_fraction),
             ("data.max_unreadable", self.data.max_unreadable),
@@ -198,6 +278,7 @@ class TrainConfig:
                 f"ViTs, not for the family '{self.model.family}'; take crop or squash"
             )
         check_mixable(self.augment, self.preprocess())
+        self.data.reading()
         if self.data.train_size is not None:
             self.model.check_size(self.data.train_size)
         if self.method == "probe":
@@ -237,7 +318,9 @@ class TrainConfig:
         )
 
 
-def open_data_of(config: TrainConfig, assignment: Path | None = None) -> Splits:
+def open_data_of(
+    config: TrainConfig, assignment: Path | None = None, *, allow_missing: bool = False
+) -> Splits:
     """The images of a run, divided; `assignment` is its split.csv, to divide them as before."""
     return open_splits(
         config.data.path,
@@ -246,6 +329,7 @@ def open_data_of(config: TrainConfig, assignment: Path | None = None) -> Splits:
         image_column=config.data.image_column,
         label_column=config.data.label_column,
         assignment=assignment,
+        allow_missing=allow_missing,
     )
 
 

@@ -2,11 +2,15 @@
 
 config.yaml        enough to run it again
 environment.json   machine, versions, command
+identity.json      data, code and libraries that it was made with
 split.csv          which image was held out
 weights.json       which published weights it started from, and what became of them
 teacher.json       which teacher it learns from
 metrics.jsonl      one JSON object a line, as training goes
-checkpoints/last, checkpoints/best
+checkpoints/       one folder each, step-00001200; the newest is also called last, and the one with
+                   the highest score best
+fault/             the step at which the loss was no longer a number, and its batch
+profile/           where a step's time went
 skipped.csv        images that could not be read, and why
 metrics.json, predictions.csv, report.html    what evaluation writes
 """
@@ -15,11 +19,14 @@ import csv
 import fcntl
 import io
 import json
+import math
 import os
 import platform
+import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +36,7 @@ from typing import Any, Self
 import torch
 
 from vitrail.errors import DataError, UsageError
+from vitrail.runs.checkpoint import read_state
 from vitrail.runs.config import TrainConfig, from_dict, read_tree, write_yaml
 
 
@@ -77,9 +85,41 @@ class Run:
         """Which image belongs to training, which is held out."""
         return self.path / "split.csv"
 
+    @property
+    def checkpoints_folder(self) -> Path:
+        """Where the run's checkpoints are."""
+        return self.path / "checkpoints"
+
+    def checkpoints(self) -> list[Path]:
+        """The folders of its checkpoints, the newest first; they may be damaged."""
+        try:
+            entries = os.listdir(self.checkpoints_folder)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise DataError(f"cannot read {self.checkpoints_folder}: {error.strerror}") from error
+        # A kill while a checkpoint was replaced left the earlier one beside its place.
+        names = {re.sub(r"\.(.+)\.old", r"\1", entry) for entry in entries}
+        names = {name for name in names if _STEP.fullmatch(name) or name in _FIXED}
+        folders = [self.checkpoints_folder / name for name in names]
+        return sorted(folders, key=lambda folder: (step_of(folder), folder.name), reverse=True)
+
     def checkpoint(self, name: str) -> Path:
-        """The folder of checkpoint `last` or `best`."""
-        return self.path / "checkpoints" / name
+        """The folder of checkpoint `last` (the newest), `best` (the highest score) or `step-1200`.
+
+        Raises `UsageError` for any other name; whether the folder is there is not asked.
+        """
+        if step := _STEP.fullmatch(name):
+            return self.step_folder(int(step[1]))
+        if name not in _FIXED:
+            raise UsageError(f"no checkpoint is called '{name}': say last, best or step-NUMBER")
+        folders = self.checkpoints()
+        found = best_of(folders) if name == "best" else next(iter(folders), None)
+        return found or self.checkpoints_folder / name
+
+    def step_folder(self, step: int) -> Path:
+        """Where the checkpoint of a step belongs."""
+        return self.checkpoints_folder / f"step-{step:08d}"
 
     def config(self) -> TrainConfig:
         """The config that the run was made with."""
@@ -105,7 +145,7 @@ class Run:
     def write(self, name: str, text: str) -> Path:
         """Write a text file of the run, whole or not at all."""
         place = self.path / name
-        beside = place.with_name(f".{name}.writing")
+        beside = place.with_name(f".{place.name}.writing")
         try:
             beside.write_text(text, encoding="utf-8")
             beside.replace(place)
@@ -136,12 +176,52 @@ class Run:
         self.write("metrics.jsonl", "".join(line + "\n" for line in kept))
 
 
+_STEP = re.compile(r"step-([0-9]+)")
+_FIXED = ("last", "best")
+"""The names of the only two folders that runs had before their folders had steps in their names."""
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint by its name; -1 if that has none, for then it is an older run's."""
+    step = _STEP.fullmatch(folder.name)
+    return int(step[1]) if step else -1
+
+
+def best_of(folders: Iterable[Path]) -> Path | None:
+    """Of some checkpoints the one with the highest score, the earliest of equal ones."""
+    scores = {}
+    for folder in folders:
+        with suppress(DataError):
+            scores[folder] = score_of(folder)
+    return highest(scores)
+
+
+def highest(scores: Mapping[Path, float | None]) -> Path | None:
+    """The checkpoint with the highest score, the earliest of equal ones."""
+    known = {folder: score for folder, score in scores.items() if score is not None}
+    return max(known, key=lambda folder: (known[folder], -step_of(folder)), default=None)
+
+
+def score_of(folder: Path) -> float | None:
+    """What a checkpoint's model reached, if it was measured then. Raises `DataError` if damaged."""
+    state = read_state(folder)
+    score = state.get("score")
+    if folder.name == "best":  # an older run's
+        score = state.get("progress", {}).get("best")
+    return score if isinstance(score, (int, float)) and math.isfinite(score) else None
+
+
 class RunLock:
     """Only one process trains in a run folder; the lock goes with the process that holds it."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._file = open(run.path / ".lock", "w")  # noqa: SIM115  # held until __exit__
+        try:
+            self._file = open(run.path / ".lock", "w")  # noqa: SIM115  # held until __exit__
+        except OSError as error:
+            raise DataError(
+                f"cannot write in {run.path}: {error.strerror}. Make it writable, or copy the run"
+            ) from error
 
     def __enter__(self) -> Self:
         try:

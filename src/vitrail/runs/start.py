@@ -4,11 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitrail.runs.checkpoint import MANIFEST
 from vitrail.runs.folder import Run
 from vitrail.runs.load import load
 from vitrail.weights import OURS, Opened, open_weights
-from vitrail.weights.files import read_json
 
 
 def open_start(
@@ -23,10 +21,9 @@ def open_start(
     if not (folder / "config.yaml").is_file():
         return open_weights(source, told, row=row, notify=notify)
     loaded = load(Run(folder))
-    manifest = read_json(loaded.run.checkpoint(loaded.checkpoint) / MANIFEST)
     return Opened(
         source=source,
-        sha256=manifest["sha256"]["model.safetensors"],
+        sha256=loaded.sha256,
         layout=OURS,
         config=loaded.config.model,
         state=loaded.model.state_dict(),

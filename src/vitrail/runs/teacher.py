@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, VitrailError
 from vitrail.models import Model, build, model_config
-from vitrail.runs.checkpoint import MANIFEST
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.folder import Run
 from vitrail.runs.load import load
@@ -159,13 +158,12 @@ def _open(source: str, notify: Callable[[str], None]) -> _Opened:
     try:
         if (folder / "config.yaml").is_file():
             loaded = load(Run(folder))
-            manifest = read_json(loaded.run.checkpoint(loaded.checkpoint) / MANIFEST)
             return _Opened(
                 loaded.model,
                 loaded.preprocess,
                 loaded.classes,
                 loaded.multi_label,
-                manifest["sha256"]["model.safetensors"],
+                loaded.sha256,
                 OURS,
             )
         opened = open_weights(source, notify=notify)
