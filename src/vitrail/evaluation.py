@@ -24,14 +24,16 @@ from torch import Tensor
 
 from vitrail.data import Source, Targets, open_data
 from vitrail.data.csvfile import Columns
+from vitrail.data.decode import Encoded
 from vitrail.data.loader import EvalLoader, one_hot
-from vitrail.data.source import PARTS, Joined, PartedSource, Subset
+from vitrail.data.names import title_of
+from vitrail.data.source import PARTS, Joined, PartedSource, Subset, encoded
 from vitrail.errors import DataError, UsageError
 from vitrail.metrics import Metrics, classification, multi_label
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import open_data_of
-from vitrail.runs.device import pick_device
 from vitrail.runs.load import LoadedRun, load
+from vitrail.runs.world import ALONE, World
 from vitrail.tasks import Classify
 from vitrail.tasks.tta import looks
 
@@ -104,8 +106,8 @@ class Evaluation:
         often += "" if self.tokens is None else "-" + re.sub(r"[^\w.]+", "-", self.tokens)
         if self.held_out:
             return often
-        name = Path(self.data).stem if self.data != self.loaded.config.data.path else self.part
-        return "-" + re.sub(r"[^\w.-]+", "_", name.removeprefix("samples:")) + often
+        name = title_of(self.data) if self.data != self.loaded.config.data.path else self.part
+        return "-" + re.sub(r"[^\w.-]+", "_", name) + often
 
     def summary(self) -> list[str]:
         """Two lines for a terminal: how good, and compared with what."""
@@ -138,6 +140,7 @@ def evaluate(
     batch_size: int = 64,
     tta: str = "none",
     tokens: str | None = None,
+    world: World = ALONE,
 ) -> Evaluation:
     """Measure `run`, and write metrics.json and predictions.csv into its folder.
 
@@ -146,7 +149,8 @@ def evaluate(
     all. `checkpoint` is last or best, by default the one that the run keeps; `device` the run's.
     `tta` averages several looks at each image (test-time augmentation: flip, scales, flip+scales);
     the files then have a name of their own, metrics-tta-flip.json. `tokens` (tome:r=13) merges or
-    drops tokens, and has its own files as well.
+    drops tokens, and has its own files as well. The processes of a `world` share the images, each
+    once; all of them get the whole result, and the first writes it.
 
     Raises `DataError` for a run, a checkpoint or images that are not as they must be, `UsageError`
     for an unknown `tta`, or `tokens` that the model cannot do.
@@ -156,15 +160,17 @@ def evaluate(
     named = data or loaded.config.data.path
     chosen = _open_other(data, loaded.config, split) if data else _open_own(loaded, split)
     source = _Matched(chosen.source, loaded, named)
-    place = pick_device(device or loaded.config.device)
+    place = world.device(device or loaded.config.device)
     loader = EvalLoader(
         source,
         loaded.preprocess,
         batch_size=batch_size,
         workers=loaded.config.data.workers,
         device=place,
+        part=world.part,
+        reading=loaded.config.data.reading(),
     )
-    predicted = _predict(loaded, loader, named, tta)
+    predicted = _predict(loaded, loader, named, tta, world)
     targets = torch.from_numpy(source.targets[predicted.indices].astype(np.int64))
     metrics = (multi_label if loaded.multi_label else classification)(
         predicted.probabilities, targets
@@ -180,13 +186,14 @@ def evaluate(
         probabilities=predicted.probabilities,
         targets=targets,
         metrics=metrics,
-        skipped=dict(loader.skipped),
+        skipped={key: why for each in world.gather(loader.skipped) for key, why in each.items()},
         images_per_second=n / predicted.seconds,
         model_images_per_second=n / predicted.model_seconds,
         tta=tta,
         tokens=tokens,
     )
-    _write(evaluation)
+    if world.lead:
+        _write(evaluation)
     return evaluation
 
 
@@ -252,6 +259,10 @@ class _Matched:
     def load(self, i: int) -> Image.Image:
         return self._source.load(i)
 
+    def encoded(self, i: int) -> Encoded | None:
+        """Image `i` as its file, or a part of one; None if it lies in memory as pixels."""
+        return encoded(self._source, i)
+
     def stamp(self, i: int) -> str:
         return self._source.stamp(i)
 
@@ -293,15 +304,17 @@ class _Predicted(NamedTuple):
 
 
 @torch.inference_mode()
-def _predict(loaded: LoadedRun, loader: EvalLoader, data: str, tta: str) -> _Predicted:
+def _predict(
+    loaded: LoadedRun, loader: EvalLoader, data: str, tta: str, world: World
+) -> _Predicted:
     config, device = loaded.config, loader.device
     counts = torch.ones(len(loaded.classes))
     task = Classify(
         loaded.model, config.classify, loaded.classes, counts, multi_label=loaded.multi_label
     )
     task = task.to(device).eval()
-    rows: list[Tensor] = []
-    indices: list[np.ndarray] = []
+    rows = [torch.empty(0, len(loaded.classes), device=device)]
+    indices = [np.empty(0, np.int64)]
     model_seconds = 0.0
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         # The first call sets up more than it computes.
@@ -310,14 +323,17 @@ def _predict(loaded: LoadedRun, loader: EvalLoader, data: str, tta: str) -> _Pre
         started = time.perf_counter()
         for batch in loader:
             asked = time.perf_counter()
-            rows.append(task.predict(batch, tta).cpu())
+            rows.append(task.predict(batch, tta).float())
             model_seconds += time.perf_counter() - asked
             indices.append(batch.indices)
         seconds = time.perf_counter() - started
-    if not rows:
+    everyone = world.rows(torch.cat(rows)).cpu()
+    places = world.rows(torch.from_numpy(np.concatenate(indices)).to(device)).cpu()
+    order = places.argsort()
+    if not len(order):
         first = next(iter(loader.skipped.items()), ("", "there are none"))
         raise DataError(f"no image of {data} can be read: {first[0]}: {first[1]}")
-    return _Predicted(torch.cat(rows), np.concatenate(indices), seconds, model_seconds)
+    return _Predicted(everyone[order], places[order].numpy(), seconds, model_seconds)
 
 
 def _write(evaluation: Evaluation) -> None:

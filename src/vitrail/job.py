@@ -1,6 +1,7 @@
 """The main job, whole: open the data, train, measure on the held-out images, write the report."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,22 +13,30 @@ import torch
 
 from vitrail.data import Source, Splits, write_split
 from vitrail.data.loader import EvalLoader, TrainLoader, one_hot
+from vitrail.data.names import title_of
+from vitrail.doctor.machine import memory
 from vitrail.errors import UsageError
 from vitrail.evaluation import Evaluation, evaluate
 from vitrail.models import Model, ViTConfig, build
 from vitrail.report import write_report
 from vitrail.runs import Run, RunLock, TrainConfig
 from vitrail.runs.config import open_data_of
-from vitrail.runs.device import pick_device
+from vitrail.runs.identity import IDENTITY, identity, read_identity, refuse_changes
+from vitrail.runs.machine import keep_freed_memory
 from vitrail.runs.start import open_start
 from vitrail.runs.teacher import RECORD as TEACHER
 from vitrail.runs.teacher import FoundTeacher, open_teacher, reopen_teacher
+from vitrail.runs.world import ALONE, World, check_layout, join_world
 from vitrail.tasks import Classify, Distill, Prune, Teacher
 from vitrail.training import fit, fit_probe
 from vitrail.training.board import board
+from vitrail.training.cluster import Cluster
+from vitrail.training.paper import teacher_on_paper
+from vitrail.training.plan import Plan, Room, make_plan
 from vitrail.training.progress import Listener
 from vitrail.training.sweep import Sweep
 from vitrail.training.sweep import find_lr as sweep
+from vitrail.training.tryout import Makers
 from vitrail.training.tune import check_tuning, lr_warning
 from vitrail.weights import load_into
 
@@ -59,22 +68,36 @@ def train(
     The data decides the number of classes. Raises `UsageError` and `DataError`, always before
     anything of the user's is touched.
     """
-    splits = _open(config)
-    config = _settled(config, splits)
-    check_tuning(config)
-    folder = Path(out) if out else _free_folder(config.data.path)
-    if config.distill.teacher == str(folder.resolve()):
-        raise UsageError(
-            f"{folder} cannot be the run to make and its teacher: choose another --out"
+    with join_world(config.device, config.stall_seconds) as world:
+        check_layout(config, world.size)
+        begun = world.run
+        folder = Path(world.lead_says(begun or str(out or free_folder(config.data.path))))
+        # The lead decides: it would make the folder while another still asks whether it is there.
+        if world.lead_says(begun is not None and world.lead and _begun(folder)):
+            notify("a process died: starting again from the last checkpoint")
+            return _resume(Run(folder), world, listen=listen, notify=notify)
+        splits = _open(config)
+        config = _settled(config, splits)
+        check_tuning(config)
+        if config.distill.teacher == str(folder.resolve()):
+            raise UsageError(
+                f"{folder} cannot be the run to make and its teacher: choose another --out"
+            )
+        teacher = open_teacher(
+            config, splits.train.classes, multi_label=_several(splits), notify=notify
         )
-    teacher = open_teacher(
-        config, splits.train.classes, multi_label=_several(splits), notify=notify
-    )
-    with torch.device("meta"):  # what the task would refuse, before anything is made
-        _task(build(config.model), config, splits, teacher and teacher.teacher)
-    run = Run.create(folder, config)
-    write_split(splits, run.split_file)
-    return _work(run, run.config(), splits, teacher, resume=False, listen=listen, notify=notify)
+        with torch.device("meta"):  # what the task would refuse, before anything is made
+            _task(build(config.model), config, splits, teacher and teacher.teacher)
+        if world.lead:
+            run = Run.create(folder, config)
+            world.run = str(folder.resolve())
+            write_split(splits, run.split_file)
+            run.write(IDENTITY, json.dumps(identity(config, splits)))
+        world.gather("the run folder is there")
+        run = Run(folder)
+        return _work(
+            run, run.config(), splits, teacher, world, resume=False, listen=listen, notify=notify
+        )
 
 
 def find_lr(config: TrainConfig, *, notify: Notify = lambda sentence: None) -> Sweep:
@@ -96,6 +119,64 @@ def find_lr(config: TrainConfig, *, notify: Notify = lambda sentence: None) -> S
     return sweep(task, _train_loader(config, splits.train, device), config)
 
 
+def plan(
+    config: TrainConfig,
+    out: Path | str | None = None,
+    cluster: Cluster | None = None,
+    *,
+    notify: Notify = lambda sentence: None,
+) -> Plan:
+    """What the run that `config` describes would take, here and on a `cluster`; nothing is written.
+
+    `out` is where its folder would be. Raises as `train` does.
+    """
+    splits = _open(config)
+    config = _settled(config, splits)
+    check_tuning(config)
+    found = open_teacher(config, splits.train.classes, multi_label=_several(splits), notify=notify)
+    for note in splits.notes:
+        notify(note)
+    teacher = found and found.teacher
+    device = _prepare(config)
+
+    def on_paper() -> Classify:
+        with torch.device("meta"):
+            shadow = teacher and teacher_on_paper(teacher)
+            return _task(build(config.model), config, splits, shadow)
+
+    def task() -> Classify:
+        model = build(config.model)
+        if config.weights:
+            _start(model, config, splits.train.classes, lambda sentence: None)
+        return _task(model, config, splits, teacher).to(device)
+
+    def train_loader(batch: int) -> TrainLoader:
+        changed = replace(config, data=replace(config.data, batch_size=batch))
+        return _train_loader(changed, splits.train, device)
+
+    def val_loader(source: Source, batch: int) -> EvalLoader:
+        return EvalLoader(
+            source,
+            config.preprocess(),
+            batch_size=batch,
+            workers=config.data.workers,
+            device=device,
+            reading=config.data.reading(),
+        )
+
+    place = Path(out or free_folder(config.data.path)).absolute()
+    while not place.exists():
+        place = place.parent
+    here = memory()
+    room = Room(
+        memory=here and here.free,
+        device=torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
+        disk=shutil.disk_usage(place).free,
+    )
+    makers = Makers(on_paper, task, train_loader, val_loader)
+    return make_plan(config, splits, makers, device, room, cluster or Cluster(), notify=notify)
+
+
 def _settled(config: TrainConfig, splits: Splits) -> TrainConfig:
     """The config as the data decides it, with names that hold from any folder."""
     return replace(
@@ -113,23 +194,67 @@ def resume(
     run: Run,
     config: TrainConfig | None = None,
     *,
+    accept_changes: bool = False,
     listen: Listener = lambda event: None,
     notify: Notify = lambda sentence: None,
 ) -> Outcome:
-    """Go on with a run from its last checkpoint, with the very same split and order.
+    """Go on with a run from its newest whole checkpoint, with the very same split and order.
 
-    `config` may give the run another length; the default is the run's own.
+    `config` may give the run another length; the default is the run's own. Where data or code are
+    not what they were, that is a `UsageError` that says so, unless `accept_changes`.
     """
     config = config or run.config()
-    splits = _open(config, assignment=run.split_file)
+    with join_world(config.device, config.stall_seconds) as world:
+        check_layout(config, world.size)
+        return _resume(
+            run, world, config, accept_changes=accept_changes, listen=listen, notify=notify
+        )
+
+
+def _resume(
+    run: Run,
+    world: World,
+    config: TrainConfig | None = None,
+    *,
+    accept_changes: bool = False,
+    listen: Listener,
+    notify: Notify,
+) -> Outcome:
+    config = config or run.config()
+    splits = _open(config, assignment=run.split_file, allow_missing=accept_changes)
+    before, now = read_identity(run), identity(config, splits)
+    for sentence in refuse_changes(before, now, accept=accept_changes):
+        notify(sentence)
+    if world.lead and accept_changes and before:
+        run.write(IDENTITY, json.dumps(now))
+        write_split(splits, run.split_file)  # without what is gone
     teacher = reopen_teacher(
         run, config, splits.train.classes, multi_label=_several(splits), notify=notify
     )
-    return _work(run, config, splits, teacher, resume=True, listen=listen, notify=notify)
+    return _work(run, config, splits, teacher, world, resume=True, listen=listen, notify=notify)
 
 
-def _open(config: TrainConfig, assignment: Path | None = None) -> Splits:
-    splits = open_data_of(config, assignment)
+def _begun(folder: Path) -> bool:
+    """Whether to go on with `folder`, which processes have made of which one died.
+
+    What they left there before the first checkpoint is cleared away.
+    """
+    if folder.is_dir() and Run(folder).checkpoints():
+        return True
+    if folder.is_dir() and {entry.name for entry in folder.iterdir()} <= _EARLY:
+        shutil.rmtree(folder)
+    return False
+
+
+_EARLY = {"config.yaml", "environment.json", "split.csv", IDENTITY, f".{IDENTITY}.writing"}
+_EARLY |= {"weights.json", TEACHER, ".lock", "metrics.jsonl", "checkpoints", "tensorboard"}
+"""What a run may hold before its first checkpoint."""
+
+
+def _open(
+    config: TrainConfig, assignment: Path | None = None, *, allow_missing: bool = False
+) -> Splits:
+    splits = open_data_of(config, assignment, allow_missing=allow_missing)
     if splits.val is None:
         raise UsageError("nothing would be held out to measure on: give data.val_fraction above 0")
     return splits
@@ -140,6 +265,7 @@ def _work(
     config: TrainConfig,
     splits: Splits,
     found: FoundTeacher | None,
+    world: World,
     *,
     resume: bool,
     listen: Listener,
@@ -148,36 +274,56 @@ def _work(
     started = time.perf_counter()
     for note in splits.notes:
         notify(note)
-    device = _prepare(config)
+    device = _prepare(config, world)
     model = build(config.model)
     if config.weights and not resume:
-        run.write("weights.json", _start(model, config, splits.train.classes, notify))
+        record = _start(model, config, splits.train.classes, notify)
+        if world.lead:
+            run.write("weights.json", record)
         if warning := lr_warning(config):
             notify(warning)
-    if found:
+    if found and world.lead:
         run.write(TEACHER, json.dumps(found.record, indent=1))
     task = _task(model, config, splits, found and found.teacher).to(device)
-    train_loader = _train_loader(config, splits.train, device)
+    train_loader = _train_loader(config, splits.train, device, world, notify)
     val_loader = EvalLoader(
-        splits.val, config.preprocess(), workers=config.data.workers, device=device
+        splits.val,
+        config.preprocess(),
+        workers=config.data.workers,
+        device=device,
+        part=world.part,
+        reading=config.data.reading(),
     )
-    with RunLock(run), ExitStack() as stack:
-        if config.tensorboard:
-            listen = _both(listen, stack.enter_context(board(run.path / "tensorboard")))
-        learn = fit_probe if config.method == "probe" else fit
-        learn(task, train_loader, val_loader, config, run, resume=resume, listen=listen)
-        skipped = train_loader.skipped | val_loader.skipped
-        run.write_skipped(skipped)
-        evaluation = evaluate(run, checkpoint=config.keep)
-        report = write_report(run, evaluation)
+    with ExitStack() as stack:
+        if world.lead:
+            stack.enter_context(RunLock(run))
+            if config.tensorboard:
+                listen = _both(listen, stack.enter_context(board(run.path / "tensorboard")))
+        if config.method == "probe":
+            fit_probe(task, train_loader, val_loader, config, run, resume=resume, listen=listen)
+        else:
+            fit(
+                task, train_loader, val_loader, config, run,
+                resume=resume, listen=listen, notify=notify, world=world,
+            )  # fmt: skip
+        skipped: dict[str, str] = {}
+        for each in world.gather(train_loader.skipped | val_loader.skipped):
+            skipped |= each
+        evaluation = evaluate(run, checkpoint=config.keep, world=world)
+        if world.lead:
+            run.write_skipped(skipped)
+            write_report(run, evaluation)
+        world.gather("the report is written")
     seconds = time.perf_counter() - started
     checkpoint = run.checkpoint(config.keep)
-    return Outcome(run, checkpoint, evaluation, report, skipped, seconds)
+    return Outcome(run, checkpoint, evaluation, run.path / "report.html", skipped, seconds)
 
 
-def _prepare(config: TrainConfig) -> torch.device:
-    """Set the threads and the seed; the device."""
-    device = pick_device(config.device)
+def _prepare(config: TrainConfig, world: World = ALONE) -> torch.device:
+    """Set the threads, the memory and the seed; the device."""
+    device = world.device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -202,7 +348,13 @@ def _several(splits: Splits) -> bool:
     return splits.train.targets.ndim == 2
 
 
-def _train_loader(config: TrainConfig, source: Source, device: torch.device) -> TrainLoader:
+def _train_loader(
+    config: TrainConfig,
+    source: Source,
+    device: torch.device,
+    world: World = ALONE,
+    notify: Notify = lambda sentence: None,
+) -> TrainLoader:
     return TrainLoader(
         source,
         config.train_preprocess(),
@@ -212,6 +364,9 @@ def _train_loader(config: TrainConfig, source: Source, device: torch.device) -> 
         workers=config.data.workers,
         max_unreadable=config.data.max_unreadable,
         device=device,
+        part=world.part,
+        reading=config.data.reading(),
+        notify=notify,
     )
 
 
@@ -254,9 +409,9 @@ def _anywhere(name: str) -> str:
     return str(path.resolve()) if path.exists() else name
 
 
-def _free_folder(data: str) -> Path:
+def free_folder(data: str) -> Path:
     """runs/NAME-N with the first N that is free."""
-    name = Path(data.removeprefix("samples:")).stem or "data"
+    name = title_of(data)
     number = 1
     while (folder := Path("runs") / f"{name}-{number}").exists():
         number += 1

@@ -11,6 +11,7 @@ from torch import nn
 from vitrail.errors import UsageError
 from vitrail.models import ViT, build, model_config
 from vitrail.nn import ConvStem, PatchEmbed, PatchifyStem
+from vitrail.nn.conv import BatchNorm
 from vitrail.nn.patch import ChannelNorm
 
 OverlapEmbed = partial(PatchEmbed, overlap=True)
@@ -115,7 +116,7 @@ def test_the_convolutional_stem_is_that_of_moco_v3():
     """Four 3x3 convolutions of stride 2, d/8 channels doubling to d, batch norm, ReLU, then 1x1."""
     stem = build("vit_s16", stem="conv", depth=1).stem
     seen = [[type(part) for part in step] for step in stem.convs]
-    assert seen == [[nn.Conv2d, nn.BatchNorm2d, nn.ReLU]] * 4
+    assert seen == [[nn.Conv2d, BatchNorm, nn.ReLU]] * 4
     convolutions = [step[0] for step in stem.convs]
     assert [c.out_channels for c in convolutions] == [48, 96, 192, 384]
     assert {(c.kernel_size, c.stride, c.padding) for c in convolutions} == {

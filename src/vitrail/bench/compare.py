@@ -239,7 +239,7 @@ def _learn(
     if name == HOG:
         train_hog(config, folder, notify)
         return
-    if folder.is_dir() and not (folder / "checkpoints" / "last").is_dir():
+    if folder.is_dir() and not ((folder / "config.yaml").is_file() and Run(folder).checkpoints()):
         shutil.rmtree(folder)  # stopped before there was anything to go on with
     train(name, config, folder)
 

@@ -1,5 +1,7 @@
 """Multi-head self-attention on torch's fused kernel (Vaswani et al., arXiv 1706.03762, eq. 1)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
@@ -82,6 +84,8 @@ def attend(
     if keys is not None and keys.dtype != torch.bool:
         mask = keys.log().to(q.dtype)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        if mask is None and not torch.compiler.is_compiling():
+            return _ThreeProducts.apply(q, k, v)  # type: ignore[no-untyped-call]
         q = q * q.shape[-1] ** -0.5
         if mask is not None and mask.dtype != torch.bool:
             # As one more channel it costs nothing; added to all logits, a tenth of the whole.
@@ -93,3 +97,34 @@ def attend(
         return logits.softmax(dim=-1) @ v
     mask = None if mask is None else mask[:, None, None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+class _ThreeProducts(torch.autograd.Function):
+    """Attention by plain products. For its backward pass it keeps q, k and v, once each and in the
+    layout that the products take, and computes the weights again: they are `n` numbers a token.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        heads = q.shape[:2]
+        q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+        ctx.save_for_backward(q, k, v)
+        return (_weights(q, k) @ v).unflatten(0, heads)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = ctx.saved_tensors
+        heads, grad = grad.shape[:2], grad.flatten(0, 1)
+        weights = _weights(q, k)
+        to_v = weights.mT @ grad
+        inner = torch.ops.aten._softmax_backward_data(grad @ v.mT, weights, -1, weights.dtype)
+        scale = q.shape[-1] ** -0.5
+        to_q = torch.baddbmm(q, inner, k, beta=0, alpha=scale)
+        to_k = torch.baddbmm(k, inner.mT, q, beta=0, alpha=scale)
+        return to_q.unflatten(0, heads), to_k.unflatten(0, heads), to_v.unflatten(0, heads)
+
+
+def _weights(q: Float[Tensor, "k m e"], k: Float[Tensor, "k n e"]) -> Float[Tensor, "k m n"]:
+    logits = q.new_empty(len(q), q.shape[1], k.shape[1])
+    scale = q.shape[-1] ** -0.5
+    return torch.baddbmm(logits, q, k.mT, beta=0, alpha=scale).softmax(dim=-1)

@@ -8,9 +8,10 @@ sides alike, the hybrids as TensorFlow does.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -96,15 +97,55 @@ class GroupNormReLU(nn.GroupNorm):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """A batch norm that also trains where there is one number a channel: one image of one cell.
+    """A batch norm over the images of all processes, so that a run is the same on any number.
 
-    Such a batch has no statistics, and torch refuses it: the running ones stand in. It happens
-    when an epoch leaves one small image over.
+    It also trains where there is one number a channel: one image of one cell. Such a batch has no
+    statistics, and torch refuses it: the running ones stand in. It happens when an epoch leaves
+    one small image over.
     """
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if self.training and dist.is_initialized() and dist.get_world_size() > 1:
+            return self._of_all(x)
         if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         return super().forward(x)
+
+    def _of_all(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Torch has this for GPUs alone (SyncBatchNorm)."""
+        values = x.float()
+        count = _sum_of_all(values.new_tensor([values[:, 0].numel()]))
+        mean = _sum_of_all(values.sum(dim=(0, 2, 3))) / count
+        centred = values - mean[:, None, None]
+        variance = _sum_of_all(centred.square().sum(dim=(0, 2, 3))) / count
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None and self.momentum is not None
+            self.num_batches_tracked += 1
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def _sum_of_all(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    return _SumOfAll.apply(x)  # type: ignore[no-untyped-call]
+
+
+class _SumOfAll(torch.autograd.Function):
+    """The sum over all processes; so is its gradient, for each of them uses it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError
+from vitrail.nn.conv import BatchNorm
 from vitrail.nn.grids import on_canvas
 
 Indivisible = Literal["refuse", "pad"]
@@ -207,7 +208,7 @@ class ConvStem(nn.Module):
             *(
                 nn.Sequential(
                     nn.Conv2d(c_in, c_out, 3, stride=2, padding=1, bias=False),
-                    nn.BatchNorm2d(c_out),
+                    BatchNorm(c_out),
                     nn.ReLU(),
                 )
                 for c_in, c_out in pairwise(sizes)

@@ -95,7 +95,7 @@ class SinCosPosition(nn.Module):
         grid: Grid,
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"]]:
         """Add the rows of `grid`."""
-        return patches + table_of(self.rows, grid), prefix
+        return patches + table_of(self.rows, grid).to(patches.dtype), prefix
 
 
 def sincos_table(

@@ -77,6 +77,7 @@ def fashion_mnist_long(facts: Facts) -> TrainConfig:
         config,
         model=replace(config.model, drop_path=0.1),
         augment=replace(config.augment, erase=0.25),
+        optim=OptimConfig(lr=1.5e-3),  # with which it was measured
         minutes=26,
         ema=0.999,
     )
@@ -94,7 +95,8 @@ def _small_images(facts: Facts) -> TrainConfig:
         ),
         row="vit_nano8",
         augment=replace(AugmentConfig.off(), hflip=0.5, shift=side // 16, fill=0),
-        optim=OptimConfig(lr=1.5e-3),
+        # AdamW's five minutes gave 89.9%, these 91.5% (benchmarks/results/fashion-mnist.md).
+        optim=OptimConfig(name="muon", lr=3e-3),
         minutes=5,
         precision=precision(facts),
         ema=0.99,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from vitrail.bench.compare import Comparison, Row
 from vitrail.bench.hog import HOG
 from vitrail.bench.measure import BATCH
+from vitrail.data.names import title_of
 from vitrail.errors import DataError
 from vitrail.report import charts, words
 from vitrail.report.page import templates
@@ -71,7 +72,7 @@ def _content(folder: Path, comparison: Comparison, command: str) -> dict[str, An
         if row.speed and row.accuracy
     ]
     return {
-        "title": Path(settings.data.removeprefix("samples:")).stem or settings.data,
+        "title": title_of(settings.data),
         "day": str(comparison.environment.get("started", ""))[:10],
         "comparison": comparison,
         "settings": settings,

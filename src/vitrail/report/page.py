@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
+from vitrail.data.names import title_of
 from vitrail.evaluation import Evaluation
 from vitrail.metrics import Estimate
 from vitrail.models import ViTConfig
@@ -101,7 +102,7 @@ def _content(run: Run, evaluation: Evaluation) -> dict[str, Any]:
     rows = classes.class_rows(evaluation)
     speeds = sorted(event["images_per_second"] for event in events if "loss" in event)
     return {
-        "title": Path(evaluation.data.removeprefix("samples:")).stem or evaluation.data,
+        "title": title_of(evaluation.data),
         "byline": _byline(run, evaluation),
         "evaluation": evaluation,
         "metrics": metrics,

@@ -5,21 +5,28 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.profiler import record_function
 
-from vitrail.data.loader import EvalLoader, TrainLoader
+from vitrail.data.loader import Batch, EvalLoader, TrainLoader
 from vitrail.errors import DataError, UsageError, VitrailError
 from vitrail.nn.lora import has_lora, merged_state
-from vitrail.runs import Run, TrainConfig, read_checkpoint, write_checkpoint
+from vitrail.runs import Run, TrainConfig
 from vitrail.runs.checkpoint import flatten_optimizer, restore_optimizer
+from vitrail.runs.store import Checkpoints
+from vitrail.runs.world import ALONE, World
 from vitrail.tasks import Classify
-from vitrail.training.optim import Average, build_optimizer, learning_rate
+from vitrail.training.average import Average
+from vitrail.training.engine import Engine
+from vitrail.training.optim import build_optimizer, learning_rate
 from vitrail.training.probe import solve_head
+from vitrail.training.profile import Profile
 from vitrail.training.progress import Listener, Progress
 from vitrail.training.tune import Tuning
 
@@ -44,28 +51,26 @@ def fit(
     *,
     resume: bool = False,
     listen: Listener = lambda event: None,
+    notify: Callable[[str], None] = lambda sentence: None,
+    world: World = ALONE,
 ) -> Progress:
     """Train `task` until the run's length is reached, and keep checkpoints in `run`.
 
+    Every process of `world` calls it with its own part of the data; the first writes and talks.
+
     Raises `DataError` when the loss is no longer a number, `Interrupted` after a signal.
     """
-    device = torch.device(train.device)
     at = Progress()
     if config.tune.head_init == "probe" and not resume:
         started = time.perf_counter()
         solve_head(task, train, config)
+        world.align(task.state_dict().values())
         seconds = time.perf_counter() - started
         at = at._replace(seconds=seconds, head_seconds=seconds)
     tuning = Tuning(task, config.tune)
+    engine = Engine(task, config, torch.device(train.device), world)
     optimizer = build_optimizer(task.model, config.optim, tuning.scale)
     average = Average(task, config.ema) if config.ema else None
-    judged = average.module if average else task
-    keeper = _Keeper(run, task, judged, optimizer)
-    if resume:
-        at = keeper.restore()
-        run.forget_after(at.step)
-    else:
-        keeper.save("last", at)
     steps_per_epoch = len(train) // config.accumulate
     if not steps_per_epoch:
         raise UsageError(
@@ -83,134 +88,224 @@ def fit(
         before = done(Progress(seconds=at.head_seconds))
         return max(0.0, (done(at) - before) / (1 - before)) if before < 1 else 1.0
 
-    with _signals() as caught:
+    checkpoints = Checkpoints(run, keep=config.keep_checkpoints, crew=world.apart("checkpoints"))
+    with (
+        checkpoints,
+        _signals() as caught,
+        Profile(config.profile, run, world.lead, config.precision) as profile,
+    ):
+        keeper = _Keeper(checkpoints, engine, optimizer, average)
+        if resume:
+            checkpoints.tidy()
+            at = keeper.restore(notify)
+            if world.lead:
+                run.forget_after(at.step)
+            if done(at) < 1 and done(at) * config.evaluations >= at.evaluations + 1:
+                at = _evaluate(keeper, at, val, world, listen)  # a signal came before it
+        else:
+            keeper.save(at)
+        saved = at.seconds
         while done(at) < 1:
             batches = train.epoch(at.epoch, first=at.batch)
             started = time.perf_counter()
             for group in _groups(batches, config.accumulate):
+                images = sum(len(batch.indices) for batch in group)
+                (images,) = world.sum(torch.tensor([images], device=train.device)).tolist()
                 part_done = tuning.enter(scheduled(at._replace(step=at.step + 1)))
+                engine.enter()
                 lr = learning_rate(config.optim, part_done)
                 for settings in optimizer.param_groups:
                     settings["lr"] = lr * settings["scale"]
-                total = 0.0
-                parts: dict[str, float] = {}
-                for batch in group:
-                    with torch.autocast(
-                        device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
-                    ):
-                        losses = task.loss(batch)
-                        loss = losses.total / len(group)
-                    loss.backward()
-                    total += loss.item()
-                    for name, part in losses.parts.items():
-                        parts[name] = parts.get(name, 0.0) + part.item() / len(group)
-                norm = nn.utils.clip_grad_norm_(
-                    task.parameters(), config.optim.clip or math.inf
-                ).item()
-                if not math.isfinite(total + norm):
-                    raise DataError(
-                        f"the loss is no longer a number at step {at.step + 1} (loss {total}, "
-                        f"gradient norm {norm}, learning rate {lr:.3g}). The checkpoint before it "
-                        f"is kept in {run.checkpoint('last')}. Try a smaller --optim.lr"
-                    )
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                task.after_step(at.step + 1)
-                if average:
-                    average.update(task, at.step + 1)
+                event: dict[str, Any] = {"step": at.step + 1, "epoch": at.epoch}
+                if images:  # not all of them could be unreadable, but who knows
+                    torch.manual_seed(_seed(config.seed, at.step, world.rank))
+                    losses = engine.gradients(group, images)
+                    with record_function("vitrail/optimiser"):
+                        norm = _clipped(task, config.optim.clip)
+                        if not math.isfinite(losses.total + norm):
+                            place = keeper.capture(at, group, losses.total, norm, lr)
+                            raise DataError(_no_number(at.step + 1, losses.total, norm, lr, place))
+                        optimizer.step()
+                        optimizer.zero_grad(set_to_none=True)
+                        engine.follow()
+                        task.after_step(at.step + 1)
+                        if average:
+                            average.update(task, at.step + 1)
+                    event |= {"loss": losses.total, "lr": lr, "grad_norm": norm}
+                    event |= {f"part/{name}": value for name, value in losses.parts.items()}
+                profile.step()
                 now = time.perf_counter()
-                images = sum(len(batch.indices) for batch in group)
-                event = {
-                    "step": at.step + 1,
-                    "epoch": at.epoch,
-                    "loss": total,
-                    **{f"part/{name}": value for name, value in parts.items()},
-                    "lr": lr,
-                    "grad_norm": norm,
-                    "images_per_second": images / (now - started),
-                }
-                at = at._replace(
-                    step=at.step + 1,
-                    batch=at.batch + len(group),
-                    seconds=at.seconds + now - started,
-                )
+                stop, seconds = _agreed(world, caught, at.seconds + now - started, train.device)
+                event["images_per_second"] = images / max(seconds - at.seconds, 1e-9)
+                at = at._replace(step=at.step + 1, batch=at.batch + len(group), seconds=seconds)
                 event |= {"seconds": at.seconds, "done": min(done(at), 1.0)}
-                run.append_metrics(event)
-                listen(event)
-                if caught:
-                    keeper.save("last", at)
-                    raise Interrupted(caught[0], run, at.step)
+                if world.pulse:
+                    world.pulse.at(at.step)
+                if world.lead:
+                    run.append_metrics(event)
+                    listen(event)
+                if stop:
+                    keeper.save(at)
+                    checkpoints.flush()
+                    raise Interrupted(stop, run, at.step)
                 if done(at) * config.evaluations >= at.evaluations + 1 and done(at) < 1:
-                    at = _evaluate(keeper, at, val, config, listen)
+                    at = _evaluate(keeper, at, val, world, listen)
+                    saved = at.seconds
                     if config.patience is not None and at.since_best >= config.patience:
+                        world.rest()
                         return at
+                elif at.seconds - saved > 60 * config.checkpoint_minutes and done(at) < 1:
+                    keeper.save(at)
+                    saved = at.seconds
                 if done(at) >= 1:
                     break
                 started = time.perf_counter()
             else:
                 at = at._replace(epoch=at.epoch + 1, batch=0)
-        return _evaluate(keeper, at, val, config, listen)
+        if keeper.measured != at.step:  # or it was killed between that and the end of the report
+            at = _evaluate(keeper, at, val, world, listen)
+        world.rest()
+        return at
 
 
-def _groups(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     """Batches `size` at a time; what is left over at the end of an epoch is not used."""
     group = []
-    for batch in batches:
+    while True:
+        with record_function("vitrail/data"):
+            batch = next(batches, None)
+        if batch is None:
+            return
         group.append(batch)
         if len(group) == size:
             yield group
             group = []
 
 
+def _seed(seed: int, step: int, rank: int) -> int:
+    """What dropout and stochastic depth draw from in one step: it has no state to be resumed."""
+    return int.from_bytes(blake2b(f"{seed} {step} {rank}".encode(), digest_size=7).digest())
+
+
+def _clipped(task: Classify, limit: float | None) -> float:
+    """The gradient's global norm, before it is cut to `limit`."""
+    norm = nn.utils.clip_grad_norm_(task.parameters(), limit or math.inf)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def _no_number(step: int, loss: float, norm: float, lr: float, place: str) -> str:
+    return (
+        f"the loss is no longer a number at step {step} (loss {loss}, gradient norm {norm}, "
+        f"learning rate {lr:.3g}). The weights before it and its batch are kept in {place}, and "
+        f"so is the last checkpoint. Try a smaller --optim.lr"
+    )
+
+
+def _agreed(
+    world: World, caught: list[int], seconds: float, device: torch.device | str
+) -> tuple[int, float]:
+    """On which signal to stop (0: none), and how long the run has lasted: by the lead's clock."""
+    if world.size == 1:
+        return (caught[0] if caught else 0), seconds
+    said = torch.zeros(2, world.size, dtype=torch.float64, device=device)
+    said[:, world.rank] = torch.tensor([caught[0] if caught else 0, seconds])
+    signals, clocks = world.sum(said).tolist()
+    return int(max(signals)), clocks[0]
+
+
 class _Keeper:
     """Everything of a run that a checkpoint must hold, and the way there and back."""
 
     def __init__(
-        self, run: Run, task: Classify, judged: Classify, optimizer: torch.optim.Optimizer
+        self,
+        checkpoints: Checkpoints,
+        engine: Engine,
+        optimizer: torch.optim.Optimizer,
+        average: Average | None,
     ) -> None:
-        """`judged` is `task` itself, or the running average of it."""
-        self.run = run
-        self.task = task
-        self.judged = judged
+        self.checkpoints = checkpoints
+        self.engine = engine
+        self.task = engine.task
         self.optimizer = optimizer
+        self.average = average
+        self.measured = -1
+        """The step that it was restored at, if that one has been evaluated."""
 
-    def save(self, name: str, at: Progress) -> None:
-        tensors = {
-            "model": merged_state(self.judged.model),
-            "optimizer": flatten_optimizer(self.optimizer),
-            "random": {"torch": torch.get_rng_state()},
+    @contextmanager
+    def judged(self) -> Iterator[Classify]:
+        """The task as it is measured and kept, in evaluation mode: with its averaged weights."""
+        self.task.eval()
+        if self.average is None:
+            yield self.task
+            return
+        with self.average.in_place_of(self.task):
+            yield self.task
+
+    def save(self, at: Progress, score: float | None = None) -> None:
+        self.checkpoints.save(at.step, self._tensors(), self._state(at), score)
+
+    def capture(self, at: Progress, group: list[Batch], loss: float, norm: float, lr: float) -> str:
+        """Keep a step that went wrong, to be looked at: what it started from, and what it saw."""
+        batches = {
+            f"batch-{i}": {"images": batch.images, "targets": batch.targets}
+            for i, batch in enumerate(group)
         }
+        state = {
+            **self._state(at),
+            "indices": [batch.indices.tolist() for batch in group],
+            "found": {"loss": str(loss), "grad_norm": str(norm), "lr": lr},
+        }
+        return str(self.checkpoints.save_aside("fault", {**self._tensors(), **batches}, state))
+
+    def _state(self, at: Progress) -> dict[str, Any]:
+        return {"progress": at._asdict(), **self.task.state()}
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        tensors = {"optimizer": flatten_optimizer(self.optimizer)}
         # "model" is what is judged, and always plain: to go on from it takes what learns besides,
         # and, where that is not plain, what the average of it has otherwise.
-        adapted, averaged = has_lora(self.task.model), self.judged is not self.task
-        if adapted or averaged:
-            tensors["weights"] = weights = self.task.model.state_dict()
-        if adapted and averaged:
-            average = self.judged.model.state_dict()
-            tensors["average"] = {
-                name: value for name, value in average.items() if not value.equal(weights[name])
-            }
-        state = {"progress": at._asdict(), **self.task.state()}
-        write_checkpoint(self.run.checkpoint(name), tensors, state)
+        adapted = has_lora(self.task.model)
+        if adapted or self.average:
+            weights = {k: v.clone() for k, v in self.task.model.state_dict().items()}
+            tensors["weights"] = weights
+        with self.judged():
+            tensors["model"] = merged_state(self.task.model)
+            if self.average:
+                tensors["model"] = {k: v.clone() for k, v in tensors["model"].items()}
+            if adapted and self.average:
+                tensors["average"] = {
+                    name: value.clone()
+                    for name, value in self.task.model.state_dict().items()
+                    if not value.equal(weights[name])
+                }
+        return tensors
 
-    def restore(self) -> Progress:
-        checkpoint = read_checkpoint(self.run.checkpoint("last"))
+    def restore(self, notify: Callable[[str], None]) -> Progress:
+        checkpoint, problems = self.checkpoints.newest()
+        for problem in problems:
+            notify(f"{problem}; going on from the checkpoint before it")
         tensors = checkpoint.tensors
         weights = tensors.get("weights", tensors["model"])
-        self.task.model.load_state_dict(weights)
-        if self.judged is not self.task:
+        if self.average:
             average = tensors.get("average", tensors["model"])
-            self.judged.model.load_state_dict(weights | average)
+            self.task.model.load_state_dict(weights | average)
+            self.average.values = {
+                name: value.detach().clone() for name, value in self.task.named_parameters()
+            }
+        self.task.model.load_state_dict(weights)
         restore_optimizer(self.optimizer, tensors["optimizer"])
-        torch.set_rng_state(tensors["random"]["torch"])
-        return Progress(**checkpoint.state["progress"])
+        self.engine.follow()
+        at = Progress(**checkpoint.state["progress"])
+        self.measured = at.step if "score" in checkpoint.state else -1
+        return at
 
 
 def _evaluate(
-    keeper: _Keeper, at: Progress, val: EvalLoader, config: TrainConfig, listen: Listener
+    keeper: _Keeper, at: Progress, val: EvalLoader, world: World, listen: Listener
 ) -> Progress:
     """Measure the held-out images, log it, and keep a checkpoint."""
-    score = _score(keeper.judged.eval(), val, config)
+    with keeper.judged() as task:
+        score = _score(task, val, keeper.engine, world)
     better = score > at.best
     at = at._replace(
         evaluations=at.evaluations + 1,
@@ -218,21 +313,21 @@ def _evaluate(
         since_best=0 if better else at.since_best + 1,
     )
     event = {"step": at.step, "epoch": at.epoch, "seconds": at.seconds, "val_accuracy": score}
-    keeper.run.append_metrics(event)
-    listen(event)
-    keeper.save("last", at)
-    if better:
-        keeper.save("best", at)
+    if world.lead:
+        keeper.checkpoints.run.append_metrics(event)
+        listen(event)
+    keeper.save(at, score)
     return at
 
 
 @torch.inference_mode()
-def _score(task: Classify, val: EvalLoader, config: TrainConfig) -> float:
+def _score(task: Classify, val: EvalLoader, engine: Engine, world: World) -> float:
     """The share of images right: the likeliest class, or each label on its side of a half."""
     right = total = 0
-    mixed = config.precision == "bfloat16"
-    with torch.autocast(val.device.type, torch.bfloat16, enabled=mixed):
+    with engine.autocast():
         for batch in val:
+            if world.pulse:
+                world.pulse.at(world.pulse.step)
             predicted = task.predict(batch)
             if task.multi_label:
                 good = (predicted > 0.5) == (batch.targets > 0.5)
@@ -240,6 +335,8 @@ def _score(task: Classify, val: EvalLoader, config: TrainConfig) -> float:
                 good = predicted.argmax(dim=1) == batch.targets.argmax(dim=1)
             right += int(good.sum())
             total += good.numel()
+    counts = torch.tensor([right, total], dtype=torch.float64, device=val.device)
+    right, total = world.sum(counts).tolist()
     return right / max(total, 1)
 
 

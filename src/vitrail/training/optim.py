@@ -1,19 +1,21 @@
-"""Optimisers, the schedule, and the running average of the weights."""
+"""Optimisers from a config, and the schedule of the learning rate."""
 
-import copy
 import math
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vitrail.errors import UsageError
 from vitrail.runs import OptimConfig
-
-M = TypeVar("M", bound=nn.Module)
+from vitrail.training.features import HEADS
+from vitrail.training.rules import RuleOptimizer
 
 _NO_DECAY = ("prefix", "position.table", "peg.conv.weight", "probe", "gamma")
 """Tokens, positions and scales: pulling them to zero would pull a meaning to zero (DeiT, Twins)."""
+_ENDS = ("stem", "stem_second", "predictors", *HEADS)
+"""The parts of a model whose matrices have pixels, classes or decisions on one of their sides."""
 
 
 Scale = Callable[[str], float]
@@ -21,37 +23,84 @@ Scale = Callable[[str], float]
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, scale: Scale = lambda name: 1.0
+    module: nn.Module,
+    weight_decay: float,
+    scale: Scale = lambda name: 1.0,
+    matrices: Callable[[str, Tensor], int] = lambda name, parameter: 0,
 ) -> list[dict[str, Any]]:
     """What learns, by the `scale` of its learning rate, highest first; of each scale those with
     decay (matrices and convolution kernels), then those without.
+
+    `matrices` says of how many matrices under each other a parameter consists, for an optimiser to
+    whom that matters: a group has `parts` of one number.
     """
-    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    groups: dict[tuple[float, bool, int], list[Tensor]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim >= 2 and not name.endswith(_NO_DECAY)
-            groups.setdefault((scale(name), decayed), []).append(parameter)
+            parts = matrices(name, parameter)
+            groups.setdefault((scale(name), decayed, parts), []).append(parameter)
     return [
         {
-            "params": groups[share, decayed],
+            "params": groups[share, decayed, parts],
             "weight_decay": weight_decay if decayed else 0.0,
             "scale": share,
+            "parts": parts,
         }
-        for share, decayed in sorted(groups, reverse=True)
+        for share, decayed, parts in sorted(groups, reverse=True)
     ]
+
+
+def hidden_matrices(name: str, parameter: Tensor) -> int:
+    """How many matrices between stem and head a parameter holds: what Muon is for.
+
+    Queries, keys and values are three functions in one matrix, and orthogonalised one by one. A
+    convolution is the matrix that it applies to every patch, as Jordan et al. take it; not a
+    depth-wise one, whose filters have nothing to do with each other. The stem, like a table of
+    positions, sees inputs and not features, and the head's rows are classes: those are AdamW's, as
+    embeddings and heads are in both papers. So are LoRA's factors, of which only the product is a
+    map from features to features.
+    """
+    path = name.split(".")
+    if path[-1] != "weight" or path[0] in _ENDS or name.endswith(_NO_DECAY):
+        return 0
+    if parameter.ndim < 2 or parameter.shape[1] == 1:
+        return 0
+    return {"qkv": 3, "kv": 2}.get(path[-2] if path[1:] else "", 1)
 
 
 def build_optimizer(
     module: nn.Module, config: OptimConfig, scale: Scale = lambda name: 1.0
 ) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101), or SGD with momentum as the ViT paper fine-tunes.
+    """The optimiser that `config.name` names, over what of `module` learns.
 
     Each of its groups has a `scale`, which the schedule's learning rate is to be multiplied with.
+    Raises `UsageError` for Muon where it has nothing to do.
     """
-    groups = parameter_groups(module, config.weight_decay, scale)
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.beta1)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+    muon = config.name == "muon"
+    of = hidden_matrices if muon else lambda name, parameter: 0
+    groups = parameter_groups(module, config.weight_decay, scale, of)
+    if config.state == "float32":
+        if config.name == "sgd":
+            return torch.optim.SGD(groups, lr=config.lr, momentum=config.beta1)
+        if config.name == "adamw":
+            betas = (config.beta1, config.beta2)
+            return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
+    if muon and not any(group["parts"] for group in groups):
+        raise UsageError(
+            "optim.name muon is for the matrices between stem and head, and nothing of the kind "
+            "learns here: use adamw"
+        )
+    for group in groups:
+        group["rule"] = config.name if not muon or group["parts"] else "adamw"
+    defaults = {
+        "lr": config.lr,
+        "beta1": config.beta1,
+        "beta2": config.beta2,
+        "momentum": config.muon_momentum,
+        "state": config.state,
+    }
+    return RuleOptimizer(groups, defaults)
 
 
 def learning_rate(config: OptimConfig, progress: float) -> float:
@@ -67,27 +116,6 @@ def learning_rate(config: OptimConfig, progress: float) -> float:
         "cosine": (1 + math.cos(math.pi * done)) / 2,
         "linear": 1 - done,
         "constant": 1.0,
+        "trapezoid": min((1 - progress) / config.cooldown, 1.0) if progress < 1 else 0.0,
     }[config.schedule]
     return config.lr * (config.final_lr + (1 - config.final_lr) * left)
-
-
-class Average(Generic[M]):
-    """An exponential moving average of a module's weights (Polyak and Juditsky, 1992).
-
-    Early on the decay is `(1 + steps) / (10 + steps)`, so that a short run's average does not
-    remember the random start.
-    """
-
-    def __init__(self, module: M, decay: float) -> None:
-        self.decay = decay
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, module: M, step: int) -> None:
-        """Move the average towards `module` after optimiser step `step` (from 1)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        averages: list[Tensor] = list(self.module.parameters())
-        values: list[Tensor] = list(module.parameters())
-        torch._foreach_lerp_(averages, values, 1 - decay)
-        for average, value in zip(self.module.buffers(), module.buffers(), strict=True):
-            average.copy_(value)

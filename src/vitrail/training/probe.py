@@ -21,7 +21,8 @@ from torch import Tensor
 from vitrail.data import keyed
 from vitrail.data.loader import EvalLoader, TrainLoader, one_hot
 from vitrail.data.source import Source
-from vitrail.runs import Run, TrainConfig, read_checkpoint, write_checkpoint
+from vitrail.runs import Run, TrainConfig
+from vitrail.runs.store import Checkpoints
 from vitrail.tasks import Classify
 from vitrail.training.features import HeadInputs, head_inputs, heads
 from vitrail.training.progress import Listener, Progress
@@ -67,11 +68,13 @@ def fit_probe(
 ) -> Progress:
     """Give `task` the head that solves its problem, and keep the checkpoints that `fit` would."""
     started = time.perf_counter()
+    checkpoints = Checkpoints(run, keep=config.keep_checkpoints)
     if resume:
-        task.model.load_state_dict(read_checkpoint(run.checkpoint("last")).tensors["model"])
+        checkpoints.tidy()
+        task.model.load_state_dict(checkpoints.newest()[0].tensors["model"])
         run.forget_after(0)
     else:
-        _save(task, run, "last", Progress())
+        _save(task, checkpoints, Progress())
     total = len(train.source) + len(val.source)
 
     def tell(images: int) -> None:
@@ -96,8 +99,7 @@ def fit_probe(
     event = {"step": at.step, "epoch": 0, "seconds": at.seconds, "val_accuracy": score}
     run.append_metrics(event)
     listen(event)
-    for name in ("last", "best"):
-        _save(task, run, name, at)
+    _save(task, checkpoints, at, score)
     return at
 
 
@@ -248,6 +250,9 @@ def _right(task: Classify, logits: Float[Tensor, "n c"], targets: Float[Tensor, 
     return float((logits.argmax(dim=1) == targets.argmax(dim=1)).double().mean())
 
 
-def _save(task: Classify, run: Run, name: str, at: Progress) -> None:
+def _save(
+    task: Classify, checkpoints: Checkpoints, at: Progress, score: float | None = None
+) -> None:
     state: dict[str, Any] = {"progress": at._asdict(), **task.state()}
-    write_checkpoint(run.checkpoint(name), {"model": task.model.state_dict()}, state)
+    checkpoints.save(at.step, {"model": task.model.state_dict()}, state, score)
+    checkpoints.flush()

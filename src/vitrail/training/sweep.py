@@ -26,7 +26,13 @@ from vitrail.training.tune import Tuning
 
 _STEPS = 60
 _FEWEST_STEPS = 20
-_DECADES = {"adamw": (-6.0, 0.0), "sgd": (-5.0, 1.0)}
+_DECADES = {
+    "adamw": (-6.0, 0.0),
+    "muon": (-6.0, 0.0),
+    "adafactor": (-6.0, 0.0),
+    "lamb": (-5.0, 1.0),
+    "sgd": (-5.0, 1.0),
+}
 """log10 of the lowest and the highest rate."""
 _HALF = 2
 """Steps each way that the smoothed loss is the median of."""
@@ -119,4 +125,4 @@ def _smoothed(losses: Sequence[float]) -> Float64[np.ndarray, " n"]:
 
 def _batches(train: TrainLoader) -> Iterator[Batch]:
     for epoch in count():
-        yield from train.epoch(epoch)
+        yield from (batch for batch in train.epoch(epoch) if len(batch.indices))

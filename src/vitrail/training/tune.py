@@ -123,7 +123,7 @@ def lr_warning(config: TrainConfig) -> str | None:
     the weights know, and the run looks merely bad, not wrong.
     """
     rate = config.optim.lr
-    if config.method == "probe" or config.optim.name != "adamw" or rate <= _MOST_FOR_ADAMW:
+    if config.method == "probe" or config.optim.name in ("sgd", "lamb") or rate <= _MOST_FOR_ADAMW:
         return None
     return (
         f"optim.lr {rate:g} is high for AdamW on pretrained weights, which 5e-5 to 5e-4 suits: if "

@@ -1,0 +1,267 @@
+"""A step's forward and backward pass: in which numbers, how much at a time, on which processes.
+
+The task itself stays in float32, is what the optimiser changes, checkpoints keep and averages
+follow. In bfloat16 a copy of it does the work; its weights are the task's, rounded after each step.
+Half the memory moves, and nothing is cast on the way, as automatic mixed precision would.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
+from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
+
+from vitrail.data.loader import Batch
+from vitrail.errors import DataError
+from vitrail.models import Model
+from vitrail.nn.conv import StdConv2d
+from vitrail.runs import TrainConfig
+from vitrail.runs.world import ALONE, World
+from vitrail.tasks import Classify
+
+
+class StepLoss(NamedTuple):
+    """The mean loss of a step's images, over all processes, and its parts."""
+
+    total: float
+    parts: dict[str, float]
+
+
+class Engine:
+    """What computes the gradients of `task`; made before its optimiser, for FSDP shards it."""
+
+    def __init__(
+        self, task: Classify, config: TrainConfig, device: torch.device, world: World = ALONE
+    ) -> None:
+        self.task = task
+        self.device = device
+        self.world = world
+        self.half = config.precision == "bfloat16"
+        self.micro = config.micro_batch
+        self.lean = config.checkpointing
+        self.sharded = config.parallel == "fsdp" and world.size > 1
+        self.working = task if self.sharded or not self.half else _in_bfloat16(task)
+        model = self.working.model
+        if config.checkpointing:
+            recompute_blocks(model)
+        if config.compile:
+            for name in model.block_names():
+                model.get_submodule(name).compile()
+        if self.sharded:
+            _shard(model, device, half=self.half)
+        self._share: nn.Module = _Share(self.working)
+        self._learns: tuple[bool, ...] = ()
+        self._handles: list[RemovableHandle] = []
+        self._pairs: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+
+    def enter(self) -> None:
+        """Follow what of the task learns now, which may have changed since the last step."""
+        learns = tuple(p.requires_grad for p in self.task.parameters())
+        if learns == self._learns:
+            return
+        self._learns = learns
+        ours, theirs = list(self.task.parameters()), list(self.working.parameters())
+        for parameter, learning in zip(theirs, learns, strict=True):
+            parameter.requires_grad_(learning)
+            parameter.grad = None
+        for mine, its in zip(self.task.modules(), self.working.modules(), strict=True):
+            its.training = mine.training
+        self._pairs = (
+            [p for p in ours if p.requires_grad],
+            [p for p in theirs if p.requires_grad],
+        )
+        for handle in self._handles:
+            handle.remove()
+        if self.working is not self.task and self.world.size == 1:
+            self._handles = [
+                its.register_post_accumulate_grad_hook(partial(_bring_home, mine))
+                for mine, its in zip(*self._pairs, strict=True)
+            ]
+        if self.world.size > 1 and not self.sharded:
+            # Its buckets hold what learns, so another set of parameters needs another wrapper.
+            self._share = DistributedDataParallel(_Share(self.working), forward_sync_buffers=False)
+
+    def gradients(self, batches: Sequence[Batch], images: int) -> StepLoss:
+        """Put the gradient of the mean loss over `images` images, of all processes, into the
+        task's parameters. `batches` are this process's share of them.
+
+        Where memory runs out, half as many images are computed at once from then on; what a step
+        computes stays the same.
+        """
+        while True:
+            if (loss := self._tried(batches, images)) is not None:
+                return loss
+            most = max(len(batch.indices) for batch in batches)
+            self.micro = min(self.micro or most, most) // 2
+            for parameter in (*self.working.parameters(), *self.task.parameters()):
+                parameter.grad = None
+
+    def follow(self) -> None:
+        """After the optimiser's step: round the task's weights into the copy that computes."""
+        if self.working is not self.task:
+            rounded = [p.data for p in self.working.parameters()]
+            torch._foreach_copy_(rounded, [p.data for p in self.task.parameters()])
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the config asks for, for what runs the task or its copy."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
+
+    def _tried(self, batches: Sequence[Batch], images: int) -> StepLoss | None:
+        """None: memory ran out."""
+        try:
+            return self._gradients(batches, images)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            most = max(len(batch.indices) for batch in batches)
+            if self.world.size > 1 or min(self.micro or most, most) < 2:
+                raise DataError(
+                    f"not enough memory for {min(self.micro or most, most)} images at once on "
+                    f"{self.device}: take --micro-batch {max(1, most // 2)} (the gradients stay "
+                    f"those of the whole batch), --checkpointing True, or smaller images"
+                ) from error
+        return None
+
+    def _gradients(self, batches: Sequence[Batch], images: int) -> StepLoss:
+        if self.working is not self.task and self.lean:
+            # Where little else is held, gradients laid among what comes and goes leave holes.
+            for mine in self._pairs[0]:
+                mine.grad = torch.zeros_like(mine)
+        pieces = [piece for batch in batches for piece in self._pieces(batch)]
+        found: dict[str, Tensor] = {}
+        for i, piece in enumerate(pieces):
+            last = i == len(pieces) - 1
+            share = len(piece.indices) / images
+            with self._unsynchronised(last):
+                with record_function("vitrail/forward"), self.autocast():
+                    # DDP and FSDP take the mean over the processes.
+                    total, parts = self._share(piece, share * self.world.size)
+                with record_function("vitrail/backward"):
+                    total.backward()
+            for name, value in {"": total.detach() / self.world.size, **parts}.items():
+                value = value.detach().float() * (share if name else 1)
+                found[name] = found[name] + value if name in found else value
+        if self.working is not self.task and self.world.size > 1:
+            self._bring_home()
+        values = self.world.sum(torch.stack(list(found.values())))
+        named = dict(zip(found, values.tolist(), strict=True))
+        return StepLoss(named.pop(""), named)
+
+    def _bring_home(self) -> None:
+        """With DDP the copy's gradients are whole only when all processes have exchanged them."""
+        for mine, its in zip(*self._pairs, strict=True):
+            if its.grad is not None:
+                mine.grad, its.grad = its.grad.float(), None
+
+    def _pieces(self, batch: Batch) -> Iterator[Batch]:
+        """A batch in parts that fit into memory: the same number of them on every process."""
+        n = len(batch.indices)
+        if n == 0:
+            if self.world.size > 1:  # the others wait for this process's part in the exchange
+                yield batch._replace(
+                    images=torch.zeros_like(batch.images).new_zeros(1, *batch.images.shape[1:]),
+                    targets=batch.targets.new_zeros(1, batch.targets.shape[1]),
+                )
+            return
+        size = self.micro or n
+        for start in range(0, n, size):
+            part = slice(start, start + size)
+            yield Batch(
+                batch.images[part],
+                batch.targets[part],
+                batch.indices[part],
+                None if batch.extent is None else batch.extent[part],
+            )
+
+    def _unsynchronised(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged once a step, with its last part."""
+        if isinstance(self._share, DistributedDataParallel) and not last:
+            return self._share.no_sync()
+        return nullcontext()
+
+
+def _bring_home(mine: nn.Parameter, its: nn.Parameter) -> None:
+    """Add the copy's gradient to the task's, in float32, where many small ones add up rightly; and
+    at once, so that there are never all of both.
+    """
+    assert its.grad is not None
+    if mine.grad is None:
+        mine.grad = its.grad.float()
+    else:
+        mine.grad.add_(its.grad)
+    its.grad = None
+
+
+class _Share(nn.Module):
+    """The task's loss as a forward pass, which is what DDP can wrap."""
+
+    def __init__(self, task: Classify) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, batch: Batch, share: float) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = self.task.loss(batch)
+        return losses.total * share, losses.parts
+
+
+def _in_bfloat16(task: Classify) -> Classify:
+    """A copy of `task` whose weights are bfloat16, and whose buffers are the task's own.
+
+    Float32 stay statistics and what is computed from weights before they are used.
+    """
+    working = copy.deepcopy(task)
+    for mine, its in zip(task.modules(), working.modules(), strict=True):
+        for name, buffer in mine.named_buffers(recurse=False):
+            its._buffers[name] = buffer
+        if not isinstance(its, (_BatchNorm, StdConv2d)):
+            for parameter in its.parameters(recurse=False):
+                parameter.data = parameter.data.bfloat16()
+    return working
+
+
+def recompute_blocks(model: Model) -> None:
+    """Keep only each block's input, and compute the block again for the backward pass.
+
+    Chen et al., "Training deep nets with sublinear memory cost" (arXiv 1604.06174).
+    """
+    for name in model.block_names():
+        block = model.get_submodule(name)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def _shard(model: Model, device: torch.device, *, half: bool) -> None:
+    """FSDP2: each process holds its rows of every parameter, gradient and optimiser state."""
+    # What it warns of, changing an output in place, no model here does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32
+    )
+    for name in model.block_names():
+        fully_shard(model.get_submodule(name), mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for method in ("features", "logits"):
+        register_fsdp_forward_method(model, method)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that there is no memory left, on whatever device."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        word in str(error) for word in words
+    )
