@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 bad usage, 3 the data or a file is at fault, 130 or 143 in
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -65,6 +66,12 @@ def _weights(args: Sequence[str]) -> Result:
     return weights(args)
 
 
+def _doctor(args: Sequence[str]) -> Result:
+    from vitrail.cli.doctor import doctor
+
+    return doctor(args)
+
+
 VERBS = {
     "train": Verb(_train, "train on a folder of images, measure, write a report"),
     "evaluate": Verb(_evaluate, "measure a run again, or on other images"),
@@ -72,7 +79,8 @@ VERBS = {
     "bench": Verb(_bench, "compare models, measure speed and memory, count what they cost"),
     "models": Verb(_models, "list the models, or show one"),
     "weights": Verb(_weights, "list published weights, fetch, show or convert them"),
-    "data": Verb(_data, "check a data set, fetch a sample set"),
+    "data": Verb(_data, "check a data set, write shards, fetch a sample set"),
+    "doctor": Verb(_doctor, "look for what is wrong with the machine, the data or a run"),
 }
 
 
@@ -105,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] in ("--version", "-V"):
         print(f"vitrail {__version__}")
         return 0
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one talks
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         if args[0] not in VERBS:
             raise unknown_name("verb", args[0], VERBS)

@@ -1,8 +1,9 @@
-"""`vitrail data`: look at a data set before hours are spent on it, or fetch a sample set."""
+"""`vitrail data`: look at a data set before hours are spent on it, make shards, fetch a sample."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -11,6 +12,8 @@ from vitrail.cli.parse import parse
 from vitrail.cli.screen import CountingScreen
 from vitrail.data import SAMPLES, CheckReport, check, fetch, open_data
 from vitrail.data.csvfile import Columns
+from vitrail.data.shards import changed_shards
+from vitrail.data.write_shards import write_shards
 from vitrail.errors import UsageError, unknown_name
 
 _SHOWN = 10
@@ -22,10 +25,26 @@ class CheckArgs:
     """What `vitrail data check` takes."""
 
     data: Annotated[str, tyro.conf.Positional]
-    """A folder, a .csv, a .npz, IDX files, or samples:NAME."""
+    """A folder, a .csv, a .npz, IDX files, shards, samples:NAME, or hf:NAME."""
     image_column: str | None = None
     label_column: str | None = None
     threads: int = os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class ShardArgs:
+    """What `vitrail data shard` takes."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """A folder, a .csv, a .npz, IDX files, samples:NAME, or hf:NAME."""
+    out: Annotated[str, tyro.conf.Positional]
+    """A new folder for the tar files."""
+    images_per_shard: int | None = None
+    """5,000, if no size is given."""
+    megabytes: float | None = None
+    """So large, instead."""
+    image_column: str | None = None
+    label_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,17 +56,18 @@ class FetchArgs:
 
 
 def data(args: Sequence[str]) -> dict[str, Any]:
-    """Check, fetch or list."""
-    verbs = {"check": _check, "fetch": _fetch, "list": _list}
+    """Check, shard, fetch or list."""
+    verbs = {"check": _check, "shard": _shard, "fetch": _fetch, "list": _list}
     if not args or args[0] in ("-h", "--help"):
         print(
             "usage: vitrail data check DATA     read every image, count, list what is wrong\n"
+            "       vitrail data shard DATA OUT write it as a few large tar files\n"
             "       vitrail data fetch NAME     bring a sample set into the cache\n"
             "       vitrail data list           the sample sets"
         )
         if args:
             return {}
-        raise UsageError("vitrail data needs a word: check, fetch or list")
+        raise UsageError("vitrail data needs a word: check, shard, fetch or list")
     if args[0] not in verbs:
         raise unknown_name("word after vitrail data:", args[0], verbs)
     return verbs[args[0]](args[1:])
@@ -58,7 +78,9 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
     source = open_data(given.data, Columns(given.image_column, given.label_column, None))
     with CountingScreen("reading", len(source)) as screen:
         report = check(source, given.threads, screen.done)
+    changed = changed_shards(Path(given.data).expanduser())
     _print_report(report, source.notes)
+    _print_list("shards are not as they were written", changed)
     return {
         "data": given.data,
         "images": report.images,
@@ -69,7 +91,8 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
         "duplicates": [list(group) for group in report.duplicates],
         "conflicts": [list(group) for group in report.conflicts],
         "notes": list(source.notes),
-        "exit_code": 3 if report.unreadable else 0,
+        "changed_shards": list(changed),
+        "exit_code": 3 if report.unreadable or changed else 0,
     }
 
 
@@ -97,6 +120,38 @@ def _print_list(what: str, lines: Sequence[str]) -> None:
             print(f"  {line}")
         if len(lines) > _SHOWN:
             print(f"  and {len(lines) - _SHOWN} more (--json lists all)")
+
+
+def _shard(args: Sequence[str]) -> dict[str, Any]:
+    given = parse(ShardArgs, args, "data shard", "Write a data set as tar files (WebDataset).")
+    source = open_data(given.data, Columns(given.image_column, given.label_column, None))
+    with CountingScreen("writing", len(source)) as screen:
+        written = write_shards(
+            source,
+            Path(given.out).expanduser(),
+            data=Path(given.data).expanduser(),
+            images=given.images_per_shard,
+            megabytes=given.megabytes,
+            on_done=screen.done,
+        )
+    for note in source.notes:
+        print(f"note      {note}")
+    print(
+        f"{written.images} images in {len(written.shards)} shards, {written.size / 1e6:,.1f} MB; "
+        f"train on them with: vitrail train {given.out}"
+    )
+    left_out = written.left_out
+    _print_list("cannot be read and are left out", [f"{key}: {why}" for key, why in left_out])
+    return {
+        "data": given.data,
+        "folder": given.out,
+        "images": written.images,
+        "shards": list(written.shards),
+        "bytes": written.size,
+        "left_out": [{"key": key, "reason": why} for key, why in left_out],
+        "notes": list(source.notes),
+        "exit_code": 3 if left_out else 0,
+    }
 
 
 def _fetch(args: Sequence[str]) -> dict[str, Any]:

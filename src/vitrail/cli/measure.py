@@ -27,8 +27,8 @@ class EvaluateArgs:
     """Other images with the same classes. Default: the run's own held-out images."""
     split: Literal["train", "val", "test", "all"] | None = None
     """Which part of them. Default: test if there is one, else val, else all."""
-    checkpoint: Literal["last", "best"] | None = None
-    """Default: the one that the run keeps."""
+    checkpoint: str | None = None
+    """last, best or step-NUMBER. Default: the one that the run keeps."""
     device: str | None = None
     """Default: the run's."""
     tta: str = "none"
@@ -48,7 +48,7 @@ class PredictArgs:
     """Image files, or folders of them."""
     top: int = 3
     """How many classes to show for each image."""
-    checkpoint: Literal["last", "best"] | None = None
+    checkpoint: str | None = None
     tta: str = "none"
     """Average several looks at each image: flip, scales or flip+scales."""
     tokens: str | None = None
@@ -80,7 +80,7 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
     print(f"written   {written}")
     return {
         "run": str(run.path),
-        "checkpoint": str(run.checkpoint(evaluation.loaded.checkpoint)),
+        "checkpoint": str(evaluation.loaded.folder),
         "metrics": evaluation.metrics.values(),
         "seconds": round(time.perf_counter() - started, 1),
     }

@@ -3,6 +3,7 @@
 All of it goes to stderr; stdout is for results.
 """
 
+import os
 import sys
 from types import TracebackType
 from typing import Any, Self
@@ -33,7 +34,7 @@ class TrainingScreen(_Bar):
     """Listens to a training run: a bar with an estimate of what is left, and a line a measure."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, quiet=_silent())
         self._live = self._console.is_terminal
         self._progress = Progress(
             TextColumn("[bold]training"),
@@ -92,7 +93,13 @@ class CountingScreen(_Bar):
 
 def say(sentence: str) -> None:
     """Print a sentence where there is no bar."""
-    print(sentence, file=sys.stderr, flush=True)
+    if not _silent():
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def _silent() -> bool:
+    """Whether this is not the first of several processes, which is the one that talks."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def clock(seconds: float) -> str:

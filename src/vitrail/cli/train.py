@@ -1,8 +1,10 @@
 """`vitrail train DATA`: a recipe's config, changed by a file and by flags, then the main job."""
 
+import json
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +12,7 @@ import tyro
 
 from vitrail import job
 from vitrail.cli.parse import parse
+from vitrail.cli.plan import show_plan
 from vitrail.cli.screen import TrainingScreen, clock, say
 from vitrail.data import open_data
 from vitrail.data.csvfile import Columns
@@ -19,6 +22,8 @@ from vitrail.recipes import RECIPES, Facts, facts
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import known_fields, read_changes, with_changes
 from vitrail.runs.start import open_start
+from vitrail.runs.world import check_layout
+from vitrail.training.cluster import Cluster
 from vitrail.weights import Opened
 from vitrail.weights.fit import check_structure
 
@@ -31,6 +36,9 @@ model starts from a published checkpoint. A recipe fits the defaults below to al
 
 _OF_LENGTH = {"epochs", "minutes", "patience", "evaluations", "device", "threads", "data.workers"}
 _OF_LENGTH |= {"distill.teacher"}  # the same one in another place, which is checked
+_OF_LENGTH |= {"devices", "parallel", "stall_seconds", "micro_batch", "checkpointing", "compile"}
+_OF_LENGTH |= {"data.decoders", "data.image_seconds", "data.cache"}
+_OF_LENGTH |= {"checkpoint_minutes", "keep_checkpoints", "profile", "tensorboard"}
 """What a resumed run may change: its length and its machine, not what it computes."""
 
 
@@ -54,8 +62,16 @@ class TrainArgs:
     """Go on with this run; only its length may be changed."""
     tokens: str | None = None
     """Train with fewer tokens: tome:r=13 merges so many in each block of any ViT."""
+    accept_changes: bool = False
+    """Resume although data or code are not what they were."""
+    restarts: int = 0
+    """With --devices: how often to start again, from the last checkpoint, when a process dies."""
     find_lr: bool = False
     """Only try rising learning rates for about a minute, and say which to use."""
+    plan: bool = False
+    """Only say what the run would take, here and on paper, in about half a minute."""
+    cluster: Cluster = field(default_factory=Cluster)
+    """GPUs that are not here, for --plan."""
 
 
 def train(args: Sequence[str]) -> dict[str, Any]:
@@ -63,6 +79,12 @@ def train(args: Sequence[str]) -> dict[str, Any]:
     given = parse(TrainArgs, args, "train", _ABOUT, default=_defaults(args), flags=True)
     if given.find_lr:
         return _find_lr(given.settings)
+    if given.plan:
+        return _plan(given)
+    if given.cluster != Cluster():
+        raise UsageError("--cluster is what --plan plans for: give --plan as well")
+    if given.settings.devices > 1 and "WORLD_SIZE" not in os.environ:
+        return _in_processes(args, given)
     with TrainingScreen() as screen:
         if given.resume is None:
             outcome = job.train(
@@ -71,7 +93,13 @@ def train(args: Sequence[str]) -> dict[str, Any]:
         else:
             run = Run(given.resume)
             _refuse_another_run(run.config(), given.settings)
-            outcome = job.resume(run, given.settings, listen=screen.listen, notify=screen.notify)
+            outcome = job.resume(
+                run,
+                given.settings,
+                accept_changes=given.accept_changes,
+                listen=screen.listen,
+                notify=screen.notify,
+            )
     _print_summary(outcome)
     return {
         "run": str(outcome.run.path),
@@ -80,6 +108,36 @@ def train(args: Sequence[str]) -> dict[str, Any]:
         "metrics": outcome.evaluation.metrics.values(),
         "seconds": round(outcome.seconds, 1),
     }
+
+
+def _in_processes(args: Sequence[str], given: TrainArgs) -> dict[str, Any]:
+    """The same command again in several processes; the first of them says what there is to say."""
+    from vitrail.cli.launch import launch
+
+    check_layout(given.settings, given.settings.devices)
+    run = given.resume or given.out
+    if run is None:
+        run = job.free_folder(given.settings.data.path)
+        args = [*args, "--out", str(run)]
+    launch(args, given.settings.devices, given.restarts, run)
+    evaluated = json.loads((run / "metrics.json").read_text())
+    return {
+        "run": str(run),
+        "checkpoint": str(Run(run).checkpoint(given.settings.keep)),
+        "report": str(run / "report.html"),
+        "metrics": {
+            name: value["value"]
+            for name, value in evaluated.items()
+            if isinstance(value, dict) and "value" in value
+        },
+    }
+
+
+def _plan(given: TrainArgs) -> dict[str, Any]:
+    if given.resume is not None or "WORLD_SIZE" in os.environ:
+        raise UsageError("--plan is for a run that is not begun yet, and for one process")
+    found = job.plan(given.settings, given.out, given.cluster, notify=say)
+    return show_plan(found, given.settings)
 
 
 def _find_lr(config: TrainConfig) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""`vitrail doctor`: is this machine, this data, this run fit to train; and if not, what to do."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vitrail.cli.parse import parse
+from vitrail.data.csvfile import Columns
+from vitrail.doctor import Finding, examine
+from vitrail.doctor.finding import Level
+
+_ABOUT = """Look at machine, packages, devices and disks; with DATA at a sample of its images, with
+--run at a run. Nothing is changed. Each problem comes with the command that mends it; the exit code
+is 3 if there is one."""
+_COLOURS: dict[Level, str] = {"ok": "green", "note": "yellow", "problem": "bold red"}
+
+
+@dataclass(frozen=True)
+class DoctorArgs:
+    """What `vitrail doctor` takes."""
+
+    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = None
+    """A folder, a .csv, a .npz, IDX files, or samples:NAME."""
+    run: Path | None = None
+    """A folder that vitrail train wrote."""
+    image_column: str | None = None
+    label_column: str | None = None
+
+
+def doctor(args: Sequence[str]) -> dict[str, Any]:
+    """Examine, and print one line a finding."""
+    given = parse(DoctorArgs, args, "doctor", _ABOUT)
+    columns = Columns(given.image_column, given.label_column, None)
+    findings = list(_shown(examine(given.data, given.run, columns)))
+    counts = Counter(finding.level for finding in findings)
+    levels: tuple[Level, ...] = ("problem", "note", "ok")
+    print(", ".join(_counted(counts[level], level) for level in levels))
+    return {
+        "findings": [asdict(finding) for finding in findings],
+        "problems": counts["problem"],
+        "exit_code": 3 if counts["problem"] else 0,
+    }
+
+
+def _counted(count: int, level: Level) -> str:
+    return f"{count} {level}" if level == "ok" or count == 1 else f"{count} {level}s"
+
+
+def _shown(findings: Iterator[Finding]) -> Iterator[Finding]:
+    """A table on a terminal; elsewhere a line each as soon as it is known."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for finding in findings:
+            print(f"{finding.level:<9}{finding.topic:<14}{finding.text}")
+            if finding.mend:
+                print(f"{'':<23}mend: {finding.mend}", flush=True)
+            yield finding
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    live = Console(stderr=True).status("looking") if sys.stderr.isatty() else nullcontext()
+    with live:
+        for finding in findings:
+            colour = _COLOURS[finding.level]
+            table.add_row(Text(finding.level, colour), finding.topic, Text(finding.text))
+            if finding.mend:
+                table.add_row("", "", Text(finding.mend, "cyan"))
+            yield finding
+    console.print(table)

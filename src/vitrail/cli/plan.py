@@ -1,0 +1,162 @@
+"""What `vitrail train --plan` says: the run on this machine, then on paper, then what is wrong."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from vitrail.report import words
+from vitrail.runs import TrainConfig
+from vitrail.training.cluster import RESERVED, Layout
+from vitrail.training.plan import Plan, size_text
+from vitrail.training.tryout import Tryout
+
+_LEAST_WIDTH = 160
+"""Columns: a narrower terminal wraps the lines, which is better than numbers cut short."""
+_NAMES = {"alone": "one GPU", "ddp": "DDP", "fsdp": "FSDP"}
+
+
+class _Row(NamedTuple):
+    what: str
+    value: str
+    how: str = ""
+
+
+def show_plan(plan: Plan, config: TrainConfig) -> dict[str, Any]:
+    """Print it; what --json says."""
+    console = Console()
+    console.width = max(console.width, _LEAST_WIDTH)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for style in ("bold", "", "dim"):
+        table.add_column(style=style)
+    for row in (*_here(plan, config), *_cluster(plan)):
+        table.add_row(*row)
+    console.print(table)
+    console.print(_layouts(plan.layouts))
+    for problem in plan.problems:
+        print(f"{problem.level:<9} {problem.text}: {problem.mend}")
+    return {"plan": plan.to_dict()}
+
+
+def _here(plan: Plan, config: TrainConfig) -> Iterator[_Row]:
+    sizes, memory, disk = plan.sizes, plan.memory, plan.disk
+    learning = (
+        "" if sizes.learning == sizes.parameters else f", {words.short(sizes.learning)} learn"
+    )
+    yield _Row(
+        "model",
+        f"{words.short(sizes.parameters)} parameters{learning}",
+        f"{words.short(plan.forward_flops)}FLOP an image forward, {words.short(plan.flops)}FLOP "
+        f"with the backward pass{' and checkpointing' if config.checkpointing else ''}",
+    )
+    if plan.time and plan.tryout:
+        time, images = plan.time, plan.tryout.images
+        batch = config.accumulate * config.data.batch_size
+        yield _Row(
+            "step",
+            f"{_seconds(time.step)}, {_seconds(time.later_step)} from the second epoch",
+            f"{_seconds(time.data)} waiting for images; measured with {images} at once, a "
+            f"step has {batch:,}",
+        )
+        yield _Row(
+            "speed",
+            f"{words.rate(time.images_per_second)} images/s",
+            f"{words.percent(time.share_of_peak)} of the "
+            f"{words.short(plan.tryout.rate)}FLOP/s that a matrix product reaches here",
+        )
+        yield _Row(
+            "length",
+            f"{_counted(time.steps, 'step')}, {time.epochs:.3g} epochs",
+            f"{_counted(time.steps_per_epoch, 'step')} an epoch",
+        )
+        before = f"{words.duration(time.head)} for the head, " if time.head else ""
+        before += f"{words.duration(time.warm)} to compile, " if config.compile else ""
+        yield _Row(
+            "time",
+            words.duration(time.total),
+            f"{before}{words.duration(time.training - time.head)} training, "
+            f"{words.duration(time.evaluation)} measuring on held-out images",
+        )
+    parts = {
+        "weights, gradients, optimiser": memory.held,
+        "activations": memory.activations,
+        "the batch": memory.batch,
+        "decoded images": memory.cache,
+        "a checkpoint on its way": memory.saving,
+    }
+    yield _Row(
+        "memory",
+        f"{size_text(memory.needed)} of {_known(memory.free)} free",
+        ", ".join(f"{size_text(size)} {name}" for name, size in parts.items()),
+    )
+    if plan.tryout and plan.tryout.error is not None:
+        yield _Row("", "", _error(plan.tryout))
+    most = "room unknown" if memory.most_at_once is None else f"room for {memory.most_at_once:,}"
+    yield _Row("at once", f"{_counted(memory.at_once, 'image')}, {most}")
+    yield _Row(
+        "disk",
+        f"{size_text(disk.needed)} of {_known(disk.free)} free",
+        f"{disk.kept} checkpoints of {size_text(disk.checkpoint)}, "
+        f"{size_text(disk.other)} log and predictions",
+    )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _seconds(time: float) -> str:
+    return f"{time:.3f} s" if time < 1 else words.duration(time)
+
+
+def _error(tried: Tryout) -> str:
+    assert tried.measured is not None and tried.error is not None
+    return (
+        f"of a step of {tried.images} images {size_text(tried.estimated)} were foreseen, "
+        f"{size_text(tried.measured)} measured ({tried.error:+.0%})"
+    )
+
+
+def _known(size: int | None) -> str:
+    return "an unknown amount" if size is None else size_text(size)
+
+
+def _cluster(plan: Plan) -> Iterator[_Row]:
+    cluster, (way, *_) = plan.cluster, plan.layouts
+    price = "" if cluster.price is None else f", {cluster.price:g} an hour each"
+    yield _Row(
+        "on paper",
+        f"{_counted(cluster.gpus, 'GPU')} of {cluster.memory:g} GB{price}",
+        f"{words.short(way.images)} images at {words.percent(cluster.utilisation)} of "
+        f"{cluster.tflops:g} TFLOP/s, without evaluation; {words.percent(RESERVED)} of the memory "
+        f"is left alone",
+    )
+
+
+def _layouts(layouts: tuple[Layout, ...]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("", no_wrap=True)
+    columns = (
+        "weights", "gradients", "optimiser", "average", "exchange", "activations", "a GPU", "fits",
+        "room for", "images/s", "time", "GPU-hours", "cost",
+    )  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for layout in layouts:
+        again = ", checkpointing" if layout.checkpointing else ""
+        parts = (
+            layout.weights, layout.gradients, layout.optimizer, layout.average, layout.exchange,
+            layout.activations, layout.memory,
+        )  # fmt: skip
+        table.add_row(
+            _NAMES[layout.parallel] + again,
+            *map(size_text, parts),
+            "yes" if layout.fits else "no",
+            f"{layout.most_at_once:,}",
+            words.rate(layout.images_per_second),
+            words.duration(3600 * layout.hours),
+            f"{layout.gpu_hours:,.1f}",
+            "" if layout.cost is None else f"{layout.cost:,.2f}",
+        )
+    return table

@@ -1,0 +1,137 @@
+"""The data: what is there, and how fast a sample of it can be read."""
+
+import shlex
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from vitrail.data import Source, UnreadableImage, open_data, open_splits
+from vitrail.data.csvfile import Columns
+from vitrail.data.names import shortened
+from vitrail.data.source import label_counts
+from vitrail.doctor.finding import Finding
+from vitrail.doctor.machine import cores
+from vitrail.errors import VitrailError
+
+_SAMPLE = 50
+_FEW = 10
+"""Images of a class from which little can be learned."""
+_UNEVEN = 10
+"""Times as many images as another class has."""
+_LARGE = 24_000_000
+"""Pixels: decoding such an image takes a fifth of a second."""
+
+
+class Look(NamedTuple):
+    """One image that was read, or why it could not be."""
+
+    key: str
+    size: tuple[int, int]
+    """Width and height; 0 if it cannot be read."""
+    fault: str
+
+
+def data_findings(data: str, columns: Columns) -> Iterator[Finding]:
+    """All of this file, for what the user calls `data`."""
+    check = f"vitrail data check {shlex.quote(data)}"
+    try:
+        source = open_data(data, columns)
+    except VitrailError as error:
+        yield Finding("data", "problem", str(error), "vitrail doctor --help  # what DATA can be")
+        return
+    try:
+        splits = open_splits(
+            data,
+            seed=0,
+            image_column=columns.image,
+            label_column=columns.label,
+            split_column=columns.split,
+        )
+        parts = [("train", splits.train), ("val", splits.val), ("test", splits.test)]
+        told = ", ".join(f"{name} {len(part):,}" for name, part in parts if part is not None)
+        text = f"{len(source):,} images in {len(source.classes):,} classes ({told})"
+        numbers = {"images": len(source), "classes": len(source.classes)}
+        yield Finding("data", "ok", text, numbers=numbers)
+    except VitrailError as error:
+        yield Finding("data", "problem", f"it cannot be trained on: {error}", check)
+    for note in source.notes:
+        yield Finding("data", "note", note, check)
+    yield judge_balance(source)
+    yield from judge_sample(source, check)
+
+
+def judge_balance(source: Source) -> Finding:
+    """How uneven the classes are."""
+    counts = label_counts(source)
+    least, most = int(counts.argmin()), int(counts.argmax())
+    few = [f"{source.classes[i]} ({counts[i]})" for i in np.flatnonzero(counts < _FEW)]
+    text = (
+        f"{counts[least]:,} ({source.classes[least]}) to {counts[most]:,} "
+        f"({source.classes[most]}) images a class"
+    )
+    numbers = {"least": int(counts[least]), "most": int(counts[most])}
+    if counts[most] > _UNEVEN * counts[least]:
+        text += ": rare classes will be missed more often"
+        mend = "vitrail train DATA --classify.class-weights balanced"
+        return Finding("classes", "note", text, mend, numbers)
+    if few:
+        text += f"; too few to learn much from: {shortened(few)}"
+        return Finding("classes", "note", text, "vitrail train DATA --recipe probe", numbers)
+    return Finding("classes", "ok", text, numbers=numbers)
+
+
+def judge_sample(source: Source, check: str, threads: int | None = None) -> Iterator[Finding]:
+    """Read some images from all over the data, and say how long reading all of them takes."""
+    threads = threads or cores().usable
+    chosen = np.unique(np.linspace(0, len(source) - 1, _SAMPLE).astype(int)).tolist()
+    started = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        looks = list(pool.map(lambda i: _look(source, i), chosen))
+    seconds = time.perf_counter() - started
+    broken = [look for look in looks if look.fault]
+    if broken:
+        faults = shortened((f"{look.key}: {look.fault}" for look in broken), 3)
+        text = f"{len(broken)} of {len(looks)} that were tried cannot be read: {faults}"
+        yield Finding("images", "problem", text, check, {"unreadable": [b.key for b in broken]})
+    good = [look for look in looks if not look.fault]
+    if not good:
+        return
+    rate = len(looks) / seconds
+    largest = max(good, key=lambda look: look.size[0] * look.size[1])
+    w, h = largest.size
+    epoch = len(source) / rate
+    text = (
+        f"{rate:,.0f} images/s decoded in {threads} thread{'s' * (threads > 1)}: "
+        f"{_duration(epoch)} for all {len(source):,}; the largest of {len(good)} is {w} x {h}"
+    )
+    numbers = {
+        "images_per_second": round(rate, 1),
+        "threads": threads,
+        "epoch_seconds": round(epoch, 1),
+        "largest": [w, h],
+    }
+    if w * h > _LARGE:
+        text += f" ({largest.key}): smaller copies would be read sooner"
+        yield Finding(
+            "decoding", "note", text, "mogrify -resize 1024x1024\\> COPY/*/*.jpg", numbers
+        )
+    else:
+        yield Finding("decoding", "ok", text, numbers=numbers)
+
+
+def _look(source: Source, i: int) -> Look:
+    try:
+        return Look(source.key(i), source.load(i).size, "")
+    except UnreadableImage as error:
+        return Look(source.key(i), (0, 0), error.reason)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "under a second"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
