@@ -9,8 +9,8 @@
 | `vit-sgd`     | everything, as the ViT paper does   | 2010.11929, appendix B.1.1           |
 
 All but the last start from the probe's head ("linear probe, then fine-tune", Kumar et al.,
-2202.10054): a random head would first of all pull good features apart. What each reaches on the
-sample set is in benchmarks/results/finetune.md.
+2202.10054): a random head would first of all pull good features apart. What `probe` and `finetune`
+reach on the sample set is in benchmarks/results/finetune.md.
 """
 
 from dataclasses import replace
