@@ -8,7 +8,6 @@ widths `k` times a ResNet's in `R50xk`.
 Letters: b batch, c channels, h w pixels or cells, d channels of the last map.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, unknown_name
+from vitrail.models.family import Family, StagedConfig
 from vitrail.nn import (
     GROUPS,
     DropPath,
@@ -30,7 +30,7 @@ from vitrail.nn import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class BiTConfig:
+class BiTConfig(StagedConfig):
     """The shape of one BiT. Sizes are (height, width), in pixels."""
 
     family: Literal["bit"] = "bit"
@@ -38,62 +38,18 @@ class BiTConfig:
     """Blocks of each stage."""
     widths: tuple[int, ...] = (256, 512, 1024, 2048)
     """Channels of each stage's map."""
-    image_size: tuple[int, int] = (224, 224)
-    channels: int = 3
-    classes: int = 1000
-    """0 leaves the head out: `forward` then gives the pooled features."""
     eps: Eps = "big_transfer"
     """Whose epsilons the norms and the standardised kernels have: as the weights' makers did."""
-    drop_path: float = 0.0
-    """Stochastic depth of the last block; it grows linearly from 0 in the first."""
 
     def __post_init__(self) -> None:
-        if self.family != "bit":
-            raise UsageError(f"a BiTConfig is of the family 'bit', not '{self.family}'")
+        super().__post_init__()
         if self.eps not in get_args(Eps):
             raise unknown_name("eps", str(self.eps), get_args(Eps))
-        for field in ("depths", "widths"):
-            numbers = getattr(self, field)
-            if not (isinstance(numbers, tuple) and numbers and min(numbers) >= 1):
-                raise UsageError(f"{field} has a number from 1 for each stage, not {numbers!r}")
-        if len(self.depths) != len(self.widths):
-            raise UsageError(
-                f"depths {self.depths} and widths {self.widths} are of the same stages: give as "
-                f"many of each"
-            )
         if any(width % (4 * GROUPS) for width in self.widths):
             raise UsageError(
                 f"bottlenecks have a quarter of the width, in {GROUPS} groups: widths must be "
                 f"divisible by {4 * GROUPS}, not {self.widths}"
             )
-        if not (isinstance(self.image_size, tuple) and len(self.image_size) == 2):
-            raise UsageError(
-                f"image_size is a pair (height, width) in pixels, not {self.image_size!r}"
-            )
-        self.check_size(self.image_size)
-        if self.channels < 1:
-            raise UsageError(f"channels must be at least 1, not {self.channels}")
-        if self.classes < 0:
-            raise UsageError("classes cannot be negative")
-        if not 0 <= self.drop_path < 1:
-            raise UsageError(f"drop_path must be in [0, 1), not {self.drop_path}")
-
-    def check_size(self, size: tuple[int, int]) -> None:
-        """Raise `UsageError` for images without a pixel: BiT takes any others."""
-        if min(size) < 1:
-            raise UsageError(f"an image has at least 1x1 pixels, not {size[0]}x{size[1]}")
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        """Pixels of the image per cell of the last map."""
-        side = 2 ** (len(self.depths) + 1)
-        return side, side
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The cells (rows, columns) of the last map at `image_size`."""
-        (h, w), (p, q) = self.image_size, self.stride
-        return math.ceil(h / p), math.ceil(w / q)
 
     @property
     def shape(self) -> str:
@@ -127,7 +83,7 @@ class Block(nn.Module):
         return shortcut + self.drop_path(y)
 
 
-class BiT(nn.Module):
+class BiT(Family):
     """A ResNetV2 as Big Transfer has it.
 
     >>> import torch
@@ -140,7 +96,7 @@ class BiT(nn.Module):
 
     def __init__(self, config: BiTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: BiTConfig = config
         eps = config.eps
         c_in = config.widths[0] // 4
         self.stem = StdConv2d(config.channels, c_in, 7, 2, eps=eps)
@@ -181,16 +137,7 @@ class BiT(nn.Module):
         `maps`: each stage's last, of strides 4, 8, 16, 32, and only the last of them normed.
         Raises `UsageError` for an `extent`.
         """
-        if extent is not None:
-            raise UsageError(
-                "images of different sizes in one batch (data.resize native or pad) are for ViTs: "
-                "bit takes resize crop or squash"
-            )
-        if x.shape[1] != self.config.channels:
-            raise UsageError(
-                f"the images have {x.shape[1]} channels, the model takes {self.config.channels}: "
-                f"build it with channels={x.shape[1]}, or convert the images"
-            )
+        self.check_images(x, extent)
         # A border of zeros, which are greater than half of what they stand beside: no norm, no
         # ReLU has been here.
         x = F.max_pool2d(F.pad(self.stem(x), (1, 1, 1, 1)), 3, stride=2)
@@ -199,21 +146,7 @@ class BiT(nn.Module):
             x = stage(x)
             maps.append(x)
         maps[-1] = self.norm(maps[-1])
-        strides = tuple((4 * 2**i, 4 * 2**i) for i in range(len(maps)))
-        return features_of_maps(tuple(maps), strides)
-
-    def logits(self, features: Features) -> Float[Tensor, "b t c"]:
-        """The logits of the one head."""
-        assert self.head is not None, "this model was built without a head (classes=0)"
-        logits: Tensor = self.head(features.pooled)
-        return logits[:, None]
-
-    def forward(
-        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
-    ) -> Float[Tensor, "b out"]:
-        """Logits `[b classes]`; the pooled features `[b d]` of a model without a head."""
-        features = self.features(x, extent)
-        return features.pooled if self.head is None else self.logits(features).mean(dim=1)
+        return features_of_maps(tuple(maps), self.config.strides)
 
 
 ROWS: dict[str, BiTConfig] = {

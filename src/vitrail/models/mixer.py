@@ -12,8 +12,7 @@ built for it; `vitrail.weights.mixer` brings weights to its grid.
 Letters: b batch, c channels, h w pixels, gh gw token grid, n = gh * gw tokens, d width.
 """
 
-import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -22,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, unknown_name
+from vitrail.models.family import Family, FamilyConfig
 from vitrail.nn import (
     DropPath,
     Features,
@@ -29,6 +29,7 @@ from vitrail.nn import (
     PatchEmbed,
     drop_path_rates,
     features_of_maps,
+    lecun_normal_,
     tokens_to_map,
 )
 
@@ -37,10 +38,9 @@ Gelu = Literal["gelu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Config(ABC):
+class _Config(FamilyConfig):
     """What the two families have in common. Sizes are (height, width), in pixels."""
 
-    family: str
     depth: int = 12
     width: int = 768
     mlp: int = 3072
@@ -48,30 +48,16 @@ class _Config(ABC):
     patch: tuple[int, int] = (16, 16)
     image_size: tuple[int, int] = (224, 224)
     """The only size of images that the model takes: its weights are of this grid's places."""
-    channels: int = 3
-    classes: int = 1000
-    """0 leaves the head out: `forward` then gives the pooled features."""
     activation: Gelu = "gelu"
     norm_eps: float = 1e-6
-    drop_path: float = 0.0
-    """Stochastic depth of the last block; it grows linearly from 0 in the first."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.activation not in get_args(Gelu):
             raise unknown_name("activation", str(self.activation), get_args(Gelu))
-        for field in ("depth", "width", "mlp", "channels"):
-            if getattr(self, field) < 1:
-                raise UsageError(f"{field} must be at least 1, not {getattr(self, field)}")
-        for field in ("patch", "image_size"):
-            pair = getattr(self, field)
-            if not (isinstance(pair, tuple) and len(pair) == 2 and min(pair) >= 1):
-                raise UsageError(f"{field} is a pair (height, width) in pixels, not {pair!r}")
-        if self.classes < 0:
-            raise UsageError("classes cannot be negative")
-        if not 0 < self.norm_eps < 1:
-            raise UsageError(f"norm_eps must be in (0, 1), not {self.norm_eps}")
-        if not 0 <= self.drop_path < 1:
-            raise UsageError(f"drop_path must be in [0, 1), not {self.drop_path}")
+        self._check_counts("depth", "width", "mlp")
+        self._check_pairs("patch")
+        self._check_eps("norm_eps")
         (h, w), (p, q) = self.image_size, self.patch
         if h % p or w % q:
             raise UsageError(
@@ -114,11 +100,8 @@ class MixerConfig(_Config):
     """Hidden width of the MLP across the tokens."""
 
     def __post_init__(self) -> None:
-        if self.family != "mixer":
-            raise UsageError(f"a MixerConfig is of the family 'mixer', not '{self.family}'")
         super().__post_init__()
-        if self.tokens_mlp < 1:
-            raise UsageError(f"tokens_mlp must be at least 1, not {self.tokens_mlp}")
+        self._check_counts("tokens_mlp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +115,10 @@ class GmlpConfig(_Config):
     """Of the norm before the gate: torch's own, which timm's weights were trained with."""
 
     def __post_init__(self) -> None:
-        if self.family != "gmlp":
-            raise UsageError(f"a GmlpConfig is of the family 'gmlp', not '{self.family}'")
         super().__post_init__()
         if self.mlp % 2:
             raise UsageError(f"one half of mlp gates the other, so it must be even, not {self.mlp}")
-        if not 0 < self.gate_eps < 1:
-            raise UsageError(f"gate_eps must be in (0, 1), not {self.gate_eps}")
+        self._check_eps("gate_eps")
 
 
 def _act(kind: Gelu) -> nn.GELU:
@@ -195,12 +175,12 @@ class GmlpBlock(nn.Module):
         return x + self.drop_path(self.fc2(self.gate(self.act(self.fc1(self.norm(x))))))
 
 
-class _Model(nn.Module, ABC):
+class _Model(Family):
     """Patches through blocks to the mean of the tokens."""
 
     def __init__(self, config: _Config, blocks: Iterable[MixerBlock | GmlpBlock]) -> None:
         super().__init__()
-        self.config = config
+        self.config: _Config = config
         d = config.width
         self.stem = PatchEmbed(config.channels, config.patch, d)
         self.blocks = nn.Sequential(*blocks)
@@ -224,33 +204,11 @@ class _Model(nn.Module, ABC):
         Raises `UsageError` for images of another size than the model's, and for an `extent`.
         """
         config = self.config
-        if extent is not None:
-            raise UsageError(
-                "images of different sizes in one batch (data.resize native or pad) are for ViTs: "
-                f"{config.family} takes resize crop or squash"
-            )
-        if x.shape[1] != config.channels:
-            raise UsageError(
-                f"the images have {x.shape[1]} channels, the model takes {config.channels}: "
-                f"build it with channels={x.shape[1]}, or convert the images"
-            )
+        self.check_images(x, extent)
         config.check_size((x.shape[2], x.shape[3]))
         tokens, grid = self.stem(x)
         tokens = self.norm(self.blocks(tokens))
         return features_of_maps((tokens_to_map(tokens, grid),), (config.stride,))
-
-    def logits(self, features: Features) -> Float[Tensor, "b t c"]:
-        """The logits of the one head."""
-        assert self.head is not None, "this model was built without a head (classes=0)"
-        logits: Tensor = self.head(features.pooled)
-        return logits[:, None]
-
-    def forward(
-        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
-    ) -> Float[Tensor, "b out"]:
-        """Logits `[b classes]`; the pooled features `[b d]` of a model without a head."""
-        features = self.features(x, extent)
-        return features.pooled if self.head is None else self.logits(features).mean(dim=1)
 
 
 class Mixer(_Model):
@@ -274,7 +232,7 @@ class Mixer(_Model):
         """As Google's JAX code does: flax's defaults, and zeros for the head."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
-                _lecun_normal(module)
+                lecun_normal_(module)
         if self.head is not None:
             nn.init.zeros_(self.head.weight)
 
@@ -305,7 +263,7 @@ class Gmlp(_Model):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Conv2d):
-                _lecun_normal(module)
+                lecun_normal_(module)
         for name, parameter in self.named_parameters():
             if name.endswith(("fc1.bias", "fc2.bias", "gate.proj.weight")):
                 nn.init.normal_(parameter, std=1e-6)
@@ -313,14 +271,6 @@ class Gmlp(_Model):
                 nn.init.ones_(parameter)
         if self.head is not None:
             nn.init.zeros_(self.head.weight)
-
-
-def _lecun_normal(module: nn.Linear | nn.Conv2d) -> None:
-    """What flax does: variance 1 / fan_in after the tails are cut at 2 sigma, biases of zero."""
-    std = 1 / math.sqrt(module.weight[0].numel()) / 0.87962566103423978
-    nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
 
 
 _S = MixerConfig(depth=8, width=512, mlp=2048, tokens_mlp=256)

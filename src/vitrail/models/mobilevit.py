@@ -17,7 +17,7 @@ Letters: b batch, c channels, h w pixels or cells, n patches, d width of a token
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError
+from vitrail.models.family import Family, StagedConfig, check_heads
 from vitrail.nn import BatchNorm, Block, DropPath, Features, drop_path_rates, features_of_maps
 
 
 @dataclass(frozen=True, kw_only=True)
-class MobileViTConfig:
+class MobileViTConfig(StagedConfig):
     """The shape of one MobileViT. Sizes are (height, width)."""
+
+    finest: ClassVar[int] = 2
 
     family: Literal["mobilevit"] = "mobilevit"
     stem_width: int = 16
@@ -53,70 +56,25 @@ class MobileViTConfig:
     last_width: int = 640
     """Channels of what is pooled."""
     image_size: tuple[int, int] = (256, 256)
-    channels: int = 3
-    classes: int = 1000
-    """0 leaves the head out: `forward` then gives the pooled features."""
     norm_eps: float = 1e-5
     """Of the transformers' norms; batch norms have torch's own."""
     dropout: float = 0.1
     """In the transformers and before the head."""
-    drop_path: float = 0.0
-    """Stochastic depth of the last block; it grows linearly from 0 in the first."""
 
     def __post_init__(self) -> None:
-        if self.family != "mobilevit":
-            raise UsageError(f"a MobileViTConfig is of the family 'mobilevit', not '{self.family}'")
-        for field in ("widths", "depths", "token_widths", "token_depths", "mlp"):
-            numbers = getattr(self, field)
-            if not (isinstance(numbers, tuple) and numbers and min(numbers) >= 1):
-                raise UsageError(f"{field} has a number from 1 for each stage, not {numbers!r}")
-        if len(self.widths) != len(self.depths):
+        super().__post_init__()
+        transformers = ("token_widths", "token_depths", "mlp")
+        self._check_stages(*transformers)
+        if len(self.mlp) > len(self.widths):
             raise UsageError(
-                f"widths {self.widths} and depths {self.depths} are of the same stages: give as "
-                f"many of each"
+                f"{', '.join(transformers)} are of the last of {len(self.widths)} stages, and "
+                f"cannot have {len(self.mlp)} entries"
             )
-        transformers = {len(self.token_widths), len(self.token_depths), len(self.mlp)}
-        if len(transformers) > 1 or max(transformers) > len(self.widths):
-            raise UsageError(
-                f"token_widths {self.token_widths}, token_depths {self.token_depths} and mlp "
-                f"{self.mlp} are of the same last stages of {len(self.widths)}: give as many of "
-                f"each"
-            )
-        for field in ("stem_width", "expansion", "heads", "unfold", "last_width", "channels"):
-            if getattr(self, field) < 1:
-                raise UsageError(f"{field} must be at least 1, not {getattr(self, field)}")
+        self._check_counts("stem_width", "expansion", "heads", "unfold", "last_width")
         for width in self.token_widths:
-            if width % self.heads:
-                raise UsageError(f"width {width} is not divisible by {self.heads} heads")
-        if self.classes < 0:
-            raise UsageError("classes cannot be negative")
-        if not 0 < self.norm_eps < 1:
-            raise UsageError(f"norm_eps must be in (0, 1), not {self.norm_eps}")
-        for field in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UsageError(f"{field} must be in [0, 1), not {getattr(self, field)}")
-        if not (isinstance(self.image_size, tuple) and len(self.image_size) == 2):
-            raise UsageError(
-                f"image_size is a pair (height, width) in pixels, not {self.image_size!r}"
-            )
-        self.check_size(self.image_size)
-
-    def check_size(self, size: tuple[int, int]) -> None:
-        """Raise `UsageError` for images without a pixel: a MobileViT takes any others."""
-        if min(size) < 1:
-            raise UsageError(f"an image has at least 1x1 pixels, not {size[0]}x{size[1]}")
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        """Pixels of the image per cell of the last map."""
-        side = 2 ** len(self.widths)
-        return side, side
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The cells (rows, columns) of the last map at `image_size`."""
-        (h, w), (p, q) = self.image_size, self.stride
-        return math.ceil(h / p), math.ceil(w / q)
+            check_heads(width, self.heads)
+        self._check_eps("norm_eps")
+        self._check_shares("dropout")
 
     @property
     def shape(self) -> str:
@@ -237,7 +195,7 @@ def fold(
     return x.reshape(-1, d, grid[0] * side, grid[1] * side)
 
 
-class MobileViT(nn.Module):
+class MobileViT(Family):
     """A MobileViT of the first version.
 
     >>> config = MobileViTConfig(widths=(16, 24), depths=(1, 1), token_widths=(32,),
@@ -251,7 +209,7 @@ class MobileViT(nn.Module):
 
     def __init__(self, config: MobileViTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: MobileViTConfig = config
         self.stem = ConvNorm(config.channels, config.stem_width, 3, stride=2)
         convolutional = len(config.widths) - len(config.token_widths)
         rates = iter(drop_path_rates(config.drop_path, len(self.block_names())))
@@ -301,37 +259,18 @@ class MobileViT(nn.Module):
         `maps`: each stage's last, of strides 2, 4, 8, 16, 32. `patches` are the cells of one more,
         the last stage's at the width of what is pooled. Raises `UsageError` for an `extent`.
         """
-        if extent is not None:
-            raise UsageError(
-                "images of different sizes in one batch (data.resize native or pad) are for ViTs: "
-                "mobilevit takes resize crop or squash"
-            )
-        if x.shape[1] != self.config.channels:
-            raise UsageError(
-                f"the images have {x.shape[1]} channels, the model takes {self.config.channels}: "
-                f"build it with channels={x.shape[1]}, or convert the images"
-            )
+        self.check_images(x, extent)
         x = self.stem(x)
         maps = []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        strides = tuple((2 * 2**i, 2 * 2**i) for i in range(len(maps)))
-        last = features_of_maps((self.expand(x),), strides[-1:])
-        return last._replace(maps=tuple(maps), strides=strides)
+        last = features_of_maps((self.expand(x),), (self.config.stride,))
+        return last._replace(maps=tuple(maps), strides=self.config.strides)
 
     def logits(self, features: Features) -> Float[Tensor, "b t c"]:
         """The logits of the one head."""
-        assert self.head is not None, "this model was built without a head (classes=0)"
-        logits: Tensor = self.head(self.drop(features.pooled))
-        return logits[:, None]
-
-    def forward(
-        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
-    ) -> Float[Tensor, "b out"]:
-        """Logits `[b classes]`; the pooled features `[b d]` of a model without a head."""
-        features = self.features(x, extent)
-        return features.pooled if self.head is None else self.logits(features).mean(dim=1)
+        return super().logits(features._replace(pooled=self.drop(features.pooled)))
 
 
 ROWS: dict[str, MobileViTConfig] = {

@@ -6,7 +6,6 @@ does, not the 1x1 before. Batch norms; convolution, norm, ReLU, and a ReLU after
 Letters: b batch, c channels, h w pixels or cells, d channels of the last map.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,13 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, unknown_name
+from vitrail.models.family import Family, StagedConfig
 from vitrail.nn import BatchNorm, DropPath, Features, drop_path_rates, features_of_maps
 
 BlockKind = Literal["basic", "bottleneck"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
+class ResNetConfig(StagedConfig):
     """The shape of one ResNet. Sizes are (height, width), in pixels."""
 
     family: Literal["resnet"] = "resnet"
@@ -31,60 +31,15 @@ class ResNetConfig:
     """Blocks of each stage."""
     widths: tuple[int, ...] = (256, 512, 1024, 2048)
     """Channels of each stage's map."""
-    image_size: tuple[int, int] = (224, 224)
-    channels: int = 3
-    classes: int = 1000
-    """0 leaves the head out: `forward` then gives the pooled features."""
     norm_eps: float = 1e-5
-    drop_path: float = 0.0
-    """Stochastic depth of the last block; it grows linearly from 0 in the first."""
 
     def __post_init__(self) -> None:
-        if self.family != "resnet":
-            raise UsageError(f"a ResNetConfig is of the family 'resnet', not '{self.family}'")
+        super().__post_init__()
+        self._check_eps("norm_eps")
         if self.block not in get_args(BlockKind):
             raise unknown_name("block", str(self.block), get_args(BlockKind))
-        for field in ("depths", "widths"):
-            numbers = getattr(self, field)
-            if not (isinstance(numbers, tuple) and numbers and min(numbers) >= 1):
-                raise UsageError(f"{field} has a number from 1 for each stage, not {numbers!r}")
-        if len(self.depths) != len(self.widths):
-            raise UsageError(
-                f"depths {self.depths} and widths {self.widths} are of the same stages: give as "
-                f"many of each"
-            )
         if self.block == "bottleneck" and any(width % 4 for width in self.widths):
             raise UsageError(f"block='bottleneck' needs widths divisible by 4, not {self.widths}")
-        if not (isinstance(self.image_size, tuple) and len(self.image_size) == 2):
-            raise UsageError(
-                f"image_size is a pair (height, width) in pixels, not {self.image_size!r}"
-            )
-        self.check_size(self.image_size)
-        if self.channels < 1:
-            raise UsageError(f"channels must be at least 1, not {self.channels}")
-        if self.classes < 0:
-            raise UsageError("classes cannot be negative")
-        if not 0 < self.norm_eps < 1:
-            raise UsageError(f"norm_eps must be in (0, 1), not {self.norm_eps}")
-        if not 0 <= self.drop_path < 1:
-            raise UsageError(f"drop_path must be in [0, 1), not {self.drop_path}")
-
-    def check_size(self, size: tuple[int, int]) -> None:
-        """Raise `UsageError` for images without a pixel: a ResNet takes any others."""
-        if min(size) < 1:
-            raise UsageError(f"an image has at least 1x1 pixels, not {size[0]}x{size[1]}")
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        """Pixels of the image per cell of the last map."""
-        side = 2 ** (len(self.depths) + 1)
-        return side, side
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The cells (rows, columns) of the last map at `image_size`."""
-        (h, w), (p, q) = self.image_size, self.stride
-        return math.ceil(h / p), math.ceil(w / q)
 
     @property
     def shape(self) -> str:
@@ -142,7 +97,7 @@ def _shortcut(c_in: int, c_out: int, stride: int, norm_eps: float) -> nn.Sequent
     return shortcut
 
 
-class ResNet(nn.Module):
+class ResNet(Family):
     """A ResNet.
 
     >>> import torch
@@ -155,7 +110,7 @@ class ResNet(nn.Module):
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: ResNetConfig = config
         kind = {"basic": Basic, "bottleneck": Bottleneck}[config.block]
         c_in = config.widths[0] if config.block == "basic" else config.widths[0] // 4
         self.stem = nn.Sequential()
@@ -195,36 +150,13 @@ class ResNet(nn.Module):
 
         `maps`: each stage's last, of strides 4, 8, 16, 32. Raises `UsageError` for an `extent`.
         """
-        if extent is not None:
-            raise UsageError(
-                "images of different sizes in one batch (data.resize native or pad) are for ViTs: "
-                "resnet takes resize crop or squash"
-            )
-        if x.shape[1] != self.config.channels:
-            raise UsageError(
-                f"the images have {x.shape[1]} channels, the model takes {self.config.channels}: "
-                f"build it with channels={x.shape[1]}, or convert the images"
-            )
+        self.check_images(x, extent)
         x = F.max_pool2d(F.relu(self.stem(x)), 3, stride=2, padding=1)
         maps = []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        strides = tuple((4 * 2**i, 4 * 2**i) for i in range(len(maps)))
-        return features_of_maps(tuple(maps), strides)
-
-    def logits(self, features: Features) -> Float[Tensor, "b t c"]:
-        """The logits of the one head."""
-        assert self.head is not None, "this model was built without a head (classes=0)"
-        logits: Tensor = self.head(features.pooled)
-        return logits[:, None]
-
-    def forward(
-        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
-    ) -> Float[Tensor, "b out"]:
-        """Logits `[b classes]`; the pooled features `[b d]` of a model without a head."""
-        features = self.features(x, extent)
-        return features.pooled if self.head is None else self.logits(features).mean(dim=1)
+        return features_of_maps(tuple(maps), self.config.strides)
 
 
 ROWS: dict[str, ResNetConfig] = {

@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError
+from vitrail.models.family import Family, StagedConfig, check_heads
 from vitrail.nn import (
     Attention,
     DropPath,
@@ -43,7 +44,7 @@ _EMBED_EPS = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwinsConfig:
+class TwinsConfig(StagedConfig):
     """The shape of one Twins. Tuples have one entry a stage; sizes are (height, width)."""
 
     family: Literal["twins"] = "twins"
@@ -58,65 +59,19 @@ class TwinsConfig:
     window: int = 7
     """Side of the windows that every other block attends in, the first one too, in cells; 0 for no
     windows, which is PCPVT."""
-    image_size: tuple[int, int] = (224, 224)
-    channels: int = 3
-    classes: int = 1000
-    """0 leaves the head out: `forward` then gives the pooled features."""
     norm_eps: float = 1e-6
     dropout: float = 0.0
     """After the patches' projection, attention and MLPs."""
-    drop_path: float = 0.0
-    """Stochastic depth of the last block; it grows linearly from 0 in the first."""
 
     def __post_init__(self) -> None:
-        if self.family != "twins":
-            raise UsageError(f"a TwinsConfig is of the family 'twins', not '{self.family}'")
-        per_stage = ("depths", "widths", "heads", "mlp", "reductions")
-        for field in per_stage:
-            numbers = getattr(self, field)
-            if not (isinstance(numbers, tuple) and numbers and min(numbers) >= 1):
-                raise UsageError(f"{field} has a number from 1 for each stage, not {numbers!r}")
-            if len(numbers) != len(self.depths):
-                raise UsageError(
-                    f"depths has {len(self.depths)} stages and {field} {len(numbers)}: give as "
-                    f"many numbers for each of {', '.join(per_stage)}"
-                )
+        super().__post_init__()
+        self._check_stages("depths", "widths", "heads", "mlp", "reductions")
         for width, heads in zip(self.widths, self.heads, strict=True):
-            if width % heads:
-                raise UsageError(f"width {width} is not divisible by {heads} heads")
+            check_heads(width, heads)
         if self.window < 0:
             raise UsageError(f"window is a number of cells, or 0 for no windows, not {self.window}")
-        if self.channels < 1:
-            raise UsageError(f"channels must be at least 1, not {self.channels}")
-        if self.classes < 0:
-            raise UsageError("classes cannot be negative")
-        if not 0 < self.norm_eps < 1:
-            raise UsageError(f"norm_eps must be in (0, 1), not {self.norm_eps}")
-        for field in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UsageError(f"{field} must be in [0, 1), not {getattr(self, field)}")
-        if not (isinstance(self.image_size, tuple) and len(self.image_size) == 2):
-            raise UsageError(
-                f"image_size is a pair (height, width) in pixels, not {self.image_size!r}"
-            )
-        self.check_size(self.image_size)
-
-    def check_size(self, size: tuple[int, int]) -> None:
-        """Raise `UsageError` for images without a pixel: a Twins takes any others."""
-        if min(size) < 1:
-            raise UsageError(f"an image has at least 1x1 pixels, not {size[0]}x{size[1]}")
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        """Pixels of the image per cell of the last map."""
-        side = 2 ** (len(self.depths) + 1)
-        return side, side
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The cells (rows, columns) of the last map at `image_size`."""
-        (h, w), (p, q) = self.image_size, self.stride
-        return math.ceil(h / p), math.ceil(w / q)
+        self._check_eps("norm_eps")
+        self._check_shares("dropout")
 
     @property
     def shape(self) -> str:
@@ -267,7 +222,7 @@ class Stage(nn.Module):
         return x, grid
 
 
-class Twins(nn.Module):
+class Twins(Family):
     """A Twins, SVT or PCPVT.
 
     >>> config = TwinsConfig(depths=(2, 1), widths=(32, 64), heads=(1, 2), mlp=(64, 128),
@@ -281,7 +236,7 @@ class Twins(nn.Module):
 
     def __init__(self, config: TwinsConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: TwinsConfig = config
         self.stem = PatchEmbed(
             config.channels, (4, 4), config.widths[0], _EMBED_EPS, indivisible="pad"
         )
@@ -326,16 +281,7 @@ class Twins(nn.Module):
         `maps`: each stage's last, of strides 4, 8, 16, 32, and only the last of them normed.
         Raises `UsageError` for an `extent`.
         """
-        if extent is not None:
-            raise UsageError(
-                "images of different sizes in one batch (data.resize native or pad) are for ViTs: "
-                "twins takes resize crop or squash"
-            )
-        if x.shape[1] != self.config.channels:
-            raise UsageError(
-                f"the images have {x.shape[1]} channels, the model takes {self.config.channels}: "
-                f"build it with channels={x.shape[1]}, or convert the images"
-            )
+        self.check_images(x, extent)
         tokens, grid = self.stem(x)
         maps = []
         for stage in self.stages:
@@ -348,22 +294,9 @@ class Twins(nn.Module):
             prefix=tokens.new_empty(tokens.shape[0], 0, tokens.shape[2]),
             grid=grid,
             maps=tuple(maps),
-            strides=tuple((4 * 2**i, 4 * 2**i) for i in range(len(maps))),
+            strides=self.config.strides,
             pooled=tokens.mean(dim=1),
         )
-
-    def logits(self, features: Features) -> Float[Tensor, "b t c"]:
-        """The logits of the one head."""
-        assert self.head is not None, "this model was built without a head (classes=0)"
-        logits: Tensor = self.head(features.pooled)
-        return logits[:, None]
-
-    def forward(
-        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
-    ) -> Float[Tensor, "b out"]:
-        """Logits `[b classes]`; the pooled features `[b d]` of a model without a head."""
-        features = self.features(x, extent)
-        return features.pooled if self.head is None else self.logits(features).mean(dim=1)
 
 
 def _svt(width: int, heads: int, depths: tuple[int, ...]) -> TwinsConfig:

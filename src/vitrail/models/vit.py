@@ -14,7 +14,6 @@ Letters: b batch, c channels, h w pixels, gh gw token grid, n = gh * gw patch to
 tokens, d width. One row of `ROWS` is one published shape; everything else is a change to a row.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +24,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, unknown_name
+from vitrail.models.family import Family, FamilyConfig, check_heads
 from vitrail.nn import (
     Activation,
     Adaptive,
@@ -53,6 +53,7 @@ from vitrail.nn import (
     cells_cut,
     drop_path_rates,
     encode_merging,
+    lecun_normal_,
     mean_of,
     pad_to_patches,
     patch_grid,
@@ -64,7 +65,7 @@ Stem = Literal["patch", "overlap", "patchify", "conv", "resnet"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig:
+class ViTConfig(FamilyConfig):
     """The shape of one Vision Transformer. Sizes are (height, width), in pixels."""
 
     family: Literal["vit"] = "vit"
@@ -77,9 +78,6 @@ class ViTConfig:
     """Pixels of the image per token, whatever the stem."""
     image_size: tuple[int, int] = (224, 224)
     """Sets the grid of the position table; other sizes are resampled on the fly."""
-    channels: int = 3
-    classes: int = 1000
-    """0 leaves the head out: `forward` then gives the pooled features."""
     stem: Stem = "patch"
     stem_norm: bool = False
     stem_bias: bool = True
@@ -121,24 +119,21 @@ class ViTConfig:
     checkpoints have it ("pre-logits"); 0 leaves it out."""
     head_bias: bool = True
     dropout: float = 0.0
-    drop_path: float = 0.0
-    """Stochastic depth of the last block; it grows linearly from 0 in the first."""
     merge: int = 0
     """Patch tokens merged into similar ones after the attention of each block (ToMe): it makes any
     ViT faster as it is. At 224 pixels in patches of 16, 13 leave 40 of 196 after 12 blocks."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for field, known in _CHOICES.items():
             if getattr(self, field) not in known:
                 raise unknown_name(field, str(getattr(self, field)), known)
-        for field in ("depth", "width", "heads", "mlp", "channels"):
-            if getattr(self, field) < 1:
-                raise UsageError(f"{field} must be at least 1, not {getattr(self, field)}")
-        for field in ("patch", "image_size"):
-            pair = getattr(self, field)
-            if not (isinstance(pair, tuple) and len(pair) == 2 and min(pair) >= 1):
-                raise UsageError(f"{field} is a pair (height, width) in pixels, not {pair!r}")
-        for field in ("classes", "registers", "representation"):
+        self._check_counts("depth", "width", "heads", "mlp")
+        self._check_pairs("patch")
+        self._check_shares("dropout")
+        self._check_eps("norm_eps")
+        check_heads(self.width, self.heads)
+        for field in ("registers", "representation"):
             if getattr(self, field) < 0:
                 raise UsageError(f"{field} cannot be negative")
         if min(self.stem_depths, default=1) < 1:
@@ -147,20 +142,8 @@ class ViTConfig:
             )
         if self.stem != "resnet" and (self.stem_depths or self.stem_eps != "vision_transformer"):
             raise UsageError(f"stem_depths and stem_eps are for stem='resnet', not '{self.stem}'")
-        for field in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UsageError(f"{field} must be in [0, 1), not {getattr(self, field)}")
-        if self.family != type(self).family:
-            raise UsageError(
-                f"a {type(self).__name__} is of the family '{type(self).family}', not "
-                f"'{self.family}'"
-            )
         if not 0 < self.fine <= 1:
             raise UsageError(f"fine is a share of the patches, in (0, 1], not {self.fine}")
-        if not 0 < self.norm_eps < 1:
-            raise UsageError(f"norm_eps must be in (0, 1), not {self.norm_eps}")
-        if self.width % self.heads:
-            raise UsageError(f"width {self.width} is not divisible by {self.heads} heads")
         parts = {"sincos_1d": 2}.get(self.position, 4)
         if self.position.startswith("sincos") and self.width % parts:
             raise UsageError(f"position='{self.position}' needs a width divisible by {parts}")
@@ -274,7 +257,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-class ViT(nn.Module):
+class ViT(Family):
     """A Vision Transformer.
 
     >>> model = ViT(ViTConfig(depth=2, width=64, heads=2, mlp=128, image_size=(64, 96)))
@@ -286,7 +269,7 @@ class ViT(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: ViTConfig = config
         d = config.width
         stems: dict[Stem, Callable[..., nn.Module]] = {
             "patch": PatchEmbed,
@@ -372,9 +355,7 @@ class ViT(nn.Module):
                 for matrix in module.weight.chunk({"qkv": 3, "kv": 2}.get(name.split(".")[-1], 1)):
                     nn.init.xavier_uniform_(matrix)
             elif isinstance(module, nn.Conv2d):
-                # flax's lecun_normal: variance 1 / fan_in after its tails are cut at 2 sigma.
-                std = 1 / math.sqrt(module.weight[0].numel()) / 0.87962566103423978
-                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+                lecun_normal_(module)
             if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters():
@@ -422,11 +403,7 @@ class ViT(nn.Module):
 
         Beside them the patches' grid, and the maps of a stem that has some.
         """
-        if x.shape[1] != self.config.channels:
-            raise UsageError(
-                f"the images have {x.shape[1]} channels, the model takes {self.config.channels}: "
-                f"build it with channels={x.shape[1]}, or convert the images"
-            )
+        self.check_channels(x)
         if self.stem_second is not None:
             if extent is not None:
                 raise UsageError(
@@ -521,16 +498,6 @@ class ViT(nn.Module):
         if self.head_distilled is not None:
             logits.append(self.head_distilled(features.prefix[:, 1]))
         return torch.stack(logits, dim=1)
-
-    def forward(
-        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
-    ) -> Float[Tensor, "b out"]:
-        """Logits `[b classes]`; the pooled features `[b d]` of a model without a head.
-
-        `extent` is for images of different sizes, as in `features`.
-        """
-        features = self.features(x, extent)
-        return features.pooled if self.head is None else self.logits(features).mean(dim=1)
 
 
 _TI = ViTConfig(width=192, heads=3, mlp=768)
