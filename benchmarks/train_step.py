@@ -45,8 +45,7 @@ def ours(name: str, kind: str) -> Contestant:
     from vitrail.training.engine import Engine
     from vitrail.training.optim import build_optimizer
 
-    if "recomputing" not in kind:  # as job.train does
-        keep_freed_memory()
+    keep_freed_memory(lean="recomputing" in kind)  # as job.train does
     config = TrainConfig(
         data=DataConfig(path="random", batch_size=BATCH),
         model=model_config(name),

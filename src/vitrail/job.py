@@ -323,7 +323,7 @@ def _prepare(config: TrainConfig, world: World = ALONE) -> torch.device:
     """Set the threads, the memory and the seed; the device."""
     device = world.device(config.device)
     if device.type == "cpu":
-        keep_freed_memory()
+        keep_freed_memory(lean=config.checkpointing)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)

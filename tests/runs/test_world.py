@@ -117,9 +117,6 @@ def test_a_layout_that_cannot_be(config):
         check_layout(config, 7)
     with pytest.raises(UsageError, match="one device"):
         check_layout(replace(config, device="cuda:1"), 2)
-    warm = replace(config.tune, head_warmup=0.1)
-    with pytest.raises(UsageError, match="take ddp"):
-        check_layout(replace(config, parallel="fsdp", tune=warm), 2)
 
 
 def test_more_processes_than_gpus(config, monkeypatch):

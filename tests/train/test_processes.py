@@ -132,6 +132,8 @@ def test_stopped_and_gone_on_with_by_another_number_of_processes(signum, tmp_pat
         ("fsdp", []),
         ("ddp", ["--tune.head-warmup", "0.4"]),
         ("ddp", ["--tune.lora-rank", "2"]),
+        ("fsdp", ["--tune.head-warmup", "0.4", "--tune.last-blocks", "1"]),
+        ("fsdp", ["--tune.lora-rank", "2"]),
     ],
 )
 def test_one_and_two_processes_do_the_same(parallel, more, tmp_path):

@@ -26,16 +26,19 @@ def matrix_rate(
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(*, lean: bool = False) -> None:
     """Let glibc keep the memory of freed tensors for the next ones, instead of handing it back.
 
     By default each large tensor is a mapping of its own, whose every page the kernel fills with
     zeros when it is first touched: of a training step on a CPU that is up to a third
-    (benchmarks/results/train_step.md). Elsewhere than on Linux with glibc, nothing happens.
+    (benchmarks/results/train_step.md). But what is kept lies in holes, and holes add up: where
+    memory counts more than time (`lean`), large tensors stay mappings of their own, for good; by
+    itself glibc would keep them too, once it has seen a few. Elsewhere than on Linux with glibc,
+    nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 2**30)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_MMAP_THRESHOLD, 3 * 2**20 if lean else 2**30)
+        mallopt(_M_TRIM_THRESHOLD, 3 * 2**20 if lean else 2**31 - 1)

@@ -164,11 +164,6 @@ def check_layout(config: TrainConfig, processes: int) -> None:
             f"method 'probe' solves one problem, which {processes} processes cannot share: leave "
             f"out --devices"
         )
-    tune = config.tune
-    frozen = tune.freeze or tune.last_blocks is not None or tune.head_warmup or tune.lora_rank
-    if config.parallel == "fsdp" and frozen:
-        # Measured: with a part frozen, its gradients are not those of one process.
-        raise UsageError("with --parallel fsdp everything learns: to freeze a part, take ddp")
     if config.device not in ("auto", "cpu", "cuda"):
         raise UsageError(
             f"device '{config.device}' is one device, but there are {processes} processes: take "

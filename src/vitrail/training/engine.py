@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
+    FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
@@ -33,6 +34,10 @@ from vitrail.nn.conv import StdConv2d
 from vitrail.runs import TrainConfig
 from vitrail.runs.world import ALONE, World
 from vitrail.tasks import Classify
+
+
+_PRECISE = (_BatchNorm, StdConv2d)
+"""What stays float32: statistics, and what is computed from weights before they are used."""
 
 
 class StepLoss(NamedTuple):
@@ -53,7 +58,6 @@ class Engine:
         self.world = world
         self.half = config.precision == "bfloat16"
         self.micro = config.micro_batch
-        self.lean = config.checkpointing
         self.sharded = config.parallel == "fsdp" and world.size > 1
         self.working = task if self.sharded or not self.half else _in_bfloat16(task)
         model = self.working.model
@@ -87,6 +91,8 @@ class Engine:
         )
         for handle in self._handles:
             handle.remove()
+        if self.sharded:
+            _follow_sharded(self.task.model)
         if self.working is not self.task and self.world.size == 1:
             self._handles = [
                 its.register_post_accumulate_grad_hook(partial(_bring_home, mine))
@@ -138,10 +144,6 @@ class Engine:
         return None
 
     def _gradients(self, batches: Sequence[Batch], images: int) -> StepLoss:
-        if self.working is not self.task and self.lean:
-            # Where little else is held, gradients laid among what comes and goes leave holes.
-            for mine in self._pairs[0]:
-                mine.grad = torch.zeros_like(mine)
         pieces = [piece for batch in batches for piece in self._pieces(batch)]
         found: dict[str, Tensor] = {}
         for i, piece in enumerate(pieces):
@@ -220,15 +222,12 @@ class _Share(nn.Module):
 
 
 def _in_bfloat16(task: Classify) -> Classify:
-    """A copy of `task` whose weights are bfloat16, and whose buffers are the task's own.
-
-    Float32 stay statistics and what is computed from weights before they are used.
-    """
+    """A copy of `task` whose weights are bfloat16, and whose buffers are the task's own."""
     working = copy.deepcopy(task)
     for mine, its in zip(task.modules(), working.modules(), strict=True):
         for name, buffer in mine.named_buffers(recurse=False):
             its._buffers[name] = buffer
-        if not isinstance(its, (_BatchNorm, StdConv2d)):
+        if not isinstance(its, _PRECISE):
             for parameter in its.parameters(recurse=False):
                 parameter.data = parameter.data.bfloat16()
     return working
@@ -252,11 +251,28 @@ def _shard(model: Model, device: torch.device, *, half: bool) -> None:
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32
     )
+    precise: list[nn.Module] = [
+        module for module in model.modules() if isinstance(module, _PRECISE)
+    ]
+    if half and precise:
+        fully_shard(precise, mesh=mesh, mp_policy=MixedPrecisionPolicy())
     for name in model.block_names():
         fully_shard(model.get_submodule(name), mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for method in ("features", "logits"):
         register_fsdp_forward_method(model, method)
+
+
+def _follow_sharded(model: Model) -> None:
+    """Let what FSDP gathers for a pass learn what its shards learn: it asks them only once."""
+    learns = [p.requires_grad for p in model.parameters()]
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.unshard()
+    for parameter, learning in zip(model.parameters(), learns, strict=True):
+        parameter.requires_grad_(learning)
+    for part in parts:
+        part.reshard()
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -226,7 +226,7 @@ def _activations(trainer: _Trainer, batch: Batch) -> Line:
     """
     engine = trainer.engine
     trainer.enter()
-    held, engine.lean = held_by(engine), False  # or it would make its own gradients
+    held = held_by(engine)
     steps = []
     few = max(2, min(_COUNTED, len(batch.indices) // 4))  # of one, batch norms have no statistics
     for images in (few, 2 * few):
@@ -235,7 +235,6 @@ def _activations(trainer: _Trainer, batch: Batch) -> Line:
             engine.gradients([part], images)
         steps.append(Step(images, 0, tally.peak, tally.flops, 0))
     trainer.optimizer.zero_grad(set_to_none=True)
-    engine.lean = trainer.config.checkpointing
     return Line.through(*steps)
 
 

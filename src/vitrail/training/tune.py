@@ -29,8 +29,8 @@ class Tuning:
         self.config = config
         self.blocks = task.model.block_names()
         prepare(task.model, config)
-        named = dict(task.model.named_parameters())
-        self.trained = {name: p for name, p in named.items() if p.requires_grad}
+        named = task.model.named_parameters()
+        self.trained = frozenset(name for name, p in named if p.requires_grad)
         self._head_only: bool | None = None
 
     def scale(self, name: str) -> float:
@@ -52,8 +52,10 @@ class Tuning:
         head_only = progress < warmup
         if head_only is not self._head_only or not self.task.training:
             self._head_only = head_only
-            for name, parameter in self.trained.items():
-                parameter.requires_grad_(not head_only or _of(name, _NEW))
+            # By name: sharding has put other parameters in the place of those that were there.
+            for name, parameter in self.task.model.named_parameters():
+                learns = name in self.trained and (not head_only or _of(name, _NEW))
+                parameter.requires_grad_(learns)
             self.task.train()
             # What does not learn is one fixed function: no dropout, no new batch statistics.
             for module in self.task.modules():
