@@ -76,3 +76,12 @@ def test_training_crops_may_have_another_size_than_evaluation_shows():
     assert config.preprocess() == CONFIG.preprocess() == CONFIG.train_preprocess()
     with pytest.raises(UsageError, match="cannot be cut into patches"):
         with_changes(CONFIG, {"data.train_size": [48, 65]}, "here")
+
+
+def test_training_images_may_grow_from_a_first_size():
+    config = with_changes(CONFIG, {"data.train_size": [48, 64], "data.first_size": [32, 48]}, "")
+    assert config.train_sizes() == ((32, 48), (48, 64)) and CONFIG.train_sizes() == ((224, 224),)
+    with pytest.raises(UsageError, match="first_size 240x48 must be within 224x224"):
+        with_changes(CONFIG, {"data.first_size": [240, 48]}, "")
+    with pytest.raises(UsageError, match="images of one size"):
+        with_changes(CONFIG, {"data.first_size": [48, 48], "data.resize": "native"}, "")

@@ -89,6 +89,19 @@ def test_a_tiny_run_learns_and_its_losses_stay_what_they_were(tmp_path):
     assert [e["val_accuracy"] for e in events if "val_accuracy" in e][-1] >= 1 / 3
 
 
+def test_images_grow_while_training_and_are_whole_at_its_end(tmp_path):
+    config = replace(CONFIG, data=replace(CONFIG.data, first_size=(8, 8)))
+    assert config.train_sizes() == ((8, 8), (12, 12), (16, 16))
+    run = Run.create(tmp_path / "run", config)
+    sitting, seen = Sitting(config, run), []
+    sitting.task.model.register_forward_pre_hook(
+        lambda model, args: seen.append(tuple(args[0].shape[-2:])) if model.training else None
+    )
+    sitting.fit()
+    # 70% of 18 steps in two sizes.
+    assert seen == [(8, 8)] * 7 + [(12, 12)] * 6 + [(16, 16)] * 5
+
+
 @pytest.mark.parametrize("stop_at", [1, 7, 12])
 def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, stop_at):
     whole = Run.create(tmp_path / "whole", CONFIG)

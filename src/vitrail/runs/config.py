@@ -56,6 +56,9 @@ class DataConfig:
     train_size: tuple[int, int] | None = None
     """(height, width) of training crops; None: the model's. A random crop enlarges what it shows:
     at 7/8 of the model's size things are as large as evaluation shows them (arXiv 1906.06423)."""
+    first_size: tuple[int, int] | None = None
+    """(height, width) of training images in the first steps, scaled down from `train_size`: they
+    grow patch by patch until 70% of the run are done (progressive resizing, arXiv 2104.00298)."""
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, ...] = (0.5,)
     """Per channel, or one for all, of pixel values in 0..1."""
@@ -281,8 +284,25 @@ class TrainConfig:
         self.data.reading()
         if self.data.train_size is not None:
             self.model.check_size(self.data.train_size)
+        self._check_growth()
         if self.method == "probe":
             self._check_probe()
+
+    def _check_growth(self) -> None:
+        first, whole = self.data.first_size, self.train_preprocess().size
+        if first is None:
+            return
+        if any(f < 1 or f > w for f, w in zip(first, whole, strict=True)):
+            raise UsageError(
+                f"data.first_size {first[0]}x{first[1]} must be within {whole[0]}x{whole[1]}, the "
+                f"size of training images"
+            )
+        if self.data.resize == "native" or self.distill.teacher is not None:
+            raise UsageError(
+                "data.first_size is for images of one size and without a teacher: leave it out"
+            )
+        for size in self.train_sizes():
+            self.model.check_size(size)
 
     def _check_probe(self) -> None:
         """Refuse what a probe would have to ignore although it was asked for."""
@@ -303,6 +323,21 @@ class TrainConfig:
         """What training crops are made to be."""
         preprocess = self.preprocess()
         return replace(preprocess, size=self.data.train_size or preprocess.size)
+
+    def train_sizes(self) -> tuple[tuple[int, int], ...]:
+        """The (height, width) of training images from the first steps on, a patch apart."""
+        whole, first = (
+            self.train_preprocess().size,
+            self.data.first_size or self.train_preprocess().size,
+        )
+        steps = self.model.stride
+        stages = max(-(-(w - f) // s) for w, f, s in zip(whole, first, steps, strict=True))
+        sizes = []
+        for stage in range(stages):
+            grown = [f + (w - f) * stage / stages for w, f in zip(whole, first, strict=True)]
+            height, width = (max(1, round(g / s)) * s for g, s in zip(grown, steps, strict=True))
+            sizes.append((height, width))
+        return (*sizes, whole)
 
     def preprocess(self) -> Preprocess:
         """How evaluation sees an image: at the model's size and channels."""

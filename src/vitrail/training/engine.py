@@ -35,7 +35,6 @@ from vitrail.runs import TrainConfig
 from vitrail.runs.world import ALONE, World
 from vitrail.tasks import Classify
 
-
 _PRECISE = (_BatchNorm, StdConv2d)
 """What stays float32: statistics, and what is computed from weights before they are used."""
 

@@ -24,6 +24,7 @@ from vitrail.runs.world import ALONE, World
 from vitrail.tasks import Classify
 from vitrail.training.average import Average
 from vitrail.training.engine import Engine
+from vitrail.training.grow import resized, size_at
 from vitrail.training.optim import build_optimizer, learning_rate
 from vitrail.training.probe import solve_head
 from vitrail.training.profile import Profile
@@ -88,6 +89,7 @@ def fit(
         before = done(Progress(seconds=at.head_seconds))
         return max(0.0, (done(at) - before) / (1 - before)) if before < 1 else 1.0
 
+    sizes = config.train_sizes()
     checkpoints = Checkpoints(run, keep=config.keep_checkpoints, crew=world.apart("checkpoints"))
     with (
         checkpoints,
@@ -113,6 +115,7 @@ def fit(
                 (images,) = world.sum(torch.tensor([images], device=train.device)).tolist()
                 part_done = tuning.enter(scheduled(at._replace(step=at.step + 1)))
                 engine.enter()
+                group = list(resized(group, size_at(sizes, scheduled(at))))
                 lr = learning_rate(config.optim, part_done)
                 for settings in optimizer.param_groups:
                     settings["lr"] = lr * settings["scale"]
