@@ -6,12 +6,11 @@ from functools import partial
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 import transformers as hf
 from torch import nn
 
 from models.families import MOBILEVIT
-from models.theirs import transformers_mobilevit
+from models.theirs import images, lively, transformers_mobilevit
 from vitrail.models.mobilevit import (
     ROWS,
     InvertedResidual,
@@ -63,26 +62,6 @@ CASES = {
     ),
 }
 SIZES = [(64, 96), (128, 64), (75, 33), (97, 130), (16, 16)]
-
-
-@torch.no_grad()
-def lively(model: nn.Module) -> nn.Module:
-    """With the statistics of the batch norms' own inputs, so that images tell in the logits: at
-    random the signal fades from block to block, and faults with it.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    first = next(p for p in model.parameters() if p.ndim == 4)
-    model.train()(images(16, first.shape[1], (64, 96)))
-    assert all(norm.running_var.min() > 0 for norm in norms)
-    return model.eval()
-
-
-def images(count: int, channels: int, size: tuple[int, int]) -> torch.Tensor:
-    """Large shapes and some noise: of noise alone, every image has the same mean."""
-    shapes = F.interpolate(torch.rand(count, channels, 2, 2).round(), size)
-    return 0.8 * shapes + 0.2 * torch.rand(count, channels, *size)
 
 
 def ours_with(theirs: nn.Module, config: MobileViTConfig, layout: weights.FamilyLayout):

@@ -1,6 +1,8 @@
-"""Models of other code bases in the shape of one of our configs."""
+"""Models of other code bases: in the shape of one of our configs, and with signals in them."""
 
 import timm
+import torch
+import torch.nn.functional as F
 import transformers as hf
 from torch import nn
 
@@ -49,3 +51,23 @@ def transformers_mobilevit(config: MobileViTConfig) -> hf.MobileViTConfig:
         expand_ratio=float(config.expansion),
         num_labels=config.classes,
     )
+
+
+@torch.no_grad()
+def lively(model: nn.Module) -> nn.Module:
+    """With the statistics of the batch norms' own inputs, so that images tell in the logits: at
+    random the signal fades from block to block, and faults with it.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    first = next(p for p in model.parameters() if p.ndim == 4)
+    model.train()(images(16, first.shape[1], (64, 96)))
+    assert all(norm.running_var.min() > 0 for norm in norms)
+    return model.eval()
+
+
+def images(count: int, channels: int, size: tuple[int, int]) -> torch.Tensor:
+    """Large shapes and some noise: of noise alone, every image has the same mean."""
+    shapes = F.interpolate(torch.rand(count, channels, 2, 2).round(), size)
+    return 0.8 * shapes + 0.2 * torch.rand(count, channels, *size)
