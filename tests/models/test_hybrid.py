@@ -9,48 +9,26 @@ import timm
 import torch
 import transformers as hf
 
+from models.families import HYBRID
 from vitrail.errors import UsageError
 from vitrail.models import ViT, ViTConfig, build, count_parameters, model_config
 from vitrail.nn import ResNetStem, backbone_stride
 from vitrail.weights import from_timm, to_timm
 
-COUNTS = {  # google-research/vision_transformer, models_test.py
-    "r_ti16": 6_337_704,
-    "r26_s32": 36_431_912,
-    "r50_b16": 98_659_112,
-    "r50_l32": 328_994_856,
-}
 CASES = {  # r50_l32 is r26_s32 with other numbers
     "r_ti16": "vit_tiny_r_s16_p8_224",
     "r26_s32": "vit_small_r26_s32_224",
     "r50_b16": "vit_base_r50_s16_224",
 }
 SIZES = [(64, 96), (128, 64)]
-TINY = ViTConfig(
-    depth=2,
-    width=32,
-    heads=2,
-    mlp=48,
-    stem="resnet",
-    stem_depths=(1, 2),
-    patch=(16, 16),
-    image_size=(64, 96),
-    classes=5,
-)
 close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_as_many_parameters_as_published(name):
-    with torch.device("meta"):
-        assert count_parameters(build(name)) == COUNTS[name]
 
 
 def test_r_ti16_has_32_pixels_a_token_and_could_not_have_16():
     assert model_config("r_ti16").grid == (7, 7)
     with torch.device("meta"):
-        as_named = build("r_ti16", patch=(16, 16))
-        assert count_parameters(as_named) != COUNTS["r_ti16"]
+        as_named, as_published = build("r_ti16", patch=(16, 16)), build("r_ti16")
+        assert count_parameters(as_named) != count_parameters(as_published)
 
 
 # --- the same outputs ---
@@ -196,8 +174,8 @@ def test_the_maps_are_googles(depths, std, randomised):
 
 def test_whose_epsilons_is_a_field(randomised):
     """timm adds 1e-8 to a kernel's variance, Google 1e-5 to its deviation."""
-    ours = randomised(ViT(TINY))
-    theirs = ViT(replace(TINY, stem_eps="timm")).eval()
+    ours = randomised(ViT(HYBRID))
+    theirs = ViT(replace(HYBRID, stem_eps="timm")).eval()
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
@@ -208,7 +186,7 @@ def test_whose_epsilons_is_a_field(randomised):
 
 
 def test_the_maps_are_the_resnets_and_then_the_tokens(randomised):
-    model = randomised(ViT(TINY))
+    model = randomised(ViT(replace(HYBRID, stem_norm=False)))
     x = torch.randn(2, 3, 64, 96)
     features = model.features(x)
     assert features.strides == ((4, 4), (8, 8), (16, 16))
@@ -244,29 +222,17 @@ def test_a_new_block_is_its_shortcut():
 
 
 @pytest.mark.parametrize("size", [(60, 96), (64, 90)], ids=str)
-def test_images_of_no_whole_patches_are_refused_or_padded(size, randomised):
+def test_images_of_no_whole_patches_can_be_padded(size, randomised):
     x = torch.randn(2, 3, *size)
-    with pytest.raises(UsageError, match="cannot be cut into patches of 16x16"):
-        ViT(TINY)(x)
     padded = torch.zeros(2, 3, 64, 96)
     padded[:, :, : size[0], : size[1]] = x
-    ours = randomised(ViT(replace(TINY, indivisible="pad")))
+    ours = randomised(ViT(replace(HYBRID, indivisible="pad")))
     assert torch.equal(ours(x), ours(padded))
-
-
-def test_it_trains_in_bfloat16_on_one_image_that_is_not_contiguous():
-    model = ViT(replace(TINY, stem_norm=True)).train()
-    x = torch.randn(1, 96, 64, 3).permute(0, 3, 2, 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(x)
-    torch.nn.functional.cross_entropy(logits.float(), torch.tensor([1])).backward()
-    assert model.head.weight.grad.abs().sum() > 0
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_images_of_different_sizes_are_refused():
     with pytest.raises(UsageError, match=r"stem='resnet'.*take resize crop or squash"):
-        ViT(TINY)(torch.zeros(1, 3, 64, 96), torch.tensor([[1, 2]]))
+        ViT(HYBRID)(torch.zeros(1, 3, 64, 96), torch.tensor([[1, 2]]))
 
 
 @pytest.mark.parametrize(
@@ -274,13 +240,9 @@ def test_images_of_different_sizes_are_refused():
     [
         ({"patch": (16, 12)}, r"stem_depths=\(1, 2\).*a multiple of 8, not 16x12"),
         ({"patch": (6, 6), "image_size": (60, 60), "stem_depths": ()}, "a multiple of 4, not 6x6"),
-        ({"stem_depths": (1, 0)}, r"a number from 1 for each stage, not \(1, 0\)"),
-        ({"stem": "patch"}, "are for stem='resnet', not 'patch'"),
-        ({"stem": "conv", "stem_depths": (), "stem_eps": "timm"}, "for stem='resnet', not 'conv'"),
-        ({"stem_eps": "tim"}, "'tim': did you mean 'timm'"),
     ],
     ids=str,
 )
-def test_what_does_not_go_together_is_refused(changes, message):
+def test_a_patch_is_of_whole_cells(changes, message):
     with pytest.raises(UsageError, match=message):
-        ViT(replace(TINY, **changes))
+        ViT(replace(HYBRID, **changes))

@@ -5,27 +5,24 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.families import GMLP, MIXER
+from models.theirs import timm_mixer
 from vitrail.errors import DataError
 from vitrail.models import GmlpConfig, MixerConfig, build
 from vitrail.models.mixer import ROWS
 from vitrail.nn import resample_table
-from vitrail.weights.files import read_weights, write_npz, write_safetensors
+from vitrail.weights.files import read_weights, write_npz
 from vitrail.weights.fit import fit
-from vitrail.weights.layouts import FAMILY_LAYOUTS, Found, understand, write_as
+from vitrail.weights.layouts import Found, understand, write_as
 from vitrail.weights.load import open_weights, pretrained, save_weights
 from vitrail.weights.mixer import resize_tokens
 
 State = dict[str, Tensor]
 Config = MixerConfig | GmlpConfig
-# Of no row: the shapes show all of it.
-SHAPE = {"depth": 3, "width": 32, "mlp": 48, "patch": (8, 8), "classes": 5}
-MIXER = MixerConfig(**SHAPE, tokens_mlp=20, image_size=(32, 48))
-GMLP = GmlpConfig(**SHAPE, image_size=(32, 48))
 GOOGLE = replace(MIXER, activation="gelu_tanh")
 close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 
@@ -72,28 +69,6 @@ def older(file: State, second_norm: int = 1) -> State:
     return renamed
 
 
-def theirs_of(config: Config) -> nn.Module:
-    """timm's model of the shape of `config`."""
-    ratio = config.mlp / config.width
-    kind = {
-        "mixer": lambda: {"mlp_ratio": (config.tokens_mlp / config.width, ratio)},
-        "gmlp": lambda: {
-            "mlp_ratio": ratio,
-            "block_layer": timm.models.mlp_mixer.SpatialGatingBlock,
-            "mlp_layer": timm.layers.GatedMlp,
-        },
-    }[config.family]()
-    return timm.models.MlpMixer(
-        num_classes=config.classes,
-        img_size=config.image_size,
-        in_chans=config.channels,
-        patch_size=config.patch[0],
-        num_blocks=config.depth,
-        embed_dim=config.width,
-        **kind,
-    )
-
-
 def opened(state: State, **told: object) -> Found:
     return understand(state, {"image_size": (32, 48), **told}, "a file")
 
@@ -110,37 +85,12 @@ def same(one: State, other: State) -> None:
         assert torch.equal(other[key], tensor), key
 
 
-# --- timm's files ---
-
-
-@pytest.mark.parametrize(
-    "config, layout",
-    [
-        (MIXER, "timm-mixer"),
-        (replace(MIXER, classes=0, channels=1), "timm-mixer"),
-        (GMLP, "timm-gmlp"),
-        (replace(GMLP, classes=0, channels=1), "timm-gmlp"),
-    ],
-    ids=["mixer", "mixer, bare", "gmlp", "gmlp, bare"],
-)
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_file_of_timms(config, layout, prefix, randomised, tmp_path):
-    theirs = randomised(theirs_of(config))
-    before = {key: tensor.clone() for key, tensor in theirs.state_dict().items()}
-    path = tmp_path / "model.safetensors"
-    write_safetensors(path, {prefix + key: tensor for key, tensor in before.items()}, {})
-    found = opened(read_weights(path).tensors)
-    assert (found.layout.name, found.config) == (layout, config)
-    assert found.left_out == ()
-    x = torch.randn(3, config.channels, 32, 48)
-    with torch.inference_mode():
-        close(loaded(found.config, found.state)(x), theirs(x))
-    same(write_as("timm", found.state, found.config), before)
+# --- in timm ---
 
 
 @pytest.mark.parametrize("config", [MIXER, GMLP], ids=["mixer", "gmlp"])
 def test_our_weights_in_timm(config, randomised):
-    ours, theirs = randomised(build(config)), theirs_of(config)
+    ours, theirs = randomised(build(config)), timm_mixer(config)
     theirs.load_state_dict(write_as("timm", ours.state_dict(), config))
     x = torch.randn(2, 3, 32, 48)
     with torch.inference_mode():
@@ -234,13 +184,9 @@ def test_an_oblong_grid_has_to_be_told(config):
     assert understand(file, {}, "a file").config == square
 
 
-@pytest.mark.parametrize("name", ["google-mixer", "google-mixer-older", "timm-mixer", "timm-gmlp"])
-def test_a_damaged_file_is_refused_by_name(name):
-    layout = FAMILY_LAYOUTS[name]
-    config = GMLP if layout.family is GmlpConfig else GOOGLE
-    file = layout.write(build(config).state_dict(), config)
-    if name == "google-mixer-older":
-        file = older(file)
+@every_age
+def test_a_damaged_file_is_refused_by_name(age):
+    file = AGES[age](google(GOOGLE))
     last = next(key for key in reversed(file) if "2" in key and "ock" in key)
     with pytest.raises(DataError, match="missing"):
         opened({key: tensor for key, tensor in file.items() if key != last})

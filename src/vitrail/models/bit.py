@@ -26,6 +26,7 @@ from vitrail.nn import (
     StdConv2d,
     drop_path_rates,
     features_of_maps,
+    he_normal_,
 )
 
 
@@ -118,7 +119,7 @@ class BiT(Family):
         """
         for module in self.modules():
             if isinstance(module, StdConv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                he_normal_(module)
         if self.head is not None:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)

@@ -143,11 +143,7 @@ class DynamicViT(ViT):
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> Reduced:
         """Features, and which patches are left: drawn in training, else those that score best."""
-        if extent is not None:
-            raise UsageError(
-                "images of different sizes in one batch (data.resize native or pad) are for ViTs: "
-                "dynamicvit takes resize crop or squash"
-            )
+        self.check_images(x, extent)
         # With the published epsilon a hidden token still has a share of 1e-6 / t in attention,
         # which steadies training and moves logits by about as much.
         return self.masked(x, eps=1e-6) if self.training else self.gathered(x)

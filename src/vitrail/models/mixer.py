@@ -30,6 +30,7 @@ from vitrail.nn import (
     drop_path_rates,
     features_of_maps,
     lecun_normal_,
+    normal_,
     tokens_to_map,
 )
 
@@ -266,7 +267,7 @@ class Gmlp(_Model):
                 lecun_normal_(module)
         for name, parameter in self.named_parameters():
             if name.endswith(("fc1.bias", "fc2.bias", "gate.proj.weight")):
-                nn.init.normal_(parameter, std=1e-6)
+                normal_(parameter, std=1e-6)
             elif name.endswith("gate.proj.bias"):
                 nn.init.ones_(parameter)
         if self.head is not None:

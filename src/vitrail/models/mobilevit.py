@@ -26,7 +26,15 @@ from torch import Tensor, nn
 
 from vitrail.errors import UsageError
 from vitrail.models.family import Family, StagedConfig, check_heads
-from vitrail.nn import BatchNorm, Block, DropPath, Features, drop_path_rates, features_of_maps
+from vitrail.nn import (
+    BatchNorm,
+    Block,
+    DropPath,
+    Features,
+    drop_path_rates,
+    features_of_maps,
+    he_normal_,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +243,7 @@ class MobileViT(Family):
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                he_normal_(module)
             elif isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UsageError, unknown_name
 from vitrail.models.family import Family, StagedConfig
-from vitrail.nn import BatchNorm, DropPath, Features, drop_path_rates, features_of_maps
+from vitrail.nn import BatchNorm, DropPath, Features, drop_path_rates, features_of_maps, he_normal_
 
 BlockKind = Literal["basic", "bottleneck"]
 
@@ -132,7 +132,7 @@ class ResNet(Family):
         """As torchvision does: He's normal distribution for kernels; but zeros for the head."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                he_normal_(module)
         if self.head is not None:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)

@@ -36,6 +36,7 @@ from vitrail.nn import (
     Peg,
     attend,
     drop_path_rates,
+    normal_,
     tokens_to_map,
 )
 
@@ -259,7 +260,7 @@ class Twins(Family):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Conv2d):
                 fan_out = module.weight[:, 0].numel() / module.groups
-                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+                normal_(module.weight, std=math.sqrt(2 / fan_out))
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
         if self.head is not None:

@@ -55,6 +55,7 @@ from vitrail.nn import (
     encode_merging,
     lecun_normal_,
     mean_of,
+    normal_,
     pad_to_patches,
     patch_grid,
     take,
@@ -360,10 +361,10 @@ class ViT(Family):
                 nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters():
             if name.endswith(("fc1.bias", "fc2.bias")):
-                nn.init.normal_(parameter, std=1e-6)
+                normal_(parameter, std=1e-6)
         if self.prefix is not None:
             # The class token starts at zero, as in JAX; others would then stay equal to it.
-            nn.init.normal_(self.prefix[int(self.config.class_token) :], std=0.02)
+            normal_(self.prefix[int(self.config.class_token) :], std=0.02)
         for head in (self.head, self.head_distilled):
             if head is not None:
                 nn.init.zeros_(head.weight)

@@ -18,7 +18,9 @@ from vitrail.nn.features import tokens_to_map as tokens_to_map
 from vitrail.nn.grids import Grid as Grid
 from vitrail.nn.grids import Grids as Grids
 from vitrail.nn.grids import TwoGrids as TwoGrids
+from vitrail.nn.initial import he_normal_ as he_normal_
 from vitrail.nn.initial import lecun_normal_ as lecun_normal_
+from vitrail.nn.initial import normal_ as normal_
 from vitrail.nn.merge import encode_merging as encode_merging
 from vitrail.nn.merge import take as take
 from vitrail.nn.mlp import Activation as Activation

@@ -2,7 +2,22 @@
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
+
+
+def normal_(tensor: Tensor, std: float) -> None:
+    """A normal distribution around zero.
+
+    Nothing on the meta device: there torch would import its compiler, which takes longer than
+    torch itself, and draw no number.
+    """
+    if not tensor.is_meta:
+        nn.init.normal_(tensor, std=std)
+
+
+def he_normal_(module: nn.Conv2d) -> None:
+    """He's for kernels before a ReLU, over the outputs of all groups: variance 2 / fan_out."""
+    normal_(module.weight, std=math.sqrt(2 / module.weight[:, 0].numel()))
 
 
 def lecun_normal_(module: nn.Linear | nn.Conv2d) -> None:

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.nn.grids import TwoGrids
+from vitrail.nn.initial import normal_
 
 Scales = Literal["one", "hierarchical", "adaptive"]
 Saliency = Literal["variance", "learned"]
@@ -120,7 +121,7 @@ class Hierarchical(nn.Module):
         super().__init__()
         self.stem = stem
         self.scale = nn.Parameter(torch.empty(width))
-        nn.init.normal_(self.scale, std=0.02)
+        normal_(self.scale, std=0.02)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], cells: Float[Tensor, "b n d"], grid: tuple[int, int]
@@ -149,7 +150,7 @@ class Adaptive(nn.Module):
         self.stem = stem
         self.share = share
         self.scale = nn.Parameter(torch.empty(width))
-        nn.init.normal_(self.scale, std=0.02)
+        normal_(self.scale, std=0.02)
         # Ranks do not care for a bias.
         self.score = nn.Linear(width, 1, bias=False) if saliency == "learned" else None
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from vitrail.nn.features import tokens_to_map
 from vitrail.nn.grids import Grid, Grids, TwoGrids, table_of
+from vitrail.nn.initial import normal_
 from vitrail.nn.resample import Resample, resample_table
 
 SinCos = Literal["sincos_moco", "sincos_mae", "sincos_bigvision", "sincos_1d"]
@@ -46,7 +47,7 @@ class LearnedPosition(nn.Module):
         self.prefix = prefix
         self.resample = resample
         self.table = nn.Parameter(torch.empty(prefix + grid[0] * grid[1], width))
-        nn.init.normal_(self.table, std=0.02)
+        normal_(self.table, std=0.02)
 
     def rows(self, grid: tuple[int, int], step: float = 1.0) -> Float[Tensor, "n d"]:
         """The rows of the cells of `grid`, each `step` patches wide and high.

@@ -60,15 +60,7 @@ def open_teacher(
             source, model_config(published.model, **published.changes).classes, len(classes)
         )
     opened = _open(source, notify)
-    notes = []
     order = _order(source, opened, classes)
-    if order is not None:
-        notes.append("its logits are put in the order of the student's classes")
-    if not opened.classes:
-        notes.append(
-            f"the file names no classes: its {len(classes)} logits are taken for the student's, "
-            f"in the same order"
-        )
     if opened.multi_label is not None and opened.multi_label != multi_label:
         kinds = {True: "any number of labels an image", False: "one label an image"}
         raise UsageError(
@@ -76,14 +68,22 @@ def open_teacher(
             f"learn {kinds[multi_label]}: train a teacher on the student's data"
         )
     student = config.train_preprocess()
-    preprocess = opened.preprocess
-    if preprocess is None:
-        size = opened.model.config.image_size
-        preprocess = Preprocess(size=size, mean=student.mean, std=student.std)
-        notes.append("how its makers normalised images is not known: as for the student, then")
+    preprocess = opened.preprocess or Preprocess(
+        size=opened.model.config.image_size, mean=student.mean, std=student.std
+    )
     teacher = Teacher(opened.model, preprocess, student, order)
-    height, width = preprocess.size
+    notes = []
+    if order is not None:
+        notes.append("its logits are put in the order of the student's classes")
+    if not opened.classes:
+        notes.append(
+            f"the file names no classes: its {len(classes)} logits are taken for the student's, "
+            f"in the same order"
+        )
+    if opened.preprocess is None:
+        notes.append("how its makers normalised images is not known: as for the student, then")
     if preprocess.size != student.size:
+        height, width = preprocess.size
         notes.append(f"it is shown the student's images at {height}x{width} pixels")
     for note in notes:
         notify(f"teacher   {note}")

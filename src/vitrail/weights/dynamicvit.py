@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from vitrail.models import DynamicViTConfig
-from vitrail.weights.family import FamilyLayout
+from vitrail.weights.family import FamilyLayout, renamed
 from vitrail.weights.names import State
 
 _NAMES = {"prefix": "cls_token", "position.table": "pos_embed"}
@@ -29,10 +29,7 @@ def _theirs(key: str) -> str:
     if key.startswith("predictors."):
         _, stage, part, leaf = key.split(".")
         return f"score_predictor.{stage}.{_PREDICTOR[part]}.{leaf}"
-    for ours, theirs in _MODULES.items():
-        if key.startswith(f"{ours}."):
-            return theirs + key.removeprefix(ours)
-    return _NAMES.get(key, key)
+    return renamed(key, _NAMES | _MODULES)
 
 
 def _back(state: dict[str, Tensor], config: DynamicViTConfig) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ Each family's module here (`mixer.py`, ...) ends in `LAYOUTS`, a tuple of these;
 them all.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
@@ -19,6 +20,19 @@ from torch import Size, Tensor
 from vitrail.errors import DataError, UsageError
 from vitrail.models import MODELS, ModelConfig
 from vitrail.weights.names import State, our_shapes, some
+
+BLOCK = re.compile(r"stages\.(\d+)\.(\d+)\.(.+)")
+"""Our key of a part of a block, where there are stages: stage, block, part."""
+
+
+def renamed(key: str, names: Mapping[str, str]) -> str:
+    """`key` with the first of our `names` that it begins with replaced by theirs.
+
+    >>> renamed("norm1.weight", {"conv": "conv", "norm": "bn"})
+    'bn1.weight'
+    """
+    ours = next((name for name in names if key.startswith(name)), "")
+    return names.get(ours, "") + key.removeprefix(ours)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +54,8 @@ class FamilyLayout:
     """Their tensors, as `theirs` calls them and as torch lays out its own."""
     back: Callable[[dict[str, Tensor], Any], dict[str, Tensor]] = lambda state, config: state
     """The inverse of `turn`."""
+    stem: str = "stem.proj.weight"
+    """Our key of the first kernel: its inputs are the channels of the images."""
     aside: tuple[str, ...] = ()
     """Globs of keys that are no part of the model: counters, tables that follow from the config."""
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -102,11 +118,10 @@ class FamilyLayout:
 
     def _adapted(self, row: Any, turned: State, told: Mapping[str, Any]) -> Any:
         """The row with what the tensors show and what is told besides."""
-        head = self._names("head.weight")[0]
-        first = next((t for t in turned.values() if t.ndim == 4), None)
+        head, stem = (turned.get(self._names(key)[0]) for key in ("head.weight", self.stem))
         changes: dict[str, Any] = {
-            "classes": turned[head].shape[:1].numel() if head in turned else 0,
-            **({} if first is None else {"channels": first.shape[1]}),
+            "classes": 0 if head is None else head.shape[:1].numel(),
+            **({} if stem is None or stem.ndim != 4 else {"channels": stem.shape[1]}),
             **self.sized(turned),
             **self.changes,
             **told,

@@ -9,28 +9,12 @@ models take them: reading a file of transformers turns its first kernel, writing
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
 from vitrail.models.mobilevit import MobileViTConfig
-from vitrail.weights.family import FamilyLayout
+from vitrail.weights.family import BLOCK, FamilyLayout, renamed
 from vitrail.weights.names import State
-
-_BLOCK = re.compile(r"stages\.(\d+)\.(\d+)\.(.+)")
-"""Our key of a part of a block: stage, block, part."""
-
-
-def _renamed(key: str, names: Mapping[str, str]) -> str:
-    """`key` with the first of our `names` at its beginning replaced by theirs."""
-    ours = next((name for name in names if key.startswith(name)), "")
-    return names.get(ours, "") + key.removeprefix(ours)
-
-
-def _channels(stem: str) -> Callable[[State], Mapping[str, Any]]:
-    """The channels of the images, as the first kernel of theirs shows them."""
-    return lambda state: {"channels": state[stem].shape[1]} if state[stem].ndim > 1 else {}
-
 
 # --- timm ---
 
@@ -55,9 +39,9 @@ _TIMM_PARTS = {
 
 
 def _timm(key: str) -> str:
-    if block := _BLOCK.fullmatch(key):
-        return f"stages.{block[1]}.{block[2]}.{_renamed(block[3], _TIMM_PARTS)}"
-    return _renamed(key, _TIMM)
+    if block := BLOCK.fullmatch(key):
+        return f"stages.{block[1]}.{block[2]}.{renamed(block[3], _TIMM_PARTS)}"
+    return renamed(key, _TIMM)
 
 
 TIMM_MOBILEVIT = FamilyLayout(
@@ -66,8 +50,8 @@ TIMM_MOBILEVIT = FamilyLayout(
     family=MobileViTConfig,
     marks=("stem.conv.weight", "stages.2.1.conv_kxk.conv.weight", "final_conv.conv.weight"),
     theirs=_timm,
+    stem="stem.conv.weight",
     writes=("timm",),
-    sized=_channels("stem.conv.weight"),
     changes={"norm_eps": 1e-5},
 )
 
@@ -103,21 +87,21 @@ _TRANSFORMER_PARTS = {
 
 
 def _huggingface(key: str) -> str | tuple[str, ...]:
-    block = _BLOCK.fullmatch(key)
+    block = BLOCK.fullmatch(key)
     if block is None:
-        return _renamed(key, _HUGGINGFACE)
+        return renamed(key, _HUGGINGFACE)
     stage, part = f"encoder.layer.{block[1]}", block[3]
     if inner := _TRANSFORMER.fullmatch(part):
         layer, part = f"{stage}.transformer.layer.{inner[1]}", inner[2]
         if part.startswith("attn.qkv."):
             leaf = part.removeprefix("attn.qkv.")
             return tuple(f"{layer}.attention.attention.{x}.{leaf}" for x in _QKV)
-        return f"{layer}.{_renamed(part, _TRANSFORMER_PARTS)}"
+        return f"{layer}.{renamed(part, _TRANSFORMER_PARTS)}"
     if part.startswith(tuple(_RESIDUAL)):
         convolutional = int(block[1]) < _CONVOLUTIONAL
         place = f"layer.{block[2]}" if convolutional else "downsampling_layer"
-        return f"{stage}.{place}.{_renamed(part, _RESIDUAL)}"
-    return f"{stage}.{_renamed(part, _MIXED)}"
+        return f"{stage}.{place}.{renamed(part, _RESIDUAL)}"
+    return f"{stage}.{renamed(part, _MIXED)}"
 
 
 _QKV = ("query", "key", "value")
@@ -142,9 +126,9 @@ HUGGINGFACE_MOBILEVIT_BARE = FamilyLayout(
     marks=(_STEM, "encoder.layer.2.conv_kxk.convolution.weight"),
     prefixes=("mobilevit.", ""),
     theirs=_huggingface,
+    stem="stem.conv.weight",
     turn=_turned(_STEM),
     back=lambda state, config: _turned(_STEM)(state),
-    sized=_channels(_STEM),
     changes={"norm_eps": 1e-5},
 )
 
@@ -170,7 +154,6 @@ HUGGINGFACE_MOBILEVIT = replace(
     theirs=_with_head,
     turn=_turned(f"mobilevit.{_STEM}"),
     back=lambda state, config: _turned(f"mobilevit.{_STEM}")(state),
-    sized=_channels(f"mobilevit.{_STEM}"),
 )
 
 LAYOUTS = (TIMM_MOBILEVIT, HUGGINGFACE_MOBILEVIT, HUGGINGFACE_MOBILEVIT_BARE)

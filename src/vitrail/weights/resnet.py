@@ -4,33 +4,15 @@ Google's BiT files (.npz of TensorFlow: `BiT-M-R50x1`) count stages and units fr
 kernel's outputs last, and heads that are 1x1 convolutions, as timm has them too.
 """
 
-import re
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitrail.models.bit import BiTConfig
 from vitrail.models.resnet import ResNetConfig
-from vitrail.weights.family import FamilyLayout
+from vitrail.weights.family import BLOCK, FamilyLayout, renamed
 from vitrail.weights.names import State
-
-_BLOCK = re.compile(r"stages\.(\d+)\.(\d+)\.(.+)")
-"""Our key of a part of a block: stage, block, part."""
-
-
-def _renamed(key: str, names: Mapping[str, str]) -> str:
-    """`key` with the first of our `names` at its beginning replaced by theirs."""
-    ours = next(name for name in names if key.startswith(name))
-    return names[ours] + key.removeprefix(ours)
-
-
-def _channels(stem: str) -> Callable[[State], Mapping[str, Any]]:
-    """The channels of the images, as the first kernel of theirs shows them."""
-    return lambda state: {"channels": state[stem].shape[1]} if state[stem].ndim > 1 else {}
-
 
 # --- ResNet: torchvision's names, which timm has kept ---
 
@@ -44,9 +26,9 @@ _RESNET_PARTS = {
 
 
 def _resnet(key: str) -> str:
-    if block := _BLOCK.fullmatch(key):
-        return f"layer{int(block[1]) + 1}.{block[2]}.{_renamed(block[3], _RESNET_PARTS)}"
-    return _renamed(key, _RESNET)
+    if block := BLOCK.fullmatch(key):
+        return f"layer{int(block[1]) + 1}.{block[2]}.{renamed(block[3], _RESNET_PARTS)}"
+    return renamed(key, _RESNET)
 
 
 def _counted(state: State) -> dict[str, Tensor]:
@@ -67,8 +49,8 @@ RESNET = FamilyLayout(
     marks=("conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight"),
     prefixes=("module.", ""),
     theirs=_resnet,
+    stem="stem.conv.weight",
     turn=_counted,
-    sized=_channels("conv1.weight"),
     changes={"norm_eps": 1e-5},
 )
 
@@ -76,13 +58,13 @@ RESNET = FamilyLayout(
 
 _HEAD = "head.fc.weight"
 _TIMM = {"stem": "stem.conv", "norm": "norm", "head": "head.fc"}
-_SHORTCUT = {"shortcut": "downsample.conv", "": ""}
+_SHORTCUT = {"shortcut": "downsample.conv"}
 
 
 def _timm(key: str) -> str:
-    if block := _BLOCK.fullmatch(key):
-        return f"stages.{block[1]}.blocks.{block[2]}.{_renamed(block[3], _SHORTCUT)}"
-    return _renamed(key, _TIMM)
+    if block := BLOCK.fullmatch(key):
+        return f"stages.{block[1]}.blocks.{block[2]}.{renamed(block[3], _SHORTCUT)}"
+    return renamed(key, _TIMM)
 
 
 def _timm_turn(state: State) -> dict[str, Tensor]:
@@ -100,9 +82,9 @@ TIMM_BIT = FamilyLayout(
     family=BiTConfig,
     marks=("stem.conv.weight", "stages.0.blocks.0.norm1.weight", "stages.0.blocks.0.conv3.weight"),
     theirs=_timm,
+    stem="stem.weight",
     turn=_timm_turn,
     back=_timm_back,
-    sized=_channels("stem.conv.weight"),
     changes={"eps": "timm"},
 )
 
@@ -110,10 +92,10 @@ _TRANSFORMERS = {"stem": "embedder.convolution", "norm": "norm", "head": "classi
 
 
 def _transformers(key: str) -> str:
-    if block := _BLOCK.fullmatch(key):
-        part = _renamed(block[3], _SHORTCUT)
+    if block := BLOCK.fullmatch(key):
+        part = renamed(block[3], _SHORTCUT)
         return f"encoder.stages.{block[1]}.layers.{block[2]}.{part}"
-    return _renamed(key, _TRANSFORMERS)
+    return renamed(key, _TRANSFORMERS)
 
 
 HUGGINGFACE_BIT_BARE = FamilyLayout(
@@ -123,7 +105,7 @@ HUGGINGFACE_BIT_BARE = FamilyLayout(
     marks=("embedder.convolution.weight", "encoder.stages.0.layers.0.norm1.weight"),
     prefixes=("bit.", ""),
     theirs=_transformers,
-    sized=_channels("embedder.convolution.weight"),
+    stem="stem.weight",
     changes={"eps": "timm"},
 )
 HUGGINGFACE_BIT = replace(
@@ -133,7 +115,6 @@ HUGGINGFACE_BIT = replace(
     marks=(*(f"bit.{mark}" for mark in HUGGINGFACE_BIT_BARE.marks), "classifier.1.weight"),
     prefixes=("",),
     theirs=lambda key: ("" if key.startswith("head") else "bit.") + _transformers(key),
-    sized=_channels("bit.embedder.convolution.weight"),
 )
 
 _ROOT = "resnet/root_block/standardized_conv2d"
@@ -146,11 +127,11 @@ _GOOGLE_PARTS = {
 
 
 def _google(key: str) -> str:
-    if block := _BLOCK.fullmatch(key):
+    if block := BLOCK.fullmatch(key):
         unit = f"resnet/block{int(block[1]) + 1}/unit{int(block[2]) + 1:02d}"
-        name = f"{unit}/{_renamed(block[3], _GOOGLE_PARTS)}"
+        name = f"{unit}/{renamed(block[3], _GOOGLE_PARTS)}"
     else:
-        name = _renamed(key, _GOOGLE)
+        name = renamed(key, _GOOGLE)
     module, _, leaf = name.rpartition(".")
     if module.endswith("group_norm"):
         return f"{module}/{'gamma' if leaf == 'weight' else 'beta'}"
@@ -179,9 +160,9 @@ GOOGLE_BIT = FamilyLayout(
     family=BiTConfig,
     marks=(f"{_ROOT}/kernel", "resnet/group_norm/gamma"),
     theirs=_google,
+    stem="stem.weight",
     turn=_google_turn,
     back=_google_back,
-    sized=_channels(f"{_ROOT}/kernel"),
     changes={"eps": "big_transfer"},
 )
 

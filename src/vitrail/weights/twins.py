@@ -1,12 +1,9 @@
 """Twins in the one layout there is: the authors' (Meituan-AutoML/Twins), which timm has kept."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from vitrail.models.twins import TwinsConfig
 from vitrail.weights.family import FamilyLayout
-from vitrail.weights.names import State
 
 _STEM = "patch_embeds.0.proj.weight"
 _STAGE = re.compile(r"stages\.(\d+)\.(embed|peg\.conv|blocks)\.(.+)")
@@ -29,11 +26,6 @@ def _theirs(key: str) -> str:
     return key.replace("stem.", "patch_embeds.0.")
 
 
-def _channels(state: State) -> Mapping[str, Any]:
-    """The channels of the images, as the first kernel shows them."""
-    return {"channels": state[_STEM].shape[1]} if state[_STEM].ndim > 1 else {}
-
-
 TWINS = FamilyLayout(
     name="twins",
     whose="the authors' and timm's Twins",
@@ -42,7 +34,6 @@ TWINS = FamilyLayout(
     prefixes=("module.", "backbone.", ""),
     theirs=_theirs,
     writes=("timm",),
-    sized=_channels,
     changes={"norm_eps": 1e-6},
 )
 
