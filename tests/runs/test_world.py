@@ -11,7 +11,7 @@ from torch.distributed import HashStore
 from vitrail.errors import DataError, UsageError
 from vitrail.recipes import RECIPES, Facts
 from vitrail.runs import world as worlds
-from vitrail.runs.world import ALONE, Pulse, World, check_layout, join_world
+from vitrail.runs.world import ALONE, Lost, Pulse, World, check_layout, join_world
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def wait_for(said):
     until = time.monotonic() + 60
     while not said and time.monotonic() < until:
         time.sleep(0.01)
-    return said[0]
+    return str(said[0])
 
 
 def test_a_process_that_stays_behind_is_named(monkeypatch):
@@ -99,12 +99,12 @@ def test_what_is_no_step_may_take_as_long_as_it_wants(monkeypatch):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
 def test_others_that_cannot_be_reached(host, monkeypatch):
-    monkeypatch.setattr(worlds, "_JOIN_SECONDS", 0.1)
+    monkeypatch.setattr(worlds, "_LEAST_JOIN_SECONDS", 0.1)
     names = {"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 1, "MASTER_ADDR": host, "MASTER_PORT": 9}
     for name, value in names.items():
         monkeypatch.setenv(name, str(value))
     with (
-        pytest.raises(DataError, match=f"process 1 of 2 .* cannot reach the others at {host}:9: "),
+        pytest.raises(Lost, match=f"process 1 of 2 .* cannot reach the others at {host}:9: "),
         join_world("cpu", 0.1),
     ):
         pass
