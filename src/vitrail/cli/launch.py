@@ -126,10 +126,8 @@ def _why(failures: Mapping[int, ProcessFailure], processes: int, left: Path, run
 def _surroundings(folder: str, processes: int) -> Iterator[None]:
     """The variables that the processes need, and torch's loggers quiet, while this lasts."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # torch's own words on what is told here: the launcher's, and those of its C++ part.
     ours = {
         "OMP_NUM_THREADS": str(max(1, (cores or 1) // processes)),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
         **os.environ,
         TOLD_IN: folder,
     }
@@ -148,7 +146,7 @@ def _surroundings(folder: str, processes: int) -> Iterator[None]:
             logger.setLevel(level)
 
 
-_LOGGERS = (
+_LOGGERS = (  # of torch, with its own words on what is told here
     "torch.distributed.elastic.agent.server.api",
     "torch.distributed.elastic.agent.server.local_elastic_agent",
     "torch.distributed.elastic.multiprocessing.api",

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shlex
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
@@ -24,7 +26,7 @@ from vitrail.recipes import RECIPES, Facts, facts
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import known_fields, read_changes, with_changes
 from vitrail.runs.start import open_start
-from vitrail.runs.world import check_layout
+from vitrail.runs.world import LINGER_SECONDS, check_layout
 from vitrail.training.cluster import Cluster
 from vitrail.weights import Opened
 from vitrail.weights.fit import check_structure
@@ -119,11 +121,14 @@ def _one_of_a_machine() -> Iterator[None]:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         yield
         return
+    said = io.StringIO()
     try:
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(said):
             yield
-    except VitrailError as error:
-        raise SystemExit(error.exit_code) from error
+    except (VitrailError, SystemExit):
+        time.sleep(LINGER_SECONDS)  # and the launcher ends this one
+        print(said.getvalue(), end="", file=sys.stderr)
+        raise
 
 
 def _in_processes(args: Sequence[str], given: TrainArgs) -> dict[str, Any]:

@@ -35,6 +35,9 @@ from vitrail.runs.device import pick_device
 TOLD_IN = "VITRAIL_TOLD_IN"
 """The variable with the folder in which `vitrail train --devices N` looks for what went wrong."""
 
+LINGER_SECONDS = 5.0
+"""A launcher ends all processes when one ends: this long the others leave to the one that tells."""
+
 _BEAT_SECONDS = 1.0
 _SILENT_SECONDS = 5.0
 """A process that has not said for so long that it lives is taken for dead or stopped."""
@@ -250,6 +253,8 @@ def join_world(device: str, stall_seconds: float) -> Iterator[World]:
             raise Lost(what, _KEPT, seen=False) from error
     except VitrailError as error:
         if not _tells(error, launch, attempt):
+            if not launch.folder:
+                time.sleep(LINGER_SECONDS)
             raise SystemExit(error.exit_code) from error
         raise
     except KeyboardInterrupt:
