@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import threading
@@ -6,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.distributed import HashStore
+from torch.distributed import HashStore, PrefixStore
 
 from vitrail.errors import DataError, UsageError
 from vitrail.recipes import RECIPES, Facts
@@ -45,6 +46,46 @@ def test_what_processes_say_is_gathered_in_their_order():
     for thread in threads:
         thread.join()
     assert heard[0] == heard[1] == heard[2] == [[i, 10 + i, 20 + i] for i in range(4)]
+
+
+def test_processes_agree_on_a_name_although_others_have_talked_in_their_store():
+    store, names = HashStore(), set()
+    store.set("here 1", "one that has died")
+    for _ in range(3):
+        agreed = {}
+
+        def join(rank, agreed=agreed):
+            agreed[rank] = worlds._agreed_name(store, rank, 3, 60)
+
+        threads = [threading.Thread(target=join, args=(rank,)) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert agreed.keys() == {0, 1, 2} and len(set(agreed.values())) == 1
+        names |= set(agreed.values())
+    assert len(names) == 3
+    with pytest.raises(TimeoutError, match="no word from process 1, 2"):
+        worlds._agreed_name(store, 0, 3, 0.1)
+    with pytest.raises(TimeoutError, match="the first"):
+        worlds._agreed_name(store, 1, 3, 0.1)
+
+
+def test_a_lost_process_is_told_once_a_start_and_an_error_of_the_users_once_a_launch():
+    store, (lost, fault) = HashStore(), (Lost("process 1 is gone", "."), DataError("no images"))
+    launch, first, second = (worlds._Notes(PrefixStore(name, store)) for name in "abc")
+    assert [worlds._tells(lost, launch, each) for each in (first, first, second)] == [1, 0, 1]
+    assert launch.get("told") is None
+    assert [worlds._tells(fault, launch, each) for each in (first, second)] == [1, 0]
+    assert launch.get("told") == {"error": "no images", "exit_code": 3}
+
+
+def test_a_launcher_of_ours_tells_what_the_first_has_left_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv(worlds.TOLD_IN, str(tmp_path))
+    notes = worlds._Notes()
+    for name in ("process 1 is gone", "process 2 is gone"):
+        assert not worlds._tells(Lost(name, "."), notes, notes)
+    assert json.loads((tmp_path / "missing").read_text())["what"] == "process 1 is gone"
 
 
 def wait_for(said):

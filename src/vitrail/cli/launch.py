@@ -38,6 +38,7 @@ class _End(NamedTuple):
 
     what: str
     way_on: str
+    """What to do, as the sentence goes on."""
     code: int
     final: bool = False
     """Whether they would end so again."""
@@ -83,7 +84,7 @@ def _attempt(
     args: Sequence[str], processes: int, left: Path, run: Path, save_seconds: float
 ) -> _End | None:
     """Start all processes and wait; None: they are done."""
-    # The restarts of torch's own would come after any end.
+    # torch's own restarts would come after any end, an error of the user's as well.
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
