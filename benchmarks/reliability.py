@@ -7,8 +7,9 @@
   its log must be those of a run that nobody disturbed
 - syscalls: a process is killed at every system call of a save; a whole checkpoint must be left
 - damage: single bits of a checkpoint are flipped, its files cut; each must be noticed
-- processes: of two processes that train together one is killed at a random time, and torchrun
-  starts both anew (--restarts); the last checkpoint must be that of an undisturbed run
+- processes: of two processes that train together one is killed at a random step, or while they
+  start, and both are started anew (--restarts); the last checkpoint must be that of an undisturbed
+  run
 - memory: resident memory, open files, threads and children over many steps of a tiny model
 
 Without --full the counts are small. It ends with 1 where anything is not as it must be.
@@ -70,6 +71,8 @@ COUNTS = {  # small, full
 """Kills; system calls (0: all); five flips to one cut; kills of a worker; steps."""
 STEPS = 30
 """Of the run that is killed; an epoch has 4."""
+TOGETHER = 160
+"""Of the run of two processes; an epoch has 4."""
 MOST_MB = 1.0
 """By which resident memory may grow in 1,000 steps."""
 TIMES = {"seconds", "images_per_second"}
@@ -342,11 +345,11 @@ def processes(count: int, seed: int, place: Path) -> dict[str, Any]:
     """Runs of two processes, of which a random one is killed, up to three times a run."""
     rng = random.Random(seed)
     data = make_images(place / "images", 80)
-    config = replace(config_for(data), epochs=40, devices=2, checkpoint_minutes=0.2 / 60)
+    config = replace(config_for(data), epochs=TOGETHER / 4, devices=2, checkpoint_minutes=0.2 / 60)
     config = replace(config, data=replace(config.data, batch_size=8), stall_seconds=120.0)
     file = place / "config.yaml"
     file.write_text(write_yaml(config))
-    seconds, _, said = _together(file, place / "calm", rng, 0, 0.0)
+    seconds, _, said = _together(file, place / "calm", rng, 0)
     if seconds is None:
         return {"kills": 0, "mismatches": 1, "problems": [f"undisturbed: {said[-2000:]}"]}
     whole = digests(Run(place / "calm"))
@@ -356,7 +359,7 @@ def processes(count: int, seed: int, place: Path) -> dict[str, Any]:
         folder = place / f"run-{result['runs']}"
         result["runs"] += 1
         planned = min(rng.randint(1, 3), count - result["kills"])
-        ended, when, said = _together(file, folder, rng, planned, seconds)
+        ended, when, said = _together(file, folder, rng, planned)
         result["kills"] += len(when)
         killed.update(when)
         if ended is None:
@@ -369,7 +372,7 @@ def processes(count: int, seed: int, place: Path) -> dict[str, Any]:
 
 
 def _together(
-    config: Path, folder: Path, rng: random.Random, planned: int, seconds: float
+    config: Path, folder: Path, rng: random.Random, planned: int
 ) -> tuple[float | None, list[str], str]:
     """Train in two processes and kill some; how long that took (None: it failed), when each was
     killed, and what was said.
@@ -388,19 +391,29 @@ def _together(
         for _ in range(planned):
             while launcher.poll() is None and len(now := _workers(launcher.pid) - before) < 2:
                 time.sleep(0.01)
-            until = time.perf_counter() + rng.uniform(0, 0.7 * seconds)  # the report is the rest
-            while launcher.poll() is None and time.perf_counter() < until:
+            # What the log holds beyond the checkpoint may still be of those that were killed: such
+            # a kill comes while the others start.
+            due = rng.randint(_step(folder), TOGETHER)
+            while launcher.poll() is None and _logged(folder) < due:
                 time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.5))
             if launcher.poll() is not None:
                 break
             with suppress(ProcessLookupError):
                 os.kill(rng.choice(sorted(now)), signal.SIGKILL)
-                when.append(_when(folder, 160))
+                when.append(_when(folder, TOGETHER))
             before |= now
         code = launcher.wait()
         taken = time.perf_counter() - started
     text = log.read_text(errors="replace")
     return (None if code else taken), when, f"ended with {code}: {text}"
+
+
+def _logged(folder: Path) -> int:
+    """The last step that a run has logged; -1 if there is none."""
+    with suppress(DataError):
+        return max((event["step"] for event in Run(folder).metrics()), default=-1)
+    return -1
 
 
 def _workers(launcher: int) -> set[int]:

@@ -74,7 +74,6 @@ def train(
         folder = Path(world.lead_says(begun or str(out or free_folder(config.data.path))))
         # The lead decides: it would make the folder while another still asks whether it is there.
         if world.lead_says(begun is not None and world.lead and _begun(folder)):
-            notify("a process died: starting again from the last checkpoint")
             return _resume(Run(folder), world, listen=listen, notify=notify)
         splits = _open(config)
         config = _settled(config, splits)

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import threading
@@ -6,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.distributed import HashStore
+from torch.distributed import HashStore, PrefixStore
 
 from vitrail.errors import DataError, UsageError
 from vitrail.recipes import RECIPES, Facts
 from vitrail.runs import world as worlds
-from vitrail.runs.world import ALONE, Pulse, World, check_layout, join_world
+from vitrail.runs.world import ALONE, Lost, Pulse, World, check_layout, join_world
 
 
 @pytest.fixture
@@ -47,11 +48,51 @@ def test_what_processes_say_is_gathered_in_their_order():
     assert heard[0] == heard[1] == heard[2] == [[i, 10 + i, 20 + i] for i in range(4)]
 
 
+def test_processes_agree_on_a_name_although_others_have_talked_in_their_store():
+    store, names = HashStore(), set()
+    store.set("here 1", "one that has died")
+    for _ in range(3):
+        agreed = {}
+
+        def join(rank, agreed=agreed):
+            agreed[rank] = worlds._agreed_name(store, rank, 3, 60)
+
+        threads = [threading.Thread(target=join, args=(rank,)) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert agreed.keys() == {0, 1, 2} and len(set(agreed.values())) == 1
+        names |= set(agreed.values())
+    assert len(names) == 3
+    with pytest.raises(TimeoutError, match="no word from process 1, 2"):
+        worlds._agreed_name(store, 0, 3, 0.1)
+    with pytest.raises(TimeoutError, match="the first"):
+        worlds._agreed_name(store, 1, 3, 0.1)
+
+
+def test_a_lost_process_is_told_once_a_start_and_an_error_of_the_users_once_a_launch():
+    store, (lost, fault) = HashStore(), (Lost("process 1 is gone", "."), DataError("no images"))
+    launch, first, second = (worlds._Notes(PrefixStore(name, store)) for name in "abc")
+    assert [worlds._tells(lost, launch, each) for each in (first, first, second)] == [1, 0, 1]
+    assert launch.get("told") is None
+    assert [worlds._tells(fault, launch, each) for each in (first, second)] == [1, 0]
+    assert launch.get("told") == {"error": "no images", "exit_code": 3}
+
+
+def test_a_launcher_of_ours_tells_what_the_first_has_left_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv(worlds.TOLD_IN, str(tmp_path))
+    notes = worlds._Notes()
+    for name in ("process 1 is gone", "process 2 is gone"):
+        assert not worlds._tells(Lost(name, "."), notes, notes)
+    assert json.loads((tmp_path / "missing").read_text())["what"] == "process 1 is gone"
+
+
 def wait_for(said):
     until = time.monotonic() + 60
     while not said and time.monotonic() < until:
         time.sleep(0.01)
-    return said[0]
+    return str(said[0])
 
 
 def test_a_process_that_stays_behind_is_named(monkeypatch):
@@ -99,12 +140,12 @@ def test_what_is_no_step_may_take_as_long_as_it_wants(monkeypatch):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
 def test_others_that_cannot_be_reached(host, monkeypatch):
-    monkeypatch.setattr(worlds, "_JOIN_SECONDS", 0.1)
+    monkeypatch.setattr(worlds, "_LEAST_JOIN_SECONDS", 0.1)
     names = {"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 1, "MASTER_ADDR": host, "MASTER_PORT": 9}
     for name, value in names.items():
         monkeypatch.setenv(name, str(value))
     with (
-        pytest.raises(DataError, match=f"process 1 of 2 .* cannot reach the others at {host}:9: "),
+        pytest.raises(Lost, match=f"process 1 of 2 .* cannot reach the others at {host}:9: "),
         join_world("cpu", 0.1),
     ):
         pass

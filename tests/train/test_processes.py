@@ -5,23 +5,29 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
+
+from vitrail import evaluate
+from vitrail.runs import Run
 
 _TINY = shlex.split(
     "samples:emoji --model.depth 1 --model.width 32 --model.heads 2 --model.mlp 64 "
     "--model.drop-path 0 --data.batch-size 32 --data.train-size None --precision float32 "
-    "--evaluations 1 --ema 0.9 --device cpu"
+    "--evaluations 1 --ema 0.9 --device cpu --data.val-fraction 0.05"
 )
 
 
-def start(*args, prefix=("-m",), **options):
+def start(*args, launcher=(), **options):
     return subprocess.Popen(
-        [sys.executable, *prefix, "vitrail", "train", *args],
+        [sys.executable, *launcher, "-m", "vitrail", "train", *args],
         env=os.environ | {"OMP_NUM_THREADS": "1", "JAXTYPING_DISABLE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -35,17 +41,17 @@ def finish(process):
     return process.returncode, said
 
 
-def worker(launcher, rank):
-    """The pid of the process of that rank."""
+def workers(launcher):
+    """The pid of each process that trains, by its rank."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
+        with suppress(OSError):
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
             variables = (stat.parent / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if parent == launcher and f"RANK={rank}".encode() in variables:
-            return int(stat.parent.name)
-    raise AssertionError(f"process {rank} is not there")
+            ranks = [int(v[5:]) for v in variables if v.startswith(b"RANK=")]
+            if parent == launcher and ranks:
+                found[ranks[0]] = int(stat.parent.name)
+    return found
 
 
 def under_way(run, process, steps=3):
@@ -96,7 +102,7 @@ def test_a_killed_process_is_named_and_a_stop_and_another_number_go_on_the_same(
     run, args = tmp_path / "run", [*_TINY, "--epochs", "30"]
     process = start(*args, "--devices", "2", "--out", str(run))
     under_way(run, process)
-    victim = worker(process.pid, 1)
+    victim = workers(process.pid)[1]
     os.kill(victim, signal.SIGKILL)
     code, words = finish(process)
     assert code == 3
@@ -109,7 +115,7 @@ def test_a_killed_process_is_named_and_a_stop_and_another_number_go_on_the_same(
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_and_gone_on_with_by_another_number_of_processes(signum, tmp_path):
     one, run = tmp_path / "one", tmp_path / "run"
-    short = ["--epochs", "1"]
+    short = ["--epochs", "0.6"]  # what is rounded differently grows from step to step
     assert finish(start(*_TINY, *short, "--out", str(one)))[0] == 0
     process = start(*_TINY, *short, "--devices", "2", "--out", str(run))
     under_way(run, process)
@@ -143,6 +149,22 @@ def test_one_and_two_processes_do_the_same(parallel, more, tmp_path):
     code, words = finish(start(*args, "--devices", "2", "--parallel", parallel, "--out", str(two)))
     assert code == 0, words
     check_same(one, two)
+    assert words.count("held-out accuracy") == words.count("top-1") == 1  # one of them talks
+
+
+@pytest.mark.slow
+def test_held_out_images_that_cannot_be_shared_evenly_are_measured_once_each(tmp_path):
+    run = tmp_path / "run"
+    code, words = finish(start(*_TINY, "--epochs", "0.1", "--devices", "2", "--out", str(run)))
+    assert code == 0, words
+    together = answers(run)
+    assert len(together) % 2 and len(together) % 64
+    (logged,) = (event["val_accuracy"] for event in Run(run).metrics() if "val_accuracy" in event)
+    alone = evaluate(run)
+    assert logged == pytest.approx(alone.metrics.summary["top1"].value)
+    assert [row[0] for row in together] == list(alone.keys)
+    said = torch.tensor([list(map(float, row[4:])) for row in together])
+    torch.testing.assert_close(said, alone.probabilities, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -161,13 +183,64 @@ def test_restarts_go_on_by_themselves(tmp_path):
     assert finish(start(*args, "--out", str(whole)))[0] == 0
     process = start(*args, "--restarts", "1", "--out", str(run))
     under_way(run, process)
-    os.kill(worker(process.pid, 1), signal.SIGKILL)
+    victim = workers(process.pid)[1]
+    os.kill(victim, signal.SIGKILL)
     code, words = finish(process)
     assert code == 0, words
+    told = f"process 1 of 2 (pid {victim}) was killed by SIGKILL: all start again (1 of 1)"
+    assert words.count(told) == words.count("going on from step ") == 1
     last = sorted((run / "checkpoints").iterdir())[-1].name
     for file in ("model.safetensors", "optimizer.safetensors"):
         here, there = (each / "checkpoints" / last / file for each in (run, whole))
         assert here.read_bytes() == there.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launched", ["by vitrail", "by torchrun"])
+def test_an_error_of_the_users_is_told_once_however_many_restarts_there_are(launched, tmp_path):
+    for i in range(40):
+        file = tmp_path / "data" / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"no image %d" % i)
+    args = [str(tmp_path / "data"), *_TINY[1:], "--data.val-fraction", "0.2"]
+    args += ["--epochs", "1", "--out", str(tmp_path / "run")]
+    if launched == "by vitrail":
+        code, words = finish(start(*args, "--devices", "2", "--restarts", "5"))
+        assert code == 3
+        assert "start again" not in words
+    else:
+        code, words = finish(start(*args, launcher=torchrun(2, "--max-restarts", "1")))
+        assert code == 1  # its own
+    assert words.count("vitrail: ") == words.count("images cannot be read") == 1
+
+
+def torchrun(processes, *options):
+    return ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), *options]
+
+
+@pytest.mark.slow
+def test_what_is_wrong_before_processes_meet_is_told_once(tmp_path):
+    code, words = finish(start("no_such_folder", launcher=torchrun(2), cwd=tmp_path))
+    assert code == 1  # torchrun's own
+    assert words.count("no such file or folder: no_such_folder") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_restarts_over_two_nodes(tmp_path):
+    run = tmp_path / "run"
+    with socket.create_server(("localhost", 0)) as server:
+        place = f"localhost:{server.getsockname()[1]}"
+    options = ["--nnodes", "2", "--max-restarts", "1", "--rdzv-backend", "c10d"]
+    launcher = torchrun(1, *options, "--rdzv-endpoint", place)
+    args = [*_TINY, "--epochs", "0.5", "--stall-seconds", "60", "--out", str(run)]
+    nodes = [start(*args, launcher=launcher) for _ in range(2)]
+    under_way(run, nodes[0])
+    (victim,) = workers(nodes[1].pid).values()
+    os.kill(victim, signal.SIGKILL)
+    (code, words), (other, more) = (finish(node) for node in nodes)
+    assert code == other == 0, words + more
+    assert (words + more).count("going on from step ") == 1
 
 
 @pytest.mark.slow
@@ -177,7 +250,7 @@ def test_a_stopped_process_is_named(tmp_path):
     args = [*_TINY, "--epochs", "30", "--devices", "2", "--stall-seconds", "5"]
     process = start(*args, "--out", str(run))
     under_way(run, process)
-    victim = worker(process.pid, 1)
+    victim = workers(process.pid)[1]
     os.kill(victim, signal.SIGSTOP)
     code, words = finish(process)
     assert code == 3

@@ -113,8 +113,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] in ("--version", "-V"):
         print(f"vitrail {__version__}")
         return 0
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first one talks
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if "RANK" in os.environ:  # one of several processes, of which the first talks
+        # What torch's C++ part says of others that do not answer is said here, in words.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+        if os.environ["RANK"] != "0":
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         if args[0] not in VERBS:
             raise unknown_name("verb", args[0], VERBS)

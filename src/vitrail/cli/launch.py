@@ -12,9 +12,10 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -32,15 +33,58 @@ class Ended(VitrailError):
         self.exit_code = code
 
 
+class _End(NamedTuple):
+    """Why processes have ended that were not done."""
+
+    what: str
+    way_on: str
+    """What to do, as the sentence goes on."""
+    code: int
+    final: bool = False
+    """Whether they would end so again."""
+
+
 def launch(
-    args: Sequence[str], processes: int, restarts: int, run: Path, save_seconds: float = 600.0
+    args: Sequence[str],
+    processes: int,
+    restarts: int,
+    run: Path,
+    save_seconds: float = 600.0,
+    *,
+    notify: Callable[[str], None] = lambda sentence: None,
 ) -> None:
     """Run `vitrail train ARGS` in so many processes, and wait.
 
-    When one dies all are started anew, at most `restarts` times, and go on from the last
-    checkpoint. Raises `DataError` that names the one that died, `Ended` with what the processes say
-    themselves, or after a signal, when they have saved, for which they have `save_seconds`.
+    When one dies, or they stand still, all are started anew, at most `restarts` times, and go on
+    from the last checkpoint; not after an error of the user's, which would only come again.
+
+    Raises `Ended` with what the processes say, or which of them died; or after a signal, when they
+    have saved, for which they have `save_seconds`.
     """
+    with tempfile.TemporaryDirectory(prefix="vitrail-") as folder, _surroundings(folder, processes):
+        left = Path(folder)
+        try:
+            for again in range(1, restarts + 2):
+                end = _attempt(args, processes, left, run, save_seconds)
+                if end is None:
+                    return
+                if end.final or again > restarts:
+                    raise Ended(end.what + end.way_on, end.code)
+                notify(f"{end.what}: all start again ({again} of {restarts})")
+                for name in ("missing", "lost"):
+                    (left / name).unlink(missing_ok=True)
+        except SignalException as error:
+            code, told = 128 + error.sigval, _left(left / "told")
+            if told and told["exit_code"] == code:
+                raise Ended(told["error"], code) from error
+            raise Ended(f"stopped; {_way_on(run)}", code) from error
+
+
+def _attempt(
+    args: Sequence[str], processes: int, left: Path, run: Path, save_seconds: float
+) -> _End | None:
+    """Start all processes and wait; None: they are done."""
+    # torch's own restarts would come after any end, an error of the user's as well.
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -48,38 +92,43 @@ def launch(
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        max_restarts=restarts,
+        max_restarts=0,
         monitor_interval=0.1,
         shutdown_timeout=round(save_seconds),
     )
-    with tempfile.TemporaryDirectory(prefix="vitrail-") as folder, _surroundings(folder, processes):
-        left = Path(folder)
-        try:
-            elastic_launch(config, sys.executable)("-m", "vitrail", "train", *args)
-        except ChildFailedError as error:
-            raise (
-                _left(left / f"told-{restarts}")
-                or _killed(error.failures, processes, restarts, run)
-                or _left(left / f"lost-{restarts}")
-                or _broken(error.failures, processes)
-            ) from error
-        except SignalException as error:
-            code = 128 + error.sigval
-            for attempt in range(restarts + 1):
-                told = _left(left / f"told-{attempt}")
-                if told and told.exit_code == code:
-                    raise told from error
-            raise Ended(f"stopped; {_way_on(run)}", code) from error
+    try:
+        elastic_launch(config, sys.executable)("-m", "vitrail", "train", *args)
+    except ChildFailedError as error:
+        return _why(error.failures, processes, left, run)
+    return None
+
+
+def _why(failures: Mapping[int, ProcessFailure], processes: int, left: Path, run: Path) -> _End:
+    """Of all that has been left and seen, what comes first: the rest follows from it."""
+    if told := _left(left / "told"):
+        return _End(told["error"], "", told["exit_code"], final=True)
+    if missing := _left(left / "missing"):
+        return _End(missing["what"], missing["way_on"], missing["exit_code"])
+    ended_by_launcher = {-signal.SIGTERM} if len(failures) > 1 else set()
+    for rank, failure in sorted(failures.items()):
+        if failure.exitcode < 0 and failure.exitcode not in ended_by_launcher:
+            name = signal.Signals(-failure.exitcode).name
+            what = f"process {rank} of {processes} (pid {failure.pid}) was killed by {name}"
+            return _End(what, f"; {_way_on(run)}", DataError.exit_code)
+    if lost := _left(left / "lost"):
+        return _End(lost["what"], lost["way_on"], lost["exit_code"])
+    # A fault of ours, whose traceback has been shown. What another's end has brought comes last.
+    rank, failure = min(failures.items(), key=lambda each: (each[1].exitcode < 0, each[0]))
+    what = f"process {rank} of {processes} (pid {failure.pid}) ended, as is shown above"
+    return _End(what, f"; {_way_on(run)}", max(failure.exitcode, 1))
 
 
 @contextmanager
 def _surroundings(folder: str, processes: int) -> Iterator[None]:
     """The variables that the processes need, and torch's loggers quiet, while this lasts."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # torch's own words on what is told here: the launcher's, and those of its C++ part.
     ours = {
         "OMP_NUM_THREADS": str(max(1, (cores or 1) // processes)),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
         **os.environ,
         TOLD_IN: folder,
     }
@@ -98,7 +147,7 @@ def _surroundings(folder: str, processes: int) -> Iterator[None]:
             logger.setLevel(level)
 
 
-_LOGGERS = (
+_LOGGERS = (  # of torch, with its own words on what is told here
     "torch.distributed.elastic.agent.server.api",
     "torch.distributed.elastic.agent.server.local_elastic_agent",
     "torch.distributed.elastic.multiprocessing.api",
@@ -106,47 +155,19 @@ _LOGGERS = (
 )
 
 
-def _left(place: Path) -> Ended | None:
+def _left(place: Path) -> dict[str, Any] | None:
     """What the processes left to say."""
     try:
-        told = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        note: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    except OSError:
         return None
-    return Ended(told["error"], told["exit_code"])
-
-
-def _killed(
-    failures: Mapping[int, ProcessFailure], processes: int, restarts: int, run: Path
-) -> DataError | None:
-    """The error for a process that was killed, if one was."""
-    ended_by_launcher = {-signal.SIGTERM} if len(failures) > 1 else set()
-    for rank, failure in sorted(failures.items()):
-        if failure.exitcode < 0 and failure.exitcode not in ended_by_launcher:
-            name = signal.Signals(-failure.exitcode).name
-            often = "once" if restarts == 1 else f"{restarts} times"
-            again = f" after all had been started again {often}" if restarts else ""
-            hint = "" if restarts else " (--restarts N does so by itself)"
-            return DataError(
-                f"process {rank} of {processes} (pid {failure.pid}) was killed by {name}{again}; "
-                f"{_way_on(run)}{hint}"
-            )
-    return None
-
-
-def _broken(failures: Mapping[int, ProcessFailure], processes: int) -> Ended:
-    """The error for a fault of ours, whose traceback has been shown."""
-    # What another one's end has brought about comes last.
-    order = [DataError.exit_code, -signal.SIGTERM]
-    rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode in order, item[0]))
-    return Ended(
-        f"process {rank} of {processes} (pid {failure.pid}) ended: see above",
-        max(failure.exitcode, 1),
-    )
+    return note
 
 
 def _way_on(run: Path) -> str:
     if not (run / "config.yaml").is_file():
         return "nothing had been written yet"
     return (
-        f"the last checkpoint is kept, go on with: vitrail train --resume {shlex.quote(str(run))}"
+        f"the last checkpoint is kept, go on with: vitrail train --resume {shlex.quote(str(run))} "
+        f"(--restarts N does so by itself)"
     )

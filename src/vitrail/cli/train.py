@@ -1,9 +1,13 @@
 """`vitrail train DATA`: a recipe's config, changed by a file and by flags, then the main job."""
 
+import io
 import json
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,13 +20,13 @@ from vitrail.cli.plan import show_plan
 from vitrail.cli.screen import TrainingScreen, clock, say
 from vitrail.data import open_data
 from vitrail.data.csvfile import Columns
-from vitrail.errors import DataError, UsageError, unknown_name
+from vitrail.errors import DataError, UsageError, VitrailError, unknown_name
 from vitrail.models import ModelConfig, ViTConfig, model_config, with_tokens
 from vitrail.recipes import RECIPES, Facts, facts
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import known_fields, read_changes, with_changes
 from vitrail.runs.start import open_start
-from vitrail.runs.world import check_layout
+from vitrail.runs.world import LINGER_SECONDS, check_layout
 from vitrail.training.cluster import Cluster
 from vitrail.weights import Opened
 from vitrail.weights.fit import check_structure
@@ -76,7 +80,8 @@ class TrainArgs:
 
 def train(args: Sequence[str]) -> dict[str, Any]:
     """Train, judge and report; or go on with a run."""
-    given = parse(TrainArgs, args, "train", _ABOUT, default=_defaults(args), flags=True)
+    with _one_of_a_machine():
+        given = parse(TrainArgs, args, "train", _ABOUT, default=_defaults(args), flags=True)
     if given.find_lr:
         return _find_lr(given.settings)
     if given.plan:
@@ -110,6 +115,22 @@ def train(args: Sequence[str]) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _one_of_a_machine() -> Iterator[None]:
+    """Before processes have met, all of a machine find the same wrong: the first of them tells."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        yield
+        return
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            yield
+    except (VitrailError, SystemExit):
+        time.sleep(LINGER_SECONDS)  # and the launcher ends this one
+        print(said.getvalue(), end="", file=sys.stderr)
+        raise
+
+
 def _in_processes(args: Sequence[str], given: TrainArgs) -> dict[str, Any]:
     """The same command again in several processes; the first of them says what there is to say."""
     from vitrail.cli.launch import launch
@@ -119,7 +140,7 @@ def _in_processes(args: Sequence[str], given: TrainArgs) -> dict[str, Any]:
     if run is None:
         run = job.free_folder(given.settings.data.path)
         args = [*args, "--out", str(run)]
-    launch(args, given.settings.devices, given.restarts, run)
+    launch(args, given.settings.devices, given.restarts, run, notify=say)
     evaluated = json.loads((run / "metrics.json").read_text())
     return {
         "run": str(run),

@@ -7,15 +7,18 @@ name the process it waits for.
 """
 
 import json
+import math
 import os
 import socket
 import sys
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +35,28 @@ from vitrail.runs.device import pick_device
 TOLD_IN = "VITRAIL_TOLD_IN"
 """The variable with the folder in which `vitrail train --devices N` looks for what went wrong."""
 
+LINGER_SECONDS = 5.0
+"""A launcher ends all processes when one ends: this long the others leave to the one that tells."""
+
 _BEAT_SECONDS = 1.0
 _SILENT_SECONDS = 5.0
 """A process that has not said for so long that it lives is taken for dead or stopped."""
 _NO_STORE = "what the processes talk through is gone: their launcher, or the first of them"
+_KEPT = ". The last checkpoint is kept; go on with --resume"
 _JOIN_SECONDS = 120.0
+_LEAST_JOIN_SECONDS = 10.0
 """Launchers start all processes at about the same time; what differs is how long imports take."""
+
+
+class Lost(VitrailError):
+    """Other processes are not there, or do not answer: starting all again may mend it."""
+
+    def __init__(self, what: str, way_on: str, *, seen: bool = True) -> None:
+        super().__init__(what + way_on)
+        self.what = what
+        self.way_on = way_on
+        self.seen = seen
+        """Whether it is known whom the run waits for. If not, whoever ends them knows better."""
 
 
 class World:
@@ -50,7 +69,7 @@ class World:
         local_rank: int = 0,
         store: Store | None = None,
         pulse: "Pulse | None" = None,
-        launch: Store | None = None,
+        launch: "_Notes | None" = None,
     ) -> None:
         self.rank = rank
         self.size = size
@@ -111,14 +130,12 @@ class World:
     @property
     def run(self) -> str | None:
         """The run folder that this launch has made: known to processes that are started anew."""
-        if self._launch is None or not self._launch.check(["run"]):
-            return None
-        return self._launch.get("run").decode()
+        return self._launch.get("run") if self._launch else None
 
     @run.setter
     def run(self, folder: str) -> None:
-        if self._launch is not None:
-            self._launch.set("run", folder)
+        if self._launch:
+            self._launch.put("run", folder)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, in place."""
@@ -194,19 +211,24 @@ def join_world(device: str, stall_seconds: float) -> Iterator[World]:
     process, with the name of the one that did not come. Of what goes wrong one process tells, the
     first that knows; the others leave with `SystemExit`.
 
-    Raises `DataError` where the others cannot be reached, or are lost.
+    Raises `Lost` where the others cannot be reached, or are no longer there.
     """
     env = os.environ
     if int(env.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
-    store, pulse = None, None
+    launch, attempt, pulse = _Notes(), _Notes(), None
     try:
-        store, launch = _meet(device, rank, size, stall_seconds)
+        found = _reached(rank, size, stall_seconds)
+        launch = _Notes(found)
+        if told := launch.get("told"):  # to those that these processes have been started after
+            raise SystemExit(told["exit_code"])
+        store = _met(found, device, rank, size, stall_seconds)
+        attempt = _Notes(store)
         aside = _again(store)
         beats = PrefixStore("beats", aside)
-        pulse = Pulse(rank, size, beats, stall_seconds, lambda why: _leave(why, aside))
+        pulse = Pulse(rank, size, beats, stall_seconds, partial(_leave, _Notes(aside)))
         world = World(
             rank,
             size,
@@ -221,12 +243,13 @@ def join_world(device: str, stall_seconds: float) -> Iterator[World]:
         except RuntimeError as error:
             if not _of_others(error):
                 raise
-            raise _Lost(
-                f"process {rank} of {size} lost the others at step {pulse.step + 1}: "
-                f"{pulse.missing()}. The last checkpoint is kept; go on with --resume"
-            ) from error
+            step, missing = pulse.step + 1, pulse.missing()
+            what = f"process {rank} of {size} lost the others at step {step}: {missing}"
+            raise Lost(what, _KEPT, seen=False) from error
     except VitrailError as error:
-        if not _tells(error, store):
+        if not _tells(error, launch, attempt):
+            if not launch.folder:
+                time.sleep(LINGER_SECONDS)
             raise SystemExit(error.exit_code) from error
         raise
     except KeyboardInterrupt:
@@ -240,27 +263,70 @@ def join_world(device: str, stall_seconds: float) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _meet(device: str, rank: int, size: int, stall_seconds: float) -> tuple[Store, Store]:
-    """Find the other processes: the store through which they talk, and one that outlives them."""
-    backend = "nccl" if pick_device(device).type == "cuda" else "gloo"
+def _reached(rank: int, size: int, stall_seconds: float) -> Store:
+    """The store through which the processes talk."""
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    try:
+    with _may_not_be_there(rank, size):
         socket.getaddrinfo(host, port)  # torch would try a name that does not exist for long
-        patience = timedelta(seconds=max(10.0, min(_JOIN_SECONDS, stall_seconds)))
+        patience = timedelta(seconds=_patience(stall_seconds))
         found, _, _ = next(rendezvous("env://", rank, size, timeout=patience))
-        # It outlives processes that are started anew, with all that they said in it.
-        store = PrefixStore(f"vitrail {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
+    return PrefixStore("vitrail", found)
+
+
+def _met(found: Store, device: str, rank: int, size: int, stall_seconds: float) -> Store:
+    """Wait for the other processes; what is theirs alone of the store."""
+    backend = "nccl" if pick_device(device).type == "cuda" else "gloo"
+    with _may_not_be_there(rank, size):
+        store = PrefixStore(_agreed_name(found, rank, size, _patience(stall_seconds)), found)
         limit = timedelta(seconds=max(60.0, 2 * stall_seconds))
         dist.init_process_group(
             backend, store=PrefixStore("torch", store), rank=rank, world_size=size, timeout=limit
         )
+    return store
+
+
+def _patience(stall_seconds: float) -> float:
+    return max(_LEAST_JOIN_SECONDS, min(_JOIN_SECONDS, stall_seconds))
+
+
+@contextmanager
+def _may_not_be_there(rank: int, size: int) -> Iterator[None]:
+    try:
+        yield
     except (RuntimeError, ValueError, OSError) as error:
-        raise DataError(
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise Lost(
             f"process {rank} of {size} on {socket.gethostname()} cannot reach the others at "
-            f"{host}:{port}: {str(error).splitlines()[0].rstrip('.')}. "
-            f"Is that address right, is the port open, and do all {size} processes run?"
+            f"{place}: {str(error).splitlines()[0].rstrip('.')}",
+            f". Is that address right, is the port open, and do all {size} processes run?",
         ) from error
-    return store, PrefixStore("vitrail launch", found)
+
+
+def _agreed_name(found: Store, rank: int, size: int, patience: float) -> str:
+    """A name that all processes know, and none before them: a launcher's store outlives processes
+    that are started anew, with all that they said in it, and nodes count restarts differently.
+
+    The lead makes it up, and answers each process by what that one has made up.
+    """
+    me = uuid.uuid4().hex
+    found.set(f"here {rank}", me)
+    if rank:
+        for _ in _tries(patience):
+            if found.check([f"called {me}"]):
+                name = found.get(f"called {me}").decode()
+                found.set(f"{name} {rank}", "")
+                return name
+        raise TimeoutError(f"the first has not answered for {patience:.0f} s")
+    missing = list(range(1, size))
+    for _ in _tries(patience):
+        for each in missing:
+            if found.check([f"here {each}"]):  # which may still be a dead one's
+                found.set(f"called {found.get(f'here {each}').decode()}", me)
+        missing = [each for each in missing if not found.check([f"{me} {each}"])]
+        if not missing:
+            return me
+    numbers = ", ".join(map(str, missing))
+    raise TimeoutError(f"no word from process {numbers} for {patience:.0f} s")
 
 
 def _of_others(error: RuntimeError) -> bool:
@@ -268,31 +334,59 @@ def _of_others(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
-class _Lost(DataError):
-    """Another process is gone. Whoever knows why says it better."""
+class _Notes:
+    """What processes leave for their launcher, and for those that it starts after them.
 
-
-def _tells(error: VitrailError, store: Store | None) -> bool:
-    """Whether this process is the one that has to tell the user of `error`; for a launcher of ours
-    the first one's words are left where it looks.
+    In the folder that a launcher of ours gives (`TOLD_IN`), else in the store of another's.
     """
-    if folder := os.environ.get(TOLD_IN):
-        kind = "lost" if isinstance(error, _Lost) else "told"
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        with suppress(OSError), open(Path(folder) / f"{kind}-{attempt}", "x") as file:
-            json.dump({"error": str(error), "exit_code": error.exit_code}, file)
-        return False
-    try:
-        return store is None or store.add("told", 1) == 1
-    except RuntimeError:  # it is gone
+
+    def __init__(self, store: Store | None = None) -> None:
+        self.folder = os.environ.get(TOLD_IN)
+        self._store = store
+
+    def put(self, name: str, value: Any) -> bool:
+        """Leave `value`, if there is nothing of that name yet; whether there was nothing."""
+        text = json.dumps(value)
+        if self.folder:
+            place = Path(self.folder) / name
+            if place.exists():
+                return False
+            beside = place.with_name(f"{name}.{os.getpid()}")
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(place)
+            return True
+        with suppress(RuntimeError):  # the store is gone
+            if self._store and self._store.add(f"{name} count", 1) > 1:
+                return False
+            if self._store:
+                self._store.set(name, text)
         return True
 
+    def get(self, name: str) -> Any:
+        """What was left; None if nothing was."""
+        if self.folder:
+            place = Path(self.folder) / name
+            return json.loads(place.read_text(encoding="utf-8")) if place.exists() else None
+        there = self._store is not None and self._store.check([name])
+        return json.loads(self._store.get(name)) if self._store and there else None
 
-def _leave(message: str, store: Store) -> None:
+
+def _tells(error: VitrailError, launch: _Notes, attempt: _Notes) -> bool:
+    """Whether this process is the one that has to tell the user of `error`: the first that has it,
+    unless a launcher of ours does so by what is left for it.
+    """
+    note: dict[str, Any] = {"exit_code": error.exit_code, "error": str(error)}
+    if isinstance(error, Lost):
+        note |= {"what": error.what, "way_on": error.way_on}
+        name, notes = ("missing" if error.seen else "lost"), attempt
+    else:  # torchrun's signal may mean that all are to be started again
+        name, notes = "told", launch if isinstance(error, (UsageError, DataError)) else attempt
+    return notes.put(name, note) and not notes.folder
+
+
+def _leave(attempt: _Notes, error: Lost) -> None:
     """End this process at once: what its main thread waits for may never come."""
-    rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
-    error = DataError(f"process {rank} of {size}: {message}\n{_where()}")
-    if _tells(error, store):
+    if _tells(error, attempt, attempt):
         print(f"vitrail: {error}", file=sys.stderr, flush=True)
     os._exit(error.exit_code)
 
@@ -317,7 +411,7 @@ class Pulse:
         size: int,
         store: Store,
         stall_seconds: float,
-        leave: Callable[[str], None],
+        leave: Callable[[Lost], None],
     ) -> None:
         self.rank = rank
         self.size = size
@@ -397,18 +491,19 @@ class Pulse:
                     self._end(f"a process has been silent for {now - heard_at:.0f} s")
             except RuntimeError:  # the store is gone, and with it the launcher, or the lead
                 if not self._stop.wait(_SILENT_SECONDS):
-                    self.leave(f"{_NO_STORE}. The last checkpoint is kept; go on with --resume")
+                    self._leave(_NO_STORE, _KEPT)
                 return
 
     def _end(self, why: str) -> None:
         missing = self.missing()
-        if self._stop.is_set():
-            return
-        self.leave(
-            f"{why}: {missing}. The last checkpoint is kept; go on with --resume. What needs "
-            f"longer is allowed with --stall-seconds"
-        )
-        self._stop.set()
+        if not self._stop.is_set():
+            way_on = f"{_KEPT}. What needs longer is allowed with --stall-seconds"
+            self._leave(f"{why}: {missing}", way_on)
+            self._stop.set()
+
+    def _leave(self, why: str, way_on: str) -> None:
+        what = f"process {self.rank} of {self.size}: {why}"
+        self.leave(Lost(what, f"{way_on}\n{_where()}"))
 
 
 def _who(rank: int, beat: Mapping[str, Any]) -> str:
@@ -432,11 +527,19 @@ def _state(beat: Mapping[str, Any]) -> str:
 
 def _awaited(store: Store, key: str) -> bytes:
     """The value of `key`, when it is there; where a process is lost, the pulse ends the wait."""
-    pause = 0.001
-    while not store.check([key]):
+    for _ in _tries():
+        if store.check([key]):
+            break
+    return store.get(key)
+
+
+def _tries(seconds: float = math.inf) -> Iterator[None]:
+    """Moments to look at something, further and further apart, until so many seconds are over."""
+    until, pause = time.monotonic() + seconds, 0.001
+    while time.monotonic() < until:
+        yield
         time.sleep(pause)
         pause = min(2 * pause, 0.1)
-    return store.get(key)
 
 
 def _again(store: Store) -> Store:

@@ -100,6 +100,7 @@ def fit(
         if resume:
             checkpoints.tidy()
             at = keeper.restore(notify)
+            notify(f"going on from step {at.step}")
             if world.lead:
                 run.forget_after(at.step)
             if done(at) < 1 and done(at) * config.evaluations >= at.evaluations + 1:
