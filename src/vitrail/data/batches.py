@@ -7,7 +7,7 @@ is left out of its batch.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -109,7 +109,7 @@ class Maker:
 
     def made(
         self, wanted: Iterable[Wanted], look: Look, check: Callable[[], None]
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         """One batch for each that is `wanted`; `check` is called when its images were read."""
         # On a CPU the cores belong to the matrix products while a step runs: views are made
         # between steps. Beside a GPU they are made ahead.

@@ -13,6 +13,7 @@ from vitrail.data.cache import Picture, as_array, as_image
 from vitrail.data.decode import UnreadableImage, read_pixels, reduced
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.source import Source, encoded
+from vitrail.data.stream import StreamSource
 from vitrail.data.workers import GivenUp, Request, Workers, shared_workers
 from vitrail.errors import DataError, UsageError, unknown_name
 
@@ -54,7 +55,7 @@ class Reading:
 USUAL = Reading()
 
 
-def decoders(source: Source, count: int, reading: Reading) -> Workers | None:
+def decoders(source: Source | StreamSource, count: int, reading: Reading) -> Workers | None:
     """Up to `count` processes to decode the images of `source`; None: threads of this one do it."""
     wanted = {"threads": False, "processes": True, "auto": len(source) >= _FEW}
     if not (wanted[reading.decoders] and sys.executable and _has_files(source)):
@@ -62,7 +63,9 @@ def decoders(source: Source, count: int, reading: Reading) -> Workers | None:
     return shared_workers(count, reading.image_seconds)
 
 
-def _has_files(source: Source) -> bool:
+def _has_files(source: Source | StreamSource) -> bool:
+    if isinstance(source, StreamSource):
+        return True
     try:
         return len(source) > 0 and encoded(source, 0) is not None
     except UnreadableImage:
