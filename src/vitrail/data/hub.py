@@ -5,9 +5,10 @@
     hf:imagefolder:FOLDER  hf:parquet:'data/*.parquet'  hf:webdataset:FOLDER  hf:arrow:FILE
 
 `open_hub` opens one whole, for reading at any place; `open_streams` (the same names, but with
-hf-stream:) reads it from front to back without having it. Images are decoded by vitrail, from the bytes as they are stored. The library is
-imported when such a set is named, and reaches the network when that set is remote: not for local
-data, and not to count or to report anything. It has run no data set's own code since version 4.
+hf-stream:) reads it from front to back without having it. Images are decoded by vitrail, from the
+bytes as they are stored. The library is imported when such a set is named, and reaches the network
+when that set is remote: not for local data, and not to count or to report anything. It has run no
+data set's own code since version 4.
 
 The library keeps what it fetches, and an Arrow copy of it, in its own cache (HF_HOME).
 """
