@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from statistics import median
-from threading import Event
 from time import process_time
 from typing import Any
 
@@ -122,13 +121,15 @@ def batches(source: Photographs, augment: AugmentConfig, how: Any, batch: int) -
 
 def views(source: Photographs, augment: AugmentConfig, how: Any, batch: int) -> Part:
     """What `batches` does before its last step, in the same thread."""
-    loader, epochs, never = loader_of(source, augment, how, batch), count(), Event()
+    loader, epochs = loader_of(source, augment, how, batch), count()
+    shelf, maker = loader._shelf, loader._maker
 
     def part() -> int:
         epoch = next(epochs)
         for start in range(0, len(source), batch):
             indices = np.arange(start, min(start + batch, len(source)))
-            loader._augmented(loader._look(indices, epoch, never), indices, epoch)
+            pictures = (shelf.picture(source, i, lambda: False) for i in indices.tolist())
+            maker._augmented(maker._views(pictures, indices, epoch), indices, epoch)
         return len(source)
 
     return part

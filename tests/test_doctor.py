@@ -337,7 +337,7 @@ def test_uneven_classes_and_large_images():
     finding = judge_balance(ArraySource(pixels, labels, ("many", "few"), "train"))
     assert finding.level == "note" and "class-weights balanced" in finding.mend
     large = ArraySource(np.zeros((1, 6000, 5000), np.uint8), np.array([0]), ("a",), "train")
-    (finding,) = judge_sample(large, "look", threads=1)
+    (finding,) = judge_sample(large, "look", threads=1, of=None)
     assert finding.level == "note" and "5000 x 6000 (train/0)" in finding.text
 
 

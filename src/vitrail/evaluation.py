@@ -28,6 +28,7 @@ from vitrail.data.decode import Encoded
 from vitrail.data.loader import EvalLoader, one_hot
 from vitrail.data.names import title_of
 from vitrail.data.source import PARTS, Joined, PartedSource, Subset, encoded
+from vitrail.data.stream import StreamSource
 from vitrail.errors import DataError, UsageError
 from vitrail.metrics import Metrics, classification, multi_label
 from vitrail.runs import Run, TrainConfig
@@ -207,7 +208,9 @@ def _open_own(loaded: LoadedRun, split: Part | None) -> _Chosen:
     """The run's own images, divided as they were for training."""
     file = loaded.run.split_file
     splits = open_data_of(loaded.config, file if file.is_file() else None)
-    parts: dict[str, Source] = {"train": splits.train, "val": splits.val}
+    parts: dict[str, Source] = {"val": splits.val}
+    if not isinstance(splits.train, StreamSource):  # which has no end
+        parts = {"train": splits.train, **parts}
     if splits.test is not None:
         parts["test"] = splits.test
     if splits.val is splits.test:

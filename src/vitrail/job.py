@@ -12,8 +12,12 @@ from typing import Any, NamedTuple
 import torch
 
 from vitrail.data import Source, Splits, write_split
-from vitrail.data.loader import EvalLoader, TrainLoader, one_hot
+from vitrail.data.batches import Loader, one_hot
+from vitrail.data.hub import place_of
+from vitrail.data.loader import EvalLoader, TrainLoader
 from vitrail.data.names import title_of
+from vitrail.data.stream import StreamSource
+from vitrail.data.stream_loader import StreamLoader
 from vitrail.doctor.machine import memory
 from vitrail.errors import UsageError
 from vitrail.evaluation import Evaluation, evaluate
@@ -149,7 +153,7 @@ def plan(
             _start(model, config, splits.train.classes, lambda sentence: None)
         return _task(model, config, splits, teacher).to(device)
 
-    def train_loader(batch: int) -> TrainLoader:
+    def train_loader(batch: int) -> Loader:
         changed = replace(config, data=replace(config.data, batch_size=batch))
         return _train_loader(changed, splits.train, device)
 
@@ -178,10 +182,20 @@ def plan(
 
 def _settled(config: TrainConfig, splits: Splits) -> TrainConfig:
     """The config as the data decides it, with names that hold from any folder."""
+    prefix, place = place_of(config.data.path)
+    classes = config.data.stream.classes
+    stream = replace(config.data.stream, classes=classes and _anywhere(classes))
+    if isinstance(splits.train, StreamSource):  # how many images there are is not always known
+        held_out = len(splits.train.left_out) or stream.held_out
+        stream = replace(stream, epoch=len(splits.train), held_out=held_out)
     return replace(
         config,
         model=replace(config.model, classes=len(splits.train.classes)),
-        data=replace(config.data, path=_anywhere(config.data.path)),
+        data=replace(
+            config.data,
+            path=f"{prefix}{place.resolve()}" if place.exists() else config.data.path,
+            stream=stream,
+        ),
         weights=config.weights and _anywhere(config.weights),
         distill=replace(
             config.distill, teacher=config.distill.teacher and _anywhere(config.distill.teacher)
@@ -299,6 +313,7 @@ def _work(
             if config.tensorboard:
                 listen = _both(listen, stack.enter_context(board(run.path / "tensorboard")))
         if config.method == "probe":
+            assert isinstance(train_loader, TrainLoader)  # of a stream there is no probe
             fit_probe(task, train_loader, val_loader, config, run, resume=resume, listen=listen)
         else:
             fit(
@@ -333,8 +348,9 @@ def _task(
     model: Model, config: TrainConfig, splits: Splits, teacher: Teacher | None = None
 ) -> Classify:
     classes = splits.train.classes
-    counts = torch.from_numpy(one_hot(splits.train.targets, len(classes)).sum(axis=0))
-    several = _several(splits)
+    several, counts = _several(splits), torch.ones(len(classes))
+    if not isinstance(splits.train, StreamSource):  # where nothing may ask how many there are
+        counts = torch.from_numpy(one_hot(splits.train.targets, len(classes)).sum(axis=0))
     if config.model.family == "dynamicvit":
         return Prune(model, config.classify, classes, counts, several, config.prune, teacher)
     if teacher:
@@ -344,17 +360,18 @@ def _task(
 
 def _several(splits: Splits) -> bool:
     """Whether an image may have several labels."""
-    return splits.train.targets.ndim == 2
+    return splits.val.targets.ndim == 2
 
 
 def _train_loader(
     config: TrainConfig,
-    source: Source,
+    source: Source | StreamSource,
     device: torch.device,
     world: World = ALONE,
     notify: Notify = lambda sentence: None,
-) -> TrainLoader:
-    return TrainLoader(
+) -> Loader:
+    kind: Any = StreamLoader if isinstance(source, StreamSource) else TrainLoader
+    loader: Loader = kind(
         source,
         config.train_preprocess(),
         config.augment,
@@ -367,6 +384,7 @@ def _train_loader(
         reading=config.data.reading(),
         notify=notify,
     )
+    return loader
 
 
 def _start(model: Model, config: TrainConfig, classes: tuple[str, ...], notify: Notify) -> str:
@@ -403,7 +421,7 @@ def _both(first: Listener, second: Listener) -> Listener:
 
 
 def _anywhere(name: str) -> str:
-    """The name of data or weights as it can be found from any folder."""
+    """The name of a file, of weights or of a run as it can be found from any folder."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name
 

@@ -18,11 +18,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.data import UnreadableImage, open_data, open_splits
+from vitrail.data import UnreadableImage, open_data, open_splits, open_streamed
 from vitrail.data.csvfile import Columns
-from vitrail.data.hub import HubSource, open_stream
+from vitrail.data.hub import HubSource, open_streams, place_of
 from vitrail.data.source import PartedSource
-from vitrail.data.stream import Label, Position, Streamed, StreamSource, joined
+from vitrail.data.stream import (
+    Label,
+    Position,
+    Streamed,
+    StreamSettings,
+    StreamSource,
+    joined,
+)
 from vitrail.data.write_shards import encoded_image, write_shards
 from vitrail.errors import DataError, UsageError
 
@@ -322,6 +329,11 @@ def stream(*sizes: int, unlabelled: int = 0, **how: Any) -> StreamSource:
     return StreamSource(Shards(*sizes, unlabelled=unlabelled), ("a", "b", "c"), **how)
 
 
+def streamed(name: str, part: str = "train", **how: Any) -> StreamSource:
+    """One part of a Hugging Face data set."""
+    return open_streams(name, Columns(), seed=0, settings=StreamSettings(**how))[part]
+
+
 def drawn(source: StreamSource, n: int, part: tuple[int, int] = (0, 1)) -> list[Streamed]:
     return list(islice(source.reader(part), n))
 
@@ -487,7 +499,7 @@ def test_a_streamed_data_set_has_its_images_and_goes_on(
     parquet: Path, no_network: list[str]
 ) -> None:
     def opened() -> StreamSource:
-        return open_stream(str(parquet), Columns(), seed=0, lanes=3, buffer=6)
+        return streamed(str(parquet), lanes=3, buffer=6)
 
     source = opened()
     assert (source.classes, source.several) == (tuple(NAMES), False)
@@ -498,9 +510,10 @@ def test_a_streamed_data_set_has_its_images_and_goes_on(
     reader = source.reader()
     list(islice(reader, 11))
     assert list(islice(resumed(opened(), reader.position(), (0, 1)), 9)) == whole[11:20]
-    held = open_stream(str(parquet), Columns(), seed=0, part="val").first(3)
-    assert [held.encoded(i) for i in range(len(held))] == [picture(100 + i) for i in range(3)]
-    assert held.targets.tolist() == [1, 2, 0] and held.load(0).size == (5, 6)
+    held = streamed(str(parquet), "val").sample(99)
+    found = {held.encoded(i): label for i, label in enumerate(held.targets.tolist())}
+    assert found == {picture(100 + i): (100 + i) % 3 for i in range(4)}
+    assert held.load(0).size == (5, 6) and len({held.stamp(i) for i in range(4)}) == 4
     assert no_network == []
 
 
@@ -509,17 +522,26 @@ def test_our_shards_as_a_stream(parquet: Path, tmp_path: Path) -> None:
     write_shards(source, tmp_path / "out", images=6)
     name = f"webdataset:{tmp_path / 'out'}"
     with pytest.raises(UsageError, match="does not name its classes"):
-        open_stream(name, Columns(), seed=0)
-    found = drawn(open_stream(name, Columns(), seed=0, classes=tuple(NAMES), lanes=1), 18)
+        streamed(name)
+    file = tmp_path / "classes.txt"
+    file.write_text("\n".join(NAMES))
+    found = drawn(streamed(name, classes=str(file), lanes=1), 18)
     expected = dict(zip(contents(source), source.targets.tolist(), strict=True))
     assert {i.content: i.label for i in found}.items() <= expected.items() and len(found) == 18
+    file.write_text("a\nb\n")
     with pytest.raises(DataError, match=r"'cls' of .* holds 2, but there are 2 classes"):
-        drawn(open_stream(name, Columns(), seed=0, classes=("a", "b")), 18)
+        drawn(streamed(name, classes=str(file)), 18)
+    for names in ("a\na\n", ""):
+        file.write_text(names)
+        with pytest.raises(DataError, match=r"classes\.txt must hold one class a line"):
+            streamed(name, classes=str(file))
+    with pytest.raises(DataError, match=r"cannot read .*gone.txt: No such file"):
+        streamed(name, classes=str(tmp_path / "gone.txt"))
 
 
 def test_files_of_few_shards_are_read_by_row_groups(tmp_path: Path) -> None:
     table(40).to_parquet(tmp_path / "train.parquet", batch_size=10)
-    source = open_stream(f"parquet:{tmp_path / 'train.parquet'}", Columns(), seed=0)
+    source = streamed(f"parquet:{tmp_path / 'train.parquet'}")
     assert (len(source.shards), source.lanes) == (4, 4)
     assert len({image.key for image in drawn(source, 40)}) == 40
 
@@ -527,13 +549,110 @@ def test_files_of_few_shards_are_read_by_row_groups(tmp_path: Path) -> None:
 def test_what_a_stream_cannot_be(parquet: Path, tmp_path: Path) -> None:
     table(3).save_to_disk(tmp_path / "saved")
     with pytest.raises(UsageError, match="lies on this machine"):
-        open_stream(str(tmp_path / "saved"), Columns(), seed=0)
-    with pytest.raises(DataError, match=r"no part 'test': its splits are train, validation"):
-        open_stream(str(parquet), Columns(), seed=0, part="test")
+        streamed(str(tmp_path / "saved"))
+    for name in ("lanes", "buffer", "held_out", "epoch"):
+        with pytest.raises(UsageError, match=f"data.stream.{name} must be at least 1, not 0"):
+            streamed(str(parquet), **{name: 0})
+
+
+@pytest.mark.parametrize("sizes, most", [(SIZES, 20), (SIZES, 99), ((0, 3, 0, 4), 7), ((5,), 2)])
+def test_a_sample_has_every_image_once_and_the_rest_goes_without(
+    sizes: tuple[int, ...], most: int
+) -> None:
+    source = stream(*sizes)
+    sample = source.sample(most)
+    keys = [sample.key(i) for i in range(len(sample))]
+    assert len(set(keys)) == len(keys) == min(most, sum(sizes))
+    rest = source.without(sample)
+    if len(keys) == sum(sizes):
+        with pytest.raises(DataError, match=f"no image with a label, beside {len(keys)} held out"):
+            drawn(rest, 1)
+    else:
+        seen = {image.key for image in drawn(rest, 5 * sum(sizes))}
+        assert not seen & set(keys) and len(seen) == sum(sizes) - len(keys)
+    with pytest.raises(DataError, match="images held out was 0, is "):
+        resumed(rest, source.reader().position(), (0, 1))
+
+
+def test_a_sample_is_of_all_lanes() -> None:
+    sample = stream(*[50] * 9).sample(12)
+    assert len({sample.key(i).split("/")[0] for i in range(12)}) == 3
+
+
+def test_a_changed_stream_goes_on_in_a_new_pass() -> None:
+    reader = stream(*SIZES).reader()
+    list(islice(reader, 60))
+    changed = stream(*SIZES, 9, lanes=4)
+    renewed = changed.renewed(reader.position())
+    (first, *_) = list(islice(resumed(changed, renewed, (0, 1)), 30))
+    assert first.number == 60
+    before = {int(lane[0]) for lane in reader.position()["lanes"].values()}
+    assert {lane[0] for lane in renewed["lanes"].values()} == {max(before) + 1}
+
+
+# Streams, divided
+
+
+def divided(data: str, fraction: float = 0.2, **how: Any) -> Any:
+    return open_streamed(
+        f"hf-stream:{data}", seed=0, settings=StreamSettings(**how), val_fraction=fraction
+    )
+
+
+def test_a_streams_own_parts_are_held_in_memory(parquet: Path) -> None:
+    splits = divided(str(parquet))
+    assert (len(splits.val), splits.test, splits.notes) == (4, None, ())
+    assert splits.train.classes == splits.val.classes and not splits.train.left_out
+    splits = divided(str(parquet), held_out=3)
+    assert len(splits.val) == 3 and "no more than 3 images" in splits.notes[0]
+    table(2, 200).to_parquet(parquet / "test-00000-of-00001.parquet")
+    splits = divided(str(parquet))
+    assert (len(splits.val), len(splits.test)) == (4, 2)
+    (parquet / "validation-00000-of-00001.parquet").unlink()
+    splits = divided(str(parquet))
+    assert splits.val is splits.test and "chosen by them" in splits.notes[0]
+
+
+def test_the_beginning_of_a_stream_is_held_out_and_not_trained_on(parquet: Path) -> None:
+    (parquet / "validation-00000-of-00001.parquet").unlink()
+    splits, again = divided(str(parquet), held_out=6), divided(str(parquet), held_out=6)
+    keys = [[s.val.key(i) for i in range(6)] for s in (splits, again)]
+    assert keys[0] == keys[1] and "which training passes over" in splits.notes[0]
+    held = {splits.val.encoded(i) for i in range(6)}
+    trained = {image.content for image in drawn(splits.train, 60)}
+    assert not held & trained and len(held | trained) == 18
+    with pytest.raises(UsageError, match="val_fraction is 0"):
+        divided(str(parquet), 0.0)
+    with pytest.raises(DataError, match=r"has only 18 images.*--data.stream.held-out 3"):
+        divided(str(parquet))
+    # Where the data says how many there are, a share of them is enough.
+    open_data(parquet)  # the library keeps that
+    assert len(divided(str(parquet)).val) == 4
+
+
+def test_streams_that_nothing_can_be_learned_from(tmp_path: Path) -> None:
+    names = datasets.ClassLabel(names=["cat"])
+    one = datasets.Features({"image": datasets.Image(), "label": names})
+    rows = {"image": [{"bytes": picture(0), "path": None}] * 3, "label": [0] * 3}
+    datasets.Dataset.from_dict(rows, features=one).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="only one class, 'cat'"):
+        divided(f"parquet:{tmp_path / 'train.parquet'}")
+    for i in range(12):
+        file = tmp_path / "data" / ("cat", "dog")[i // 6] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(picture(i))
+    with pytest.raises(DataError, match=r"all of the class 'cat': .*hf:imagefolder:.*data"):
+        divided(f"imagefolder:{tmp_path / 'data'}", held_out=4, buffer=1)
+    assert len(divided(f"imagefolder:{tmp_path / 'data'}", held_out=4).val) == 4
+
+
+@pytest.mark.parametrize("name", ["", "hf:", "hf-stream:", "hf:parquet:", "hf-stream:imagefolder:"])
+def test_a_name_is_a_prefix_and_a_place(name: str) -> None:
+    assert place_of(f"{name}some/folder") == (name, Path("some/folder"))
 
 
 def test_a_stream_that_breaks_off_says_so(parquet: Path) -> None:
-    source = open_stream(str(parquet), Columns(), seed=0, lanes=1)
+    source = streamed(str(parquet), lanes=1)
     reader = source.reader()
     for file in parquet.glob("train-*.parquet"):
         os.truncate(file, 100)

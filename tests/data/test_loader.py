@@ -21,7 +21,7 @@ from PIL import Image
 
 from data import faulty
 from vitrail.data import keyed, read_image
-from vitrail.data import loader as module
+from vitrail.data import reading as module
 from vitrail.data.augment import AugmentConfig
 from vitrail.data.cache import size_text
 from vitrail.data.loader import Batch, EvalLoader, Reading, TrainLoader

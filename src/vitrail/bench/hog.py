@@ -31,6 +31,7 @@ from jaxtyping import Float32, UInt8
 from vitrail.bench.measure import BATCH, Labeller
 from vitrail.data import Source, UnreadableImage, write_split
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.stream import StreamSource
 from vitrail.errors import DataError, UsageError
 from vitrail.metrics import classification
 from vitrail.runs import TrainConfig
@@ -103,6 +104,8 @@ def train_hog(
     """
     check_installed()
     splits = open_data_of(config)
+    if isinstance(splits.train, StreamSource):
+        raise UsageError(f"{HOG} looks at all images at once, but {config.data.path} is a stream")
     if splits.train.targets.ndim == 2:
         raise UsageError(f"{HOG} gives one label an image, but these images may have several")
     preprocess = config.preprocess()

@@ -29,7 +29,7 @@ class DoctorArgs:
     """What `vitrail doctor` takes."""
 
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = None
-    """A folder, a .csv, a .npz, IDX files, or samples:NAME."""
+    """A folder, a .csv, a .npz, IDX files, shards, samples:NAME, hf:NAME, or hf-stream:NAME."""
     run: Path | None = None
     """A folder that vitrail train wrote."""
     image_column: str | None = None

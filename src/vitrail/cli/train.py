@@ -20,6 +20,8 @@ from vitrail.cli.plan import show_plan
 from vitrail.cli.screen import TrainingScreen, clock, say
 from vitrail.data import open_data
 from vitrail.data.csvfile import Columns
+from vitrail.data.hub import STREAM_PREFIX, open_streams
+from vitrail.data.stream import StreamSettings
 from vitrail.errors import DataError, UsageError, VitrailError, unknown_name
 from vitrail.models import ModelConfig, ViTConfig, model_config, with_tokens
 from vitrail.recipes import RECIPES, Facts, facts
@@ -34,7 +36,8 @@ from vitrail.weights.fit import check_structure
 _ABOUT = """Train on DATA, measure on the held-out images, and write a report.
 
 DATA comes first: a folder with one folder of images a class, a .csv with a file and a label
-column, a .npz, a folder of IDX files, samples:emoji or samples:fashion-mnist. With --weights the
+column, a .npz, a folder of IDX files, tar shards, samples:emoji or samples:fashion-mnist, or a
+Hugging Face data set, hf:NAME, or hf-stream:NAME to read it while training. With --weights the
 model starts from a published checkpoint. A recipe fits the defaults below to all that; a YAML file
 (--config) changes them, and flags have the last word."""
 
@@ -250,11 +253,25 @@ def _facts(
     if data is None:  # for --help
         return Facts("", 1000, 10, 3, 224, gpu=False, bfloat16=False, start=start)
     names = ("image", "label", "split")
-    columns = (
-        _value(args, f"--data.{name}-column") or changes.get(f"data.{name}_column")
-        for name in names
+    columns = Columns(
+        *(
+            _value(args, f"--data.{name}-column") or changes.get(f"data.{name}_column")
+            for name in names
+        )
     )
-    return facts(data, open_data(data, Columns(*columns)), start)
+    if not data.startswith(STREAM_PREFIX):
+        return facts(data, open_data(data, columns), start)
+    classes, epoch = (
+        _value(args, f"--data.stream.{name}") or changes.get(f"data.stream.{name}")
+        for name in ("classes", "epoch")
+    )
+    settings = StreamSettings(
+        classes=classes,
+        epoch=int(str(epoch)) if str(epoch).isdecimal() else None,
+        buffer=1,  # the order does not matter
+    )
+    name = data.removeprefix(STREAM_PREFIX)
+    return facts(data, open_streams(name, columns, seed=0, settings=settings)["train"], start)
 
 
 def _model(row: str, config: TrainConfig, start: Opened | None) -> ModelConfig:

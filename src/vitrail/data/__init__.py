@@ -24,4 +24,5 @@ from vitrail.data.source import Targets as Targets
 from vitrail.data.split import Splits as Splits
 from vitrail.data.split import open_data as open_data
 from vitrail.data.split import open_splits as open_splits
+from vitrail.data.split import open_streamed as open_streamed
 from vitrail.data.split import write_split as write_split

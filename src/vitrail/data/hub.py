@@ -4,10 +4,11 @@
     hf:FOLDER                                                    local: parquet, arrow, images, tar
     hf:imagefolder:FOLDER  hf:parquet:'data/*.parquet'  hf:webdataset:FOLDER  hf:arrow:FILE
 
-`open_hub` opens one whole, for reading at any place; `open_stream` reads it from front to back
-without having it. Images are decoded by vitrail, from the bytes as they are stored. The library is
-imported when such a set is named, and reaches the network when that set is remote: not for local
-data, and not to count or to report anything. It has run no data set's own code since version 4.
+`open_hub` opens one whole, for reading at any place; `open_streams` (the same names, but with
+hf-stream:) reads it from front to back without having it. Images are decoded by vitrail, from the
+bytes as they are stored. The library is imported when such a set is named, and reaches the network
+when that set is remote: not for local data, and not to count or to report anything. It has run no
+data set's own code since version 4.
 
 The library keeps what it fetches, and an Arrow copy of it, in its own cache (HF_HOME).
 """
@@ -30,9 +31,9 @@ from PIL import Image
 from vitrail.data.csvfile import Columns
 from vitrail.data.decode import UnreadableImage, read_image
 from vitrail.data.names import label_name, shortened
-from vitrail.data.shards import class_table, encoded_targets
+from vitrail.data.shards import class_table, encoded_targets, read_class_names
 from vitrail.data.source import PART_NAMES, PARTS, PartedSource, file_stamp
-from vitrail.data.stream import BUFFER, LANES, Label, StreamSource
+from vitrail.data.stream import Label, StreamSettings, StreamSource
 from vitrail.errors import DataError, UsageError
 
 HUB_PREFIX = "hf:"
@@ -75,20 +76,25 @@ def open_hub(name: str, columns: Columns) -> PartedSource:
     return HubSource(name, {part: (split, splits[split]) for part, split in chosen}, columns, notes)
 
 
-def open_stream(
-    name: str,
-    columns: Columns,
-    *,
-    seed: int,
-    part: str = "train",
-    classes: tuple[str, ...] | None = None,
-    lanes: int = LANES,
-    buffer: int = BUFFER,
-) -> StreamSource:
-    """The data set `name` (without hf-stream:) as a stream of one of PARTS.
+def place_of(data: str) -> tuple[str, Path]:
+    """The prefix that the name of data may have, and its path, if it is local.
 
-    `classes` names the classes where the data does not: a stream cannot be looked through first.
-    The other arguments are StreamSource's. Raises as `open_hub` does.
+    >>> place_of("hf:parquet:photos"), place_of("photos")
+    (('hf:parquet:', PosixPath('photos')), ('', PosixPath('photos')))
+    """
+    kinds, builders = f"{HUB_PREFIX}|{STREAM_PREFIX}", "|".join(_BUILDERS)
+    found = re.match(f"(?:(?:{kinds})(?:(?:{builders}):)?)?", data)
+    assert found is not None
+    return found[0], Path(data[found.end() :]).expanduser()
+
+
+def open_streams(
+    name: str, columns: Columns, *, seed: int, settings: StreamSettings
+) -> dict[str, StreamSource]:
+    """The data set `name` (without hf-stream:) as streams, one for each of PARTS that it has.
+
+    A stream cannot be looked through for its classes: `settings.classes` is a file that names them
+    where the data does not. Raises as `open_hub` does.
     """
     datasets = _library()
     with _opening(datasets, name) as place:
@@ -99,33 +105,39 @@ def open_stream(
             )
         builder = _builder(datasets, place)
         splits = builder.as_streaming_dataset()
-    chosen = dict(_parts(name, splits)[0])
-    if part not in chosen:
-        raise DataError(f"{name} has no part '{part}': its splits are {', '.join(splits)}")
-    table = splits[chosen[part]]
-    if table.features is None:
-        raise DataError(f"{name} does not say what columns it has: it cannot be streamed")
-    image, label = _columns(name, table.features, columns)
-    labels = _Labels(name, label, table.features[label], classes)
-    if labels.names is None:
-        raise UsageError(
-            f"{name} does not name its classes, and a stream cannot be looked through for them: "
-            "list them, one a line in the order of their numbers, in a file for --data.classes"
-        )
-    if table.num_shards < lanes:
-        with suppress(Exception), _silent_where_local(datasets, place):
-            table = table.reshard()  # by the row groups of parquet files
+    file = settings.classes
+    classes = None if file is None else read_class_names(Path(file).expanduser())
     sizes = builder.info.splits or {}
-    return StreamSource(
-        _HubShards(name, _undecoded(datasets, table, image, label), image, label, labels),
-        labels.names,
-        several=labels.several,
-        seed=seed,
-        lanes=lanes,
-        buffer=buffer,
-        stamp=f"{name} {builder.config_id} {builder.hash} {image} {label}",
-        images=sizes[chosen[part]].num_examples if chosen[part] in sizes else None,
-    )
+    streams: dict[str, StreamSource] = {}
+    for part, split in _parts(name, splits)[0]:
+        table = splits[split]
+        if table.features is None:
+            raise DataError(f"{name} does not say what columns it has: it cannot be streamed")
+        image, label = _columns(name, table.features, columns)
+        labels = _Labels(name, label, table.features[label], classes)
+        if labels.names is None:
+            whole = f"; or read it whole: {HUB_PREFIX}{name}" if place.is_local else ""
+            raise UsageError(
+                f"{name} does not name its classes, and a stream cannot be looked through for "
+                f"them: list them, one a line in the order of their numbers, in a file for "
+                f"--data.stream.classes{whole}"
+            )
+        if table.num_shards < settings.lanes:
+            with suppress(Exception), _silent_where_local(datasets, place):
+                table = table.reshard()  # by the row groups of parquet files
+        streams[part] = StreamSource(
+            _HubShards(name, _undecoded(datasets, table, image, label), image, label, labels),
+            labels.names,
+            several=labels.several,
+            seed=seed,
+            lanes=settings.lanes,
+            buffer=settings.buffer,
+            # Not the name, which is another text from another folder.
+            stamp=f"{builder.repo_id or ''} {builder.config_id} {builder.hash} {image} {label}",
+            images=sizes[split].num_examples if split in sizes else None,
+            epoch=settings.epoch,
+        )
+    return streams
 
 
 class HubSource:

@@ -313,12 +313,18 @@ def _class_names(root: Path, about: _About | None) -> tuple[str, ...] | None:
     file = root / "classes.txt"
     if not file.is_file():
         return None
+    return read_class_names(file)
+
+
+def read_class_names(file: Path) -> tuple[str, ...]:
+    """The names of classes 0, 1, ..., one a line. Raises DataError for a file that has none."""
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {file}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"cannot read {file}: {reason}") from error
     names = tuple(map(label_name, lines))
-    if len(set(names)) < len(names) or "" in names:
+    if not names or len(set(names)) < len(names) or "" in names:
         raise DataError(f"{file} must hold one class a line, none of them empty and none twice")
     return names
 

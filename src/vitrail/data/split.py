@@ -19,17 +19,20 @@ from jaxtyping import Int64, UInt8
 from vitrail.data.arrays import has_idx, open_idx, open_npz
 from vitrail.data.csvfile import Columns, CsvSource
 from vitrail.data.folder import FolderSource
-from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open_hub
+from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open_hub, open_streams
 from vitrail.data.names import shortened
 from vitrail.data.samples import SAMPLES, open_sample
 from vitrail.data.shards import ShardSource, has_shards
 from vitrail.data.source import PARTS, PartedSource, Source, Subset, Targets, label_counts
+from vitrail.data.stream import HeldImages, StreamSettings, StreamSource
 from vitrail.errors import DataError, UsageError
 
 _TRAIN, _VAL, _TEST = range(len(PARTS))
 _LEFT_OUT = 255
 _SAMPLES_PREFIX = "samples:"
 _SPLIT_HEADER = ("split", "key", "label")
+_CHOSEN_BY_TEST = "validation: the test images, so a best epoch is chosen by them"
+_NOTHING_HELD_OUT = "val_fraction is 0, but the data has no part for validation or test"
 
 _Part = UInt8[np.ndarray, " n"]
 
@@ -37,11 +40,12 @@ _Part = UInt8[np.ndarray, " n"]
 class Splits(NamedTuple):
     """What a run trains on, chooses by and is measured on; all share one table of classes.
 
-    `val` and `test` are one object where the user wants no validation part. `notes` are sentences
-    for the user: what was left out, and how the split was made.
+    `train` is a stream where the data is one. `val` and `test` are one object where the user wants
+    no validation part. `notes` are sentences for the user: what was left out, and how the split was
+    made.
     """
 
-    train: Source
+    train: Source | StreamSource
     val: Source
     test: Source | None
     notes: tuple[str, ...] = ()
@@ -84,6 +88,72 @@ def open_splits(
     return Splits(subsets[_TRAIN], val, test, (*source.notes, *notes))
 
 
+def open_streamed(
+    data: str,
+    *,
+    seed: int,
+    settings: StreamSettings,
+    val_fraction: float = 0.2,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Splits:
+    """Open the stream `data` (hf-stream:NAME), and keep up to `settings.held_out` images in memory.
+
+    They are of its own part for validation, and as many of that for test; where it has neither, of
+    its first images, and training passes over them. Where it is known how many images there are,
+    those are no more than `val_fraction` of them.
+
+    Raises as `open_splits` does.
+    """
+    name, columns = data.removeprefix(STREAM_PREFIX), Columns(image_column, label_column)
+    streams = open_streams(name, columns, seed=seed, settings=settings)
+    train, most = streams.pop("train"), settings.held_out
+    if not train.several:
+        _refuse_one_class(data, train.classes)
+    held = {part: stream.sample(most) for part, stream in streams.items()}
+    notes = tuple(
+        f"{part}: no more than {most:,} images, kept in memory (data.stream.held_out)"
+        for part, images in held.items()
+        if len(images) == most
+    )
+    if test := held.get("test"):
+        own = "val" in held
+        return Splits(
+            train, held.get("val", test), test, notes if own else (*notes, _CHOSEN_BY_TEST)
+        )
+    if "val" in held:
+        return Splits(train, held["val"], None, notes)
+    val = _beginning(data, train, most, val_fraction)
+    how = (
+        f"validation: {len(val):,} images from the beginning of the stream, which training passes "
+        f"over; they take {val.bytes / 1e6:,.1f} MB of memory"
+    )
+    return Splits(train.without(val), val, None, (how,))
+
+
+def _beginning(data: str, stream: StreamSource, most: int, fraction: float) -> HeldImages:
+    """Images of a stream to hold out of training."""
+    if fraction == 0:
+        raise UsageError(_NOTHING_HELD_OUT)
+    if stream.images is not None:
+        most = min(most, max(1, round(fraction * stream.images)))
+    held = stream.sample(most)
+    if len(held) < most:
+        raise DataError(
+            f"{data} has only {len(held)} images, and all of them would be held out: hold out "
+            f"fewer, --data.stream.held-out {max(1, len(held) // 5)}"
+        )
+    seen = np.flatnonzero(label_counts(held))
+    if len(seen) == 1:
+        raise DataError(
+            f"the {len(held)} images from the beginning of {data}, which are to be held out, are "
+            f"all of the class '{held.classes[seen[0]]}': hold out more (--data.stream.held-out); "
+            f"or, if the data lies sorted by class, which no stream can shuffle, read it whole: "
+            f"{HUB_PREFIX}{data.removeprefix(STREAM_PREFIX)}"
+        )
+    return held
+
+
 def open_data(data: Path | str, columns: Columns | None = None) -> PartedSource:
     """Open the data set at `data`, whole.
 
@@ -108,8 +178,8 @@ def _open(name: str, columns: Columns) -> PartedSource:
         return open_hub(name.removeprefix(HUB_PREFIX), columns)
     if name.startswith(STREAM_PREFIX):
         raise UsageError(
-            f"{name} is a stream, which is read from front to back: here it takes data that is "
-            f"read in any order, as {HUB_PREFIX}{name.removeprefix(STREAM_PREFIX)}"
+            f"{name} is a stream, which is read from front to back and trained on: here it takes "
+            f"data that is read in any order, as {HUB_PREFIX}{name.removeprefix(STREAM_PREFIX)}"
         )
     if any(columns):
         raise UsageError(f"a column is named, but {name} is no CSV file or Hugging Face data set")
@@ -142,8 +212,13 @@ def _no_data_set(path: Path) -> DataError:
 def _refuse_unlearnable(data: Path | str, source: PartedSource) -> None:
     if not (source.part == _TRAIN).any():
         raise DataError(f"{data} has no images to train with")
-    if len(source.classes) == 1 and source.targets.ndim == 1:
-        only = source.classes[0]
+    if source.targets.ndim == 1:
+        _refuse_one_class(data, source.classes)
+
+
+def _refuse_one_class(data: Path | str, classes: tuple[str, ...]) -> None:
+    if len(classes) == 1:
+        only = classes[0]
         raise DataError(
             f"{data} has only one class, '{only}': to tell classes apart takes at least two (if "
             f"the class folders lie inside {only}, give that folder)"
@@ -185,8 +260,8 @@ def _divide(source: PartedSource, seed: int, fraction: float) -> tuple[_Part, tu
         how = f"validation: {len(chosen)} of the {len(pool)} training images, drawn by seed {seed}"
         return part, (how,)
     if (part == _TEST).any():
-        return part, ("validation: the test images, so a best epoch is chosen by them",)
-    raise UsageError("val_fraction is 0, but the data has no part for validation or test")
+        return part, (_CHOSEN_BY_TEST,)
+    raise UsageError(_NOTHING_HELD_OUT)
 
 
 def _validation(
@@ -229,6 +304,8 @@ def _share(n: int, fraction: float) -> int:
 def write_split(splits: Splits, file: Path) -> None:
     """Store which image is in which part, as CSV: split,key,label (several labels as a|b).
 
+    Of a stream that is the held-out images only: it passes over these, and all others it trains on.
+
     Raises DataError where it cannot be written.
     """
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
@@ -239,7 +316,7 @@ def write_split(splits: Splits, file: Path) -> None:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(_SPLIT_HEADER)
             for name, source in parts.items():
-                if source is not None:
+                if source is not None and not isinstance(source, StreamSource):
                     rows = ((name, source.key(i), _label(source, i)) for i in range(len(source)))
                     writer.writerows(rows)
     except OSError as error:

@@ -13,10 +13,16 @@ then a permutation of all. A stream has less, but as firm:
   process waits for another. One lane shows every image once a pass; several do so only if their
   shards are of one size and their count is a multiple of the lanes, else nearly.
 - A position is a few numbers a lane. To seek it, no more than a shard a lane is read again.
+
+Images to measure on are kept in memory (`HeldImages`).
 """
 
+import copy
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count, islice
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import count
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
@@ -33,7 +39,39 @@ LANES = 8
 BUFFER = 2048
 """Images in memory (encoded, not decoded), in all lanes together."""
 
+EPOCH = 10_000
+"""Images that count as an epoch where nobody says how many there are."""
+
 _EMPTY_PASSES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSettings:
+    """How a stream is read. A value out of range is a `UsageError`."""
+
+    lanes: int = LANES
+    """Shards that are read at the same time; best a multiple of the number of processes."""
+    buffer: int = BUFFER
+    """Images in memory, encoded, among which the order is shuffled."""
+    held_out: int = 2000
+    """Most images that are measured on, kept in memory: those of the stream's own part for
+    validation or test; where it has none, some of its first, which are then not trained on."""
+    epoch: int | None = None
+    """Images that count as an epoch. None: as many as there are, where the data says so."""
+    classes: str | None = None
+    """A file with the names of the classes, one a line in the order of their numbers, for data that
+    does not name them."""
+
+    def __post_init__(self) -> None:
+        for name, number in (
+            ("lanes", self.lanes),
+            ("buffer", self.buffer),
+            ("held_out", self.held_out),
+            ("epoch", self.epoch),
+        ):
+            if number is not None and number < 1:
+                raise UsageError(f"data.stream.{name} must be at least 1, not {number}")
+
 
 Label = int | tuple[int, ...]
 """A class's index, or several."""
@@ -70,7 +108,8 @@ class Position(TypedDict):
     drawn: int
     """Images taken so far, by all processes together."""
     order: list[int | str]
-    """What the order follows from: seed, lanes, buffer, shards, and the data's own stamp."""
+    """What the order follows from: seed, lanes, buffer, shards, images held out, and the data's own
+    stamp."""
     lanes: dict[str, list[int]]
     """For each lane: pass, shard (its place in the pass), image of it at which the current block
     begins, and how many images of the block are taken."""
@@ -81,7 +120,8 @@ class StreamSource:
 
     `lanes` and `buffer` are as above; there are never more lanes than shards. `stamp` is a text
     that changes with the data, as far as its keeper can tell; `images` how many there are, if
-    that is known. Raises UsageError for numbers that cannot be, DataError if there are no shards.
+    that is known, and `epoch` how many of them count as an epoch, if that is another number.
+    Raises UsageError for numbers that cannot be, DataError if there are no shards.
     """
 
     def __init__(
@@ -95,6 +135,7 @@ class StreamSource:
         buffer: int = BUFFER,
         stamp: str = "",
         images: int | None = None,
+        epoch: int | None = None,
     ) -> None:
         if lanes < 1 or buffer < 1:
             raise UsageError(f"lanes are {lanes} and buffer is {buffer}: both must be at least 1")
@@ -109,25 +150,51 @@ class StreamSource:
         self.block = max(1, buffer // self.lanes)
         self.stamp = stamp
         self.images = images
+        self.epoch = epoch
+        self.left_out: frozenset[str] = frozenset()
+        """Keys of images that it passes over."""
+
+    def __len__(self) -> int:
+        """Images that count as an epoch: nothing ends with them, nor begins."""
+        return self.epoch or self.images or EPOCH
 
     def reader(self, part: tuple[int, int] = (0, 1)) -> "StreamReader":
         """The images of `part` (which process, of how many), from the beginning on."""
         return StreamReader(self, part)
 
-    def first(self, n: int) -> "HeldImages":
-        """The first `n` images as they lie in the shards, in memory: to evaluate on."""
-        rows = (
-            (f"{shard}/{i}", content, label)
-            for shard in range(len(self.shards))
-            for i, (content, label) in enumerate(self.shards.read(shard, 0))
-            if label is not None
-        )
-        return HeldImages(islice(rows, n), self.classes, self.several)
+    def sample(self, most: int) -> "HeldImages":
+        """Images from the beginning of all lanes, each once, in memory: fewer only if there are.
+
+        Raises DataError if there are none.
+        """
+        rows: list[tuple[str, bytes, Label]] = []
+        lanes = deque(_Lane(self, number) for number in range(self.lanes))
+        while lanes and len(rows) < most:
+            lane = lanes.popleft()
+            image = lane.draw()
+            if lane.position()[0] == 0:  # else it has begun again
+                rows.append(image)
+                lanes.append(lane)
+        return HeldImages(rows, self.classes, self.several)
+
+    def without(self, held: "HeldImages") -> "StreamSource":
+        """The stream less some of its images."""
+        rest = copy.copy(self)
+        rest.left_out = self.left_out | {held.key(i) for i in range(len(held))}
+        rest.images = self.images and max(0, self.images - len(held))
+        return rest
 
     @property
     def order(self) -> list[int | str]:
         """What the order follows from."""
-        return [self.seed, self.lanes, self.block, len(self.shards), self.stamp]
+        numbers = [self.seed, self.lanes, self.block, len(self.shards), len(self.left_out)]
+        return [*numbers, self.stamp]
+
+    def renewed(self, position: Position) -> Position:
+        """Where this stream goes on for one that has changed: a new pass, after as many images."""
+        passes = 1 + max(lane[0] for lane in position["lanes"].values())
+        lanes = {str(number): [passes, 0, 0, 0] for number in range(self.lanes)}
+        return {"drawn": position["drawn"], "order": self.order, "lanes": lanes}
 
 
 class StreamReader:
@@ -165,6 +232,11 @@ class StreamReader:
         self._drawn += self._parts
         return mine
 
+    @property
+    def drawn(self) -> int:
+        """Images taken so far, by all processes together."""
+        return self._drawn
+
     def position(self) -> Position:
         """Where the stream is; of its lanes, those that this process reads."""
         lanes = {str(number): lane.position() for number, lane in self._lanes.items()}
@@ -187,7 +259,7 @@ class StreamReader:
                 f"the saved position of the stream is none of {self._parts} processes: {error}"
             ) from error
         if order != self._source.order:
-            names = ("seed", "lanes", "images a block", "shards", "stamp of the data")
+            names = ("seed", "lanes", "images a block", "shards", "images held out", "stamp")
             was = zip(names, order, self._source.order, strict=True)
             changed = [f"{name} was {old}, is {new}" for name, old, new in was if old != new]
             raise DataError(f"the stream is not the one that was saved: {'; '.join(changed)}")
@@ -228,7 +300,7 @@ class _Lane:
 
     def _begin(self, place: _Place) -> None:
         self._start = place
-        self._block: list[tuple[str, bytes, Label]] = []
+        self._block: deque[tuple[str, bytes, Label]] = deque()
         self._taken = 0
         self._coming: list[tuple[_Place, tuple[str, bytes, Label]]] = []
         self._rows = self._from(place)
@@ -236,9 +308,9 @@ class _Lane:
 
     def draw(self) -> tuple[str, bytes, Label]:
         """Key, content and label of the next image."""
-        if self._taken == len(self._block):
+        if not self._block:
             self._turn()
-        image = self._block[self._taken]
+        image = self._block.popleft()
         self._taken += 1
         self._fetch()
         return image
@@ -254,6 +326,8 @@ class _Lane:
             if self._start != (number, shard, image) or taken > len(self._block):
                 raise DataError("the stream has other images than when its position was saved")
             self._taken = taken
+            for _ in range(taken):
+                self._block.popleft()
 
     def _turn(self) -> None:
         """Make the block that was to come the current one."""
@@ -266,7 +340,7 @@ class _Lane:
         draws = keyed.uniform(
             self._source.seed, self._start.number, which, f"stream {self._lane}", 1
         )
-        self._block = [images[i] for i in np.argsort(draws[:, 0], kind="stable")]
+        self._block = deque(images[i] for i in np.argsort(draws[:, 0], kind="stable"))
 
     def _fetch(self) -> bool:
         """Read one image of the block to come; False if that is whole. A pass ends a block."""
@@ -291,12 +365,14 @@ class _Lane:
                     continue
                 start = place.image if (number, at) == place[:2] else 0
                 for i, (content, label) in enumerate(source.shards.read(shard, start), start):
-                    if label is not None:
+                    key = f"{shard}/{i}"
+                    if label is not None and key not in source.left_out:
                         found = True
-                        yield _Place(number, at, i), (f"{shard}/{i}", content, label)
+                        yield _Place(number, at, i), (key, content, label)
             empty = 0 if found else empty + 1
             if empty == _EMPTY_PASSES:
-                raise DataError("the stream's shards hold no image with a label")
+                beside = f", beside {len(source.left_out)} held out" if source.left_out else ""
+                raise DataError(f"the stream's shards hold no image with a label{beside}")
 
 
 class HeldImages:
@@ -336,4 +412,9 @@ class HeldImages:
             raise UnreadableImage(error.reason, self.key(i)) from error
 
     def stamp(self, i: int) -> str:
-        return self.key(i)
+        return blake2b(self.encoded(i), digest_size=16).hexdigest()
+
+    @property
+    def bytes(self) -> int:
+        """How large they are, as they came."""
+        return sum(len(content) for _, content, _ in self._rows)

@@ -10,8 +10,10 @@ import numpy as np
 
 from vitrail.data import Source, UnreadableImage, open_data, open_splits
 from vitrail.data.csvfile import Columns
+from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX, open_streams
 from vitrail.data.names import shortened
 from vitrail.data.source import label_counts
+from vitrail.data.stream import StreamSettings
 from vitrail.doctor.finding import Finding
 from vitrail.doctor.machine import cores
 from vitrail.errors import VitrailError
@@ -37,6 +39,9 @@ class Look(NamedTuple):
 def data_findings(data: str, columns: Columns) -> Iterator[Finding]:
     """All of this file, for what the user calls `data`."""
     check = f"vitrail data check {shlex.quote(data)}"
+    if data.startswith(STREAM_PREFIX):
+        yield from _stream_findings(data, columns)
+        return
     try:
         source = open_data(data, columns)
     except VitrailError as error:
@@ -60,7 +65,30 @@ def data_findings(data: str, columns: Columns) -> Iterator[Finding]:
     for note in source.notes:
         yield Finding("data", "note", note, check)
     yield judge_balance(source)
-    yield from judge_sample(source, check)
+    yield from judge_sample(source, check, of=len(source))
+
+
+def _stream_findings(data: str, columns: Columns) -> Iterator[Finding]:
+    """The first images of a stream, which is not read to its end for this."""
+    try:
+        name = data.removeprefix(STREAM_PREFIX)
+        streams = open_streams(name, columns, seed=0, settings=StreamSettings(buffer=_SAMPLE))
+        train = streams["train"]
+        sample = train.sample(_SAMPLE)
+    except VitrailError as error:
+        yield Finding("data", "problem", str(error), "vitrail doctor --help  # what DATA can be")
+        return
+    known = f"{train.images:,}" if train.images else "an unknown number of"
+    parts = ", ".join(streams)
+    text = f"a stream of {known} images in {len(train.classes):,} classes ({parts})"
+    yield Finding("data", "ok", text, numbers={"classes": len(train.classes)})
+    whole = f"vitrail train {shlex.quote(HUB_PREFIX + name)}  # read whole, if there is room"
+    if train.lanes == 1:
+        text = "it is one shard: its images are shuffled in blocks only"
+        yield Finding("shards", "note", text, whole)
+    else:
+        yield Finding("shards", "ok", f"{len(train.shards):,}, of which {train.lanes} are open")
+    yield from judge_sample(sample, whole, of=train.images)
 
 
 def judge_balance(source: Source) -> Finding:
@@ -83,8 +111,12 @@ def judge_balance(source: Source) -> Finding:
     return Finding("classes", "ok", text, numbers=numbers)
 
 
-def judge_sample(source: Source, check: str, threads: int | None = None) -> Iterator[Finding]:
-    """Read some images from all over the data, and say how long reading all of them takes."""
+def judge_sample(
+    source: Source, check: str, threads: int | None = None, *, of: int | None
+) -> Iterator[Finding]:
+    """Read some images from all over the data, and say how long reading all of them takes: `of` so
+    many, if that is known.
+    """
     threads = threads or cores().usable
     chosen = np.unique(np.linspace(0, len(source) - 1, _SAMPLE).astype(int)).tolist()
     started = time.perf_counter()
@@ -102,15 +134,15 @@ def judge_sample(source: Source, check: str, threads: int | None = None) -> Iter
     rate = len(looks) / seconds
     largest = max(good, key=lambda look: look.size[0] * look.size[1])
     w, h = largest.size
-    epoch = len(source) / rate
+    everything = f": {_duration(of / rate)} for all {of:,}" if of else ""
     text = (
-        f"{rate:,.0f} images/s decoded in {threads} thread{'s' * (threads > 1)}: "
-        f"{_duration(epoch)} for all {len(source):,}; the largest of {len(good)} is {w} x {h}"
+        f"{rate:,.0f} images/s decoded in {threads} thread{'s' * (threads > 1)}{everything}; "
+        f"the largest of {len(good)} is {w} x {h}"
     )
     numbers = {
         "images_per_second": round(rate, 1),
         "threads": threads,
-        "epoch_seconds": round(epoch, 1),
+        "epoch_seconds": round(of / rate, 1) if of else None,
         "largest": [w, h],
     }
     if w * h > _LARGE:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+from vitrail.data.hub import place_of
 from vitrail.doctor.finding import Finding, bytes_text
 from vitrail.errors import DataError, VitrailError
 from vitrail.runs import Run, TrainConfig
@@ -143,8 +144,11 @@ def _bring_back(config: TrainConfig, run: Run) -> str:
     path = config.data.path
     if path.startswith("samples:"):
         return f"vitrail data fetch {path.removeprefix('samples:')}"
-    if not Path(path).exists():
-        return f"ln -s /WHERE/IT/IS/NOW {shlex.quote(path)}"
+    prefix, place = place_of(path)
+    if prefix and not place.is_absolute():  # on the hub
+        return f"vitrail doctor {shlex.quote(path)}"
+    if not place.exists():
+        return f"ln -s /WHERE/IT/IS/NOW {shlex.quote(str(place))}"
     return f"vitrail train --config {shlex.quote(str(run.config_file))}  # a new run"
 
 

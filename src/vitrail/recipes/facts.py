@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from vitrail.data import Source, UnreadableImage
+from vitrail.data.stream import StreamSource
 from vitrail.weights import Opened
 
 _LOOKED_AT = 16
@@ -28,10 +29,15 @@ class Facts(NamedTuple):
     """Whether the machine multiplies bfloat16 matrices in hardware."""
     start: Opened | None = None
     """Published weights that the user wants to start from."""
+    streamed: bool = False
+    """Whether the images can be read from front to back only."""
 
 
-def facts(data: str, source: Source, start: Opened | None = None) -> Facts:
+def facts(data: str, source: Source | StreamSource, start: Opened | None = None) -> Facts:
     """Look at a source and the machine. A damaged image is no reason to stop here."""
+    images, streamed = len(source), isinstance(source, StreamSource)
+    if isinstance(source, StreamSource):
+        source = source.sample(_LOOKED_AT)
     step = max(1, len(source) // _LOOKED_AT)
     sides, modes = [], set()
     for i in range(0, len(source), step):
@@ -43,13 +49,14 @@ def facts(data: str, source: Source, start: Opened | None = None) -> Facts:
         modes.add(image.mode)
     return Facts(
         data=data,
-        images=len(source),
+        images=images,
         classes=len(source.classes),
         channels=1 if modes == {"L"} else 3,
         side=int(median(sides)) if sides else 224,
         gpu=torch.cuda.is_available(),
         bfloat16=torch.cuda.is_available() or _cpu_has_bfloat16(),
         start=start,
+        streamed=streamed,
     )
 
 

@@ -9,12 +9,13 @@
 | `vit-sgd`     | everything, as the ViT paper does   | 2010.11929, appendix B.1.1           |
 
 All but the last start from the probe's head ("linear probe, then fine-tune", Kumar et al.,
-2202.10054): a random head would first of all pull good features apart. What `probe` and `finetune`
+2202.10054): a random head would first of all pull good features apart. Of a stream, which cannot be
+looked through first, they start from zeros. What `probe` and `finetune`
 reach on the sample set is in benchmarks/results/finetune.md.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from vitrail.data.augment import AugmentConfig
 from vitrail.errors import UsageError
@@ -52,7 +53,7 @@ def finetune(facts: Facts) -> TrainConfig:
         augment=AugmentConfig(crop_scale=(0.5, 1.0)),
         classify=ClassifyConfig(label_smoothing=0.1),
         optim=OptimConfig(lr=4e-4),
-        tune=TuneConfig(layer_decay=0.65, head_init="probe"),
+        tune=TuneConfig(layer_decay=0.65, head_init=_head_init(facts)),
         minutes=30 if facts.gpu else 3.9,
         precision=precision(facts),
         ema=0.99,
@@ -85,7 +86,8 @@ def last_blocks(facts: Facts) -> TrainConfig:
     Command: `vitrail train my_photos/ --weights focus_s14 --recipe last-blocks`.
     """
     config = finetune(facts)
-    return replace(config, tune=TuneConfig(last_blocks=4, layer_decay=0.9, head_init="probe"))
+    tune = TuneConfig(last_blocks=4, layer_decay=0.9, head_init=_head_init(facts))
+    return replace(config, tune=tune)
 
 
 def lora(facts: Facts) -> TrainConfig:
@@ -97,7 +99,7 @@ def lora(facts: Facts) -> TrainConfig:
     return replace(
         config,
         optim=OptimConfig(lr=1e-3, weight_decay=0.0),
-        tune=TuneConfig(lora_rank=8, lora_alpha=16.0, head_init="probe"),
+        tune=TuneConfig(lora_rank=8, lora_alpha=16.0, head_init=_head_init(facts)),
     )
 
 
@@ -141,6 +143,10 @@ def _start(facts: Facts) -> Opened:
             "(`vitrail weights` lists names)"
         )
     return facts.start
+
+
+def _head_init(facts: Facts) -> Literal["zeros", "probe"]:
+    return "zeros" if facts.streamed else "probe"
 
 
 def _row(opened: Opened) -> str:

@@ -13,11 +13,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Discriminator, TypeAdapter, ValidationError
 
-from vitrail.data import Splits, open_splits
+from vitrail.data import Splits, open_splits, open_streamed
 from vitrail.data.augment import AugmentConfig
+from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX
 from vitrail.data.loader import Reading
 from vitrail.data.mix import check_mixable
 from vitrail.data.preprocess import Interpolation, Preprocess, Resize
+from vitrail.data.stream import StreamSettings, StreamSource
 from vitrail.errors import DataError, UsageError, unknown_name
 from vitrail.models import ModelConfig, ViTConfig
 from vitrail.tasks import ClassifyConfig, DistillConfig, PruneConfig
@@ -28,7 +30,7 @@ class DataConfig:
     """Which images, and how they become batches."""
 
     path: str
-    """A folder, a .csv, an .npz, IDX files, tar shards, samples:NAME, or hf:NAME."""
+    """A folder, a .csv, an .npz, IDX files, tar shards, samples:NAME, hf:NAME or hf-stream:NAME."""
     batch_size: int = 64
     """Images an optimiser step sees (before accumulation)."""
     workers: int = 2
@@ -39,7 +41,8 @@ class DataConfig:
     image_seconds: float = 60.0
     """A process that takes longer over one image is stopped, and the image left out."""
     cache: Literal["memory", "disk", "none"] = "memory"
-    """Where decoded images are kept: 2 GiB of memory, or a file in the user's cache folder."""
+    """Where decoded images are kept: 2 GiB of memory, or a file in the user's cache folder. Those
+    that a stream trains on are not kept."""
     decode: Literal["exact", "fast"] = "exact"
     """fast: large JPEGs are reduced while decoded, crops cut at whole pixels, torch scales."""
     val_fraction: float = 0.2
@@ -63,6 +66,14 @@ class DataConfig:
     mean: tuple[float, ...] = (0.5,)
     """Per channel, or one for all, of pixel values in 0..1."""
     std: tuple[float, ...] = (0.5,)
+
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    """How hf-stream:NAME is read."""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether training images are read from front to back."""
+        return self.path.startswith(STREAM_PREFIX)
 
     def reading(self) -> Reading:
         """How images are read."""
@@ -285,6 +296,13 @@ class TrainConfig:
         if self.data.train_size is not None:
             self.model.check_size(self.data.train_size)
         self._check_growth()
+        if self.data.streamed:
+            self._check_stream()
+        elif self.data.stream != StreamSettings():
+            raise UsageError(
+                f"data.stream says how a stream is read, and {self.data.path} is none: leave it "
+                f"out, or stream a Hugging Face data set, {STREAM_PREFIX}NAME"
+            )
         if self.method == "probe":
             self._check_probe()
 
@@ -303,6 +321,21 @@ class TrainConfig:
             )
         for size in self.train_sizes():
             self.model.check_size(size)
+
+    def _check_stream(self) -> None:
+        """Refuse what needs all of the training images, or the same ones again."""
+        asked = {
+            "method probe": self.method == "probe",
+            "tune.head_init probe": self.tune.head_init == "probe",
+            "classify.class_weights balanced": self.classify.class_weights == "balanced",
+            "data.cache disk": self.data.cache == "disk",
+        }
+        if refused := [name for name, is_asked in asked.items() if is_asked]:
+            raise UsageError(
+                f"a stream is read from front to back, an image at a time, so it cannot follow "
+                f"{', '.join(refused)}: leave that out, or read the data whole, as "
+                f"{HUB_PREFIX}{self.data.path.removeprefix(STREAM_PREFIX)}"
+            )
 
     def _check_probe(self) -> None:
         """Refuse what a probe would have to ignore although it was asked for."""
@@ -356,7 +389,27 @@ class TrainConfig:
 def open_data_of(
     config: TrainConfig, assignment: Path | None = None, *, allow_missing: bool = False
 ) -> Splits:
-    """The images of a run, divided; `assignment` is its split.csv, to divide them as before."""
+    """The images of a run, divided; `assignment` is its split.csv, to divide them as before.
+
+    A stream needs none: what it holds out follows from the config. Raises as `open_splits` does.
+    """
+    if config.data.streamed:
+        splits = open_streamed(
+            config.data.path,
+            seed=config.seed,
+            settings=config.data.stream,
+            val_fraction=config.data.val_fraction,
+            image_column=config.data.image_column,
+            label_column=config.data.label_column,
+        )
+        assert isinstance(splits.train, StreamSource)
+        if config.epochs is not None and not (splits.train.epoch or splits.train.images):
+            raise UsageError(
+                f"nobody says how many images {config.data.path} has, so a run's length cannot be "
+                f"told in epochs: say what counts as one (--data.stream.epoch 100000), or give the "
+                f"length in minutes (--epochs None --minutes 60)"
+            )
+        return splits
     return open_splits(
         config.data.path,
         seed=config.seed,

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from vitrail.data.loader import Batch, EvalLoader, TrainLoader
+from vitrail.data.batches import Batch, Loader
+from vitrail.data.loader import EvalLoader, TrainLoader
+from vitrail.data.stream import joined
+from vitrail.data.stream_loader import StreamLoader
 from vitrail.errors import DataError, UsageError, VitrailError
 from vitrail.nn.lora import has_lora, merged_state
 from vitrail.runs import Run, TrainConfig
@@ -45,7 +48,7 @@ class Interrupted(VitrailError):
 
 def fit(
     task: Classify,
-    train: TrainLoader,
+    train: Loader,
     val: EvalLoader,
     config: TrainConfig,
     run: Run,
@@ -64,6 +67,7 @@ def fit(
     at = Progress()
     if config.tune.head_init == "probe" and not resume:
         started = time.perf_counter()
+        assert isinstance(train, TrainLoader)  # a stream's config refuses
         solve_head(task, train, config)
         world.align(task.state_dict().values())
         seconds = time.perf_counter() - started
@@ -96,7 +100,7 @@ def fit(
         _signals() as caught,
         Profile(config.profile, run, world.lead, config.precision) as profile,
     ):
-        keeper = _Keeper(checkpoints, engine, optimizer, average)
+        keeper = _Keeper(checkpoints, engine, optimizer, average, train)
         if resume:
             checkpoints.tidy()
             at = keeper.restore(notify)
@@ -226,12 +230,14 @@ class _Keeper:
         engine: Engine,
         optimizer: torch.optim.Optimizer,
         average: Average | None,
+        train: Loader,
     ) -> None:
         self.checkpoints = checkpoints
         self.engine = engine
         self.task = engine.task
         self.optimizer = optimizer
         self.average = average
+        self.train = train
         self.measured = -1
         """The step that it was restored at, if that one has been evaluated."""
 
@@ -262,7 +268,10 @@ class _Keeper:
         return str(self.checkpoints.save_aside("fault", {**self._tensors(), **batches}, state))
 
     def _state(self, at: Progress) -> dict[str, Any]:
-        return {"progress": at._asdict(), **self.task.state()}
+        state = {"progress": at._asdict(), **self.task.state()}
+        if isinstance(self.train, StreamLoader):
+            state["stream"] = joined(self.engine.world.gather(self.train.position))
+        return state
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         tensors = {"optimizer": flatten_optimizer(self.optimizer)}
@@ -299,6 +308,8 @@ class _Keeper:
         self.task.model.load_state_dict(weights)
         restore_optimizer(self.optimizer, tensors["optimizer"])
         self.engine.follow()
+        if isinstance(self.train, StreamLoader):
+            self.train.seek(checkpoint.state["stream"])
         at = Progress(**checkpoint.state["progress"])
         self.measured = at.step if "score" in checkpoint.state else -1
         return at

@@ -11,10 +11,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from vitrail.data import Splits
+from vitrail.data import Source, Splits
 from vitrail.data.cache import MEMORY_BYTES
 from vitrail.data.decode import UnreadableImage
 from vitrail.data.loader import one_hot
+from vitrail.data.stream import HeldImages, StreamSource
 from vitrail.errors import UsageError
 from vitrail.runs import TrainConfig
 from vitrail.training.cluster import Cluster, Layout, layouts, share_out
@@ -242,6 +243,7 @@ def _weighed(tried: Tryout, sizes: Sizes) -> Line:
 
 class _Cache(NamedTuple):
     bytes: int
+    """Of decoded images; and of a stream's, as they came."""
     train_share: float
     """Of the training images, those that are kept decoded."""
     val_share: float
@@ -249,26 +251,43 @@ class _Cache(NamedTuple):
 
 def _cache(config: TrainConfig, splits: Splits) -> _Cache:
     """What the loaders will keep: training images at no more than about twice the model's size,
-    measured on a few of them; held-out images as the model sees them.
+    measured on a few of them; held-out images as the model sees them. Of a stream, what it shuffles
+    and what it holds out.
     """
+    held = _held(config, splits)
     if config.data.cache != "memory":
         share = 1.0 if config.data.cache == "disk" else 0.0
-        return _Cache(0, share, share)
-    assert splits.val is not None
-    height, width = config.train_preprocess().size
+        return _Cache(held, share, share)
+    val = config.model.channels * math.prod(config.preprocess().size) * len(splits.val)
+    if isinstance(splits.train, StreamSource):
+        share = min(1.0, MEMORY_BYTES / val)
+        return _Cache(held + round(val * share), 0.0, share)
+    train = _decoded(config, splits.train)
+    shares = [min(1.0, MEMORY_BYTES / size) if size else 1.0 for size in (train, val)]
+    return _Cache(round(train * shares[0] + val * shares[1]), *shares)
+
+
+def _held(config: TrainConfig, splits: Splits) -> int:
+    """Bytes of a stream's encoded images that are in memory; 0 if there is none."""
+    parts = {id(part): part for part in (splits.val, splits.test)}.values()
+    held = [part for part in parts if isinstance(part, HeldImages)]
+    size = sum(part.bytes for part in held)
+    return size + config.data.stream.buffer * size // sum(map(len, held)) if held else 0
+
+
+def _decoded(config: TrainConfig, source: Source) -> float:
+    """Bytes of all training images as they would be kept, from a few of them."""
     preprocess = config.train_preprocess()
+    height, width = preprocess.size
     sizes = []
-    for i in np.linspace(0, len(splits.train) - 1, _SAMPLES).astype(int).tolist():
+    for i in np.linspace(0, len(source) - 1, _SAMPLES).astype(int).tolist():
         try:
-            image = preprocess.convert(splits.train.load(i))
+            image = preprocess.convert(source.load(i))
         except UnreadableImage:
             continue
         factor = max(1, min(image.height // (2 * height), image.width // (2 * width)))
         sizes.append(image.height * image.width * len(image.getbands()) / factor**2)
-    train = float(np.mean(sizes)) * len(splits.train) if sizes else 0.0
-    val = config.model.channels * math.prod(config.preprocess().size) * len(splits.val)
-    shares = [min(1.0, MEMORY_BYTES / size) if size else 1.0 for size in (train, val)]
-    return _Cache(round(train * shares[0] + val * shares[1]), *shares)
+    return float(np.mean(sizes)) * len(source) if sizes else 0.0
 
 
 def _per_epoch(config: TrainConfig, images: int) -> int:
@@ -462,10 +481,11 @@ def _of_length(config: TrainConfig, images: int, found: Time | None) -> Iterator
         )
     if found.evaluation > 0.5 * found.training:
         fewer = max(1, config.evaluations // 4)
+        less = "stream.held-out 500" if config.data.streamed else "val-fraction 0.1"
         yield Problem(
             "note",
             f"measuring takes {found.evaluation / found.total:.0%} of the time",
-            f"--evaluations {fewer}" if fewer < config.evaluations else "--data.val-fraction 0.1",
+            f"--evaluations {fewer}" if fewer < config.evaluations else f"--data.{less}",
         )
 
 
@@ -482,9 +502,10 @@ def _of_data(
             "--devices 1",
         )
     names = splits.train.classes
-    learned, judged = (
-        one_hot(each.targets, len(names)).sum(axis=0) for each in (splits.train, splits.val)
-    )
+    judged = one_hot(splits.val.targets, len(names)).sum(axis=0)
+    learned = np.full(len(names), np.inf)  # a stream does not say how many there are of a class
+    if not isinstance(splits.train, StreamSource):
+        learned = one_hot(splits.train.targets, len(names)).sum(axis=0)
     for few, text in (
         (learned == 0, "no training image"),
         (learned == 1, "one training image"),

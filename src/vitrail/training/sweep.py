@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float64
 from torch import nn
 
-from vitrail.data.loader import Batch, TrainLoader
+from vitrail.data.batches import Batch, Loader
+from vitrail.data.loader import TrainLoader
 from vitrail.runs import TrainConfig
 from vitrail.tasks import Classify
 from vitrail.training.optim import build_optimizer
@@ -50,9 +51,7 @@ class Sweep(NamedTuple):
     """For `optim.lr`; None where the loss never rose for good."""
 
 
-def find_lr(
-    task: Classify, train: TrainLoader, config: TrainConfig, *, seconds: float = 60.0
-) -> Sweep:
+def find_lr(task: Classify, train: Loader, config: TrainConfig, *, seconds: float = 60.0) -> Sweep:
     """Try rising learning rates on a copy of `task`, in about so many `seconds`.
 
     Starts as the run would (`tune.head_init`, freezing, layer-wise rates), and takes one batch a
@@ -60,6 +59,7 @@ def find_lr(
     """
     task = copy.deepcopy(task)
     if config.tune.head_init == "probe":
+        assert isinstance(train, TrainLoader)  # a stream's config refuses
         solve_head(task, train, config)
     tuning = Tuning(task, config.tune)
     optimizer = build_optimizer(task.model, config.optim, tuning.scale)
@@ -123,6 +123,6 @@ def _smoothed(losses: Sequence[float]) -> Float64[np.ndarray, " n"]:
     return np.array([np.median(values[i - half : i + half + 1]) for i, half in enumerate(halves)])
 
 
-def _batches(train: TrainLoader) -> Iterator[Batch]:
+def _batches(train: Loader) -> Iterator[Batch]:
     for epoch in count():
         yield from (batch for batch in train.epoch(epoch) if len(batch.indices))

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from vitrail.data import Splits
-from vitrail.data.loader import Batch, EvalLoader, TrainLoader
+from vitrail.data.batches import Batch, Loader
+from vitrail.data.loader import EvalLoader
 from vitrail.data.source import Source, Subset
 from vitrail.runs import TrainConfig
 from vitrail.runs.machine import matrix_rate
@@ -45,7 +46,7 @@ class Makers(NamedTuple):
     """The task on the meta device."""
     task: Callable[[], Classify]
     """The task as the run starts with it, on its device."""
-    train: Callable[[int], TrainLoader]
+    train: Callable[[int], Loader]
     """With batches of so many images, for one process."""
     val: Callable[[Source, int], EvalLoader]
     """Of a source, with batches of so many images."""
@@ -200,7 +201,7 @@ def _peak_rate(config: TrainConfig, device: torch.device, seconds: float) -> flo
     return matrix_rate(dtype, device, seconds=seconds)
 
 
-def _read(train: TrainLoader, seconds: float, most: int = _MOST_STEPS) -> tuple[list[Batch], float]:
+def _read(train: Loader, seconds: float, most: int = _MOST_STEPS) -> tuple[list[Batch], float]:
     """The first few batches, and the seconds that an image of them took."""
     batches: list[Batch] = []
     started = time.perf_counter()
@@ -213,7 +214,7 @@ def _read(train: TrainLoader, seconds: float, most: int = _MOST_STEPS) -> tuple[
     return batches, taken / sum(len(batch.indices) for batch in batches)
 
 
-def _epochs(train: TrainLoader) -> Iterator[Batch]:
+def _epochs(train: Loader) -> Iterator[Batch]:
     for epoch in count():
         yield from train.epoch(epoch)
 
