@@ -30,7 +30,8 @@ class DataConfig:
     path: str
     """A folder, a .csv, an .npz, IDX files, tar shards, samples:NAME, or hf:NAME."""
     batch_size: int = 64
-    """Images an optimiser step sees (before accumulation)."""
+    """Images an optimiser step sees (before accumulation). `--data.batch-size auto`: as many as
+    there is memory for."""
     workers: int = 2
     """Threads that decode and crop; with decoders processes, as many processes beside them."""
     decoders: Literal["auto", "threads", "processes"] = "auto"
@@ -197,8 +198,8 @@ class TrainConfig:
     accumulate: int = 1
     """Batches whose gradients make one step."""
     micro_batch: int | None = None
-    """Images computed at once; the gradients stay those of the whole batch. None: all, or as many
-    as there is memory for."""
+    """Images computed at once; the gradients stay those of the whole batch. None: all, until memory
+    runs out. `--micro-batch auto`: as many as there is memory for."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: a rounded copy of the weights computes; what is learned and kept stays float32."""
     compile: bool = False
