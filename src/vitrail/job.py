@@ -16,6 +16,7 @@ import torch
 from vitrail.data import Source, Splits, write_split
 from vitrail.data.loader import EvalLoader, TrainLoader, one_hot
 from vitrail.data.names import title_of
+from vitrail.data.source import refuse_inside
 from vitrail.doctor.machine import memory
 from vitrail.errors import UsageError
 from vitrail.evaluation import Evaluation, evaluate
@@ -79,12 +80,14 @@ def train(
     with join_world(config.device, config.stall_seconds) as world:
         config = auto.start(config, world.size)
         check_layout(config, world.size)
+        world.device(config.device)  # raises for one that is not there
         begun = world.run
         folder = Path(world.lead_says(begun or str(out or free_folder(config.data.path))))
         # The lead decides: it would make the folder while another still asks whether it is there.
         if world.lead_says(begun is not None and world.lead and _begun(folder)):
             notify("a process died: starting again from the last checkpoint")
             return _resume(Run(folder), world, listen=listen, notify=notify)
+        refuse_inside(folder, Path(config.data.path).expanduser())
         splits = _open(config)
         config = _settled(config, splits)
         check_tuning(config)

@@ -87,6 +87,11 @@ def train(args: Sequence[str]) -> dict[str, Any]:
             "a resumed run keeps the numbers that it has found: leave out auto, or give "
             "--micro-batch a number"
         )
+    if given.restarts < 0 or (given.restarts and given.settings.devices == 1):
+        raise UsageError(
+            f"--restarts {given.restarts}: it is how often several processes start again when one "
+            f"dies, so it is 0 or more, and goes with --devices 2 or more"
+        )
     if given.find_lr:
         return _find_lr(given)
     if given.plan:
@@ -182,7 +187,9 @@ def _defaults(args: Sequence[str]) -> TrainArgs:
     row = asked["model"] or changes.pop("model", changes.pop("model.name", None))
     data = data or changes.get("data.path")
     if data is None and not {"-h", "--help"} & set(args):
-        raise UsageError("train what? DATA comes first: vitrail train my_photos/ [options]")
+        raise UsageError(
+            "train what? DATA comes first: vitrail train my_photos/ [options]; or --resume RUN"
+        )
     source = _value(args, "--weights") or changes.get("weights")
     name = asked["recipe"] or changes.pop("recipe", "finetune" if source else "scratch")
     if name not in RECIPES:
@@ -264,12 +271,12 @@ def _told(args: Sequence[str], changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(args: Sequence[str], flag: str) -> str | None:
-    """The value of `--flag VALUE` or `--flag=VALUE`."""
-    for i, arg in enumerate(args):
-        if arg == flag and i + 1 < len(args):
+    """The value of `--flag VALUE` or `--flag=VALUE`; the last one counts, as for the parser."""
+    for i in reversed(range(len(args))):
+        if args[i] == flag and i + 1 < len(args):
             return args[i + 1]
-        if arg.startswith(f"{flag}="):
-            return arg.partition("=")[2]
+        if args[i].startswith(f"{flag}="):
+            return args[i].partition("=")[2]
     return None
 
 
