@@ -416,7 +416,7 @@ def test_the_command(run, photos, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     before = tree(tmp_path)
-    code = main(["doctor", "photos", "--run", "runs/a", "--json"])
+    code = main(["doctor", "photos", "runs/a", "--json"])
     *lines, last = capfd.readouterr().out.splitlines()
     result = json.loads(last)
     problems = [f for f in result["findings"] if f["level"] == "problem"]
@@ -426,6 +426,9 @@ def test_the_command(run, photos, tmp_path, monkeypatch, capfd):
         f"{len(problems)} problem"
     )
     assert tree(tmp_path) == before
+    assert {"data", "resume"} <= {f["topic"] for f in result["findings"]}
+    assert main(["doctor", "photos", "more"]) == 2
+    assert "at a time" in capfd.readouterr().err
 
     (photos / "cat" / "0.png").write_bytes(b"")
     assert main(["doctor", "photos"]) == 3

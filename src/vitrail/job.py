@@ -1,6 +1,8 @@
 """The main job, whole: open the data, train, measure on the held-out images, write the report."""
 
+import gc
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from vitrail.data.batches import Loader, one_hot
 from vitrail.data.hub import place_of
 from vitrail.data.loader import EvalLoader, TrainLoader
 from vitrail.data.names import title_of
+from vitrail.data.source import refuse_inside
 from vitrail.data.stream import StreamSource
 from vitrail.data.stream_loader import StreamLoader
 from vitrail.doctor.machine import memory
@@ -33,6 +36,7 @@ from vitrail.runs.teacher import FoundTeacher, open_teacher, reopen_teacher
 from vitrail.runs.world import ALONE, World, check_layout, join_world
 from vitrail.tasks import Classify, Distill, Prune, Teacher
 from vitrail.training import fit, fit_probe
+from vitrail.training.auto import ALL_GIVEN, Auto
 from vitrail.training.board import board
 from vitrail.training.cluster import Cluster
 from vitrail.training.paper import teacher_on_paper
@@ -43,6 +47,9 @@ from vitrail.training.sweep import find_lr as sweep
 from vitrail.training.tryout import Makers
 from vitrail.training.tune import check_tuning, lr_warning
 from vitrail.weights import load_into
+
+_AUTO_SECONDS = 5.0
+"""What finding a number may take, on top of making the model and of reading its first images."""
 
 Notify = Callable[[str], None]
 """Told of what a user should read while the job goes on."""
@@ -64,21 +71,26 @@ def train(
     config: TrainConfig,
     out: Path | str | None = None,
     *,
+    auto: Auto = ALL_GIVEN,
     listen: Listener = lambda event: None,
     notify: Notify = lambda sentence: None,
 ) -> Outcome:
     """Train as `config` says, into the new run folder `out` (default: runs/NAME-N), and judge it.
 
-    The data decides the number of classes. Raises `UsageError` and `DataError`, always before
-    anything of the user's is touched.
+    The data decides the number of classes, and the free memory the numbers that are `auto`; the
+    folder has them in its config. Raises `UsageError` and `DataError`, always before anything of
+    the user's is touched.
     """
     with join_world(config.device, config.stall_seconds) as world:
+        config = auto.start(config, world.size)
         check_layout(config, world.size)
+        world.device(config.device)  # raises for one that is not there
         begun = world.run
         folder = Path(world.lead_says(begun or str(out or free_folder(config.data.path))))
         # The lead decides: it would make the folder while another still asks whether it is there.
         if world.lead_says(begun is not None and world.lead and _begun(folder)):
             return _resume(Run(folder), world, listen=listen, notify=notify)
+        refuse_inside(folder, Path(config.data.path).expanduser())
         splits = _open(config)
         config = _settled(config, splits)
         check_tuning(config)
@@ -91,6 +103,7 @@ def train(
         )
         with torch.device("meta"):  # what the task would refuse, before anything is made
             _task(build(config.model), config, splits, teacher and teacher.teacher)
+        config = _found(auto, config, splits, teacher and teacher.teacher, world, notify)
         if world.lead:
             run = Run.create(folder, config)
             world.run = str(folder.resolve())
@@ -103,7 +116,9 @@ def train(
         )
 
 
-def find_lr(config: TrainConfig, *, notify: Notify = lambda sentence: None) -> Sweep:
+def find_lr(
+    config: TrainConfig, *, auto: Auto = ALL_GIVEN, notify: Notify = lambda sentence: None
+) -> Sweep:
     """Which learning rates the run that `config` describes could bear; nothing is written.
 
     Raises as `train` does.
@@ -114,6 +129,7 @@ def find_lr(config: TrainConfig, *, notify: Notify = lambda sentence: None) -> S
     config = _settled(config, splits)
     check_tuning(config)
     found = open_teacher(config, splits.train.classes, multi_label=_several(splits), notify=notify)
+    config = _found(auto, config, splits, found and found.teacher, ALONE, notify)
     device = _prepare(config)
     model = build(config.model)
     if config.weights:
@@ -127,6 +143,7 @@ def plan(
     out: Path | str | None = None,
     cluster: Cluster | None = None,
     *,
+    auto: Auto = ALL_GIVEN,
     notify: Notify = lambda sentence: None,
 ) -> Plan:
     """What the run that `config` describes would take, here and on a `cluster`; nothing is written.
@@ -139,8 +156,62 @@ def plan(
     found = open_teacher(config, splits.train.classes, multi_label=_several(splits), notify=notify)
     for note in splits.notes:
         notify(note)
-    teacher = found and found.teacher
     device = _prepare(config)
+    place = Path(out or free_folder(config.data.path)).absolute()
+    while not place.exists():
+        place = place.parent
+    makers = _makers(config, splits, found and found.teacher, device)
+    room = _room(device, config.devices)._replace(disk=shutil.disk_usage(place).free)
+    return make_plan(
+        config, splits, makers, device, room, cluster or Cluster(), auto=auto, notify=notify
+    )
+
+
+def _found(
+    auto: Auto,
+    config: TrainConfig,
+    splits: Splits,
+    teacher: Teacher | None,
+    world: World,
+    notify: Notify,
+) -> TrainConfig:
+    """The config with the numbers that are `auto`: the same in all processes, which must all have
+    room for them. One of them tries it out.
+    """
+    if not any(auto):
+        return config
+    device = _prepare(config, world)
+    rooms = world.gather(_room(device, int(os.environ.get("LOCAL_WORLD_SIZE", world.size))))
+    if world.lead:
+        room = Room(
+            *(min(known) if None not in known else None for known in zip(*rooms, strict=True))
+        )
+        makers = _makers(config, splits, teacher, device)
+        shared = replace(config, devices=world.size)
+        tried = make_plan(
+            shared, splits, makers, device, room, Cluster(), auto=auto, seconds=_AUTO_SECONDS,
+            notify=notify,
+        )  # fmt: skip
+        found = tried.config.data.batch_size, tried.config.micro_batch
+        gc.collect()  # the model that was tried
+    batch, at_once = world.lead_says(found if world.lead else None)
+    return replace(config, data=replace(config.data, batch_size=batch), micro_batch=at_once)
+
+
+def _room(device: torch.device, processes: int) -> Room:
+    """What is free for each of so many processes on this machine."""
+    here = memory()
+    return Room(
+        memory=here and here.free // processes,
+        device=torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
+        disk=None,
+    )
+
+
+def _makers(
+    config: TrainConfig, splits: Splits, teacher: Teacher | None, device: torch.device
+) -> Makers:
+    """How a try-out of the run makes its parts."""
 
     def on_paper() -> Classify:
         with torch.device("meta"):
@@ -167,17 +238,7 @@ def plan(
             reading=config.data.reading(),
         )
 
-    place = Path(out or free_folder(config.data.path)).absolute()
-    while not place.exists():
-        place = place.parent
-    here = memory()
-    room = Room(
-        memory=here and here.free,
-        device=torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
-        disk=shutil.disk_usage(place).free,
-    )
-    makers = Makers(on_paper, task, train_loader, val_loader)
-    return make_plan(config, splits, makers, device, room, cluster or Cluster(), notify=notify)
+    return Makers(on_paper, task, train_loader, val_loader)
 
 
 def _settled(config: TrainConfig, splits: Splits) -> TrainConfig:

@@ -9,18 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vitrail import cli
 from vitrail.cli.plan import show_plan
 from vitrail.data import Splits
 from vitrail.data.augment import AugmentConfig
 from vitrail.data.loader import Batch, EvalLoader, TrainLoader
+from vitrail.data.mix import share_unit
 from vitrail.data.source import ArraySource
-from vitrail.errors import UsageError
+from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig, build, model_config
 from vitrail.runs import DataConfig, OptimConfig, Run, TrainConfig, TuneConfig
 from vitrail.tasks import Classify, ClassifyConfig, Distill, DistillConfig, Teacher
 from vitrail.training import fit
+from vitrail.training.auto import Auto, choose
 from vitrail.training.average import Average
 from vitrail.training.cluster import Cluster, layouts, share_out
 from vitrail.training.engine import Engine
@@ -397,7 +401,7 @@ def test_a_run_without_problems_has_none(tmp_path, monkeypatch, capsys):
     assert plan.time is not None and plan.tryout is not None
     assert plan.time.steps == 120
     assert plan.disk.kept == CONFIG.keep_checkpoints + 2
-    shown = show_plan(plan, CONFIG)
+    shown = show_plan(plan)
     assert json.loads(json.dumps(shown))["plan"]["time"]["steps"] == 120
     assert "120 steps" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
@@ -455,7 +459,7 @@ def test_memory_that_does_not_suffice_is_said_before_it_is_needed():
     assert "no room for a single image" in few.problems[0].text
     assert "--checkpointing True" in few.problems[0].mend
     json.dumps(few.to_dict())
-    show_plan(few, CONFIG)
+    show_plan(few)
     # Room for all but half of the activations.
     room = replace_room(memory=round((needed.needed - needed.activations / 2) / 0.9))
     less = plan_of(CONFIG, splits(), room)
@@ -511,3 +515,105 @@ def test_the_command_plans_and_writes_nothing(tmp_path, monkeypatch, capsys):
     assert cli.main([*asked, "--cluster.gpus", "3"]) == 2
     assert cli.main([*asked, "--cluster.gpus", "0"]) == 2
     assert cli.main(["train", "d.npz", "--cluster.gpus", "4"]) == 2
+
+
+# --- auto ----------------------------------------------------------------------------------------
+
+
+def auto_of(config: TrainConfig, parts: Splits, memory: int | None, auto: Auto) -> TrainConfig:
+    room = Room(memory=memory, device=None, disk=2**40)
+    made = makers(config, parts)
+    return make_plan(
+        config, parts, made, CPU, room, Cluster(), auto=auto, seconds=0.1
+    ).config  # fmt: skip
+
+
+BATCH, AT_ONCE = Auto(batch_size=True), Auto(micro_batch=True)
+
+
+def test_the_largest_batch_that_fits_is_taken():
+    parts = splits(train=600)
+    ample = auto_of(CONFIG, parts, 2**40, BATCH)
+    assert ample.data.batch_size == 64  # more would be no faster
+    few = auto_of(CONFIG, splits(train=160), 2**40, BATCH)
+    assert few.data.batch_size == 16  # an epoch keeps its eight steps
+    # What one image takes on top of all that is there anyway, as the plan itself says it.
+    one, other = (
+        plan_of(replace(CONFIG, data=replace(CONFIG.data, batch_size=n)), parts).memory
+        for n in (16, 32)
+    )
+    between = round((one.needed + other.needed) / 2 / 0.9)
+    tight = auto_of(CONFIG, parts, between, BATCH)
+    assert tight.data.batch_size == 16 and tight.micro_batch is None
+    whole = replace(CONFIG, data=replace(CONFIG.data, batch_size=32))
+    pieces = auto_of(whole, parts, between, AT_ONCE)
+    assert pieces.data.batch_size == 32 and pieces.micro_batch == 16
+
+
+def test_where_not_even_one_image_fits_that_is_said():
+    with pytest.raises(DataError, match=r"1 would take .* --checkpointing True"):
+        auto_of(CONFIG, splits(), 10_000, BATCH)
+    with pytest.raises(DataError, match="how much memory is free on cpu"):
+        auto_of(CONFIG, splits(), None, BATCH)
+
+
+@given(
+    room=st.integers(1, 4000),
+    images=st.integers(1, 3000),
+    devices=st.integers(1, 6),
+    accumulate=st.integers(1, 4),
+    mixes=st.booleans(),
+)
+def test_a_batch_can_be_shared_fits_and_no_larger_one_would(
+    room, images, devices, accumulate, mixes
+):
+    augment = AugmentConfig(mixup=0.5 if mixes else 0.0)
+    config = replace(CONFIG, devices=devices, accumulate=accumulate, augment=augment)
+    unit = share_unit(augment, devices)
+
+    def needed(config: TrainConfig) -> int:  # 10 bytes an image, and 100 in any case
+        batch = config.data.batch_size // devices
+        return 100 + 10 * min(config.micro_batch or batch, batch)
+
+    try:
+        chosen, notes = choose(
+            Auto(True, True), config, needed, room, images=images, unit=unit, device="cpu"
+        )
+    except DataError:
+        assert needed(replace(config, data=replace(config.data, batch_size=unit))) > room
+        return
+    batch = chosen.data.batch_size
+    assert batch % unit == 0 and (batch // unit).bit_count() == 1
+    assert batch <= max(unit, min(images, 64 * devices)) and needed(chosen) <= room
+    assert chosen.micro_batch == min(batch, images) // devices or batch > images
+    assert len(notes) == 2
+    more = replace(chosen, data=replace(chosen.data, batch_size=2 * batch), micro_batch=None)
+    enough = min(64 * devices, images, max(4, images // 8 // accumulate))
+    assert 2 * batch > enough or needed(more) > room
+
+
+def test_a_run_writes_the_numbers_that_it_found_and_is_the_run_with_them(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path / "d.npz", side=16)
+    (tmp_path / "auto.yaml").write_text("batch_size: auto\n")
+    asked = ["train", "d.npz", "--epochs", "1", "--evaluations", "1", "--config", "auto.yaml"]
+    asked += ["--model.depth", "1", "--model.width", "32", "--model.heads", "2"]
+    assert cli.main([*asked, "--micro_batch=auto", "--out", "found"]) == 0
+    assert "batch size 4 (auto)" in capsys.readouterr().err
+    config = Run("found").config()
+    assert (config.data.batch_size, config.micro_batch) == (4, 4)
+    given = ["--data.batch-size", "4", "--micro-batch", "4"]
+    assert cli.main([*asked, *given, "--out", "given"]) == 0
+    assert "auto" not in capsys.readouterr().err
+    last, other = (
+        Run(name).checkpoint("last") / "model.safetensors" for name in ("found", "given")
+    )
+    assert last.read_bytes() == other.read_bytes()
+    assert cli.main(["train", "--resume", "found", "--micro-batch", "auto"]) == 2
+    assert "leave out auto" in capsys.readouterr().err
+    assert cli.main(["train", "d.npz", "--data.batch-size", "autos"]) == 2
+    assert cli.main([*asked, "--plan", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out.splitlines()[-1])["plan"]
+    assert (planned["batch_size"], planned["micro_batch"]) == (4, None)

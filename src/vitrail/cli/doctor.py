@@ -15,12 +15,13 @@ from rich.text import Text
 
 from vitrail.cli.parse import parse
 from vitrail.data.csvfile import Columns
-from vitrail.doctor import Finding, examine
+from vitrail.doctor import Finding, examine, is_run
 from vitrail.doctor.finding import Level
+from vitrail.errors import UsageError
 
-_ABOUT = """Look at machine, packages, devices and disks; with DATA at a sample of its images, with
---run at a run. Nothing is changed. Each problem comes with the command that mends it; the exit code
-is 3 if there is one."""
+_ABOUT = """Look at machine, packages, devices and disks; of DATA at a sample of its images, of a
+run's folder at its checkpoints, and at what a resume would say. Nothing is changed. Each problem
+comes with the command that mends it; the exit code is 3 if there is one."""
 _COLOURS: dict[Level, str] = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
@@ -28,10 +29,11 @@ _COLOURS: dict[Level, str] = {"ok": "green", "note": "yellow", "problem": "bold 
 class DoctorArgs:
     """What `vitrail doctor` takes."""
 
-    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = None
-    """A folder, a .csv, a .npz, IDX files, shards, samples:NAME, hf:NAME, or hf-stream:NAME."""
-    run: Path | None = None
-    """A folder that vitrail train wrote."""
+    places: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DATA] [RUN]")
+    ] = ()
+    """DATA is a folder, a .csv, a .npz, IDX files, shards, samples:NAME, hf:NAME, or
+    hf-stream:NAME; RUN is a folder that vitrail train wrote."""
     image_column: str | None = None
     label_column: str | None = None
 
@@ -40,7 +42,14 @@ def doctor(args: Sequence[str]) -> dict[str, Any]:
     """Examine, and print one line a finding."""
     given = parse(DoctorArgs, args, "doctor", _ABOUT)
     columns = Columns(given.image_column, given.label_column, None)
-    findings = list(_shown(examine(given.data, given.run, columns)))
+    runs = [Path(place) for place in given.places if is_run(place)]
+    data = [place for place in given.places if not is_run(place)]
+    if len(runs) > 1 or len(data) > 1:
+        raise UsageError(
+            f"one data set and one run at a time: {' '.join(given.places)} are more than that"
+        )
+    looks = examine(data[0] if data else None, runs[0] if runs else None, columns)
+    findings = list(_shown(looks))
     counts = Counter(finding.level for finding in findings)
     levels: tuple[Level, ...] = ("problem", "note", "ok")
     print(", ".join(_counted(counts[level], level) for level in levels))

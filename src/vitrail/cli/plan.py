@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.table import Table
 
 from vitrail.report import words
-from vitrail.runs import TrainConfig
 from vitrail.training.cluster import RESERVED, Layout
 from vitrail.training.plan import Plan, size_text
 from vitrail.training.tryout import Tryout
@@ -23,14 +22,14 @@ class _Row(NamedTuple):
     how: str = ""
 
 
-def show_plan(plan: Plan, config: TrainConfig) -> dict[str, Any]:
+def show_plan(plan: Plan) -> dict[str, Any]:
     """Print it; what --json says."""
     console = Console()
     console.width = max(console.width, _LEAST_WIDTH)
     table = Table(box=None, show_header=False, pad_edge=False)
     for style in ("bold", "", "dim"):
         table.add_column(style=style)
-    for row in (*_here(plan, config), *_cluster(plan)):
+    for row in (*_here(plan), *_cluster(plan)):
         table.add_row(*row)
     console.print(table)
     console.print(_layouts(plan.layouts))
@@ -39,8 +38,8 @@ def show_plan(plan: Plan, config: TrainConfig) -> dict[str, Any]:
     return {"plan": plan.to_dict()}
 
 
-def _here(plan: Plan, config: TrainConfig) -> Iterator[_Row]:
-    sizes, memory, disk = plan.sizes, plan.memory, plan.disk
+def _here(plan: Plan) -> Iterator[_Row]:
+    config, sizes, memory, disk = plan.config, plan.sizes, plan.memory, plan.disk
     learning = (
         "" if sizes.learning == sizes.parameters else f", {words.short(sizes.learning)} learn"
     )

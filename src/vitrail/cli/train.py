@@ -29,6 +29,7 @@ from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import known_fields, read_changes, with_changes
 from vitrail.runs.start import open_start
 from vitrail.runs.world import LINGER_SECONDS, check_layout
+from vitrail.training.auto import ALL_GIVEN, AUTO, Auto
 from vitrail.training.cluster import Cluster
 from vitrail.weights import Opened
 from vitrail.weights.fit import check_structure
@@ -79,14 +80,28 @@ class TrainArgs:
     """Only say what the run would take, here and on paper, in about half a minute."""
     cluster: Cluster = field(default_factory=Cluster)
     """GPUs that are not here, for --plan."""
+    auto: tyro.conf.Suppress[Auto] = ALL_GIVEN
+    """Numbers that are not given, but to be found."""
 
 
 def train(args: Sequence[str]) -> dict[str, Any]:
     """Train, judge and report; or go on with a run."""
     with _one_of_a_machine():
-        given = parse(TrainArgs, args, "train", _ABOUT, default=_defaults(args), flags=True)
+        args = [_dashed(arg) for arg in args]
+        default = _defaults(args)
+        given = parse(TrainArgs, _without_auto(args), "train", _ABOUT, default=default, flags=True)
+    if any(given.auto) and given.resume is not None:
+        raise UsageError(
+            "a resumed run keeps the numbers that it has found: leave out auto, or give "
+            "--micro-batch a number"
+        )
+    if given.restarts < 0 or (given.restarts and given.settings.devices == 1):
+        raise UsageError(
+            f"--restarts {given.restarts}: it is how often several processes start again when one "
+            f"dies, so it is 0 or more, and goes with --devices 2 or more"
+        )
     if given.find_lr:
-        return _find_lr(given.settings)
+        return _find_lr(given)
     if given.plan:
         return _plan(given)
     if given.cluster != Cluster():
@@ -96,7 +111,11 @@ def train(args: Sequence[str]) -> dict[str, Any]:
     with TrainingScreen() as screen:
         if given.resume is None:
             outcome = job.train(
-                given.settings, given.out, listen=screen.listen, notify=screen.notify
+                given.settings,
+                given.out,
+                auto=given.auto,
+                listen=screen.listen,
+                notify=screen.notify,
             )
         else:
             run = Run(given.resume)
@@ -138,12 +157,13 @@ def _in_processes(args: Sequence[str], given: TrainArgs) -> dict[str, Any]:
     """The same command again in several processes; the first of them says what there is to say."""
     from vitrail.cli.launch import launch
 
-    check_layout(given.settings, given.settings.devices)
+    processes = given.settings.devices
+    check_layout(given.auto.start(given.settings, processes), processes)
     run = given.resume or given.out
     if run is None:
         run = job.free_folder(given.settings.data.path)
         args = [*args, "--out", str(run)]
-    launch(args, given.settings.devices, given.restarts, run, notify=say)
+    launch(args, processes, given.restarts, run, notify=say)
     evaluated = json.loads((run / "metrics.json").read_text())
     return {
         "run": str(run),
@@ -160,12 +180,13 @@ def _in_processes(args: Sequence[str], given: TrainArgs) -> dict[str, Any]:
 def _plan(given: TrainArgs) -> dict[str, Any]:
     if given.resume is not None or "WORLD_SIZE" in os.environ:
         raise UsageError("--plan is for a run that is not begun yet, and for one process")
-    found = job.plan(given.settings, given.out, given.cluster, notify=say)
-    return show_plan(found, given.settings)
+    found = job.plan(given.settings, given.out, given.cluster, auto=given.auto, notify=say)
+    return show_plan(found)
 
 
-def _find_lr(config: TrainConfig) -> dict[str, Any]:
-    found = job.find_lr(config, notify=say)
+def _find_lr(given: TrainArgs) -> dict[str, Any]:
+    config = given.settings
+    found = job.find_lr(config, auto=given.auto, notify=say)
     print("learning rate    loss")
     for rate, loss in list(zip(found.rates, found.losses, strict=True))[::4]:
         print(f"{rate:13.1e}  {loss:6.3f}")
@@ -183,13 +204,16 @@ def _defaults(args: Sequence[str]) -> TrainArgs:
     data = args[0] if args and not args[0].startswith("-") else None
     names = ("model", "recipe", "config", "resume", "tokens")
     asked = {name: _value(args, f"--{name}") for name in names}
-    if asked["resume"] is not None:
-        return TrainArgs(Run(asked["resume"]).config())
     changes = read_changes(Path(asked["config"])) if asked["config"] else {}
+    auto = _auto(args, changes)
+    if asked["resume"] is not None:
+        return TrainArgs(Run(asked["resume"]).config(), auto=auto)
     row = asked["model"] or changes.pop("model", changes.pop("model.name", None))
     data = data or changes.get("data.path")
     if data is None and not {"-h", "--help"} & set(args):
-        raise UsageError("train what? DATA comes first: vitrail train my_photos/ [options]")
+        raise UsageError(
+            "train what? DATA comes first: vitrail train my_photos/ [options]; or --resume RUN"
+        )
     source = _value(args, "--weights") or changes.get("weights")
     name = asked["recipe"] or changes.pop("recipe", "finetune" if source else "scratch")
     if name not in RECIPES:
@@ -204,7 +228,40 @@ def _defaults(args: Sequence[str]) -> TrainArgs:
         # Images of different sizes are not mixed: no recipe's default should be in the way.
         config = replace(config, augment=replace(config.augment, mixup=0.0, cutmix=0.0))
     origin = asked["config"] or "the config"
-    return TrainArgs(with_changes(config, changes, origin), data=data, recipe=name)
+    return TrainArgs(with_changes(config, changes, origin), data=data, recipe=name, auto=auto)
+
+
+_TO_BE_FOUND = {"batch_size": "data.batch_size", "micro_batch": "micro_batch"}
+"""A field of `Auto`, and the config's."""
+
+
+def _auto(args: Sequence[str], changes: dict[str, Any]) -> Auto:
+    """What is to be found: by the flags, or else by the file, whose `changes` lose it."""
+    asked = {}
+    for name, path in _TO_BE_FOUND.items():
+        said = changes.pop(path) if changes.get(path) == AUTO else None
+        asked[name] = (_value(args, _flag(path)) or said) == AUTO
+    return Auto(**asked)
+
+
+def _without_auto(args: Sequence[str]) -> list[str]:
+    """The arguments but for flags whose value is `auto`, which is no number."""
+    kept, flags = list(args), {_flag(path) for path in _TO_BE_FOUND.values()}
+    for i in reversed(range(len(kept))):
+        name, equals, value = kept[i].partition("=")
+        if name in flags and (value if equals else "".join(kept[i + 1 : i + 2])) == AUTO:
+            del kept[i : i + (1 if equals else 2)]
+    return kept
+
+
+def _flag(path: str) -> str:
+    return f"--{path.replace('_', '-')}"
+
+
+def _dashed(arg: str) -> str:
+    """An argument with its flag spelt as we look for it: tyro takes `--data.batch_size` as well."""
+    flag, equals, value = arg.partition("=")
+    return flag.replace("_", "-") + equals + value if arg.startswith("--") else arg
 
 
 def _start(
@@ -238,12 +295,12 @@ def _told(args: Sequence[str], changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(args: Sequence[str], flag: str) -> str | None:
-    """The value of `--flag VALUE` or `--flag=VALUE`."""
-    for i, arg in enumerate(args):
-        if arg == flag and i + 1 < len(args):
+    """The value of `--flag VALUE` or `--flag=VALUE`; the last one counts, as for the parser."""
+    for i in reversed(range(len(args))):
+        if args[i] == flag and i + 1 < len(args):
             return args[i + 1]
-        if arg.startswith(f"{flag}="):
-            return arg.partition("=")[2]
+        if args[i].startswith(f"{flag}="):
+            return args[i].partition("=")[2]
     return None
 
 

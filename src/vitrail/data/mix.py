@@ -48,6 +48,11 @@ def mix(
     )
 
 
+def share_unit(config: AugmentConfig, processes: int) -> int:
+    """A batch that so many processes share evenly is a multiple of this: mixed pairs stay whole."""
+    return processes * (2 if config.mixes and processes > 1 else 1)
+
+
 def check_mixable(config: AugmentConfig, preprocess: Preprocess) -> None:
     """Raise `UsageError` where images are to be mixed that have different sizes."""
     if config.mixes and not preprocess.one_size:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int, Int64, UInt8
 from PIL import Image
 
 from vitrail.data.decode import Encoded
-from vitrail.errors import DataError
+from vitrail.errors import DataError, UsageError
 
 PARTS = ("train", "val", "test")
 
@@ -201,6 +201,15 @@ def encoded(source: Source, i: int) -> Encoded | None:
     """
     give = getattr(source, "encoded", None)
     return give(i) if give else None
+
+
+def refuse_inside(place: Path, data: Path) -> None:
+    """Raise `UsageError` if `place`, which is to be written, lies in the folder `data`."""
+    if data.is_dir() and place.resolve().is_relative_to(data.resolve()):
+        raise UsageError(
+            f"{place} lies within the data, which is never written to: choose another place (of a "
+            f"run with --out)"
+        )
 
 
 def file_stamp(file: Path | str) -> str:

@@ -363,4 +363,8 @@ def _read_split(file: Path) -> dict[str, int]:
             raise ValueError(f"its header is not {','.join(_SPLIT_HEADER)}")
         return {key: PARTS.index(name) for name, key, _ in rows[1:]}
     except (OSError, ValueError, IndexError, csv.Error) as error:
-        raise DataError(f"cannot restore the split from {file}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"cannot restore the split from {file}: {reason}. Put it back from a copy of the run, "
+            f"or start a new one"
+        ) from error

@@ -18,7 +18,7 @@ import numpy as np
 
 from vitrail.data.decode import Slice, UnreadableImage
 from vitrail.data.shards import FORMAT, INDEX, MOST_IMAGE_BYTES
-from vitrail.data.source import PARTS, PartedSource, Source, encoded
+from vitrail.data.source import PARTS, PartedSource, Source, encoded, refuse_inside
 from vitrail.data.tar import BLOCK
 from vitrail.errors import DataError, UsageError
 
@@ -125,8 +125,8 @@ class _Done:
 
 
 def _refuse_place(out: Path, data: Path | None) -> None:
-    if data is not None and data.is_dir() and out.resolve().is_relative_to(data.resolve()):
-        raise UsageError(f"{out} lies within the data, which is never written to")
+    if data is not None:
+        refuse_inside(out, data)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{out} is there already, and not empty: choose another place")

@@ -44,6 +44,12 @@ def examine(
         yield from _sheltered("run", lambda: _run_findings(run))
 
 
+def is_run(place: str) -> bool:
+    """Whether `place` is the folder of a run, whole or not, and no data."""
+    folder = Path(place).expanduser()
+    return any((folder / name).exists() for name in ("config.yaml", "checkpoints"))
+
+
 def _run_findings(run: Path) -> Iterator[Finding]:
     from vitrail.doctor.run import run_findings
 

@@ -107,7 +107,8 @@ def judge_balance(source: Source) -> Finding:
         return Finding("classes", "note", text, mend, numbers)
     if few:
         text += f"; too few to learn much from: {shortened(few)}"
-        return Finding("classes", "note", text, "vitrail train DATA --recipe probe", numbers)
+        mend = "vitrail train DATA --weights focus_s14 --recipe probe"
+        return Finding("classes", "note", text, mend, numbers)
     return Finding("classes", "ok", text, numbers=numbers)
 
 

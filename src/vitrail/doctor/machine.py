@@ -197,7 +197,8 @@ def judge_shared(disk: os.statvfs_result) -> Finding:
     text = f"/dev/shm has {bytes_text(free)} free of {bytes_text(size)}"
     if free < _LITTLE_SHARED:
         text += ": enough for one process; several, as with --devices, may need more"
-        return Finding("shared memory", "note", text, "mount -o remount,size=8g /dev/shm", numbers)
+        mend = "sudo mount -o remount,size=8g /dev/shm"
+        return Finding("shared memory", "note", text, mend, numbers)
     return Finding("shared memory", "ok", text, numbers=numbers)
 
 

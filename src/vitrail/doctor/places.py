@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator
@@ -65,12 +66,13 @@ def _judge_room(topic: str, place: Path, text: str, numbers: dict[str, int], slo
     free = disk.f_bavail * disk.f_frsize
     text += f", {bytes_text(free)} free"
     numbers |= {"free": free}
-    look = f"du -xh {place} | sort -h | tail"
+    where = shlex.quote(str(place))
+    look = f"du -xh {where} | sort -h | tail"
     if free < _LEAST_FREE:
         return Finding(topic, "problem", f"{text}: too little", look, numbers)
     if disk.f_files and disk.f_favail < _LEAST_ENTRIES:
         text += f", but room for only {disk.f_favail} more files"
-        return Finding(topic, "problem", text, f"find {place} -xdev | wc -l", numbers)
+        return Finding(topic, "problem", text, f"find {where} -xdev | wc -l", numbers)
     if slow:
         text += ": slow, so checkpoints take long"
         return Finding(topic, "note", text, "vitrail train DATA --out ELSEWHERE/run", numbers)

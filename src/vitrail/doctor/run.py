@@ -14,7 +14,7 @@ from vitrail.errors import DataError, VitrailError
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.checkpoint import check_checkpoint, read_state
 from vitrail.runs.config import open_data_of
-from vitrail.runs.identity import changes, identity, read_identity
+from vitrail.runs.identity import IDENTITY, changes, identity, read_identity
 
 
 def run_findings(folder: Path) -> Iterator[Finding]:
@@ -77,7 +77,11 @@ def judge_metrics(run: Run) -> Finding:
 
 def judge_checkpoints(run: Run) -> Generator[Finding, None, bool]:
     """Each checkpoint, every byte checked; whether one of them is whole is returned."""
-    folders = run.checkpoints()
+    try:
+        folders = run.checkpoints()
+    except DataError as error:
+        yield Finding("checkpoint", "problem", str(error), f"ls -la {shlex.quote(str(run.path))}")
+        return False
     if not folders:
         yield Finding("checkpoint", "note", "none is written yet")
         return False
@@ -113,28 +117,42 @@ def _described(folder: Path) -> str:
 def judge_resume(run: Run, config: TrainConfig) -> Iterator[Finding]:
     """Whether the data is there, and what has changed since the run was made."""
     command = f"vitrail train --resume {shlex.quote(str(run.path))}"
+    missing = ""
+    try:
+        splits = open_data_of(config, run.split_file)
+    except VitrailError as error:
+        missing = str(error)
+        try:
+            splits = open_data_of(config, run.split_file, allow_missing=True)
+        except VitrailError:
+            yield Finding("resume", "problem", missing, _bring_back(config, run))
+            return
     try:
         before = read_identity(run)
-        splits = open_data_of(config, run.split_file)
         found = changes(before, identity(config, splits))
-    except VitrailError as error:
-        yield Finding("resume", "problem", str(error), _bring_back(config, run))
+    except DataError as error:
+        yield Finding(
+            "resume", "problem", str(error), f"rm {shlex.quote(str(run.path / IDENTITY))}"
+        )
         return
     for note in splits.notes:
         yield Finding("resume", "note", note)
+    accept = f"{command} --accept-changes"
+    if any(change.what == "classes" for change in found):
+        data, weights = shlex.quote(config.data.path), shlex.quote(str(run.path))
+        accept = f"vitrail train {data} --weights {weights}  # a new run"
+    if missing:
+        yield Finding("resume", "problem", missing, accept)
     if not before:
         text = f"the run does not say what it was made with; go on with: {command}"
         yield Finding("resume", "note", text)
         return
     for change in found:
-        if change.what == "classes":
-            mend = f"vitrail train DATA --weights {shlex.quote(str(run.path))}  # a new run"
-            yield Finding("resume", "problem", change.sentence, mend)
-        elif change.what == "inexact":
-            yield Finding("resume", "problem", change.sentence, f"{command} --accept-changes")
-        else:
+        if change.what == "rounding":
             yield Finding("resume", "note", change.sentence)
-    if all(change.what == "rounding" for change in found):
+        else:
+            yield Finding("resume", "problem", change.sentence, accept)
+    if not missing and all(change.what == "rounding" for change in found):
         text = f"data, code and libraries are as they were; go on with: {command}"
         yield Finding("resume", "ok", text)
 

@@ -32,7 +32,8 @@ class DataConfig:
     path: str
     """A folder, a .csv, an .npz, IDX files, tar shards, samples:NAME, hf:NAME or hf-stream:NAME."""
     batch_size: int = 64
-    """Images an optimiser step sees (before accumulation)."""
+    """Images an optimiser step sees (before accumulation). `--data.batch-size auto`: as many as
+    there is memory for."""
     workers: int = 2
     """Threads that decode and crop; with decoders processes, as many processes beside them."""
     decoders: Literal["auto", "threads", "processes"] = "auto"
@@ -125,6 +126,10 @@ class OptimConfig:
         ):
             if not 0 <= share < 1:
                 raise UsageError(f"optim.{name} must be in [0, 1), not {share}")
+        if self.weight_decay < 0:
+            raise UsageError(f"optim.weight_decay cannot be negative: {self.weight_decay}")
+        if self.clip is not None and self.clip <= 0:
+            raise UsageError(f"optim.clip must be above 0, or None, not {self.clip}")
         if not 0 < self.cooldown <= 1:
             raise UsageError(f"optim.cooldown must be in (0, 1], not {self.cooldown}")
         if self.schedule == "trapezoid" and self.warmup + self.cooldown > 1:
@@ -211,8 +216,8 @@ class TrainConfig:
     accumulate: int = 1
     """Batches whose gradients make one step."""
     micro_batch: int | None = None
-    """Images computed at once; the gradients stay those of the whole batch. None: all, or as many
-    as there is memory for."""
+    """Images computed at once; the gradients stay those of the whole batch. None: all, until memory
+    runs out. `--micro-batch auto`: as many as there is memory for."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: a rounded copy of the weights computes; what is learned and kept stays float32."""
     compile: bool = False
@@ -249,6 +254,10 @@ class TrainConfig:
     """Also write TensorBoard events into the run folder (extra: tensorboard)."""
 
     def __post_init__(self) -> None:
+        for field_name, value in known_fields(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
+                raise UsageError(f"{field_name} must be a finite number, not {value}")
         for name, value in (("epochs", self.epochs), ("minutes", self.minutes)):
             if value is not None and value <= 0:
                 raise UsageError(f"{name} must be positive, not {value}")
@@ -261,9 +270,15 @@ class TrainConfig:
             ("micro_batch", self.micro_batch),
             ("devices", self.devices),
             ("evaluations", self.evaluations),
+            ("patience", self.patience),
+            ("threads", self.threads),
         ):
             if number is not None and number < 1:
                 raise UsageError(f"{name} must be at least 1, not {number}")
+        if self.profile < 0:
+            raise UsageError(f"profile is a number of steps, and cannot be {self.profile}")
+        if not abs(self.seed) < 2**63:
+            raise UsageError(f"seed must fit into 64 bits, and {self.seed} does not")
         if self.keep_checkpoints < 2:
             raise UsageError(
                 f"keep_checkpoints must be at least 2, not {self.keep_checkpoints}: if the newest "
@@ -291,7 +306,7 @@ class TrainConfig:
                 f"data.resize {self.data.resize}: images of different sizes in one batch are for "
                 f"ViTs, not for the family '{self.model.family}'; take crop or squash"
             )
-        check_mixable(self.augment, self.preprocess())
+        check_mixable(self.augment, self.train_preprocess())
         self.data.reading()
         if self.data.train_size is not None:
             self.model.check_size(self.data.train_size)
@@ -344,6 +359,8 @@ class TrainConfig:
         ignored = [f"augment.{name}" for name in asked if asked[name] != seen[name]]
         if self.tune != TuneConfig():
             ignored.append("tune")
+        if self.data.first_size is not None:
+            ignored.append("data.first_size")
         if self.distill.teacher is not None:
             ignored.append("distill.teacher")
         if ignored:

@@ -131,16 +131,22 @@ class Run:
         try:
             return json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(f"{file} is missing or damaged: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DataError(
+                f"{file} is missing or damaged ({reason}): put it back from a copy of the run"
+            ) from error
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The logged events, in order; a last line cut by a crash is left out."""
+        """The logged events, in order, up to a line cut by a crash."""
         if self.metrics_file.is_file():
-            for line in self.metrics_file.read_text().splitlines():
+            for line in self.metrics_file.read_bytes().splitlines():
                 try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
+                    event = json.loads(line)
+                except ValueError:
                     return
+                if not isinstance(event, dict):
+                    return
+                yield event
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file of the run, whole or not at all."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from vitrail.data.mix import share_unit
 from vitrail.errors import UsageError
 from vitrail.runs import TrainConfig
 from vitrail.training.paper import Line, Sizes
@@ -115,8 +116,7 @@ def share_out(config: TrainConfig, cluster: Cluster, images: int) -> Load:
     """
     images = cluster.images or images
     batch = min(config.data.batch_size, images)
-    # Images that are mixed in pairs stay together.
-    unit = cluster.gpus * (2 if config.augment.mixes and cluster.gpus > 1 else 1)
+    unit = share_unit(config.augment, cluster.gpus)
     if batch % unit:
         near = (batch // unit * unit, -(-batch // unit) * unit)
         fitting = [str(size) for size in near if 0 < size <= images]
@@ -170,6 +170,35 @@ def layouts(
     return tuple(_layouts(sizes, activations, flops, load, cluster, half))
 
 
+def held_by_one(
+    sizes: Sizes, parallel: Parallel, processes: int, *, half: bool
+) -> dict[str, float]:
+    """What one of the processes holds from the first step to the last, part by part; see `layouts`.
+
+    `alone` is that of a single process.
+    """
+    held = sizes.held
+    computing = held.copy_gradients if half else held.gradients
+    if parallel == "fsdp":
+        width = 2 if half else 4
+        block, outside = sizes.largest_block, sizes.outside_blocks
+        return {
+            "weights": held.weights / processes + held.teacher,
+            "gradients": held.gradients / processes,
+            "optimizer": held.optimizer / processes,
+            "average": held.average / processes,
+            "exchange": width * (outside + 2 * block) + (width + 4) * block,
+        }
+    several = parallel == "ddp"
+    return {
+        "weights": held.weights + held.copy + held.teacher,
+        "gradients": held.gradients + (held.copy_gradients if several else 0),
+        "optimizer": held.optimizer,
+        "average": held.average,
+        "exchange": computing if several else 0,
+    }
+
+
 def _layouts(
     sizes: Sizes,
     activations: Mapping[bool, Line],
@@ -178,27 +207,10 @@ def _layouts(
     cluster: Cluster,
     half: bool,
 ) -> Iterator[Layout]:
-    held, gpus = sizes.held, cluster.gpus
-    width = 2 if half else 4
-    computing = held.copy_gradients if half else held.gradients
-    block, outside = sizes.largest_block, sizes.outside_blocks
-    whole: dict[str, float] = {
-        "weights": held.weights + held.copy + held.teacher,
-        "gradients": held.gradients + (held.copy_gradients if gpus > 1 else 0),
-        "optimizer": held.optimizer,
-        "average": held.average,
-        "exchange": computing if gpus > 1 else 0,
-    }
-    divided: dict[str, float] = {
-        "weights": held.weights / gpus + held.teacher,
-        "gradients": held.gradients / gpus,
-        "optimizer": held.optimizer / gpus,
-        "average": held.average / gpus,
-        "exchange": width * (outside + 2 * block) + (width + 4) * block,
-    }
-    kinds: dict[Parallel, dict[str, float]]
-    kinds = {"ddp": whole, "fsdp": divided} if gpus > 1 else {"alone": whole}
-    for parallel, parts in kinds.items():
+    gpus = cluster.gpus
+    kinds: tuple[Parallel, ...] = ("ddp", "fsdp") if gpus > 1 else ("alone",)
+    for parallel in kinds:
+        parts = held_by_one(sizes, parallel, gpus, half=half)
         for again in (False, True):
             line, static = activations[again], sum(parts.values())
             memory = static + line.at(load.at_once)

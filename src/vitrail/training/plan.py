@@ -15,10 +15,19 @@ from vitrail.data import Source, Splits
 from vitrail.data.cache import MEMORY_BYTES
 from vitrail.data.decode import UnreadableImage
 from vitrail.data.loader import one_hot
+from vitrail.data.mix import share_unit
 from vitrail.data.stream import HeldImages, StreamSource
-from vitrail.errors import UsageError
+from vitrail.errors import DataError, UsageError
 from vitrail.runs import TrainConfig
-from vitrail.training.cluster import Cluster, Layout, layouts, share_out
+from vitrail.training.auto import ALL_GIVEN, Auto, Chosen, choose
+from vitrail.training.cluster import (
+    Cluster,
+    Layout,
+    Parallel,
+    held_by_one,
+    layouts,
+    share_out,
+)
 from vitrail.training.paper import Line, Sizes, Step, count_sizes, count_step
 from vitrail.training.tryout import Makers, Tryout, try_out
 
@@ -38,7 +47,7 @@ class Room(NamedTuple):
     """Bytes that are free; None: the system does not say."""
 
     memory: int | None
-    """Of the machine, or of what its cgroup leaves."""
+    """Of the machine, or of what its cgroup leaves; of several processes on it, one's share."""
     device: int | None
     """Of the GPU; None on a CPU as well."""
     disk: int | None
@@ -89,7 +98,7 @@ class Memory(NamedTuple):
     """Bytes that the run adds to the process, where the model is: on the GPU, or in memory."""
 
     held: int
-    """Weights, gradients, optimiser: `Held.alone`."""
+    """Weights, gradients, optimiser; of several processes, with what they exchange."""
     activations: int
     """Of the images computed at once."""
     batch: int
@@ -123,6 +132,8 @@ class Disk(NamedTuple):
 class Plan:
     """What a run will take."""
 
+    config: TrainConfig
+    """The run, with the numbers that were to be found."""
     sizes: Sizes
     forward_flops: float
     """Of one image, forward."""
@@ -146,6 +157,8 @@ class Plan:
             "error": self.tryout.error,
         }
         return {
+            "batch_size": self.config.data.batch_size,
+            "micro_batch": self.config.micro_batch,
             "sizes": sizes,
             "forward_flops": self.forward_flops,
             "flops": self.flops,
@@ -167,42 +180,60 @@ def make_plan(
     room: Room,
     cluster: Cluster,
     *,
+    auto: Auto = ALL_GIVEN,
     seconds: float = 20.0,
     notify: Notify = lambda sentence: None,
 ) -> Plan:
-    """Try it out for about so many `seconds`, and work out the rest.
+    """Try it out for about so many `seconds`, choose what is `auto`, and work out the rest.
 
     Raises `UsageError` for a run that cannot be, and for a cluster that cannot share its batches;
-    and whatever the run would raise when it makes its model or reads its first images.
+    `DataError` where there is no room for the least that could be chosen; and whatever the run
+    would raise when it makes its model or reads its first images.
     """
     if config.method == "probe":
         raise UsageError("method 'probe' takes no steps, and looks at each image once: just run it")
     images = len(splits.train)
+    processes = math.lcm(config.devices, cluster.gpus)
+    config = auto.start(config, processes)
     load = share_out(config, cluster, images)
     _per_epoch(config, images)  # raises what the run would
     sizes = count_sizes(makers.on_paper(), config)
     steps = {again: _on_paper(makers, config, load.at_once, again) for again in (False, True)}
     lines = {again: Line.through(*both) for again, both in steps.items()}
     flops = {again: both[0].flops / both[0].images for again, both in steps.items()}
-    least = sizes.held.alone + lines[config.checkpointing].at(1)
+    line = lines[config.checkpointing]
     free = room.memory if device.type == "cpu" else room.device
+    most = images if free is None else line.most((1 - SPARED) * free - sizes.held.alone)
     tried = None
-    if free is not None and least > (1 - SPARED) * free:
+    if not most:
         notify("there is not enough memory for a single image, so no step is tried")
     else:
         notify(f"trying a few steps, for about {seconds:.0f} s")
-        tried = try_out(config, splits, makers, device, sizes, flops[config.checkpointing], seconds)
+        tried = try_out(
+            config, splits, makers, device, sizes, flops[config.checkpointing], seconds,
+            # What is counted on paper is the least that they take.
+            most=max(1, most // 2),
+        )  # fmt: skip
     cache = _cache(config, splits)
+    line = _weighed(tried, sizes) if tried else line
+
+    def memory_of(config: TrainConfig) -> Memory:
+        return _memory(config, sizes, line, device, room, images, cache)
+
+    if any(auto):
+        config, notes = _chosen(auto, config, images, device, processes, memory_of)
+        for note in notes:
+            notify(note)
+        load = share_out(config, cluster, images)
+    memory = memory_of(config)
     found = tried and run_time(
         config, splits, tried, device, flops[config.checkpointing], cache[1:]
     )
-    line = _weighed(tried, sizes) if tried else lines[config.checkpointing]
-    memory = _memory(config, sizes, line, device, room, images, cache)
     disk = _disk(config, splits, sizes, found, room)
     half = config.precision == "bfloat16"
     ways = layouts(sizes, lines, flops, load, cluster, half=half)
     problems = [
-        *_of_memory(config, memory, least),
+        *_of_memory(config, memory, memory.held + lines[config.checkpointing].at(1)),
         *_of_disk(disk),
         *_of_length(config, images, found),
         *_of_data(config, splits, found, device),
@@ -210,9 +241,35 @@ def make_plan(
     ]
     forward = steps[False][0].forward_flops / steps[False][0].images
     return Plan(
-        sizes, forward, flops[config.checkpointing], tried, found, memory, disk, cluster, ways,
-        tuple(problems),
+        config, sizes, forward, flops[config.checkpointing], tried, found, memory, disk, cluster,
+        ways, tuple(problems),
     )  # fmt: skip
+
+
+def _chosen(
+    auto: Auto,
+    config: TrainConfig,
+    images: int,
+    device: torch.device,
+    processes: int,
+    memory_of: Callable[[TrainConfig], Memory],
+) -> Chosen:
+    """The config with the numbers for which there is room."""
+    free = memory_of(config).free
+    if free is None:
+        raise DataError(
+            f"it cannot be told how much memory is free on {device}, so no number follows from it: "
+            f"say how many, with --data.batch-size or --micro-batch"
+        )
+    return choose(
+        auto,
+        config,
+        lambda config: memory_of(config).needed,
+        int((1 - SPARED) * free),
+        images=images,
+        unit=share_unit(config.augment, processes),
+        device=device.type,
+    )
 
 
 def _on_paper(
@@ -379,16 +436,19 @@ def _memory(
     A batch is there as float32, 4 bytes a value, each of a step's; and one of them once more as
     bytes and as it is mixed.
     """
-    batch = max(1, min(config.data.batch_size, images) // _devices(config, device))
+    batch = max(1, min(config.data.batch_size, images) // config.devices)
+    parallel: Parallel = config.parallel if config.devices > 1 else "alone"
+    parts = held_by_one(sizes, parallel, config.devices, half=config.precision == "bfloat16")
+    held = round(sum(parts.values()))
     values = config.model.channels * math.prod(config.train_preprocess().size)
     made = batch * values * (4 * config.accumulate + 5)
     on_cpu = device.type == "cpu"
     beside = cache.bytes + sizes.checkpoint if on_cpu else 0
     free = room.memory if on_cpu else room.device
     at_once = min(config.micro_batch or batch, batch)
-    fixed = sizes.held.alone + made + beside
+    fixed = held + made + beside
     return Memory(
-        held=sizes.held.alone,
+        held=held,
         activations=line.at(at_once),
         batch=made,
         cache=cache.bytes,

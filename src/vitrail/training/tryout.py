@@ -125,15 +125,17 @@ def try_out(
     sizes: Sizes,
     flops: float,
     seconds: float,
+    most: int,
 ) -> Tryout:
     """Try a few steps of what `config` describes, for about so many `seconds`.
 
-    `flops` are those of one image, forward and backward: they say how large a batch can be tried.
+    `flops` are those of one image, forward and backward: they say how large a batch can be tried;
+    and it has at most so many images.
     """
     ends = time.perf_counter() + seconds
     rate = _peak_rate(config, device, seconds / 40)
     likely = flops / (_LIKELY_SHARE * rate)
-    size = min(config.data.batch_size, len(splits.train), max(2, int(_STEP_SECONDS / likely)))
+    size = min(config.data.batch_size, len(splits.train), most, max(2, int(_STEP_SECONDS / likely)))
     train = makers.train(size)
     batches, read = _read(train, seconds * _READ_SHARE / 2)
     _, read_again = _read(train, seconds * _READ_SHARE / 2, len(batches))
