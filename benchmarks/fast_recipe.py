@@ -37,6 +37,8 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "from three quarters of the size": {"first": 0.75},
     "from half the size": {"first": 0.5},
     "lr 6e-3": {"optim.lr": 6e-3},
+    "Muon, lr 1e-3": {"optim.name": "muon", "optim.lr": 1e-3},
+    "Muon, lr 3e-3": {"optim.name": "muon", "optim.lr": 3e-3},
 }
 
 

@@ -102,6 +102,21 @@ def test_images_grow_while_training_and_are_whole_at_its_end(tmp_path):
     assert seen == [(8, 8)] * 7 + [(12, 12)] * 6 + [(16, 16)] * 5
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_what_cannot_be_compiled_is_told_once_and_computed_all_the_same(tmp_path, monkeypatch):
+    plain = Run.create(tmp_path / "plain", CONFIG)
+    Sitting(CONFIG, plain).fit()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    config, told = replace(CONFIG, compile=True), []
+    run = Run.create(tmp_path / "run", config)
+    Sitting(config, run).fit(notify=told.append)
+    assert [sentence.partition(":")[0] for sentence in told] == [
+        "torch.compile failed, and the run goes on without it"
+    ]
+    assert losses(run) == losses(plain)
+
+
 @pytest.mark.parametrize("stop_at", [1, 7, 12])
 def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, stop_at):
     whole = Run.create(tmp_path / "whole", CONFIG)

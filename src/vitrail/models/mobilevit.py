@@ -31,6 +31,7 @@ from vitrail.nn import (
     Block,
     DropPath,
     Features,
+    channels_last,
     drop_path_rates,
     features_of_maps,
     he_normal_,
@@ -268,7 +269,7 @@ class MobileViT(Family):
         the last stage's at the width of what is pooled. Raises `UsageError` for an `extent`.
         """
         self.check_images(x, extent)
-        x = self.stem(x)
+        x = self.stem(channels_last(x))
         maps = []
         for stage in self.stages:
             x = stage(x)

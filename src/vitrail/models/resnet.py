@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from vitrail.errors import UsageError, unknown_name
 from vitrail.models.family import Family, StagedConfig
-from vitrail.nn import BatchNorm, DropPath, Features, drop_path_rates, features_of_maps, he_normal_
+from vitrail.nn import (
+    BatchNorm,
+    DropPath,
+    Features,
+    channels_last,
+    drop_path_rates,
+    features_of_maps,
+    he_normal_,
+)
 
 BlockKind = Literal["basic", "bottleneck"]
 
@@ -151,7 +159,7 @@ class ResNet(Family):
         `maps`: each stage's last, of strides 4, 8, 16, 32. Raises `UsageError` for an `extent`.
         """
         self.check_images(x, extent)
-        x = F.max_pool2d(F.relu(self.stem(x)), 3, stride=2, padding=1)
+        x = F.max_pool2d(F.relu(self.stem(channels_last(x))), 3, stride=2, padding=1)
         maps = []
         for stage in self.stages:
             x = stage(x)

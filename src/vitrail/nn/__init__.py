@@ -7,6 +7,7 @@ from vitrail.nn.conv import BatchNorm as BatchNorm
 from vitrail.nn.conv import Eps as Eps
 from vitrail.nn.conv import GroupNormReLU as GroupNormReLU
 from vitrail.nn.conv import StdConv2d as StdConv2d
+from vitrail.nn.conv import channels_last as channels_last
 from vitrail.nn.encoder import Block as Block
 from vitrail.nn.encoder import DropPath as DropPath
 from vitrail.nn.encoder import Encoder as Encoder

@@ -7,7 +7,7 @@ Half the memory moves, and nothing is cast on the way, as automatic mixed precis
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -50,11 +50,17 @@ class Engine:
     """What computes the gradients of `task`; made before its optimiser, for FSDP shards it."""
 
     def __init__(
-        self, task: Classify, config: TrainConfig, device: torch.device, world: World = ALONE
+        self,
+        task: Classify,
+        config: TrainConfig,
+        device: torch.device,
+        world: World = ALONE,
+        notify: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.task = task
         self.device = device
         self.world = world
+        self.notify = notify
         self.half = config.precision == "bfloat16"
         self.micro = config.micro_batch
         self.sharded = config.parallel == "fsdp" and world.size > 1
@@ -62,9 +68,10 @@ class Engine:
         model = self.working.model
         if config.checkpointing:
             recompute_blocks(model)
-        if config.compile:
-            for name in model.block_names():
-                model.get_submodule(name).compile()
+        self._compiled = [model.get_submodule(name) for name in model.block_names()]
+        self._compiled = self._compiled if config.compile else []
+        for block in self._compiled:
+            block.compile()
         if self.sharded:
             _shard(model, device, half=self.half)
         self._share: nn.Module = _Share(self.working)
@@ -105,14 +112,15 @@ class Engine:
         """Put the gradient of the mean loss over `images` images, of all processes, into the
         task's parameters. `batches` are this process's share of them.
 
-        Where memory runs out, half as many images are computed at once from then on; what a step
-        computes stays the same.
+        Where memory runs out, half as many images are computed at once from then on, and where a
+        block cannot be compiled, none is; what a step computes stays the same.
         """
         while True:
-            if (loss := self._tried(batches, images)) is not None:
-                return loss
-            most = max(len(batch.indices) for batch in batches)
-            self.micro = min(self.micro or most, most) // 2
+            try:
+                return self._gradients(batches, images)
+            except (RuntimeError, MemoryError) as error:
+                if not self._not_compiled(error):
+                    self._halve(error, batches)
             for parameter in (*self.working.parameters(), *self.task.parameters()):
                 parameter.grad = None
 
@@ -126,21 +134,37 @@ class Engine:
         """The precision that the config asks for, for what runs the task or its copy."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
 
-    def _tried(self, batches: Sequence[Batch], images: int) -> StepLoss | None:
-        """None: memory ran out."""
-        try:
-            return self._gradients(batches, images)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            most = max(len(batch.indices) for batch in batches)
-            if self.world.size > 1 or min(self.micro or most, most) < 2:
-                raise DataError(
-                    f"not enough memory for {min(self.micro or most, most)} images at once on "
-                    f"{self.device}: take --micro-batch {max(1, most // 2)} (the gradients stay "
-                    f"those of the whole batch), --checkpointing True, or smaller images"
-                ) from error
-        return None
+    def _halve(self, error: RuntimeError | MemoryError, batches: Sequence[Batch]) -> None:
+        """Go on with half as many images at once; raise what is no lack of memory, or too great."""
+        if not out_of_memory(error):
+            raise error
+        most = max(len(batch.indices) for batch in batches)
+        at_once = min(self.micro or most, most)
+        if self.world.size > 1 or at_once < 2:
+            raise DataError(
+                f"not enough memory for {at_once} images at once on {self.device}: take "
+                f"--micro-batch {max(1, most // 2)} (the gradients stay those of the whole batch), "
+                f"--checkpointing True, or smaller images"
+            ) from error
+        self.micro = at_once // 2
+
+    def _not_compiled(self, error: RuntimeError | MemoryError) -> bool:
+        """Whether a block could not be compiled; the blocks then run as they are, as all others."""
+        if not self._compiled:
+            return False
+        from torch._dynamo.exc import TorchDynamoException  # there by now, and slow to import
+
+        if not isinstance(error, TorchDynamoException):
+            return False
+        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+        self.notify(
+            f"torch.compile failed, and the run goes on without it: {reason.strip()} (vitrail "
+            f"doctor looks at the compiler)"
+        )
+        for block in self._compiled:
+            block._compiled_call_impl = None  # what Module.compile sets, and nothing takes back
+        self._compiled = []
+        return True
 
     def _gradients(self, batches: Sequence[Batch], images: int) -> StepLoss:
         pieces = [piece for batch in batches for piece in self._pieces(batch)]

@@ -73,7 +73,7 @@ def fit(
         seconds = time.perf_counter() - started
         at = at._replace(seconds=seconds, head_seconds=seconds)
     tuning = Tuning(task, config.tune)
-    engine = Engine(task, config, torch.device(train.device), world)
+    engine = Engine(task, config, torch.device(train.device), world, notify)
     optimizer = build_optimizer(task.model, config.optim, tuning.scale)
     average = Average(task, config.ema) if config.ema else None
     steps_per_epoch = len(train) // config.accumulate
