@@ -504,8 +504,8 @@ class _HubShards:
         except Exception as error:  # of many libraries, and of the network under them
             said = str(error).strip().splitlines() or [type(error).__name__]
             raise DataError(
-                f"the stream {self._name} broke off in shard {shard}: {said[0]}; the same command "
-                "goes on from what was saved"
+                f"the stream {self._name} broke off in shard {shard}: {said[0]}; training goes on "
+                f"from what was saved: vitrail train --resume RUN"
             ) from error
 
     def _read(self, value: Any) -> Label | None:
