@@ -21,7 +21,7 @@ from vitrail.runs import Run
 _TINY = shlex.split(
     "samples:emoji --model.depth 1 --model.width 32 --model.heads 2 --model.mlp 64 "
     "--model.drop-path 0 --data.batch-size 32 --data.train-size None --precision float32 "
-    "--evaluations 1 --ema 0.9 --device cpu --data.val-fraction 0.05"
+    "--evaluations 1 --ema 0.9 --device cpu --data.val-fraction 0.06"
 )
 
 
