@@ -403,8 +403,7 @@ def test_what_mends_a_run_is_what_helps_there(run, photos):
     identity_file.write_text("{")
     assert problems() == [f"rm {identity_file}"]
     identity_file.write_text(before)
-    for i in range(6):
-        picture(photos / "fox" / f"{i}.png", i)
+    (photos / "dog").rename(photos / "wolf")
     assert all(mend.startswith(f"vitrail train {photos} --weights") for mend in problems())
     checkpoints = run.path / "checkpoints"
     checkpoints.rename(run.path / "moved")
