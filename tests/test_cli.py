@@ -265,6 +265,22 @@ def bad_no_data(photos):
     return ["train", "--epochs", "3"], 2, "DATA comes first"
 
 
+def bad_place(photos):
+    return ["train", "photos", *TINY, "--out", "photos/runs/x"], 2, "lies within the data"
+
+
+def bad_restarts(photos):
+    return ["train", "photos", *TINY, "--restarts", "2"], 2, "goes with --devices"
+
+
+def bad_threads(photos):
+    return ["train", "photos", *TINY, "--threads", "-3"], 2, "threads must be at least 1"
+
+
+def bad_resume(photos):
+    return ["train", "--resume"], 2, "--resume RUN"
+
+
 def bad_verb(photos):
     return ["trian"], 2, "did you mean 'train'"
 
@@ -288,6 +304,8 @@ def test_bad_input_gets_one_message_and_its_exit_code(photos, capfd, case):
     assert code == expected, err
     assert message in err and "Traceback" not in err + out
     assert tree(photos) == before
+    runs = Path("runs")
+    assert case in (bad_files, bad_rate) or not runs.exists()  # these are found while it trains
 
 
 def test_a_damaged_image_among_many_is_listed_and_training_goes_on(photos, capfd):
@@ -363,6 +381,28 @@ def test_every_verb_has_help(verb, capfd):
 def test_an_error_is_json_too(capfd):
     code, out, err = vitrail(capfd, "evaluate", "nowhere", "--json")
     assert code == 3 and last_json(out)["exit_code"] == 3 and "nowhere" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    "asked, code, said",
+    [
+        ("data list >/dev/full", 3, "cannot write: No space left on device"),
+        ("data list >&-", 0, ""),
+        ("data list 2>&-", 0, ""),
+        ("data list | true", 0, ""),
+        ("data check $(printf 'nothing\\303\\251')", 3, "no such file or folder"),
+    ],
+)
+def test_standard_streams_that_are_full_closed_or_of_another_tongue(tmp_path, asked, code, said):
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m vitrail {asked}"],
+        cwd=tmp_path, env=os.environ | plain, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr.decode() and b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
 
 
 def test_the_module_runs_like_the_command():

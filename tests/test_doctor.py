@@ -390,6 +390,27 @@ def test_what_a_resume_would_say(run, photos, monkeypatch):
     assert "no such file or folder" in found[0].text and found[0].mend.startswith("ln -s")
 
 
+def test_what_mends_a_run_is_what_helps_there(run, photos):
+    def problems():
+        found = [f for f in run_findings(run.path) if f.level == "problem"]
+        return [f.mend for f in found]
+
+    go_on = f"vitrail train --resume {run.path} --accept-changes"
+    (photos / "cat" / "3.png").unlink()
+    assert problems() == [go_on, go_on]  # what the split lacks, and what has changed
+    identity_file = run.path / IDENTITY
+    before = identity_file.read_text()
+    identity_file.write_text("{")
+    assert problems() == [f"rm {identity_file}"]
+    identity_file.write_text(before)
+    (photos / "dog").rename(photos / "wolf")
+    assert all(mend.startswith(f"vitrail train {photos} --weights") for mend in problems())
+    checkpoints = run.path / "checkpoints"
+    checkpoints.rename(run.path / "moved")
+    checkpoints.write_text("")
+    assert problems()[0].startswith("ls -la")
+
+
 def test_a_run_from_before_identities_and_what_is_no_run(run, tmp_path):
     (run.path / IDENTITY).unlink()
     found = [f for f in run_findings(run.path) if f.topic == "resume"]

@@ -47,6 +47,17 @@ def test_a_config_is_the_same_after_a_file(tmp_path):
         ("augment: {mixup: -1}", "mixup"),
         ("model: {width: 3.5}", r"model.*width"),
         ("optim: {schedule: step}", "schedule"),
+        ("minutes: .nan", "minutes must be a finite number, not nan"),
+        ("epochs: .inf", "epochs must be a finite number"),
+        ("optim: {lr: .nan}", "optim.lr must be a finite number"),
+        ("data: {mean: [.nan]}", "data.mean must be a finite number"),
+        ("optim: {clip: -1}", "clip must be above 0"),
+        ("optim: {weight_decay: -1}", "weight_decay cannot be negative"),
+        ("threads: 0", "threads must be at least 1"),
+        ("patience: 0", "patience must be at least 1"),
+        ("profile: -1", "profile is a number of steps"),
+        ("seed: 99999999999999999999", "seed must fit into 64 bits"),
+        ("data: {train_size: [0, 0]}", "size"),
     ],
 )
 def test_a_wrong_value_gets_one_message_that_names_it(tmp_path, text, message):

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -46,6 +47,21 @@ def test_the_log_survives_a_cut_last_line_and_forgets_steps_taken_again(tmp_path
     run.forget_after(2)
     run.append_metrics({"step": 3, "loss": 0.5})
     assert [event["step"] for event in run.metrics()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"[1]\n", b"3\n", b"\0\0\n"])
+def test_a_damaged_log_is_read_up_to_the_damage(tmp_path, damage):
+    run = Run.create(tmp_path / "a", CONFIG)
+    run.append_metrics({"step": 1})
+    with open(run.metrics_file, "ab") as file:
+        file.write(damage + b'{"step": 2}\n')
+    assert list(run.metrics()) == [{"step": 1}]
+
+
+def test_a_name_that_is_no_text_can_be_written(tmp_path):
+    run = Run.create(tmp_path / "a", CONFIG)
+    run.write("report.html", os.fsdecode(b"r\xe9d"))
+    assert (run.path / "report.html").read_text() == "r\\udce9d"
 
 
 def test_unreadable_images_are_listed(tmp_path):

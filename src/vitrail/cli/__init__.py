@@ -4,6 +4,8 @@
 Exit codes: 0 done, 2 bad usage, 3 the data or a file is at fault, 130 or 143 interrupted and saved.
 """
 
+import errno
+import io
 import json
 import os
 import sys
@@ -11,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from vitrail import __version__
-from vitrail.errors import VitrailError, unknown_name
+from vitrail.errors import DataError, VitrailError, unknown_name
 
 Result = dict[str, Any]
 """What a verb has to say to a program: the one line of --json."""
@@ -104,6 +106,7 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit code."""
+    _open_streams()
     args = list(sys.argv[1:] if argv is None else argv)
     wants_json, debug = "--json" in args, "--debug" in args
     args = [arg for arg in args if arg not in ("--json", "--debug")]
@@ -122,6 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args[0] not in VERBS:
             raise unknown_name("verb", args[0], VERBS)
         result = VERBS[args[0]].run(args[1:])
+        if wants_json:
+            print(json.dumps(result))
+        sys.stdout.flush()  # at the end of the process nobody could tell that it failed
     except VitrailError as error:
         if debug:
             raise
@@ -140,8 +146,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("vitrail: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe had enough
-        sys.stderr.close()
+        _drop_stdout()
         return 0
-    if wants_json:
-        print(json.dumps(result))
+    except OSError as error:
+        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _drop_stdout()
+        print(f"vitrail: cannot write: {error.strerror}. Make room, and try again", file=sys.stderr)
+        return DataError.exit_code
     return int(result.get("exit_code", 0))
+
+
+def _open_streams() -> None:
+    """Let standard streams be open, and take any character: whatever terminal, log or cron gave.
+
+    Where one was closed, the next file to be opened, a checkpoint perhaps, would get its number.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_stdout() -> None:
+    """Nothing can be said any more: not at the end of the process, either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -34,7 +34,7 @@ def asked_for(root: Path = Path(__file__).parents[3]) -> list[str] | None:
     In a checkout pyproject.toml says it, for what pip noted when it was set up may be out of date.
     """
     file = root / "pyproject.toml"
-    project = tomllib.loads(file.read_text())["project"] if file.is_file() else {}
+    project = tomllib.loads(file.read_text(encoding="utf-8"))["project"] if file.is_file() else {}
     if project.get("name") == "vitrail":
         extras = project.get("optional-dependencies", {})
         return [*project["dependencies"]] + [

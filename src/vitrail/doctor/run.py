@@ -135,14 +135,14 @@ def judge_resume(run: Run, config: TrainConfig) -> Iterator[Finding]:
             "resume", "problem", str(error), f"rm {shlex.quote(str(run.path / IDENTITY))}"
         )
         return
-    for note in splits.notes:
-        yield Finding("resume", "note", note)
     accept = f"{command} --accept-changes"
     if any(change.what == "classes" for change in found):
         data, weights = shlex.quote(config.data.path), shlex.quote(str(run.path))
         accept = f"vitrail train {data} --weights {weights}  # a new run"
     if missing:
         yield Finding("resume", "problem", missing, accept)
+    for note in splits.notes:
+        yield Finding("resume", "note", note)
     if not before:
         text = f"the run does not say what it was made with; go on with: {command}"
         yield Finding("resume", "note", text)

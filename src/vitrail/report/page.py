@@ -92,7 +92,7 @@ def templates() -> jinja2.Environment:
         "rate": words.rate,
         "tail": words.tail,
     }
-    environment.globals["style"] = Markup((_HERE / "style.css").read_text())
+    environment.globals["style"] = Markup((_HERE / "style.css").read_text(encoding="utf-8"))
     return environment
 
 

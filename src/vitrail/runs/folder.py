@@ -153,7 +153,8 @@ class Run:
         place = self.path / name
         beside = place.with_name(f".{place.name}.writing")
         try:
-            beside.write_text(text, encoding="utf-8")
+            # The name of a folder may be bytes that are no text.
+            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
             beside.replace(place)
         except OSError as error:
             raise DataError(f"cannot write {place}: {error.strerror}") from error
