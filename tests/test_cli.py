@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from command import last_json, vitrail
 from vitrail.cli import VERBS, main
 
 TINY = [
@@ -59,17 +60,6 @@ def photos(tmp_path, monkeypatch) -> Path:
 def tree(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): sha256(p.read_bytes()).hexdigest() for p in files}
-
-
-def vitrail(capfd, *args) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr."""
-    code = main([str(arg) for arg in args])
-    captured = capfd.readouterr()
-    return code, captured.out, captured.err
-
-
-def last_json(out: str) -> dict:
-    return json.loads(out.splitlines()[-1])
 
 
 def test_the_main_job_from_photos_to_predictions(photos, capfd):

@@ -1,20 +1,16 @@
 """`vitrail bench speed` and `vitrail bench patches`."""
 
-import json
 from functools import partial
 
 import pytest
 
+from command import last_json
 from vitrail.bench import patches
 from vitrail.bench.macs import macs
 from vitrail.bench.measure import Place
 from vitrail.bench.patches import BASE, CLAIMS, ROWS, Case, measure_patches, verdicts
 from vitrail.cli import main
 from vitrail.models import model_config
-
-
-def last_json(out: str) -> dict:
-    return json.loads(out.splitlines()[-1])
 
 
 def test_models_can_be_measured_without_training(capfd):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from command import last_json, vitrail
 from vitrail.bench import compare as module
 from vitrail.bench import measure
 from vitrail.bench.compare import Comparison, Row, Settings
 from vitrail.bench.measure import Speed
-from vitrail.cli import main
 from vitrail.errors import VitrailError
 from vitrail.metrics import Estimate
 
@@ -45,16 +45,6 @@ def few_turns(monkeypatch) -> None:
 def no_memory(monkeypatch) -> None:
     """A system that does not tell; it also saves the process that would look."""
     monkeypatch.setattr(module, "peak_memory", lambda subjects, place: dict.fromkeys(subjects))
-
-
-def vitrail(capfd, *args) -> tuple[int, str, str]:
-    code = main([str(arg) for arg in args])
-    captured = capfd.readouterr()
-    return code, captured.out, captured.err
-
-
-def last_json(out: str) -> dict:
-    return json.loads(out.splitlines()[-1])
 
 
 def test_a_comparison_from_photos_to_a_page_and_one_more_model_later(photos, capfd):

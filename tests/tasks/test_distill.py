@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from train.striped import CLASSES, pictures
 from vitrail.cli import main
 from vitrail.data.augment import AugmentConfig
 from vitrail.data.loader import Batch, EvalLoader, TrainLoader
 from vitrail.data.preprocess import Preprocess, collate
-from vitrail.data.source import ArraySource
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig, build, model_config
 from vitrail.recipes import RECIPES, Facts
@@ -29,7 +29,6 @@ from vitrail.training import fit
 from vitrail.training.average import Average
 from vitrail.weights import save_weights
 
-CLASSES = ("dark", "light", "striped")
 SHAPE = ViTConfig(
     depth=1, width=32, heads=2, mlp=48, patch=(4, 4), image_size=(16, 16), classes=3, drop_path=0.1
 )
@@ -365,15 +364,6 @@ def test_it_is_one_value_in_a_file(tmp_path):
     before = to_dict(CONFIG)
     del before["distill"]  # a run of an earlier version
     assert from_dict(before, "x") == CONFIG
-
-
-def pictures(n: int, seed: int) -> ArraySource:
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n) % 3
-    images = rng.integers(0, 60, (n, 16, 16), dtype=np.uint8)
-    images[labels == 1] += 150
-    images[labels == 2, ::2] += 150
-    return ArraySource(images, labels, CLASSES, "train")
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])

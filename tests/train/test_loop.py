@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from train.striped import CLASSES, pictures
 from vitrail.data.augment import AugmentConfig
 from vitrail.data.loader import Batch, EvalLoader, TrainLoader
 from vitrail.data.source import ArraySource
@@ -20,18 +21,6 @@ from vitrail.training import Interrupted, fit
 from vitrail.training.average import Average
 from vitrail.training.engine import Engine
 from vitrail.training.optim import build_optimizer, learning_rate, parameter_groups
-
-CLASSES = ("dark", "light", "striped")
-
-
-def pictures(n: int, seed: int) -> ArraySource:
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n) % 3
-    images = rng.integers(0, 60, (n, 16, 16), dtype=np.uint8)
-    images[labels == 1] += 150
-    images[labels == 2, ::2] += 150
-    return ArraySource(images, labels, CLASSES, "train")
-
 
 CONFIG = TrainConfig(
     data=DataConfig(path="arrays", batch_size=8),

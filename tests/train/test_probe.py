@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from train.striped import CLASSES, pictures
 from vitrail import job
 from vitrail.data import FolderSource
 from vitrail.data.augment import AugmentConfig
@@ -38,22 +39,12 @@ CONFIG = TrainConfig(
     method="probe",
     epochs=1,
 )
-CLASSES = ("dark", "light", "striped")
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "features"
-
-
-def pictures(n: int, seed: int) -> ArraySource:
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n) % 3
-    images = rng.integers(0, 60, (n, 16, 16), dtype=np.uint8)
-    images[labels == 1] += 150
-    images[labels == 2, ::2] += 150
-    return ArraySource(images, labels, CLASSES, "train")
 
 
 def several(n: int, seed: int) -> ArraySource:

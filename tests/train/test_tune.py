@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from train.striped import CLASSES, pictures
 from vitrail.data.augment import AugmentConfig
 from vitrail.data.loader import Batch, EvalLoader, TrainLoader
-from vitrail.data.source import ArraySource
 from vitrail.errors import UsageError
 from vitrail.models import ViTConfig, build
 from vitrail.nn.lora import LoraLinear, add_lora, merged_state
@@ -26,7 +26,6 @@ from vitrail.training.tune import Tuning, check_tuning, layer_of, lr_warning, pr
 
 BLOCKS = [f"encoder.blocks.{i}" for i in range(12)]
 
-CLASSES = ("dark", "light", "striped")
 
 CONFIG = TrainConfig(
     data=DataConfig(path="arrays", batch_size=8),
@@ -43,15 +42,6 @@ CONFIG = TrainConfig(
 
 def tuned(**fields) -> TrainConfig:
     return replace(CONFIG, tune=TuneConfig(**fields))
-
-
-def pictures(n: int, seed: int) -> ArraySource:
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n) % 3
-    images = rng.integers(0, 60, (n, 16, 16), dtype=np.uint8)
-    images[labels == 1] += 150
-    images[labels == 2, ::2] += 150
-    return ArraySource(images, labels, CLASSES, "train")
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ with the same bytes, so that a run on the shards is the run on the folder, bit f
 Format: https://github.com/webdataset/webdataset.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -31,6 +30,7 @@ from vitrail.data.decode import Slice, UnreadableImage, read_image
 from vitrail.data.listing import Listing, listed
 from vitrail.data.names import PackedNames, label_name, printable, shortened
 from vitrail.data.source import PART_NAMES, PARTS, Targets, file_stamp
+from vitrail.disk import sha256
 from vitrail.errors import DataError
 
 INDEX = "index.json"
@@ -294,16 +294,8 @@ def changed_shards(folder: Path) -> tuple[str, ...]:
     return tuple(
         name
         for name, (_, _, stated) in (about.shards if about else {}).items()
-        if _sha256(folder / name) != stated
+        if sha256(folder / name) != stated
     )
-
-
-def _sha256(file: Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
 
 
 def _class_names(root: Path, about: _About | None) -> tuple[str, ...] | None:

@@ -20,6 +20,7 @@ from vitrail.data.decode import Slice, UnreadableImage
 from vitrail.data.shards import FORMAT, INDEX, MOST_IMAGE_BYTES
 from vitrail.data.source import PARTS, PartedSource, Source, encoded, refuse_inside
 from vitrail.data.tar import BLOCK
+from vitrail.disk import flush_folder
 from vitrail.errors import DataError, UsageError
 
 IMAGES_PER_SHARD = 5000
@@ -77,9 +78,9 @@ def write_shards(
             "shards": shards,
         }
         _write_flushed(beside / INDEX, json.dumps(about, indent=1, ensure_ascii=False).encode())
-        _flush_folder(beside)
+        flush_folder(beside)
         beside.rename(out)
-        _flush_folder(out.parent)
+        flush_folder(out.parent)
     except OSError as error:
         raise DataError(
             f"cannot write the shards to {out}: {error.strerror or error} ({done.count} of "
@@ -267,11 +268,3 @@ def _write_flushed(file: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from vitrail.disk import flush_folder
 from vitrail.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -301,15 +302,6 @@ def _place(folder: Path) -> Path:
     """Where a checkpoint lies: a kill between two renames leaves the earlier one beside."""
     old = _old(folder)
     return old if old.is_dir() and not folder.is_dir() else folder
-
-
-def flush_folder(folder: Path) -> None:
-    """Make the names in a folder as durable as the files' contents."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unreadable(folder: Path, error: OSError) -> DataError:

@@ -27,8 +27,8 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from vitrail import __version__
 from vitrail.data import cache_folder
+from vitrail.disk import sha256
 from vitrail.errors import DataError, UsageError, unknown_name
-from vitrail.weights.files import sha256
 from vitrail.weights.places import Hub, Place, Url, WheelMember, hub_endpoint, is_safe
 from vitrail.weights.table import WEIGHTS
 

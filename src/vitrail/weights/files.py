@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vitrail.disk import sha256
 from vitrail.errors import DataError, UsageError
 
 Kind = Literal["safetensors", "npz", "torch", "onnx"]
@@ -352,15 +353,6 @@ def _check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 f"{name!r} in {path} holds {what}: the file is damaged, or its training failed. "
                 f"Fetch it again, or take another"
             )
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 def write_safetensors(
