@@ -225,6 +225,8 @@ def make_plan(
         for note in notes:
             notify(note)
         load = share_out(config, cluster, images)
+    if config.data.first_size is not None:
+        notify("images grow while training: times are those of whole ones, so the run takes less")
     memory = memory_of(config)
     found = tried and run_time(
         config, splits, tried, device, flops[config.checkpointing], cache[1:]
