@@ -227,7 +227,7 @@ def test_every_verb_on_a_stream(folder, capfd):
     assert "a stream of" in said and "in 3 classes (train)" in said and "images/s decoded" in said
     code, said = vitrail(capfd, "doctor", "hf-stream:parquet:gone")
     assert code == 3 and "no such file or folder: gone" in said
-    code, said = vitrail(capfd, "doctor", "--run", "runs/x")
+    code, said = vitrail(capfd, "doctor", "runs/x")
     assert "data, code and libraries are as they were" in said
 
 

@@ -120,7 +120,8 @@ def fit(
                 (images,) = world.sum(torch.tensor([images], device=train.device)).tolist()
                 part_done = tuning.enter(scheduled(at._replace(step=at.step + 1)))
                 engine.enter()
-                group = list(resized(group, size_at(sizes, scheduled(at))))
+                if len(sizes) > 1:
+                    group = list(resized(group, size_at(sizes, scheduled(at))))
                 lr = learning_rate(config.optim, part_done)
                 for settings in optimizer.param_groups:
                     settings["lr"] = lr * settings["scale"]
