@@ -5,6 +5,7 @@ worker processes and of processes that train together change nothing. An image t
 is left out of its batch.
 """
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from torch import Tensor
 from vitrail.data import keyed
 from vitrail.data.augment import CROP_TRIES, Augment, AugmentConfig, crop_box, view
 from vitrail.data.cache import Picture, as_array, as_image
-from vitrail.data.mix import check_mixable, mix
+from vitrail.data.mix import check_mixable, mix, share_unit
 from vitrail.data.preprocess import Canvas, Preprocess
 from vitrail.data.source import Source
 from vitrail.errors import UsageError
@@ -266,13 +267,15 @@ def checked_part(part: tuple[int, int]) -> tuple[int, int]:
     return part
 
 
-def share_of(batch: int, part: tuple[int, int], augment: AugmentConfig, images: int) -> int:
-    """Rows of a batch for each process; there are so many `images`.
+def share_of(
+    batch: int, part: tuple[int, int], augment: AugmentConfig, images: int = sys.maxsize
+) -> int:
+    """Rows of a batch for each process; there are so many `images`, if that is known.
 
     Raises `UsageError`, with the batch sizes next to it that can be, where they cannot share it.
     """
     _, parts = checked_part(part)
-    unit = 2 * parts if augment.mixes and parts > 1 else parts
+    unit = share_unit(augment, parts)
     if batch % unit == 0:
         return batch // parts
     fitting = [

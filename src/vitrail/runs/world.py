@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from vitrail.data.batches import share_of
 from vitrail.errors import DataError, UsageError, VitrailError
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.device import pick_device
@@ -193,14 +194,7 @@ def check_layout(config: TrainConfig, processes: int) -> None:
                 f"{here} processes on this machine need a GPU each, but it has {there}: take "
                 f"--devices {there}, or --device cpu"
             )
-    size, unit = config.data.batch_size, processes * (2 if config.augment.mixes else 1)
-    if size % unit:
-        pairs = " in pairs, as mixup and cutmix need it" if unit > processes else ""
-        fitting = [str(n * unit) for n in (size // unit, -(-size // unit)) if n]
-        raise UsageError(
-            f"a batch of {size} images cannot be shared evenly{pairs} by {processes} processes: "
-            f"set data.batch_size to {' or '.join(fitting)}"
-        )
+    share_of(config.data.batch_size, (0, processes), config.augment)
 
 
 @contextmanager
