@@ -348,9 +348,7 @@ def _sharded(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_sharded_parameters_take_the_same_steps(tmp_path, monkeypatch):
-    # The processes import this file by its name, which pytest alone knows how to find.
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+def test_sharded_parameters_take_the_same_steps(tmp_path):
     torch.multiprocessing.spawn(_sharded, (tmp_path,), nprocs=2)
     worst = {file.name: float(file.read_text()) for file in tmp_path.glob("*.worst")}
     assert len(worst) == 2 * len(NAMES)

@@ -350,10 +350,10 @@ def test_an_impossible_cluster_is_refused(wrong):
 @pytest.mark.parametrize(
     "batch, images, gpus, mixup, mend",
     [
-        (64, 1000, 3, 0.0, "--data.batch-size 63 or 66"),
-        (64, 1000, 64, 0.8, "--data.batch-size 128"),  # pairs
-        (8, 1000, 64, 0.0, "--data.batch-size 64"),
-        (8, 10, 64, 0.0, "fewer GPUs"),
+        (64, 1000, 3, 0.0, "data.batch_size to 63 or 66$"),
+        (64, 1000, 64, 0.8, "data.batch_size to 128$"),  # pairs
+        (8, 1000, 64, 0.0, "data.batch_size to 64$"),
+        (8, 10, 64, 0.0, "take fewer processes"),
     ],
 )
 def test_a_batch_that_gpus_cannot_share_is_refused(batch, images, gpus, mixup, mend):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from vitrail.data.mix import share_unit
+from vitrail.data.batches import share_of
 from vitrail.errors import UsageError
 from vitrail.runs import TrainConfig
 from vitrail.training.paper import Line, Sizes
@@ -116,17 +116,7 @@ def share_out(config: TrainConfig, cluster: Cluster, images: int) -> Load:
     """
     images = cluster.images or images
     batch = min(config.data.batch_size, images)
-    unit = share_unit(config.augment, cluster.gpus)
-    if batch % unit:
-        near = (batch // unit * unit, -(-batch // unit) * unit)
-        fitting = [str(size) for size in near if 0 < size <= images]
-        pairs = " in pairs, as mixup and cutmix need it" if unit > cluster.gpus else ""
-        mend = f"set --data.batch-size {' or '.join(fitting)}" if fitting else "take fewer GPUs"
-        raise UsageError(
-            f"a batch of {batch} images cannot be shared evenly{pairs} by {cluster.gpus} GPUs: "
-            f"{mend}"
-        )
-    each = batch // cluster.gpus
+    each = share_of(batch, (0, cluster.gpus), config.augment, images)
     at_once = min(config.micro_batch or each, each)
     steps = None
     if config.epochs is not None:
