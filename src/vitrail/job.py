@@ -25,6 +25,7 @@ from vitrail.doctor.machine import memory
 from vitrail.errors import UsageError
 from vitrail.evaluation import Evaluation, evaluate
 from vitrail.models import Model, ViTConfig, build
+from vitrail.nn import BatchNorm
 from vitrail.report import write_report
 from vitrail.runs import Run, RunLock, TrainConfig
 from vitrail.runs.config import open_data_of
@@ -216,13 +217,13 @@ def _makers(
     def on_paper() -> Classify:
         with torch.device("meta"):
             shadow = teacher and teacher_on_paper(teacher)
-            return _task(build(config.model), config, splits, shadow)
+            return _alone(_task(build(config.model), config, splits, shadow))
 
     def task() -> Classify:
         model = build(config.model)
         if config.weights:
             _start(model, config, splits.train.classes, lambda sentence: None)
-        return _task(model, config, splits, teacher).to(device)
+        return _alone(_task(model, config, splits, teacher)).to(device)
 
     def train_loader(batch: int) -> Loader:
         changed = replace(config, data=replace(config.data, batch_size=batch))
@@ -239,6 +240,14 @@ def _makers(
         )
 
     return Makers(on_paper, task, train_loader, val_loader)
+
+
+def _alone(task: Classify) -> Classify:
+    """The task, for one process of several to try: its batch norms wait for nobody."""
+    for module in task.modules():
+        if isinstance(module, BatchNorm):
+            module.of_all = False
+    return task
 
 
 def _settled(config: TrainConfig, splits: Splits) -> TrainConfig:

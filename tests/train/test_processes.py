@@ -256,3 +256,12 @@ def test_a_stopped_process_is_named(tmp_path):
     assert code == 3
     assert f"process 1 (pid {victim} on " in words and "is stopped" in words
     assert not Path(f"/proc/{victim}").exists()
+
+
+@pytest.mark.slow
+def test_numbers_found_by_one_process_are_taken_by_all(tmp_path):
+    args = [*_TINY, "--epochs", "0.1", "--devices", "2", "--data.batch-size", "auto"]
+    code, words = finish(start(*args, "--out", str(tmp_path / "run")))
+    assert code == 0, words
+    assert words.count("batch size 128 (auto)") == 1
+    assert "batch_size: 128" in (tmp_path / "run" / "config.yaml").read_text()

@@ -119,8 +119,12 @@ class BatchNorm(nn.BatchNorm2d):
     one small image over.
     """
 
+    of_all = True
+    """False where one of the processes computes alone: it would wait for the others for ever."""
+
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        if self.training and dist.is_initialized() and dist.get_world_size() > 1:
+        together = self.of_all and dist.is_initialized() and dist.get_world_size() > 1
+        if self.training and together:
             return self._of_all(x)
         if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
             return F.batch_norm(
