@@ -68,8 +68,8 @@ class Engine:
         model = self.working.model
         if config.checkpointing:
             recompute_blocks(model)
-        self._compiled = [model.get_submodule(name) for name in model.block_names()]
-        self._compiled = self._compiled if config.compile else []
+        names = model.block_names() if config.compile else []
+        self._compiled = [model.get_submodule(name) for name in names]
         for block in self._compiled:
             block.compile()
         if self.sharded:
