@@ -107,6 +107,20 @@ class Layout(NamedTuple):
     cost: float | None
 
 
+def steps_per_epoch(config: TrainConfig, images: int) -> int:
+    """Steps of an epoch: what makes no whole batch, and no whole step, is left out.
+
+    Raises `UsageError` where there is none.
+    """
+    batches = images // min(config.data.batch_size, images)
+    if batches < config.accumulate:
+        raise UsageError(
+            f"accumulate is {config.accumulate}, but an epoch has only {batches} batches: set "
+            f"--accumulate {batches}, or a smaller --data.batch-size"
+        )
+    return batches // config.accumulate
+
+
 def share_out(config: TrainConfig, cluster: Cluster, images: int) -> Load:
     """Who computes what, with `images` training images here.
 
@@ -120,13 +134,7 @@ def share_out(config: TrainConfig, cluster: Cluster, images: int) -> Load:
     at_once = min(config.micro_batch or each, each)
     steps = None
     if config.epochs is not None:
-        per_epoch = images // batch // config.accumulate
-        if not per_epoch:
-            raise UsageError(
-                f"accumulate is {config.accumulate}, but an epoch has only {images // batch} "
-                f"batches: set --accumulate {images // batch}"
-            )
-        steps = math.ceil(config.epochs * per_epoch)
+        steps = math.ceil(config.epochs * steps_per_epoch(config, images))
     done = None if steps is None else steps * batch * config.accumulate
     return Load(batch, each, at_once, steps, done, config.minutes)
 

@@ -27,6 +27,7 @@ from vitrail.training.cluster import (
     held_by_one,
     layouts,
     share_out,
+    steps_per_epoch,
 )
 from vitrail.training.paper import Line, Sizes, Step, count_sizes, count_step
 from vitrail.training.tryout import Makers, Tryout, try_out
@@ -196,7 +197,7 @@ def make_plan(
     processes = math.lcm(config.devices, cluster.gpus)
     config = auto.start(config, processes)
     load = share_out(config, cluster, images)
-    _per_epoch(config, images)  # raises what the run would
+    steps_per_epoch(config, images)  # raises what the run would
     sizes = count_sizes(makers.on_paper(), config)
     steps = {again: _on_paper(makers, config, load.at_once, again) for again in (False, True)}
     lines = {again: Line.through(*both) for again, both in steps.items()}
@@ -349,17 +350,6 @@ def _decoded(config: TrainConfig, source: Source) -> float:
     return float(np.mean(sizes)) * len(source) if sizes else 0.0
 
 
-def _per_epoch(config: TrainConfig, images: int) -> int:
-    """Steps of an epoch: what makes no whole batch, and no whole step, is left out."""
-    batches = images // min(config.data.batch_size, images)
-    if batches < config.accumulate:
-        raise UsageError(
-            f"accumulate is {config.accumulate}, but an epoch has only {batches} batches: set "
-            f"--accumulate {batches}, or a smaller --data.batch-size"
-        )
-    return batches // config.accumulate
-
-
 def _devices(config: TrainConfig, device: torch.device) -> int:
     """How many of them compute at once; the processes of a CPU do not make it faster."""
     return config.devices if device.type != "cpu" else 1
@@ -391,7 +381,7 @@ def run_time(
 
     mixed = cached[0] * tried.read_again + (1 - cached[0]) * tried.read
     first, later = step(tried.read), step(mixed)
-    per_epoch = _per_epoch(config, images)
+    per_epoch = steps_per_epoch(config, images)
     head = images * (tried.read + tried.judge) if config.tune.head_init == "probe" else 0.0
     counts = []
     if config.epochs is not None:
