@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt8
@@ -54,6 +54,25 @@ class Source(Protocol):
     def stamp(self, i: int) -> str:
         """What is another text once image `i` has changed; much cheaper than to decode it."""
         ...
+
+
+class LeftOut(NamedTuple):
+    """Files or rows of a data set that are not used, and for what reason; told, never silent."""
+
+    kind: str
+    """What they are, in the plural: "symbolic links", "rows without a label"."""
+    count: int
+    reason: str
+    """Why, and what the user can do."""
+    examples: tuple[str, ...] = ()
+    """The names of the first few, printable."""
+
+    def sentence(self) -> str:
+        """One line for the user."""
+        shown = ", ".join(self.examples[:3])
+        more = self.count - len(self.examples[:3])
+        names = f": {shown}{f' and {more:,} more' if more else ''}" if shown else ""
+        return f"{self.count:,} {self.kind} left out ({self.reason}){names}"
 
 
 @runtime_checkable
