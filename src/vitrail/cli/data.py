@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from vitrail.cli.parse import parse
+from vitrail.cli.parse import ImageColumn, LabelColumn, SplitColumn, parse
 from vitrail.cli.screen import CountingScreen
 from vitrail.data import SAMPLES, CheckReport, check, fetch, open_data
 from vitrail.data.csvfile import Columns
@@ -25,9 +25,10 @@ class CheckArgs:
     """What `vitrail data check` takes."""
 
     data: Annotated[str, tyro.conf.Positional]
-    """A folder, a .csv, a .npz, IDX files, shards, samples:NAME, or hf:NAME."""
-    image_column: str | None = None
-    label_column: str | None = None
+    """A folder, a .csv or .txt, a .npz, IDX files, shards, samples:NAME, or hf:NAME."""
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    split_column: SplitColumn = None
     threads: int = os.cpu_count() or 1
 
 
@@ -36,15 +37,16 @@ class ShardArgs:
     """What `vitrail data shard` takes."""
 
     data: Annotated[str, tyro.conf.Positional]
-    """A folder, a .csv, a .npz, IDX files, samples:NAME, or hf:NAME."""
+    """A folder, a .csv or .txt, a .npz, IDX files, samples:NAME, or hf:NAME."""
     out: Annotated[str, tyro.conf.Positional]
     """A new folder for the tar files."""
     images_per_shard: int | None = None
     """5,000, if no size is given."""
     megabytes: float | None = None
     """So large, instead."""
-    image_column: str | None = None
-    label_column: str | None = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    split_column: SplitColumn = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ def data(args: Sequence[str]) -> dict[str, Any]:
 
 def _check(args: Sequence[str]) -> dict[str, Any]:
     given = parse(CheckArgs, args, "data check", "Read every image; change nothing.")
-    source = open_data(given.data, Columns(given.image_column, given.label_column, None))
+    source = open_data(
+        given.data, Columns(given.image_column, given.label_column, given.split_column)
+    )
     with CountingScreen("reading", len(source)) as screen:
         report = check(source, given.threads, screen.done)
     changed = changed_shards(Path(given.data).expanduser())
@@ -124,7 +128,9 @@ def _print_list(what: str, lines: Sequence[str]) -> None:
 
 def _shard(args: Sequence[str]) -> dict[str, Any]:
     given = parse(ShardArgs, args, "data shard", "Write a data set as tar files (WebDataset).")
-    source = open_data(given.data, Columns(given.image_column, given.label_column, None))
+    source = open_data(
+        given.data, Columns(given.image_column, given.label_column, given.split_column)
+    )
     with CountingScreen("writing", len(source)) as screen:
         written = write_shards(
             source,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vitrail.cli.parse import parse
+from vitrail.cli.parse import ImageColumn, LabelColumn, SplitColumn, parse
 from vitrail.data.csvfile import Columns
 from vitrail.doctor import Finding, examine, is_run
 from vitrail.doctor.finding import Level
@@ -32,16 +32,17 @@ class DoctorArgs:
     places: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DATA] [RUN]")
     ] = ()
-    """DATA is a folder, a .csv, a .npz, IDX files, shards, samples:NAME, hf:NAME, or
+    """DATA is a folder, a .csv or .txt, a .npz, IDX files, shards, samples:NAME, hf:NAME, or
     hf-stream:NAME; RUN is a folder that vitrail train wrote."""
-    image_column: str | None = None
-    label_column: str | None = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    split_column: SplitColumn = None
 
 
 def doctor(args: Sequence[str]) -> dict[str, Any]:
     """Examine, and print one line a finding."""
     given = parse(DoctorArgs, args, "doctor", _ABOUT)
-    columns = Columns(given.image_column, given.label_column, None)
+    columns = Columns(given.image_column, given.label_column, given.split_column)
     runs = [Path(place) for place in given.places if is_run(place)]
     data = [place for place in given.places if not is_run(place)]
     if len(runs) > 1 or len(data) > 1:

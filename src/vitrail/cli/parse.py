@@ -1,11 +1,17 @@
 """Arguments to a typed value, by tyro, with our exit code for bad usage."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
 T = TypeVar("T")
+
+ImageColumn = Annotated[str | None, tyro.conf.arg(aliases=("--data.image-column",))]
+LabelColumn = Annotated[str | None, tyro.conf.arg(aliases=("--data.label-column",))]
+SplitColumn = Annotated[str | None, tyro.conf.arg(aliases=("--data.split-column",))]
+"""Columns of a list or a data set: what `vitrail train` calls them, and the messages, is taken by
+every verb."""
 
 
 def parse(

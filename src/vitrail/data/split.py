@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from vitrail.data.arrays import has_idx, open_idx, open_npz
-from vitrail.data.csvfile import Columns, CsvSource
+from vitrail.data.csvfile import Columns, CsvSource, NoImageColumn, list_file
 from vitrail.data.folder import FolderSource
 from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open_hub, open_streams
 from vitrail.data.names import shortened
@@ -158,10 +158,10 @@ def open_data(data: Path | str, columns: Columns | None = None) -> PartedSource:
     """Open the data set at `data`, whole.
 
     It is a folder of class folders, or of train/, val/ and test/ with class folders; a folder with
-    a labels.csv; a CSV file; a .npz file of MedMNIST's layout; a folder of MNIST's IDX files;
-    tar files of WebDataset, or a folder of them; a folder that Hugging Face's `datasets` saved, or
-    of parquet files; samples:NAME; or hf:NAME. `columns` names columns of a CSV file or a Hugging
-    Face data set. Raises DataError for anything else.
+    a labels.csv; a .csv, .tsv or .txt file that lists images; a .npz file of MedMNIST's layout; a
+    folder of MNIST's IDX files; tar files of WebDataset, or a folder of them; a folder that Hugging
+    Face's `datasets` saved, or of parquet files; samples:NAME; or hf:NAME. `columns` names columns
+    of a list or a Hugging Face data set. Raises DataError for anything else.
     """
     try:
         return _open(os.path.expanduser(str(data)), columns or Columns())
@@ -171,9 +171,24 @@ def open_data(data: Path | str, columns: Columns | None = None) -> PartedSource:
 
 def _open(name: str, columns: Columns) -> PartedSource:
     path = Path(name)
-    listed = path / "labels.csv" if path.is_dir() else path
-    if listed.is_file() and listed.suffix.lower() in (".csv", ".tsv"):
-        return CsvSource(listed, *columns)
+    listed = list_file(path)
+    if listed is None:
+        return _open_unlisted(name, columns)
+    try:
+        return CsvSource(listed, *columns, whole_folder=path.is_dir())
+    except NoImageColumn as no_list:
+        if not path.is_dir():
+            raise
+        try:
+            source = _open_unlisted(name, columns)
+        except DataError as error:
+            raise DataError(f"{no_list}; and without it: {error}") from error
+        source.notes = (*source.notes, f"passed over: {no_list}")
+        return source
+
+
+def _open_unlisted(name: str, columns: Columns) -> PartedSource:
+    path = Path(name)
     if name.startswith(HUB_PREFIX) or has_tables(path):
         return open_hub(name.removeprefix(HUB_PREFIX), columns)
     if name.startswith(STREAM_PREFIX):
