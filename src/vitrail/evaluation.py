@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data import Source, Targets, open_data
-from vitrail.data.csvfile import Columns
+from vitrail.data.csvfile import Columns, list_file
 from vitrail.data.decode import Encoded
 from vitrail.data.loader import EvalLoader, one_hot
 from vitrail.data.names import title_of
@@ -135,6 +135,7 @@ def evaluate(
     run: Run | Path | str,
     *,
     data: str | None = None,
+    columns: Columns | None = None,
     split: Part | None = None,
     checkpoint: str | None = None,
     device: str | None = None,
@@ -145,7 +146,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure `run`, and write metrics.json and predictions.csv into its folder.
 
-    `data` is other images than the run's own, in classes that the model knows. `split` is the part
+    `data` is other images than the run's own, in classes that the model knows; `columns` names its
+    columns, by default as the run's are. `split` is the part
     that is measured; the default is the test part, else the validation part, else (of other data)
     all. `checkpoint` is last or best, by default the one that the run keeps; `device` the run's.
     `tta` averages several looks at each image (test-time augmentation: flip, scales, flip+scales);
@@ -156,10 +158,12 @@ def evaluate(
     Raises `DataError` for a run, a checkpoint or images that are not as they must be, `UsageError`
     for an unknown `tta`, or `tokens` that the model cannot do.
     """
+    if any(columns or ()) and not data:
+        raise UsageError("columns are those of other images: name them with --data")
     looks(tta)  # so that a wrong name is told at once
     loaded = load(run, checkpoint, tokens)
     named = data or loaded.config.data.path
-    chosen = _open_other(data, loaded.config, split) if data else _open_own(loaded, split)
+    chosen = _open_other(data, columns, loaded.config, split) if data else _open_own(loaded, split)
     source = _Matched(chosen.source, loaded, named)
     place = world.device(device or loaded.config.device)
     loader = EvalLoader(
@@ -224,10 +228,13 @@ def _open_own(loaded: LoadedRun, split: Part | None) -> _Chosen:
     return _Chosen(part, parts[part], part == held_out)
 
 
-def _open_other(data: str, config: TrainConfig, split: Part | None) -> _Chosen:
+def _open_other(
+    data: str, columns: Columns | None, config: TrainConfig, split: Part | None
+) -> _Chosen:
     """Other images: the part that their maker has set apart for tests, or all."""
-    table = Path(data).suffix.lower() in (".csv", ".tsv")
-    columns = Columns(config.data.image_column, config.data.label_column, None) if table else None
+    if not any(columns or ()) and list_file(Path(data).expanduser()):
+        own = config.data
+        columns = Columns(own.image_column, own.label_column, own.split_column)
     source: PartedSource = open_data(data, columns)
     there = [name for number, name in enumerate(PARTS) if (source.part == number).any()]
     part = split or _set_apart(there)

@@ -65,6 +65,9 @@ class Settings:
     threads: int
     device: str
     seed: int
+    image_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

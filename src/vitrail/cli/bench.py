@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from vitrail.bench.macs import macs
 from vitrail.bench.measure import BATCH, Place, Precision, Speed, model_labeller, speeds
 from vitrail.bench.memory import peak_memory
 from vitrail.bench.patches import BASE, Verdict, measure_patches, verdicts
-from vitrail.cli.parse import parse
+from vitrail.cli.parse import NO_COLUMNS, DataColumns, parse
 from vitrail.cli.screen import TrainingScreen, say
 from vitrail.data import open_data
 from vitrail.errors import UsageError, VitrailError, unknown_name
@@ -49,6 +49,7 @@ class CompareArgs:
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """The images."""
+    columns: DataColumns = NO_COLUMNS
     models: str = _MODELS
     """Names that `vitrail models` lists, with commas between them; and hog, the traditional
     baseline."""
@@ -135,6 +136,7 @@ def _compare(args: Sequence[str]) -> dict[str, Any]:
         threads=base.threads or 1,
         device=str(pick_device(given.device)),
         seed=given.seed,
+        **asdict(given.columns),
     )
     out = given.out or _free_folder()
     length = words.duration(60 * given.minutes)
@@ -192,11 +194,17 @@ def _names(listed: str, known: Sequence[str]) -> list[str]:
 
 def _base(given: CompareArgs) -> TrainConfig:
     """The recipe's config for the data, at the comparison's length and on its place."""
-    config = RECIPES["scratch"].config(facts(given.data, open_data(given.data)))
+    config = RECIPES["scratch"].config(
+        facts(given.data, open_data(given.data, given.columns.columns()))
+    )
     path = Path(given.data).expanduser()
     return replace(
         config,
-        data=replace(config.data, path=str(path.resolve()) if path.exists() else given.data),
+        data=replace(
+            config.data,
+            path=str(path.resolve()) if path.exists() else given.data,
+            **asdict(given.columns),
+        ),
         minutes=given.minutes,
         precision=given.precision or config.precision,
         threads=given.threads or torch.get_num_threads(),

@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from vitrail.cli.parse import ImageColumn, LabelColumn, SplitColumn, parse
+from vitrail.cli.parse import NO_COLUMNS, DataColumns, parse
 from vitrail.cli.screen import CountingScreen
 from vitrail.data import SAMPLES, CheckReport, check, fetch, open_data
-from vitrail.data.csvfile import Columns
 from vitrail.data.shards import changed_shards
 from vitrail.data.write_shards import write_shards
 from vitrail.errors import UsageError, unknown_name
@@ -26,9 +25,7 @@ class CheckArgs:
 
     data: Annotated[str, tyro.conf.Positional]
     """A folder, a .csv or .txt, a .npz, IDX files, shards, samples:NAME, or hf:NAME."""
-    image_column: ImageColumn = None
-    label_column: LabelColumn = None
-    split_column: SplitColumn = None
+    columns: DataColumns = NO_COLUMNS
     threads: int = os.cpu_count() or 1
 
 
@@ -44,9 +41,7 @@ class ShardArgs:
     """5,000, if no size is given."""
     megabytes: float | None = None
     """So large, instead."""
-    image_column: ImageColumn = None
-    label_column: LabelColumn = None
-    split_column: SplitColumn = None
+    columns: DataColumns = NO_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -77,9 +72,7 @@ def data(args: Sequence[str]) -> dict[str, Any]:
 
 def _check(args: Sequence[str]) -> dict[str, Any]:
     given = parse(CheckArgs, args, "data check", "Read every image; change nothing.")
-    source = open_data(
-        given.data, Columns(given.image_column, given.label_column, given.split_column)
-    )
+    source = open_data(given.data, given.columns.columns())
     with CountingScreen("reading", len(source)) as screen:
         report = check(source, given.threads, screen.done)
     changed = changed_shards(Path(given.data).expanduser())
@@ -128,9 +121,7 @@ def _print_list(what: str, lines: Sequence[str]) -> None:
 
 def _shard(args: Sequence[str]) -> dict[str, Any]:
     given = parse(ShardArgs, args, "data shard", "Write a data set as tar files (WebDataset).")
-    source = open_data(
-        given.data, Columns(given.image_column, given.label_column, given.split_column)
-    )
+    source = open_data(given.data, given.columns.columns())
     with CountingScreen("writing", len(source)) as screen:
         written = write_shards(
             source,

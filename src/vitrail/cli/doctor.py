@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vitrail.cli.parse import ImageColumn, LabelColumn, SplitColumn, parse
-from vitrail.data.csvfile import Columns
+from vitrail.cli.parse import NO_COLUMNS, DataColumns, parse
 from vitrail.doctor import Finding, examine, is_run
 from vitrail.doctor.finding import Level
 from vitrail.errors import UsageError
@@ -34,22 +33,19 @@ class DoctorArgs:
     ] = ()
     """DATA is a folder, a .csv or .txt, a .npz, IDX files, shards, samples:NAME, hf:NAME, or
     hf-stream:NAME; RUN is a folder that vitrail train wrote."""
-    image_column: ImageColumn = None
-    label_column: LabelColumn = None
-    split_column: SplitColumn = None
+    columns: DataColumns = NO_COLUMNS
 
 
 def doctor(args: Sequence[str]) -> dict[str, Any]:
     """Examine, and print one line a finding."""
     given = parse(DoctorArgs, args, "doctor", _ABOUT)
-    columns = Columns(given.image_column, given.label_column, given.split_column)
     runs = [Path(place) for place in given.places if is_run(place)]
     data = [place for place in given.places if not is_run(place)]
     if len(runs) > 1 or len(data) > 1:
         raise UsageError(
             f"one data set and one run at a time: {' '.join(given.places)} are more than that"
         )
-    looks = examine(data[0] if data else None, runs[0] if runs else None, columns)
+    looks = examine(data[0] if data else None, runs[0] if runs else None, given.columns.columns())
     findings = list(_shown(looks))
     counts = Counter(finding.level for finding in findings)
     levels: tuple[Level, ...] = ("problem", "note", "ok")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vitrail.cli.parse import parse
+from vitrail.cli.parse import NO_COLUMNS, DataColumns, parse
 from vitrail.data import IMAGE_EXTENSIONS, UnreadableImage
 from vitrail.deploy import Predictor
 from vitrail.errors import DataError, UsageError
@@ -25,6 +25,7 @@ class EvaluateArgs:
     """The folder that vitrail train wrote."""
     data: str | None = None
     """Other images with the same classes. Default: the run's own held-out images."""
+    columns: DataColumns = NO_COLUMNS
     split: Literal["train", "val", "test", "all"] | None = None
     """Which part of them. Default: test if there is one, else val, else all."""
     checkpoint: str | None = None
@@ -63,6 +64,7 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
     evaluation = measure(
         run,
         data=given.data,
+        columns=given.columns.columns(),
         split=given.split,
         checkpoint=given.checkpoint,
         device=given.device,

@@ -309,13 +309,11 @@ def _facts(
 ) -> Facts:
     if data is None:  # for --help
         return Facts("", 1000, 10, 3, 224, gpu=False, bfloat16=False, start=start)
-    names = ("image", "label", "split")
-    columns = Columns(
-        *(
-            _value(args, f"--data.{name}-column") or changes.get(f"data.{name}_column")
-            for name in names
-        )
+    named = (
+        _value(args, f"--data.{kind}-column") or changes.get(f"data.{kind}_column")
+        for kind in Columns._fields
     )
+    columns = Columns(*(str(name) if name is not None else None for name in named))
     if not data.startswith(STREAM_PREFIX):
         return facts(data, open_data(data, columns), start)
     classes, epoch = (

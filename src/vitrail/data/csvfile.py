@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
@@ -150,12 +151,9 @@ def _places(file: Path, table: Table, asked: Columns, files: ListedFiles) -> _Pl
         free.remove(label)
     if split is None:
         # The only column that is left is the label, even if the classes are called train and test.
-        parts = (
-            [i for i in free if _holds_parts(table, i)]
-            if label is not None or len(free) > 1
-            else []
-        )
-        split = next(iter(usual("split") or parts), None)
+        others = free if label is not None or len(free) > 1 else []
+        parts = (i for i in others if _holds_parts(table, i))
+        split = next(chain(usual("split"), parts), None)
         free = [i for i in free if i != split]
     if label is None:
         if len(free) != 1:
@@ -199,10 +197,9 @@ def _part_index(name: str) -> int | None:
 
 def _told(table: Table) -> str:
     if table.headed or not table.rows:
-        return ", ".join(table.columns)
-    return ", ".join(
-        f"{i} ({value})" for i, value in zip(table.columns, table.rows[0], strict=True)
-    )
+        return shortened(table.columns, 20)
+    first = zip(table.columns, table.rows[0], strict=True)
+    return shortened((f"{i} ({shorten(value, 40)})" for i, value in first), 20)
 
 
 def _undecided(file: Path, table: Table, kind: str, candidates: Sequence[int]) -> str:
@@ -264,7 +261,7 @@ def _rows(file: Path, table: Table, places: _Places) -> list[_Row]:
 def _found(
     file: Path, lines: Sequence[int], names: Sequence[str], files: ListedFiles
 ) -> tuple[list[str], tuple[str, ...]]:
-    """The names of the files that are meant, and notes of what was read otherwise or is not there."""
+    """The names of the files that are meant, and notes of what is not there or read otherwise."""
     means = [files.find(name) for name in names]
     several = [
         f"line {line}: '{name}' may be {' or '.join(found)}"

@@ -177,7 +177,7 @@ def _open(name: str, columns: Columns) -> PartedSource:
     try:
         return CsvSource(listed, *columns, whole_folder=path.is_dir())
     except NoImageColumn as no_list:
-        if not path.is_dir():
+        if not path.is_dir() or any(columns):
             raise
         try:
             source = _open_unlisted(name, columns)

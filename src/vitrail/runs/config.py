@@ -30,7 +30,7 @@ class DataConfig:
     """Which images, and how they become batches."""
 
     path: str
-    """A folder, a .csv or .txt, an .npz, IDX files, tar shards, samples:NAME, hf:NAME or hf-stream:NAME."""
+    """A folder, a .csv, .txt, .npz, IDX files, tar shards, samples:NAME, hf:NAME or hf-stream:NAME."""
     batch_size: int = 64
     """Images an optimiser step sees (before accumulation). `--data.batch-size auto`: as many as
     there is memory for."""
@@ -49,7 +49,7 @@ class DataConfig:
     val_fraction: float = 0.2
     """Share of each class held out, where the data brings no split of its own."""
     image_column: str | None = None
-    """Of a list, or of a data set; of a list without a header by its number, from 1."""
+    """Its name; in a list without a header its number, from 1."""
     label_column: str | None = None
     split_column: str | None = None
     max_unreadable: float = 0.01
