@@ -14,7 +14,6 @@ from PIL import Image
 
 from vitrail.data import (
     ArraySource,
-    CsvSource,
     FolderSource,
     Source,
     Subset,
@@ -143,106 +142,6 @@ def test_many_paths_take_little_memory_and_survive_a_worker(tmp_path: Path) -> N
     packed = pickle.dumps(FolderSource(tmp_path))
     assert len(packed) < 2001 * 40
     assert pickle.loads(packed).key(7) == "cat/00007.png"
-
-
-# CSV files
-
-
-def write_csv(folder: Path, text: str, encoding: str = "utf-8") -> Path:
-    file = folder / "labels.csv"
-    file.write_bytes(text.encode(encoding))
-    return file
-
-
-@pytest.mark.parametrize("image", ["file", "Image", "path", " filename ", "file_name"])
-@pytest.mark.parametrize("label", ["label", "CLASS", "category"])
-def test_csv_columns_are_found_by_their_usual_names(tmp_path: Path, image: str, label: str) -> None:
-    save(tmp_path / "a/1.png")
-    file = write_csv(tmp_path, f"id,{label},{image}\n7,cat,a/1.png\n8,dog,a/2.png\n")
-    source = CsvSource(file)
-    assert (source.classes, labels(source), keys(source)) == (
-        ("cat", "dog"),
-        ["cat", "dog"],
-        ["a/1.png", "a/2.png"],
-    )
-    assert source.load(0).size == (2, 2)
-    with pytest.raises(UnreadableImage, match=r"a/2\.png: no such file"):
-        source.load(1)
-
-
-def test_csv_columns_can_be_named(tmp_path: Path) -> None:
-    file = write_csv(
-        tmp_path, "file,photo,label,kind,part\nx,1.png,y,cat,train\nx,2.png,y,dog,test\n"
-    )
-    source = CsvSource(file, "photo", "kind", "part")
-    assert (keys(source), labels(source)) == (["1.png", "2.png"], ["cat", "dog"])
-    assert source.part.tolist() == [0, 2]
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_csv_as_spreadsheets_write_it(tmp_path: Path, encoding: str, delimiter: str) -> None:
-    text = f'file{delimiter}label\r\n"a, b.png"{delimiter}grün\r\n\r\nc.png{delimiter} rot \r\n'
-    source = CsvSource(write_csv(tmp_path, text, encoding))
-    assert (keys(source), labels(source)) == (["a, b.png", "c.png"], ["grün", "rot"])
-
-
-def test_csv_paths_may_be_absolute(tmp_path: Path) -> None:
-    save(tmp_path / "elsewhere/1.png")
-    (tmp_path / "lists").mkdir()
-    file = write_csv(tmp_path / "lists", f"file,label\n{tmp_path}/elsewhere/1.png,cat\n")
-    assert CsvSource(file).load(0).size == (2, 2)
-
-
-def test_several_labels_in_a_cell(tmp_path: Path) -> None:
-    file = write_csv(tmp_path, "file,label\n1.png,red|round\n2.png,red\n3.png,big; red;red\n")
-    source = CsvSource(file)
-    assert source.classes == ("big", "red", "round")
-    assert source.targets.dtype == np.uint8
-    assert source.targets.tolist() == [[0, 1, 1], [0, 1, 0], [1, 1, 0]]
-
-
-def test_the_split_column(tmp_path: Path) -> None:
-    file = write_csv(
-        tmp_path, "file,label,Split\n1.png,a,train\n2.png,a,VAL\n3.png,a,valid\n4.png,a,test\n"
-    )
-    assert CsvSource(file).part.tolist() == [0, 1, 1, 2]
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("id,label\n1,cat\n", r"no image column: its columns are id, label; .* image_column"),
-        ("file,kind\n1,cat\n", r"no label column: its columns are file, kind; .* label_column"),
-        ("", r"no image column: its columns are none"),
-        ("file,label\n", r"lists no images"),
-        ("file,label\n1.png,cat\n2.png,\n", r"line 3: the column 'label' is empty: '2\.png'"),
-        ("file,label\n1.png,cat\n2.png\n", r"line 3: the column 'label' is empty"),
-        ("file,label\n1.png,|;\n", r"line 2: the column 'label' is empty"),
-        ("file,label\n,cat\n", r"line 2: the column 'file' is empty"),
-        ("file,label\n1.png,cat\n1.png,dog\n", r"line 3: '1\.png' is in line 2 already"),
-        (
-            "file,label,split\n1.png,cat,tran\n",
-            r"line 2: the split is 'tran', not train, val, test",
-        ),
-    ],
-)
-def test_a_csv_that_cannot_be_understood_says_where(
-    tmp_path: Path, text: str, message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        CsvSource(write_csv(tmp_path, text))
-
-
-def test_a_named_column_that_is_not_there(tmp_path: Path) -> None:
-    file = write_csv(tmp_path, "file,label\n1.png,cat\n")
-    with pytest.raises(DataError, match=r"no column 'foto': its columns are file, label"):
-        CsvSource(file, image_column="foto")
-
-
-def test_a_csv_in_another_encoding(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not a CSV file in UTF-8"):
-        CsvSource(write_csv(tmp_path, "file,label\n1.png,grün\n", "latin-1"))
 
 
 # Arrays

@@ -176,14 +176,25 @@ def _place(file: Path, table: Table, name: str) -> int:
 def _image_place(
     table: Table, usual: Sequence[int], others: Sequence[int], files: ListedFiles
 ) -> int | None:
-    """The first column whose values are files; or what is usually called so; or named as images."""
+    """The first column of files; or else what is usually called so; or else what looks like names.
+
+    A number may be the name of a file without its ending, and just a number: so that comes last.
+    """
     sample = table.rows[:_SAMPLE]
 
-    def holding(is_one: Callable[[str], bool]) -> Iterator[int]:
-        places = dict.fromkeys((*usual, *others))
+    def holding(is_one: Callable[[str], bool], *places: int) -> Iterator[int]:
         return (i for i in places if 2 * sum(is_one(row[i]) for row in sample) > len(sample))
 
-    return next(chain(holding(files.is_file), usual, holding(is_image_name)), None)
+    return next(
+        chain(
+            holding(files.is_whole, *usual, *others),
+            holding(files.is_file, *usual),
+            usual,
+            holding(is_image_name, *others),
+            holding(files.is_file, *others),
+        ),
+        None,
+    )
 
 
 def _holds_parts(table: Table, i: int) -> bool:
@@ -275,12 +286,14 @@ def _found(
     missing = [i for i, meant in enumerate(means) if not meant]
     if missing:
         shown = shortened(f"line {lines[i]}: {names[i]}" for i in missing)
-        where = f"are not in {file.parent.resolve()} ({shown})"
+        where = f"in {file.parent.resolve()} ({shown})"
         reason = files.reason(names[missing[0]])
         if len(missing) == len(names):
             hint = reason or "names are relative to the list's folder, so move it to the images"
-            raise DataError(f"all of the {len(names):,} files that {file} lists {where}: {hint}")
-        note = f"{file.name}: {len(missing):,} of {len(names):,} files {where}"
+            raise DataError(
+                f"none of the {len(names):,} files that {file} lists is {where}: {hint}"
+            )
+        note = f"{file.name}: {len(missing):,} of {len(names):,} files are not {where}"
         notes.append(f"{note}: {reason}" if reason else note)
     slashed = sum(
         "\\" in name and "\\" not in meant for name, meant in zip(names, found, strict=True)

@@ -46,9 +46,13 @@ class ListedFiles:
         """Whether there is a file that `name` may mean."""
         return bool(self.find(name))
 
+    def is_whole(self, name: str) -> bool:
+        """Whether there is a file of this name, with its ending."""
+        return self._is_file(name) or self._is_file(name.replace("\\", "/"))
+
     def beside(self, names: Iterable[str]) -> Iterator[str]:
         """The images in the folders of the files `names`, without what lies in folders of these."""
-        for folder in dict.fromkeys(map(os.path.dirname, names)):
+        for folder in dict.fromkeys(os.path.normpath(os.path.dirname(name)) for name in names):
             for images in self._folder(folder).images.values():
                 yield from (os.path.join(folder, image) for image in images)
 
@@ -58,11 +62,10 @@ class ListedFiles:
             return "these are places on a Windows machine: write them relative to the list's folder"
         if re.match(r"[a-z]+://", name):
             return "these are addresses: download the images, and list the files"
-        for folder, folders, _ in islice(os.walk(self._root), _SEARCHED):
-            folders.sort()
-            for tail in (name, re.split(r"[\\/]", name)[-1]):
-                found = self.find(os.path.relpath(os.path.join(folder, tail), self._root))
-                if found:
+        places = [folder for folder, _, _ in islice(os.walk(self._root), _SEARCHED)]
+        for tail in (name, re.split(r"[\\/]", name)[-1]):
+            for place in places:
+                if found := self.find(os.path.relpath(os.path.join(place, tail), self._root)):
                     return (
                         f"'{found[0]}' is there: names are relative to the list's folder, so write "
                         f"them like that, or move the list"
@@ -93,9 +96,9 @@ def images_under(root: str) -> Iterator[str]:
     """Paths, relative to `root`, of the images in it at any depth; hidden ones do not count."""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if _is_image(name):
-                yield os.path.relpath(os.path.join(folder, name), root)
+        place = os.path.relpath(folder, root)
+        for name in sorted(filter(_is_image, files)):
+            yield name if place == os.curdir else os.path.join(place, name)
 
 
 def _list(folder: str) -> _Folder:

@@ -30,7 +30,7 @@ class DataConfig:
     """Which images, and how they become batches."""
 
     path: str
-    """A folder, a .csv, .txt, .npz, IDX files, tar shards, samples:NAME, hf:NAME or hf-stream:NAME."""
+    """A folder, .csv, .txt, .npz, IDX files, tar shards, samples:NAME, hf:NAME, hf-stream:NAME."""
     batch_size: int = 64
     """Images an optimiser step sees (before accumulation). `--data.batch-size auto`: as many as
     there is memory for."""
