@@ -156,6 +156,26 @@ def test_several_labels_an_image(photos, capfd):
     assert "map" in last_json(out)["metrics"]
 
 
+def test_the_column_that_a_message_asks_for_is_named_alike_in_every_verb(photos, capfd):
+    rows = [f"photos/{c}/{i}.png  {i % 2}.0  {c}" for c in ("red", "blue") for i in range(4)]
+    Path("list.txt").write_text("\n".join(rows))
+    named = ("--data.label-column", "3")
+    for verb in (("data", "check", "list.txt"), ("train", "list.txt"), ("doctor", "list.txt")):
+        _, out, err = vitrail(capfd, *verb)
+        assert " ".join(named) in " ".join((out + err).split()), verb
+    assert vitrail(capfd, "data", "check", "list.txt", *named)[0] == 0
+    assert vitrail(capfd, "data", "check", "list.txt", "--label-column", "3")[0] == 0
+    assert vitrail(capfd, "data", "shard", "list.txt", "shards", *named)[0] == 0
+    assert "2 classes" in vitrail(capfd, "doctor", "list.txt", *named)[1]
+    code, out, err = vitrail(capfd, "train", "list.txt", *named, *TINY, "--out", "r")
+    assert code == 0, err
+    assert "list.txt, which has no header" in out + err
+    assert vitrail(capfd, "evaluate", "r", "--data", "list.txt")[0] == 0
+    Path("other.csv").write_text("file,x,y\nphotos/red/0.png,red,blue\n")
+    assert "--data.label-column" in vitrail(capfd, "evaluate", "r", "--data", "other.csv")[2]
+    assert vitrail(capfd, "evaluate", "r", "--data", "other.csv", "--label-column", "x")[0] == 0
+
+
 def test_npz_with_a_test_part(photos, capfd):
     rng = np.random.default_rng(0)
     arrays = {}
@@ -210,8 +230,8 @@ def bad_files(photos):
 
 
 def bad_column(photos):
-    Path("x.csv").write_text("picture,kind\nphotos/red/1.png,a\nphotos/blue/1.png,b\n")
-    return ["train", "x.csv"], 3, "kind"
+    Path("x.csv").write_text("picture,kind,day\nphotos/red/1.png,a,1\nphotos/blue/1.png,b,1\n")
+    return ["train", "x.csv"], 3, "--data.label-column"
 
 
 def bad_unseen(photos):

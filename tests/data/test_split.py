@@ -28,8 +28,11 @@ def save(folder: Path, **counts: int) -> Path:
 
 
 def write_csv(folder: Path, *rows: str) -> Path:
+    """A list, and files of the names in its first column."""
     file = folder / "labels.csv"
     file.write_text("\n".join(rows) + "\n")
+    for row in rows[1:]:
+        (folder / row.partition(",")[0]).touch()
     return file
 
 

@@ -131,7 +131,10 @@ def _places(file: Path, table: Table, asked: Columns, files: ListedFiles) -> _Pl
     """Where image, label and split are: as asked for, or else by name, or else by their values."""
     if not table.columns:
         raise DataError(f"{file} lists no images: it is empty")
-    image, label, split = (None if name is None else _place(file, table, name) for name in asked)
+    image, label, split = (
+        None if name is None else _place(file, table, kind, name)
+        for kind, name in asked._asdict().items()
+    )
     free = [i for i, name in enumerate(table.columns) if name and i not in (image, label, split)]
 
     def usual(kind: str) -> list[int]:
@@ -165,12 +168,15 @@ def _places(file: Path, table: Table, asked: Columns, files: ListedFiles) -> _Pl
     return _Places(image, label, split)
 
 
-def _place(file: Path, table: Table, name: str) -> int:
+def _place(file: Path, table: Table, kind: str, name: str) -> int:
     """Of a column that the user names."""
     columns = [column.lower() for column in table.columns]
     if name.strip().lower() in columns:
         return columns.index(name.strip().lower())
-    raise DataError(f"{file} has no column '{name}': its columns are {_told(table)}")
+    raise DataError(
+        f"{file} has no column '{name}': its columns are {_told(table)}; name the one that holds "
+        f"the {kind} with --data.{kind}-column"
+    )
 
 
 def _image_place(
