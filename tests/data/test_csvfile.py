@@ -157,6 +157,35 @@ def test_what_the_csv_module_writes_is_read(
     assert source.left_out == ()
 
 
+@settings(deadline=None, max_examples=150)
+@given(
+    rows=st.dictionaries(
+        st.sampled_from(NAMES),
+        st.sampled_from(
+            ["big cat", "cat, fresh", "1,5", "x y, z", "it's", '5" pipe', "a\tb", "01"]
+        ),
+        min_size=1,
+    ),
+    header=st.sampled_from([[], ["foto", "art"], ["my photo", "my art, now"]]),
+    delimiter=st.sampled_from(",;\t| "),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+)
+def test_few_rows_tell_the_dialect_without_a_header_that_is_known(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: dict[str, str],
+    header: list[str],
+    delimiter: str,
+    quoting: int,
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "few"
+    if not folder.is_dir():
+        save(folder, *NAMES)
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter, quoting=quoting)
+    writer.writerows([header, *rows.items()] if header else rows.items())
+    assert pairs(CsvSource(write(folder, text.getvalue()))) == list(rows.items())
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_as_spreadsheets_write_it(folder: Path, delimiter: str) -> None:
     text = f'file{delimiter}label{delimiter}\r\n"big, 1.png"{delimiter}grün{delimiter}\r\n\r\n'

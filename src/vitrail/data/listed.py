@@ -54,7 +54,7 @@ class ListedFiles:
         """The images in the folders of the files `names`, without what lies in folders of these."""
         for folder in dict.fromkeys(os.path.normpath(os.path.dirname(name)) for name in names):
             for images in self._folder(folder).images.values():
-                yield from (os.path.join(folder, image) for image in images)
+                yield from (os.path.normpath(os.path.join(folder, image)) for image in images)
 
     def reason(self, name: str) -> str | None:
         """Why the file `name` may not be there, and what to do; None if that cannot be told."""
