@@ -340,6 +340,13 @@ def test_where_no_image_is_there_the_likely_cause_is_told(
     assert hint in str(refusal.value)
 
 
+def test_images_that_lie_above_the_list_are_pointed_at(folder: Path) -> None:
+    (folder / "lists").mkdir()
+    file = write(folder / "lists", "file,label\nreal/brick/1.png,cat\n")
+    with pytest.raises(DataError, match=r"'\.\./real/brick/1\.png' is there"):
+        CsvSource(file)
+
+
 def test_images_that_are_not_there_are_counted(folder: Path) -> None:
     file = write(folder, "file,label\n1.png,cat\n7.png,dog\n2.png,dog\n8.png,dog\n")
     assert CsvSource(file).notes == (

@@ -36,8 +36,8 @@ from vitrail.weights.fit import check_structure
 
 _ABOUT = """Train on DATA, measure on the held-out images, and write a report.
 
-DATA comes first: a folder with one folder of images a class, a .csv with a file and a label
-column, a .npz, a folder of IDX files, tar shards, samples:emoji or samples:fashion-mnist, or a
+DATA comes first: a folder with one folder of images a class, a .csv or .txt that lists files
+and labels, a .npz, a folder of IDX files, tar shards, samples:emoji or samples:fashion-mnist, or a
 Hugging Face data set, hf:NAME, or hf-stream:NAME to read it while training. With --weights the
 model starts from a published checkpoint. A recipe fits the defaults below to all that; a YAML file
 (--config) changes them, and flags have the last word."""

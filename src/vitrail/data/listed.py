@@ -62,7 +62,8 @@ class ListedFiles:
             return "these are places on a Windows machine: write them relative to the list's folder"
         if re.match(r"[a-z]+://", name):
             return "these are addresses: download the images, and list the files"
-        places = [folder for folder, _, _ in islice(os.walk(self._root), _SEARCHED)]
+        above = os.path.join(self._root, os.pardir)
+        places = [above, *(folder for folder, _, _ in islice(os.walk(self._root), _SEARCHED))]
         for tail in (name, re.split(r"[\\/]", name)[-1]):
             for place in places:
                 if found := self.find(os.path.relpath(os.path.join(place, tail), self._root)):
@@ -75,10 +76,8 @@ class ListedFiles:
     def _is_file(self, name: str) -> bool:
         folder, base = os.path.split(name)
         listed = self._folder(folder)
-        # A file system may know a file by other letters than it lists: cat.PNG as cat.png.
-        return base in listed.files or (
-            bool(listed.files) and os.path.isfile(os.path.join(self._root, name))
-        )
+        # A folder may be read but not listed; and a file system may know cat.PNG as cat.png, too.
+        return base in listed.files or os.path.isfile(os.path.join(self._root, name))
 
     def _with_ending(self, name: str) -> list[str]:
         folder, base = os.path.split(name)

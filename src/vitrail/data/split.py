@@ -214,7 +214,7 @@ def _open_unlisted(name: str, columns: Columns) -> PartedSource:
 def _no_data_set(path: Path) -> DataError:
     if path.exists():
         return DataError(
-            f"{path} is no data set: give a folder of class folders, a .csv or a .npz file "
+            f"{path} is no data set: give a folder of class folders, a .csv, .txt or .npz file "
             "(an archive must be unpacked first, unless it is a .tar of WebDataset)"
         )
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
