@@ -28,6 +28,7 @@ from vitrail.report import words
 from vitrail.report.comparison import write_comparison
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.device import pick_device
+from vitrail.runs.machine import native_precision
 
 _MODELS = "vit_s16,mixer_s16,r26_s32,twins_svt_s,dynamicvit_s16,mobilevit_s,resnet50"
 _EVALUATIONS = 4
@@ -74,7 +75,8 @@ class SpeedArgs:
     """Names that `vitrail models` lists, with commas between them."""
     size: int | None = None
     """Side of the square images in pixels. Default: each model's own."""
-    precision: Precision = "float32"
+    precision: Precision | None = None
+    """Default: bfloat16 where the machine has it."""
     threads: int | None = None
     """CPU threads of one operation. Default: torch's choice."""
     device: str = "auto"
@@ -86,7 +88,8 @@ class SpeedArgs:
 class PatchesArgs:
     """What `vitrail bench patches` takes."""
 
-    precision: Precision = "float32"
+    precision: Precision | None = None
+    """Default: bfloat16 where the machine has it."""
     threads: int | None = None
     """CPU threads of one operation. Default: torch's choice."""
     device: str = "auto"
@@ -412,8 +415,10 @@ def _sentence(verdict: Verdict) -> str:
     )
 
 
-def _place(device: str, precision: Precision, threads: int | None) -> Place:
-    return Place(str(pick_device(device)), precision, threads or torch.get_num_threads())
+def _place(name: str, precision: Precision | None, threads: int | None) -> Place:
+    device = pick_device(name)
+    precision = precision or native_precision(device)
+    return Place(str(device), precision, threads or torch.get_num_threads())
 
 
 def _words(place: Place) -> str:
