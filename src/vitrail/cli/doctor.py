@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from vitrail.cli.parse import NO_COLUMNS, DataColumns, parse
+from vitrail.cli.table import print_facts
 from vitrail.doctor import Finding, examine, is_run
 from vitrail.doctor.finding import Level
 from vitrail.errors import UsageError
@@ -63,24 +63,20 @@ def _counted(count: int, level: Level) -> str:
 
 def _shown(findings: Iterator[Finding]) -> Iterator[Finding]:
     """A table on a terminal; elsewhere a line each as soon as it is known."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
+    if not sys.stdout.isatty():
         for finding in findings:
             print(f"{finding.level:<9}{finding.topic:<14}{finding.text}")
             if finding.mend:
                 print(f"{'':<23}mend: {finding.mend}", flush=True)
             yield finding
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
+    rows: list[tuple[str | Text, ...]] = []
     live = Console(stderr=True).status("looking") if sys.stderr.isatty() else nullcontext()
     with live:
         for finding in findings:
-            colour = _COLOURS[finding.level]
-            table.add_row(Text(finding.level, colour), finding.topic, Text(finding.text))
+            topic, text = Text(finding.topic, "bold"), Text(finding.text)
+            rows.append((Text(finding.level, _COLOURS[finding.level]), topic, text))
             if finding.mend:
-                table.add_row("", "", Text(finding.mend, "cyan"))
+                rows.append(("", "", Text(finding.mend, "cyan")))
             yield finding
-    console.print(table)
+    print_facts(rows)

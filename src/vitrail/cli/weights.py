@@ -9,11 +9,10 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import say
+from vitrail.cli.table import Column, print_table, print_text
 from vitrail.errors import UsageError, unknown_name
 from vitrail.models import ModelConfig, build, count_parameters, model_config
 from vitrail.runs.start import open_start
@@ -22,8 +21,17 @@ from vitrail.weights.fetch import cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
 from vitrail.weights.table import WEIGHTS
 
-_LEAST_WIDTH = 150
-"""Columns: a narrower terminal wraps the lines, which is better than names cut short."""
+_COLUMNS = (
+    Column("weights", justify="left"),
+    Column("model", 4, "left"),
+    Column("params", 1),
+    Column("size", 3),
+    Column("top-1", 2),
+    Column("images", 6, "left"),
+    Column("licence", 5, "left"),
+    Column("source", 8, "left"),
+    Column("cached", 7, "left"),
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,9 @@ def _list(args: Sequence[str]) -> dict[str, Any]:
     rows = [_describe(name) for name in WEIGHTS if word in name]
     if not rows:
         raise UsageError(f"no weights have '{word}' in their name: `vitrail weights` lists all")
-    _print_table(rows)
+    print_table(_COLUMNS, map(_cells, rows))
+    print_text("top-1: published, ImageNet-1k, percent; * with a linear probe, or fine-tuned")
+    print_text("images: side, how it is fitted, share that is shown, mean; --json has all of it")
     return {"weights": rows}
 
 
@@ -127,35 +137,19 @@ def _parameters(config: ModelConfig) -> int:
         return count_parameters(build(config))
 
 
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("weights", no_wrap=True)
-    table.add_column("model", no_wrap=True)
-    for column in ("params", "size", "top-1"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("images", "licence", "source"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("cached")
-    for row in rows:
-        score, shown = row["score"], row["preprocess"]
-        fitted = f"{shown['size'][0]} {shown['resize']} {shown['crop']:.2g}"
-        table.add_row(
-            row["name"],
-            row["model"],
-            f"{row['parameters'] / 1e6:.1f}M",
-            f"{row['bytes'] / 1e6:,.0f} MB",
-            f"{score['top1']:.1f}{'*' if score['how'] else ' '}" if score else "",
-            f"{fitted}, mean {shown['mean'][0]:.2g}",
-            row["licence"],
-            row["source"],
-            "yes" if row["cached"] else "",
-        )
-    console = Console()
-    console.width = max(console.width, _LEAST_WIDTH)
-    console.print(table)
-    print(
-        "top-1: published, ImageNet-1k, percent; * with a linear probe, or fine-tuned\n"
-        "images: side, how it is fitted, share that is shown, mean; --json has all of it"
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Of `_COLUMNS`."""
+    score, shown = row["score"], row["preprocess"]
+    return (
+        row["name"],
+        row["model"],
+        f"{row['parameters'] / 1e6:.1f}M",
+        f"{row['bytes'] / 1e6:,.0f} MB",
+        f"{score['top1']:.1f}{'*' if score['how'] else ' '}" if score else "",
+        f"{shown['size'][0]} {shown['resize']} {shown['crop']:.2g}, mean {shown['mean'][0]:.2g}",
+        row["licence"],
+        row["source"],
+        "yes" if row["cached"] else "",
     )
 
 
