@@ -45,9 +45,7 @@ class FamilyLayout:
     family: type[Any]
     """The config of the family."""
     marks: tuple[str, ...]
-    """Keys, behind one of the prefixes, that all of its files have and no other layout's."""
-    prefixes: tuple[str, ...] = ("",)
-    """What may stand before every key, more telling ones first."""
+    """Keys, behind one prefix, that all of its files have and no other layout's."""
     theirs: Callable[[str], str | tuple[str, ...]]
     """Our key -> theirs; several are concatenated, along the outputs, into our one."""
     turn: Callable[[State], State] = lambda state: state

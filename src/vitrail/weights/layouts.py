@@ -8,6 +8,7 @@ code fixes; and where that leaves a choice, the user is asked. Nothing is guesse
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
@@ -33,6 +34,7 @@ from vitrail.weights import (
 )
 from vitrail.weights.family import FamilyLayout
 from vitrail.weights.names import Layout, State, some, translate
+from vitrail.weights.torchfile import PREFERRED
 
 
 class Found(NamedTuple):
@@ -91,21 +93,61 @@ FAMILY_LAYOUTS: dict[str, FamilyLayout] = {
 }
 """Those of the other families; looked at before the ViTs', whose keys some of them share."""
 
-REFUSED: Mapping[str, str] = {
-    "*to_patch_embedding.*": (
+
+class Refused(NamedTuple):
+    """A layout that is known, and not read."""
+
+    keys: tuple[str, ...]
+    """Globs: a file that has a key of each is of this layout."""
+    why: str
+    unless: str = "-"
+    """Glob of a key that such a file does not have."""
+
+
+REFUSED: tuple[Refused, ...] = (
+    Refused(
+        ("*to_patch_embedding.*",),
         "vit-pytorch's (lucidrains), which is another model: it norms patches before and after "
         "their projection, takes their pixels in another order, has queries, keys and values "
-        "without bias and another head"
+        "without bias and another head",
     ),
-    "*patch_embed.backbone.conv1.*": "timm's own hybrids: their ResNet-D is not Google's ResNet",
-    "*patch_embed.backbone.0.*": "MobileCLIP's hybrids: their stem is no ResNet",
-    "*patch_embeddings.backbone.*": (
+    Refused(
+        ("*patch_embed.backbone.conv1.*",),
+        "timm's own hybrids: their ResNet-D is not Google's ResNet",
+    ),
+    Refused(("*patch_embed.backbone.0.*",), "MobileCLIP's hybrids: their stem is no ResNet"),
+    Refused(
+        ("*patch_embeddings.backbone.*",),
         "transformers' ViTHybrid, which transformers itself has dropped: take Google's or timm's "
-        "file of the same model"
+        "file of the same model",
     ),
-    "*relative_position_bias_table": "Swin, BEiT or their like: positions relative to each other",
-}
-"""Globs of keys that tell a layout that is known, and not read; and why."""
+    Refused(
+        ("*relative_position_bias_table",),
+        "Swin, BEiT or their like: positions relative to each other",
+    ),
+    Refused(
+        ("*blocks.0.attn.rel_pos*",),
+        "timm's vit_relpos, Segment Anything or their like: positions relative to each other",
+    ),
+    Refused(
+        ("*blocks.0.attn.q_bias",),
+        "EVA, BEiT or their like: keys without bias, positions that are turned or relative",
+    ),
+    Refused(("*rope.freqs",), "timm's vit_*_rope_mixed: learned rotary positions"),
+    Refused(("*blocks.0.attn.lambda_q1",), "timm's differential attention"),
+    Refused(("*blocks.0.attn.proj_l.*",), "CaiT: attention that mixes its heads"),
+    Refused(("*blocks.0.attns.1.*",), "timm's parallel blocks: two attentions side by side"),
+    Refused(
+        ("*norm_pre.weight", "*attn_pool.latent"),
+        "a Perception Encoder (timm's vit_pe_core_*): rotary positions besides its table",
+    ),
+    Refused(
+        ("*class_embedding", "*transformer.resblocks.0.*", "*conv1.weight", "*ln_post.weight"),
+        "CLIPA's in open_clip's names: no norm before the first block, and the mean of the tokens "
+        "where CLIP has its class token",
+        unless="*ln_pre.weight",
+    ),
+)
 
 _VIT_WRITERS: Mapping[str, Callable[[State, ViTConfig], dict[str, Tensor]]] = {
     "timm": timm.to_timm,
@@ -153,19 +195,61 @@ def understand(state: State, told: Mapping[str, Any], where: str) -> Found:
 
 def recognise(state: State, where: str) -> tuple[Layout | FamilyLayout, str]:
     """The layout of a file's keys, and the prefix that the image model's keys have in it."""
-    for glob, why in REFUSED.items():
-        if any(fnmatchcase(key, glob) for key in state):
+    for keys, why, unless in REFUSED:
+        if all(_any(state, glob) for glob in keys) and not _any(state, unless):
             raise DataError(f"{where} has a layout that vitrail does not read: {why}")
     layouts: list[Layout | FamilyLayout] = [*FAMILY_LAYOUTS.values(), *LAYOUTS.values()]
-    for layout in layouts:
-        for prefix in layout.prefixes:
-            if all(prefix + mark in state for mark in layout.marks):
-                return layout, prefix
+    found = [
+        (layout, prefix)
+        for layout in layouts
+        for prefix in _prefixes(state, layout.marks)
+        if isinstance(layout, FamilyLayout) or layout.own(state, prefix)
+    ]
+    # What lies within another model is a part of it: the ResNet of a hybrid.
+    outer = [
+        (layout, prefix)
+        for layout, prefix in found
+        if not any(prefix != other and prefix.startswith(other) for _, other in found)
+    ]
+    if outer:
+        layout = outer[0][0]
+        return layout, _one_of([prefix for x, prefix in outer if x is layout], where)
     known = ", ".join(dict.fromkeys(layout.whose for layout in layouts))
     raise DataError(
         f"{where} has the layout of no model that vitrail knows: its tensors are called "
         f"{some(list(state))}. Known are the layouts of {known}"
     )
+
+
+def _any(state: State, glob: str) -> bool:
+    return any(fnmatchcase(key, glob) for key in state)
+
+
+def _prefixes(state: State, marks: tuple[str, ...]) -> list[str]:
+    """Whatever stands before the marks, all of them: what wrapped the model, part by part."""
+    first, *others = marks
+    return [
+        prefix
+        for key in state
+        if key.endswith(first) and (prefix := key[: -len(first)])[-1:] in ("", ".", "/")
+        if all(prefix + mark in state for mark in others)
+    ]
+
+
+def _one_of(prefixes: list[str], where: str) -> str:
+    """The model that its authors evaluate, of several in one file."""
+
+    def rank(prefix: str) -> list[int]:
+        words = re.findall(r"[^./]+", prefix)
+        return [PREFERRED.index(x) if x in PREFERRED else len(PREFERRED) for x in words]
+
+    first, *others = sorted(prefixes, key=rank)
+    if others and rank(first) == rank(others[0]):
+        raise DataError(
+            f"{where} holds several models, under {some(prefixes)}: say which one is meant, "
+            f"part={first.rstrip('./')} or part={others[0].rstrip('./')}"
+        )
+    return first
 
 
 def infer(
@@ -183,9 +267,19 @@ def infer(
     for name, ask in layout.asks.items():
         if name not in settled and all(facts[k] == v for k, v in ask.when.items()):
             raise DataError(f"{where}: {ask.words}")
+    rivals = [x for x in LAYOUTS.values() if x.marks[:2] == layout.marks == timm.MARKS]
     if "heads" not in settled:
         settled["heads"], why = _heads(facts, where)
-        assumed.append(f"heads {settled['heads']}, {why}")
+        others = [
+            f" ({ask.words})"
+            for x in rivals
+            if (ask := x.asks.get("heads")) and all(facts[k] == v for k, v in ask.when.items())
+        ]
+        assumed.append(f"heads {settled['heads']}, {why}{''.join(others)}")
+    if "resample" not in told and (others := [x for x in rivals if x.resample != layout.resample]):
+        modes = ", ".join(f"{x.resample} in {x.whose}'s" for x in others)
+        assumed.append(f"resample {layout.resample}, as in the code of {layout.whose}; {modes}")
+    assumed += layout.takes
     try:
         return ViTConfig(**settled), tuple(assumed)
     except UsageError as error:
@@ -249,7 +343,7 @@ def _facts(
         "distilled": distilled,
         "registers": registers,
         "pre_norm": "pre_norm.weight" in shapes,
-        "pool": _pool(shapes, told),
+        **_pool(shapes),
         "pool_norm": "pool_norm.weight" in shapes,
         "qkv_bias": "encoder.blocks.0.attn.qkv.bias" in shapes,
         "qk_norm": "encoder.blocks.0.attn.q_norm.weight" in shapes,
@@ -277,12 +371,12 @@ def _depths(shapes: Mapping[str, list[Size]]) -> tuple[int, ...]:
     return tuple(counts[str(i)] for i in range(len(counts)))
 
 
-def _pool(shapes: Mapping[str, list[Size]], told: Mapping[str, Any]) -> Any:
+def _pool(shapes: Mapping[str, list[Size]]) -> dict[str, Any]:
     if "pool.probe" in shapes:
-        return "map"
+        return {"pool": "map"}
     if "prefix.class" not in shapes or "pool_norm.weight" in shapes:
-        return "mean"
-    return told.get("pool", "class")
+        return {"pool": "mean"}
+    return {}
 
 
 def _grid(

@@ -19,7 +19,10 @@ from torch import Tensor
 from vitrail.errors import DataError, unknown_name
 from vitrail.weights.files import MOST_BYTES, Content, open_zip
 
-PREFERRED = ("state_dict", "model", "model_state_dict", "teacher", "student", "module", "net")
+PREFERRED = (
+    *("state_dict", "model", "model_state_dict", "teacher", "student", "module", "net"),
+    "base_encoder",
+)
 """Which of several dictionaries is the model, the first that is there.
 
 DINO and its heirs evaluate the teacher. An average of the weights (model_ema, state_dict_ema) is
@@ -130,12 +133,15 @@ def _preferred(content: Mapping[Any, Any], parts: Mapping[Any, Any]) -> str | No
         return chosen
     if any(isinstance(value, Tensor) for value in content.values()):
         return None
-    holding = [
-        name
-        for name, value in parts.items()
-        if isinstance(name, str) and any(isinstance(v, Tensor) for v in value.values())
-    ]
+    holding = [name for name, value in parts.items() if isinstance(name, str) and _holds(value)]
     return holding[0] if len(holding) == 1 else None
+
+
+def _holds(part: Any, levels: int = _MOST_LEVELS) -> bool:
+    """Whether there is a tensor in a dictionary, however deep."""
+    return isinstance(part, Tensor) or (
+        isinstance(part, dict) and levels > 0 and any(_holds(x, levels - 1) for x in part.values())
+    )
 
 
 def _checked(path: Path, name: str, tensor: Tensor) -> Tensor:
