@@ -171,8 +171,9 @@ def write_as(to: str, state: State, config: ModelConfig) -> dict[str, Tensor]:
     raise DataError(f"{to} has no counterpart of the family '{config.family}' that vitrail knows")
 
 
-def understand(state: State, told: Mapping[str, Any], where: str) -> Found:
-    """What the tensors of a file are. `told` has fields of the config that are known beforehand.
+def understand(state: State, told: Mapping[str, Any], where: str, *, named: bool = False) -> Found:
+    """What the tensors of a file are. `told` has fields of the config that are known beforehand;
+    `named` says that the architecture is known by its name, to be one of ours.
 
     Raises `DataError` for tensors of no known layout, for one that lacks something or has too
     much, and for a model of which something has to be known that neither shapes nor `told` say.
@@ -187,7 +188,7 @@ def understand(state: State, told: Mapping[str, Any], where: str) -> Found:
         config = layout.infer(wanted, told, where)
         ours = layout.read(wanted, config)
     else:
-        config, assumed = infer(wanted, layout, told, where)
+        config, assumed = infer(wanted, layout, told, where, named)
         ours = layout.read(wanted, config)
     left_out = tuple(key for key in state if key not in used)
     return Found(layout, config, ours, left_out, assumed)
@@ -247,18 +248,27 @@ def _one_of(prefixes: list[str], where: str) -> str:
     if others and rank(first) == rank(others[0]):
         raise DataError(
             f"{where} holds several models, under {some(prefixes)}: say which one is meant, "
-            f"part={first.rstrip('./')} or part={others[0].rstrip('./')}"
+            f"part={first.rstrip('./')} or part={others[0].rstrip('./')}, or make a file of it: "
+            f"`vitrail weights convert FILE ONE.safetensors --to vitrail --part NAME`"
         )
     return first
 
 
 def infer(
-    state: State, layout: Layout, told: Mapping[str, Any], where: str
+    state: State, layout: Layout, told: Mapping[str, Any], where: str, named: bool = False
 ) -> tuple[ViTConfig, tuple[str, ...]]:
     """The config of the model whose tensors these are, and what had to be assumed for it."""
     shapes = translate(layout.turn(state), layout.names)
     facts = {**layout.shows(state), **_facts(shapes, layout, told, where)}
+    for name in ("width", "depth", "mlp", "patch"):
+        if told.get(name, facts[name]) != facts[name]:
+            raise DataError(
+                f"{where}: the config.json beside it says {name} {told[name]}, its tensors have "
+                f"{facts[name]}: one of the two belongs to other weights. Move the config.json away"
+            )
     assumed = []
+    if (said := told.get("image_size")) and facts.get("image_size", said) != said:
+        assumed.append(f"image_size {facts['image_size']}, by its positions, though {said} is said")
     settled = {**{"resample": layout.resample}, **told, **facts}
     for name, value in layout.assumes.items():
         if name not in settled:
@@ -266,20 +276,28 @@ def infer(
             assumed.append(f"{name} {value}, as in the code of {layout.whose}")
     for name, ask in layout.asks.items():
         if name not in settled and all(facts[k] == v for k, v in ask.when.items()):
-            raise DataError(f"{where}: {ask.words}")
+            flag = name.replace("_", "-")
+            raise DataError(
+                f"{where}: {ask.words} (of `vitrail weights`: --{flag}; of `vitrail train`: "
+                f"--model.{flag})"
+            )
     rivals = [x for x in LAYOUTS.values() if x.marks[:2] == layout.marks == timm.MARKS]
     if "heads" not in settled:
         settled["heads"], why = _heads(facts, where)
         others = [
-            f" ({ask.words})"
+            f" ({doubt.words})"
             for x in rivals
-            if (ask := x.asks.get("heads")) and all(facts[k] == v for k, v in ask.when.items())
+            if (doubt := x.asks.get("heads")) and all(facts[k] == v for k, v in doubt.when.items())
         ]
         assumed.append(f"heads {settled['heads']}, {why}{''.join(others)}")
-    if "resample" not in told and (others := [x for x in rivals if x.resample != layout.resample]):
-        modes = ", ".join(f"{x.resample} in {x.whose}'s" for x in others)
-        assumed.append(f"resample {layout.resample}, as in the code of {layout.whose}; {modes}")
-    assumed += layout.takes
+    if not named:
+        modes = [f"{x.resample} in {x.whose}'s" for x in rivals if x.resample != layout.resample]
+        if modes and "resample" not in told:
+            assumed.append(
+                f"resample {layout.resample}, as in the code of {layout.whose}; "
+                f"under the same names {', '.join(modes)}"
+            )
+        assumed += layout.takes
     try:
         return ViTConfig(**settled), tuple(assumed)
     except UsageError as error:
@@ -299,7 +317,7 @@ def _heads(facts: Mapping[str, Any], where: str) -> tuple[int, str]:
     raise DataError(
         f"{where}: the number of heads cannot be known from the weights, and no published model "
         f"has width {shape['width']}, depth {shape['depth']} and MLP {shape['mlp']}. "
-        f"Say it: heads=N"
+        f"Say it: heads=N (of `vitrail weights`: --heads N; of `vitrail train`: --model.heads N)"
     )
 
 
