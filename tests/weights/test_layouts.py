@@ -14,7 +14,7 @@ from vitrail.errors import DataError, UsageError
 from vitrail.models import ViT, ViTConfig, build
 from vitrail.nn import resample_table
 from vitrail.weights.layouts import LAYOUTS, Found, recognise, understand, write_as
-from vitrail.weights.timm import MARKS
+from vitrail.weights.timm import TIMM
 from weights.sources import CLASSES, HUGGING_FACE, SOURCES, SQUARE, Source
 
 close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
@@ -56,7 +56,7 @@ def test_what_is_left_out_and_assumed_is_named(name, randomised, tmp_path):
     assumed = {words.split(" ")[0]: words.split(" ")[1].rstrip(",") for words in fields}
     assert len(found.assumed) == len(fields) + len(found.layout.takes)
     missing = set(found.layout.assumes) - set(source.told)
-    if found.layout.marks == MARKS:  # others have the same names: DINO, MAE, MoCo v3
+    if found.layout is TIMM:  # others have the same names: DINO, MAE, MoCo v3
         missing |= {"resample"}
     if found.config.activation == "swiglu":  # which the shapes show
         missing -= {"activation"}

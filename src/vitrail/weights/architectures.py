@@ -47,6 +47,9 @@ _TIMM_FAMILIES = re.compile(
     r"|resnet(18|50)|resnetv2_(50|101|152)x\d_bit"
 )
 _TIMM_REASONS = {  # a part of the name
+    "resnetblur18": "a blur before its strides",
+    "resnetblur50": "a blur before its strides",
+    "resnetaa50": "a blur before its strides",
     "rpn": "residual post-norm: norms behind attention and MLP",
     "rope": "rotary positions, besides the table or instead of it",
     "dinov3": "rotary positions",

@@ -183,9 +183,11 @@ def understand(state: State, told: Mapping[str, Any], where: str, *, named: bool
     wanted = {name: state[key] for name, key in inner.items() if not layout.leaves_out(name)}
     used = {inner[name] for name in wanted}
     config: ModelConfig
-    assumed: tuple[str, ...] = ()
     if isinstance(layout, FamilyLayout):
         config = layout.infer(wanted, told, where)
+        fixed = ((name, value) for name, value in layout.changes.items() if name not in told)
+        assumed = tuple(f"{name} {x}, as in the code of {layout.whose}" for name, x in fixed)
+        assumed += () if named else layout.takes
         ours = layout.read(wanted, config)
     else:
         config, assumed = infer(wanted, layout, told, where, named)
@@ -281,7 +283,7 @@ def infer(
                 f"{where}: {ask.words} (of `vitrail weights`: --{flag}; of `vitrail train`: "
                 f"--model.{flag})"
             )
-    rivals = [x for x in LAYOUTS.values() if x.marks[:2] == layout.marks == timm.MARKS]
+    rivals = (facebook.DINO, facebook.MAE, facebook.MOCO) if layout is timm.TIMM else ()
     if "heads" not in settled:
         settled["heads"], why = _heads(facts, where)
         others = [

@@ -51,6 +51,7 @@ RESNET = FamilyLayout(
     stem="stem.conv.weight",
     turn=_counted,
     changes={"norm_eps": 1e-5},
+    takes=("plain strides (timm's resnetblur and resnetaa blur first, under the same names)",),
 )
 
 # --- BiT ---
