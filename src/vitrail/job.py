@@ -474,6 +474,7 @@ def _start(model: Model, config: TrainConfig, classes: tuple[str, ...], notify: 
             "source": opened.source,
             "sha256": opened.sha256,
             "layout": opened.layout,
+            "assumed": opened.assumed,
             "notes": [*opened.notes, *fitted.notes],
             "new": fitted.new,
             "left_out": [*opened.left_out, *fitted.left_out],

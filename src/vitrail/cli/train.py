@@ -269,8 +269,13 @@ def _start(
 ) -> tuple[str, Opened | None]:
     """The weights that a run starts from, and the recipe: another one where the network is not."""
     recipe = RECIPES[name]
-    if source is not None or recipe.weights is None:
-        return name, None if source is None else open_start(source, told, row=row, notify=say)
+    if source is not None:
+        opened = open_start(source, told, row=row, notify=say)
+        for words in opened.assumed:
+            say(f"weights   assumed: {words}")
+        return name, opened
+    if recipe.weights is None:
+        return name, None
     try:
         return name, open_start(recipe.weights, told, row=row, notify=say)
     except DataError as error:

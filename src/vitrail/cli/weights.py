@@ -21,6 +21,7 @@ from vitrail.weights.fetch import cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
 from vitrail.weights.table import WEIGHTS
 
+<<<<<<< HEAD
 _COLUMNS = (
     Column("weights", justify="left"),
     Column("model", 4, "left"),
@@ -32,6 +33,12 @@ _COLUMNS = (
     Column("source", 8, "left"),
     Column("cached", 7, "left"),
 )
+=======
+_TOLD = ("heads", "activation", "norm_eps", "image_size", "pool", "resample", "part")
+"""The fields of `ShowArgs` that `open_weights` is told of."""
+_LEAST_WIDTH = 150
+"""Columns: a narrower terminal wraps the lines, which is better than names cut short."""
+>>>>>>> files
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,17 @@ class ShowArgs:
     model: str | None = None
     """A row of `vitrail models` that it should be: says what becomes of it there."""
     heads: int | None = None
-    """What no shape shows, where the file alone cannot tell; and the three below."""
+    """What no shape shows, where the file alone cannot tell; and those below."""
     activation: str | None = None
     norm_eps: float | None = None
     image_size: tuple[int, int] | None = None
     """Height and width that its position table is for, if that is no square."""
+    pool: str | None = None
+    """What the head reads: class or mean."""
+    resample: str | None = None
+    """How its makers bring positions to another grid: bicubic, bicubic_offset."""
+    part: str | None = None
+    """Which model of a file that holds several: model_ema, or what stands before its keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,25 +184,29 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
     opened = _open(given)
     result: dict[str, Any] = {
         "source": opened.source,
+        "architecture": opened.architecture,
         "layout": opened.layout,
         "sha256": opened.sha256,
         "parameters": _parameters(opened.config),
         "config": asdict(opened.config),
         "preprocess": opened.preprocess and opened.preprocess.to_dict(),
         "fits": list(opened.fits),
+        "assumed": list(opened.assumed),
         "notes": list(opened.notes),
         "left_out": list(opened.left_out),
     }
     if given.model:
         result["into"] = _into(opened, given.model)
     for name, value in result.items():
-        if name not in ("config", "preprocess", "notes", "left_out"):
+        if name not in ("config", "preprocess", "assumed", "notes", "left_out"):
             shown = "; ".join(value) if isinstance(value, list) else value
             print(f"{name:<12} {shown}")
     for name in ("config", "preprocess"):
         print(name)
         for field, value in (result[name] or {"": "not known"}).items():
             print(f"  {field:<18} {value}")
+    for words in opened.assumed:
+        print(f"assumed      {words}")
     for note in opened.notes:
         print(f"note         {note}")
     if opened.left_out:
@@ -201,17 +218,17 @@ def _convert(args: Sequence[str]) -> dict[str, Any]:
     given = parse(
         ConvertArgs, args, "weights convert", "Write weights in another layout.", flags=True
     )
-    out = convert(_open(given), given.to, given.out, overwrite=given.overwrite)
+    opened = _open(given)
+    out = convert(opened, given.to, given.out, overwrite=given.overwrite)
+    for words in opened.assumed:
+        print(f"assumed      {words}")
     print(f"{given.source} is in {out}, in the layout of {given.to}")
-    return {"source": given.source, "to": given.to, "file": str(out)}
+    assumed = list(opened.assumed)
+    return {"source": given.source, "to": given.to, "file": str(out), "assumed": assumed}
 
 
 def _open(given: ShowArgs) -> Opened:
-    told = {
-        name: value
-        for name in ("heads", "activation", "norm_eps", "image_size")
-        if (value := getattr(given, name)) is not None
-    }
+    told = {name: value for name in _TOLD if (value := getattr(given, name)) is not None}
     return open_start(given.source, told, row=given.model, notify=say)
 
 
