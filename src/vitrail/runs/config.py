@@ -218,8 +218,8 @@ class TrainConfig:
     accumulate: int = 1
     """Batches whose gradients make one step."""
     micro_batch: int | None = None
-    """Images computed at once; the gradients stay those of the whole batch. None: all, until memory
-    runs out. `--micro-batch auto`: as many as there is memory for."""
+    """Images computed at once; the gradients stay those of the whole batch, or the run says what
+    does not. None: all, until memory runs out. `--micro-batch auto`: as there is memory for."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: a rounded copy of the weights computes; what is learned and kept stays float32."""
     compile: bool = False
