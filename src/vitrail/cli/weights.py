@@ -21,7 +21,6 @@ from vitrail.weights.fetch import cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
 from vitrail.weights.table import WEIGHTS
 
-<<<<<<< HEAD
 _COLUMNS = (
     Column("weights", justify="left"),
     Column("model", 4, "left"),
@@ -33,12 +32,8 @@ _COLUMNS = (
     Column("source", 8, "left"),
     Column("cached", 7, "left"),
 )
-=======
 _TOLD = ("heads", "activation", "norm_eps", "image_size", "pool", "resample", "part")
 """The fields of `ShowArgs` that `open_weights` is told of."""
-_LEAST_WIDTH = 150
-"""Columns: a narrower terminal wraps the lines, which is better than names cut short."""
->>>>>>> files
 
 
 @dataclass(frozen=True)
