@@ -107,7 +107,7 @@ def _content(run: Run, evaluation: Evaluation) -> dict[str, Any]:
         "evaluation": evaluation,
         "metrics": metrics,
         "headline": metrics.summary[metrics.headline],
-        "bound": words.certain_bound(evaluation.right, metrics.images),
+        "notes": evaluation.notes(),
         "numbers": _numbers(evaluation),
         "rows": rows,
         "cards": classes.cards(rows),
