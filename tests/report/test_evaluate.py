@@ -110,7 +110,8 @@ def test_other_images_with_some_of_the_classes(tiny, run, tmp_path):
     found = evaluate(run, data=str(other))
     assert found.keys == ("apple/b.png", "cloud/a.png") and found.targets.tolist() == [0, 2]
     assert found.metrics.per_class[1].support == 0 and not found.held_out
-    assert (run.path / "metrics-others.json").is_file()
+    assert [f.name for f in run.path.glob("metrics*.json")] == [f"metrics{found.suffix}.json"]
+    assert found.suffix.startswith("-others-all-")
     assert not (run.path / "metrics.json").exists()
 
 

@@ -31,6 +31,10 @@ _MOST_DRAWS, _LEAST_DRAWS = 1000, 200
 _ROOM = 2 * 10**8
 """Images x classes x draws that take about two seconds on one core."""
 _BLOCK = 64  # draws at a time: 10,000 images' weights then fit a core's cache
+MEASURES = (
+    "top1", "top5", "map", "precision", "recall", "f1", "auroc", "exact_match", "log_loss", "ece",
+)  # fmt: skip
+"""All there are, in the order in which a reader wants them."""
 _LEAST = torch.finfo(torch.float32).eps
 """The smallest probability that log loss knows, as scikit-learn's for float32."""
 
@@ -375,15 +379,12 @@ def _estimates(
         for k in range(c)
     )
     return _Found(
-        draws, {name: summary[name] for name in _ORDER if name in summary}, over_all, per_class
+        draws, {name: summary[name] for name in MEASURES if name in summary}, over_all, per_class
     )
 
 
 _MEANS = {"average_precision": "map"}
 """What the mean over classes is called, where that is not what each class's score is called."""
-_ORDER = (
-    "top1", "top5", "map", "precision", "recall", "f1", "auroc", "exact_match", "log_loss", "ece",
-)  # fmt: skip
 
 
 def _estimate(value: Tensor, ends: Ends) -> Estimate | None:

@@ -48,6 +48,8 @@ class Number(NamedTuple):
     span: str
     estimate: Estimate
     is_share: bool
+    over_all: str
+    """The value when every class counts; empty where that is the same."""
 
 
 class Patches(NamedTuple):
@@ -136,14 +138,15 @@ def _byline(run: Run, evaluation: Evaluation) -> list[str]:
 
 
 def _numbers(evaluation: Evaluation) -> list[Number]:
-    found = []
+    found, every = [], evaluation.metrics.over_all_classes
     for key, estimate in evaluation.metrics.summary.items():
         if estimate is not None:
             name, meaning = _MEANINGS[key]
             is_share = key != _NOT_A_SHARE
             value = words.percent(estimate.value) if is_share else f"{estimate.value:.3f}"
             interval = words.span(estimate, is_share)
-            found.append(Number(name, meaning, value, interval, estimate, is_share))
+            over_all = words.percent(every[key].value) if key in every else ""
+            found.append(Number(name, meaning, value, interval, estimate, is_share, over_all))
     return found
 
 
