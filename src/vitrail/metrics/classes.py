@@ -87,8 +87,8 @@ class Metrics:
 
     one label       precision, recall, F1: the summary's, both; AUROC: torchmetrics this one,
                     scikit-learn none (an error, or NaN)
-    several labels  precision, recall, F1: this one, both; mAP: scikit-learn this one, torchmetrics
-                    the summary's; AUROC: torchmetrics this one, scikit-learn NaN
+    several labels  precision, recall, F1, mAP: this one, both; AUROC: torchmetrics this one,
+                    scikit-learn NaN
     """
     per_class: tuple[ClassScores, ...]
     confusion: tuple[tuple[int, ...], ...] | None

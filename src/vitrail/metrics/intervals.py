@@ -60,7 +60,7 @@ def shares(value: Float[Tensor, "..."], trials: Float[Tensor, "..."]) -> Ends:
     Agresti's and Coull's; of fewer than 20 Wilson's with continuity correction (Newcombe,
     Statistics in Medicine 17, 1998), which is the wider one.
     """
-    m, z2 = trials.clamp(min=1), Z**2
+    m, z2 = trials.clamp(min=1).to(value.dtype), Z**2
     centre = (value * m + z2 / 2) / (m + z2)
     half = Z * (centre * (1 - centre) / (m + z2)).sqrt()
     below = (z2 - 2 - 1 / m + 4 * value * (m * (1 - value) + 1)).clamp(min=0).sqrt()
@@ -91,7 +91,7 @@ def from_draws(
     where no draw differs, there are so many images as there are, and not infinitely many.
     """
     spread = (draws - value[..., None]).square().nanmean(dim=-1).nan_to_num(0)
-    one = 1 / trials.clamp(min=1)
+    one = 1 / trials.clamp(min=1).to(value.dtype)
     return shares(value, (value * (1 - value) + one) / (spread + one**2))
 
 
