@@ -182,9 +182,11 @@ def _patches(evaluation: Evaluation) -> Patches | None:
 def _commands(run: Run, evaluation: Evaluation) -> dict[str, str]:
     """What made the run, and what makes it again."""
     path = shlex.quote(str(run.path))
-    other = evaluation.data != evaluation.loaded.config.data.path
+    loaded = evaluation.loaded
     again = f"vitrail evaluate {path}"
-    again += f" --data {shlex.quote(evaluation.data)}" if other else ""
+    again += "" if evaluation.own else f" --data {shlex.quote(evaluation.data)}"
+    again += "" if evaluation.held_out else f" --split {evaluation.part}"
+    again += "" if loaded.checkpoint == loaded.config.keep else f" --checkpoint {loaded.checkpoint}"
     again += f" --tta {evaluation.tta}" if evaluation.tta != "none" else ""
     again += f" --tokens {evaluation.tokens}" if evaluation.tokens else ""
     return {
