@@ -1,7 +1,7 @@
 """`vitrail evaluate RUN` and `vitrail predict RUN IMAGE...`: a finished run at work."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +13,7 @@ from vitrail.data import IMAGE_EXTENSIONS, UnreadableImage
 from vitrail.deploy import Predictor
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation import evaluate as measure
+from vitrail.metrics import MEASURES
 from vitrail.report import write_report
 from vitrail.runs import Run
 
@@ -76,6 +77,8 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
         written = write_report(run, evaluation)
     for line in evaluation.summary():
         print(line)
+    for note in evaluation.notes():
+        print(f"note      {note}")
     if evaluation.skipped:
         print(f"skipped   {len(evaluation.skipped)} images that cannot be read")
     print(f"speed     {evaluation.images_per_second:.0f} images/s")
@@ -83,8 +86,18 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "checkpoint": str(evaluation.loaded.folder),
-        "metrics": evaluation.metrics.values(),
+        **numbers(evaluation.metrics.to_dict()),
         "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--json` says of metrics.json's content: the numbers alone, and with their intervals."""
+    estimates = {name: metrics[name] for name in MEASURES if name in metrics}
+    return {
+        "metrics": {name: each and each["value"] for name, each in estimates.items()},
+        "estimates": estimates,
+        "over_all_classes": metrics["over_all_classes"],
     }
 
 

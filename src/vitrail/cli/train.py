@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from vitrail import job
+from vitrail.cli.measure import numbers
 from vitrail.cli.parse import parse
 from vitrail.cli.plan import show_plan
 from vitrail.cli.screen import TrainingScreen, clock, say
@@ -132,7 +133,7 @@ def train(args: Sequence[str]) -> dict[str, Any]:
         "run": str(outcome.run.path),
         "checkpoint": str(outcome.checkpoint),
         "report": str(outcome.report),
-        "metrics": outcome.evaluation.metrics.values(),
+        **numbers(outcome.evaluation.metrics.to_dict()),
         "seconds": round(outcome.seconds, 1),
     }
 
@@ -169,11 +170,7 @@ def _in_processes(args: Sequence[str], given: TrainArgs) -> dict[str, Any]:
         "run": str(run),
         "checkpoint": str(Run(run).checkpoint(given.settings.keep)),
         "report": str(run / "report.html"),
-        "metrics": {
-            name: value["value"]
-            for name, value in evaluated.items()
-            if isinstance(value, dict) and "value" in value
-        },
+        **numbers(evaluated),
     }
 
 
@@ -376,10 +373,12 @@ def _refuse_another_run(before: TrainConfig, now: TrainConfig) -> None:
 
 
 def _print_summary(outcome: job.Outcome) -> None:
-    """Five lines: how good, compared with what, how long, where, and what to do next."""
+    """How good, compared with what, what to know of that; how long, where, what to do next."""
     evaluation, run = outcome.evaluation, outcome.run
     for line in evaluation.summary():
         print(line)
+    for note in evaluation.notes():
+        print(f"note      {note}")
     unread = f"; {len(outcome.skipped)} images unreadable (skipped.csv)" if outcome.skipped else ""
     print(f"took      {clock(outcome.seconds)} in all{unread}")
     print(f"next      vitrail predict {shlex.quote(str(run.path))} IMAGE")
