@@ -28,7 +28,7 @@ from vitrail.models import Model, ViTConfig, build
 from vitrail.nn import BatchNorm
 from vitrail.report import write_report
 from vitrail.runs import Run, RunLock, TrainConfig
-from vitrail.runs.config import open_data_of
+from vitrail.runs.config import open_data_of, with_greys
 from vitrail.runs.identity import IDENTITY, identity, read_identity, refuse_changes
 from vitrail.runs.machine import keep_freed_memory
 from vitrail.runs.start import open_start
@@ -94,6 +94,10 @@ def train(
         refuse_inside(folder, Path(config.data.path).expanduser())
         splits = _open(config)
         config = _settled(config, splits)
+        # One looks, for an image that another cannot read would make theirs another run.
+        looked = with_greys(config, splits, notify) if world.lead else config
+        greys = world.lead_says(looked.data.grey_range)
+        config = replace(config, data=replace(config.data, grey_range=greys and tuple(greys)))
         check_tuning(config)
         if config.distill.teacher == str(folder.resolve()):
             raise UsageError(
@@ -126,7 +130,7 @@ def find_lr(
     if config.method == "probe":
         raise UsageError("method 'probe' has no learning rate to find: use method 'gradient'")
     splits = _open(config)
-    config = _settled(config, splits)
+    config = with_greys(_settled(config, splits), splits, notify)
     check_tuning(config)
     found = open_teacher(config, splits.train.classes, multi_label=_several(splits), notify=notify)
     config = _found(auto, config, splits, found and found.teacher, ALONE, notify)
@@ -151,7 +155,7 @@ def plan(
     `out` is where its folder would be. Raises as `train` does.
     """
     splits = _open(config)
-    config = _settled(config, splits)
+    config = with_greys(_settled(config, splits), splits, notify)
     check_tuning(config)
     found = open_teacher(config, splits.train.classes, multi_label=_several(splits), notify=notify)
     for note in splits.notes:

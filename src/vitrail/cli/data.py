@@ -11,6 +11,7 @@ import tyro
 from vitrail.cli.parse import NO_COLUMNS, DataColumns, parse
 from vitrail.cli.screen import CountingScreen
 from vitrail.data import SAMPLES, CheckReport, check, fetch, open_data
+from vitrail.data.greys import cut_sentence
 from vitrail.data.shards import changed_shards
 from vitrail.data.write_shards import write_shards
 from vitrail.errors import UsageError, unknown_name
@@ -87,6 +88,8 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
         "height": report.height and report.height._asdict(),
         "duplicates": [list(group) for group in report.duplicates],
         "conflicts": [list(group) for group in report.conflicts],
+        "greys": report.greys and report.greys._asdict(),
+        "deep_colours": report.deep_colours,
         "notes": list(source.notes),
         "changed_shards": list(changed),
         "exit_code": 3 if report.unreadable or changed else 0,
@@ -101,6 +104,10 @@ def _print_report(report: CheckReport, notes: Sequence[str]) -> None:
         w, h = report.width, report.height
         print(f"width     {w.least} to {w.greatest} pixels, median {w.median}")
         print(f"height    {h.least} to {h.greatest} pixels, median {h.median}")
+    if report.greys:
+        print(f"greys     {report.greys.sentence()}")
+    if report.deep_colours:
+        print(f"colours   {cut_sentence(report.deep_colours)}")
     for note in notes:
         print(f"note      {note}")
     _print_list("cannot be read", [f"{key}: {why}" for key, why in report.unreadable])

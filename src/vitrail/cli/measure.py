@@ -10,6 +10,7 @@ import tyro
 
 from vitrail.cli.parse import NO_COLUMNS, DataColumns, parse
 from vitrail.data import IMAGE_EXTENSIONS, UnreadableImage
+from vitrail.data.greys import look_at_depths
 from vitrail.deploy import Predictor
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation import evaluate as measure
@@ -57,6 +58,10 @@ class PredictArgs:
     """Work with fewer tokens: tome:r=13 merges so many in each block of any ViT."""
 
 
+_MUCH = 0.01
+"""The share of values outside of a run's range of greys of which a user is told."""
+
+
 def evaluate(args: Sequence[str]) -> dict[str, Any]:
     """Measure a run and print what came out; its own held-out images renew its report."""
     given = parse(EvaluateArgs, args, "evaluate", "Measure a run on held-out or other images.")
@@ -81,6 +86,10 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
         print(f"note      {note}")
     if evaluation.skipped:
         print(f"skipped   {len(evaluation.skipped)} images that cannot be read")
+    if given.data and (shown := evaluation.loaded.preprocess.grey_range):
+        greys = look_at_depths(evaluation.source, given=shown).greys
+        if greys and greys.clipped > _MUCH:
+            print(f"greys     {greys.sentence()}")
     print(f"speed     {evaluation.images_per_second:.0f} images/s")
     print(f"written   {written}")
     return {

@@ -48,7 +48,9 @@ class Source(Protocol):
         ...
 
     def load(self, i: int) -> Image.Image:
-        """Decode image `i` to mode RGB, or L for arrays of one channel; or UnreadableImage."""
+        """Decode image `i` to mode RGB, or L for arrays of one channel, or I or F for greys of more
+        than 8 bits; or UnreadableImage.
+        """
         ...
 
     def stamp(self, i: int) -> str:

@@ -5,7 +5,7 @@ keeps it as config.yaml: enough to run it again. This module reads and writes; i
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +15,7 @@ from pydantic import Discriminator, TypeAdapter, ValidationError
 
 from vitrail.data import Splits, open_splits, open_streamed
 from vitrail.data.augment import AugmentConfig
+from vitrail.data.greys import look_at_depths
 from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX
 from vitrail.data.loader import Reading
 from vitrail.data.mix import check_mixable
@@ -69,6 +70,9 @@ class DataConfig:
     mean: tuple[float, ...] = (0.5,)
     """Per channel, or one for all, of pixel values in 0..1."""
     std: tuple[float, ...] = (0.5,)
+    grey_range: tuple[float, float] | None = None
+    """Of greys of more than 8 bits, the values that become black and white; what is outside is
+    clipped. None: found by a look at the training images, where there are such greys."""
 
     stream: StreamSettings = field(default_factory=StreamSettings)
     """How hf-stream:NAME is read."""
@@ -404,6 +408,7 @@ class TrainConfig:
             mean=data.mean * channels if len(data.mean) == 1 else data.mean,
             std=data.std * channels if len(data.std) == 1 else data.std,
             patch=self.model.stride,
+            grey_range=data.grey_range,
         )
 
 
@@ -441,6 +446,17 @@ def open_data_of(
         assignment=assignment,
         allow_missing=allow_missing,
     )
+
+
+def with_greys(config: TrainConfig, splits: Splits, notify: Callable[[str], None]) -> TrainConfig:
+    """The config with the range of its data's deep greys, which a look at the training images
+    finds unless it is given; `notify` is told. It is then the run's, whatever it is shown.
+    """
+    found = look_at_depths(splits.train, splits.val, config.data.grey_range)
+    for sentence in found.sentences():
+        notify(sentence)
+    grey_range = found.greys.range if found.greys else config.data.grey_range
+    return replace(config, data=replace(config.data, grey_range=grey_range))
 
 
 ALIASES: Mapping[str, str] = {
