@@ -25,6 +25,7 @@ from torch import Tensor
 from vitrail.data import Source, Targets, open_data
 from vitrail.data.csvfile import Columns
 from vitrail.data.decode import Encoded
+from vitrail.data.layout import USUAL, FolderRules
 from vitrail.data.loader import EvalLoader, one_hot
 from vitrail.data.names import title_of
 from vitrail.data.source import PARTS, Joined, PartedSource, Subset, encoded
@@ -69,6 +70,8 @@ class Evaluation:
     """How often, and how, the model looked at each image: a name in `vitrail.tasks.tta.LOOKS`."""
     tokens: str | None = None
     """With how many fewer tokens than the run's own model: `tome:r=13`."""
+    notes: tuple[str, ...] = ()
+    """What of the data was left out, and the like."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -135,6 +138,7 @@ def evaluate(
     run: Run | Path | str,
     *,
     data: str | None = None,
+    rules: FolderRules = USUAL,
     split: Part | None = None,
     checkpoint: str | None = None,
     device: str | None = None,
@@ -145,7 +149,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure `run`, and write metrics.json and predictions.csv into its folder.
 
-    `data` is other images than the run's own, in classes that the model knows. `split` is the part
+    `data` is other images than the run's own, in classes that the model knows; `rules` are for a
+    folder of them. `split` is the part
     that is measured; the default is the test part, else the validation part, else (of other data)
     all. `checkpoint` is last or best, by default the one that the run keeps; `device` the run's.
     `tta` averages several looks at each image (test-time augmentation: flip, scales, flip+scales);
@@ -159,7 +164,12 @@ def evaluate(
     looks(tta)  # so that a wrong name is told at once
     loaded = load(run, checkpoint, tokens)
     named = data or loaded.config.data.path
-    chosen = _open_other(data, loaded.config, split) if data else _open_own(loaded, split)
+    if data:
+        chosen = _open_other(data, loaded.config, rules, split)
+    elif rules != USUAL:
+        raise UsageError("--data.parts and --data.follow-links go with --data: the run has its own")
+    else:
+        chosen = _open_own(loaded, split)
     source = _Matched(chosen.source, loaded, named)
     place = world.device(device or loaded.config.device)
     loader = EvalLoader(
@@ -192,6 +202,7 @@ def evaluate(
         model_images_per_second=n / predicted.model_seconds,
         tta=tta,
         tokens=tokens,
+        notes=chosen.notes,
     )
     if world.lead:
         _write(evaluation)
@@ -202,6 +213,7 @@ class _Chosen(NamedTuple):
     part: Part
     source: Source
     held_out: bool
+    notes: tuple[str, ...] = ()
 
 
 def _open_own(loaded: LoadedRun, split: Part | None) -> _Chosen:
@@ -224,18 +236,20 @@ def _open_own(loaded: LoadedRun, split: Part | None) -> _Chosen:
     return _Chosen(part, parts[part], part == held_out)
 
 
-def _open_other(data: str, config: TrainConfig, split: Part | None) -> _Chosen:
+def _open_other(data: str, config: TrainConfig, rules: FolderRules, split: Part | None) -> _Chosen:
     """Other images: the part that their maker has set apart for tests, or all."""
     table = Path(data).suffix.lower() in (".csv", ".tsv")
     columns = Columns(config.data.image_column, config.data.label_column, None) if table else None
-    source: PartedSource = open_data(data, columns)
+    source: PartedSource = open_data(data, columns, rules)
+    notes = (*(one.sentence() for one in source.left_out), *source.notes)
     there = [name for number, name in enumerate(PARTS) if (source.part == number).any()]
     part = split or _set_apart(there)
     if part == "all":
-        return _Chosen(part, source, False)
+        return _Chosen(part, source, False, notes)
     if part not in there:
         raise UsageError(f"{data} has no part '{part}': {_list(there)}")
-    return _Chosen(part, Subset(source, np.flatnonzero(source.part == PARTS.index(part))), False)
+    chosen = Subset(source, np.flatnonzero(source.part == PARTS.index(part)))
+    return _Chosen(part, chosen, False, notes)
 
 
 def _set_apart(parts: Sequence[str]) -> Part:

@@ -35,6 +35,7 @@ from vitrail.bench.measure import (
     speeds,
 )
 from vitrail.bench.memory import peak_memory
+from vitrail.data.layout import USUAL
 from vitrail.errors import DataError, UsageError, VitrailError
 from vitrail.metrics import SEED, Estimate
 from vitrail.models import ModelConfig, build, count_parameters
@@ -65,6 +66,9 @@ class Settings:
     threads: int
     device: str
     seed: int
+    parts: str = USUAL.parts
+    follow_links: bool = USUAL.follow_links
+    """As in `FolderRules`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +164,7 @@ def open_folder(out: Path, settings: Settings) -> None:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file} is damaged: choose another folder with --out") from error
         now = json.loads(json.dumps(asdict(settings)))
+        before = asdict(USUAL) | before  # what folders of before do not say
         changed = [
             f"{name} {before.get(name)}, not {now[name]}"
             for name in now

@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +19,10 @@ from vitrail.bench.macs import macs
 from vitrail.bench.measure import BATCH, Place, Precision, Speed, model_labeller, speeds
 from vitrail.bench.memory import peak_memory
 from vitrail.bench.patches import BASE, Verdict, measure_patches, verdicts
-from vitrail.cli.parse import parse
+from vitrail.cli.parse import FolderFlags, parse
 from vitrail.cli.screen import TrainingScreen, say
 from vitrail.data import open_data
+from vitrail.data.layout import USUAL
 from vitrail.errors import UsageError, VitrailError, unknown_name
 from vitrail.models import MODELS, ViTConfig, build, count_parameters, model_config
 from vitrail.recipes import RECIPES, facts
@@ -49,6 +50,7 @@ class CompareArgs:
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """The images."""
+    folder: FolderFlags = USUAL
     models: str = _MODELS
     """Names that `vitrail models` lists, with commas between them; and hog, the traditional
     baseline."""
@@ -135,6 +137,7 @@ def _compare(args: Sequence[str]) -> dict[str, Any]:
         threads=base.threads or 1,
         device=str(pick_device(given.device)),
         seed=given.seed,
+        **asdict(given.folder),
     )
     out = given.out or _free_folder()
     length = words.duration(60 * given.minutes)
@@ -192,11 +195,15 @@ def _names(listed: str, known: Sequence[str]) -> list[str]:
 
 def _base(given: CompareArgs) -> TrainConfig:
     """The recipe's config for the data, at the comparison's length and on its place."""
-    config = RECIPES["scratch"].config(facts(given.data, open_data(given.data)))
+    config = RECIPES["scratch"].config(facts(given.data, open_data(given.data, rules=given.folder)))
     path = Path(given.data).expanduser()
     return replace(
         config,
-        data=replace(config.data, path=str(path.resolve()) if path.exists() else given.data),
+        data=replace(
+            config.data,
+            path=str(path.resolve()) if path.exists() else given.data,
+            **asdict(given.folder),
+        ),
         minutes=given.minutes,
         precision=given.precision or config.precision,
         threads=given.threads or torch.get_num_threads(),

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vitrail.cli.parse import parse
+from vitrail.cli.parse import FolderFlags, parse
 from vitrail.data.csvfile import Columns
+from vitrail.data.layout import USUAL
 from vitrail.doctor import Finding, examine, is_run
 from vitrail.doctor.finding import Level
 from vitrail.errors import UsageError
@@ -36,6 +37,7 @@ class DoctorArgs:
     hf-stream:NAME; RUN is a folder that vitrail train wrote."""
     image_column: str | None = None
     label_column: str | None = None
+    folder: FolderFlags = USUAL
 
 
 def doctor(args: Sequence[str]) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def doctor(args: Sequence[str]) -> dict[str, Any]:
         raise UsageError(
             f"one data set and one run at a time: {' '.join(given.places)} are more than that"
         )
-    looks = examine(data[0] if data else None, runs[0] if runs else None, columns)
+    looks = examine(data[0] if data else None, runs[0] if runs else None, columns, given.folder)
     findings = list(_shown(looks))
     counts = Counter(finding.level for finding in findings)
     levels: tuple[Level, ...] = ("problem", "note", "ok")

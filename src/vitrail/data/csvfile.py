@@ -12,7 +12,8 @@ from PIL import Image
 
 from vitrail.data.decode import read_image
 from vitrail.data.names import PackedNames, label_name
-from vitrail.data.source import PART_NAMES, PARTS, Targets, file_stamp
+from vitrail.data.parts import part_named
+from vitrail.data.source import PARTS, LeftOut, Targets, file_stamp
 from vitrail.errors import DataError
 
 _COLUMN_NAMES = {
@@ -54,6 +55,7 @@ class CsvSource:
         self._names = PackedNames(row.image for row in rows)
         self.classes, self.targets = _encoded([row.labels for row in rows])
         self.part = np.array([row.part for row in rows], np.uint8)
+        self.left_out: tuple[LeftOut, ...] = ()
         self.notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -135,10 +137,10 @@ def _column(file: Path, header: Sequence[str], kind: str, chosen: str | None) ->
 
 
 def _part_index(where: str, name: str) -> int:
-    for i, part in enumerate(PARTS):
-        if name.strip().lower() in PART_NAMES[part]:
-            return i
-    raise DataError(f"{where}: the split is '{name}', not {', '.join(PARTS)}")
+    part = part_named(name)
+    if part is None:
+        raise DataError(f"{where}: the split is '{name}', not {', '.join(PARTS)}")
+    return PARTS.index(part)
 
 
 def _encoded(labels: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], Targets]:

@@ -23,25 +23,15 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Num, UInt8
-from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from vitrail.data.formats import FORMATS, HEAD_BYTES, image_format, unread
 from vitrail.errors import DataError
 
 try:
     import simplejpeg
 except ImportError:  # of the extra `data`; without it, the same pixels
     simplejpeg = None
-
-_AVIF = features.check("avif")
-
-# Pillow opens an MPO, a JPEG with more pictures behind the first, through its JPEG plugin.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(("AVIF",) if _AVIF else ()))
-
-IMAGE_EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    *((".avif",) if _AVIF else ()),
-)
 
 MAX_SIDE = 65_535  # the longest that a JPEG can state; more is no picture that a model can use
 
@@ -126,7 +116,7 @@ def read_pixels(
     Raises UnreadableImage as `read_image` does.
     """
     try:
-        with _stream(file) as stream, Image.open(stream, formats=FORMATS) as image:
+        with _stream(file) as stream, _opened(stream) as image:
             _check_size(image, max_pixels)
             if image.format in ("JPEG", "MPO"):
                 return _read_jpeg(image, stream, mode, shown, fast)
@@ -186,9 +176,21 @@ _WHITE = (255, 255, 255)
 
 
 def _decode(stream: BinaryIO, max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
-    with Image.open(stream, formats=FORMATS) as image:
+    with _opened(stream) as image:
         _check_size(image, max_pixels)
         return _upright_rgb(image, background)
+
+
+def _opened(stream: BinaryIO) -> ImageFile.ImageFile:
+    try:
+        return Image.open(stream, formats=FORMATS)
+    except UnidentifiedImageError:
+        stream.seek(0)
+        form = image_format(stream.read(HEAD_BYTES))
+        if form is None or form in FORMATS:
+            raise
+        name, reason = unread(form)
+        raise UnreadableImage(f"its content is {name}, {reason}") from None
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

@@ -16,6 +16,7 @@ from pydantic import Discriminator, TypeAdapter, ValidationError
 from vitrail.data import Splits, open_splits, open_streamed
 from vitrail.data.augment import AugmentConfig
 from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX
+from vitrail.data.layout import FolderRules
 from vitrail.data.loader import Reading
 from vitrail.data.mix import check_mixable
 from vitrail.data.preprocess import Interpolation, Preprocess, Resize
@@ -50,6 +51,12 @@ class DataConfig:
     """Share of each class held out, where the data brings no split of its own."""
     image_column: str | None = None
     label_column: str | None = None
+    parts: str = "auto"
+    """Which folders of a folder are its parts. auto: by their names; none: all are classes; or as
+    train=DIR,val=DIR,test=DIR, where a part may be given twice."""
+    follow_links: bool = False
+    """Follow symbolic links to folders elsewhere. Those to files and within the data are
+    followed anyway."""
     max_unreadable: float = 0.01
     """Share of damaged images up to which training goes on without them."""
     resize: Resize = "crop"
@@ -75,6 +82,10 @@ class DataConfig:
     def streamed(self) -> bool:
         """Whether training images are read from front to back."""
         return self.path.startswith(STREAM_PREFIX)
+
+    def rules(self) -> FolderRules:
+        """How a folder of images is understood."""
+        return FolderRules(parts=self.parts, follow_links=self.follow_links)
 
     def reading(self) -> Reading:
         """How images are read."""
@@ -435,6 +446,7 @@ def open_data_of(
         val_fraction=config.data.val_fraction,
         image_column=config.data.image_column,
         label_column=config.data.label_column,
+        rules=config.data.rules(),
         assignment=assignment,
         allow_missing=allow_missing,
     )
