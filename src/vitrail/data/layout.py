@@ -79,15 +79,17 @@ class _Finder:
                     f"--data.parts {shlex.quote(parts)}: it is auto, none, or as in "
                     "train=DIR,val=DIR,test=DIR"
                 )
-            place = posixpath.normpath(folder)
+            place = posixpath.normpath(folder) if folder not in (".", "./") else ""
             if place not in self._tree.folders:
                 near = get_close_matches(place, self._tree.folders, n=1)
                 hint = f": did you mean {printable(near[0])}?" if near else ""
                 raise UsageError(f"--data.parts: {self._name} has no folder {folder}{hint}")
             places.append((part, self._through(place)))
         for _, one in places:
-            if sum(f"{other}/".startswith(f"{one}/") for _, other in places) > 1:
-                raise UsageError(f"--data.parts: {one} would be in two parts, or twice in one")
+            if sum(not one or f"{other}/".startswith(f"{one}/") for _, other in places) > 1:
+                raise UsageError(
+                    f"--data.parts: {one or '.'} would be in two parts, or twice in one"
+                )
         return Layout(tuple(places))
 
     def found(self) -> Layout:
@@ -183,8 +185,8 @@ class _Finder:
         below = shortened(sorted(map(printable, shared)), 3)
         if len({part_named(name) for name in shared} - {None}) > 1:
             raise UsageError(
-                f"{self._name}: {shortened(map(printable, alike), 3)} hold {below} each, but a part "
-                f"holds the classes: let folders lie as in train/{posixpath.basename(alike[0])}; "
+                f"{self._name}: {shortened(map(printable, alike), 3)} hold {below} each, but parts "
+                f"hold the classes: let folders lie as in train/{posixpath.basename(alike[0])}; "
                 "or mix the parts with --data.parts none"
             )
         raise self._asking({}, f"they hold the same folders: {below}", alike)

@@ -128,12 +128,12 @@ class _Walk:
             if not (inside or self._follow_links):
                 self._left_out.add("symbolic links to folders elsewhere", _FOLLOW, path)
                 return False
-            # Links among linked folders can multiply without end, so these are entered once each.
-            if parent in self._linked and real in self._seen:
-                self._left_out.add("symbolic links", "what they lead to is read already", path)
-                return False
         if linked and real in self._above(parent):
             self._left_out.add("symbolic links", "they lead in a circle", path)
+            return False
+        # Links among linked folders can multiply without end, so these are entered once each.
+        if is_link and parent in self._linked and real in self._seen:
+            self._left_out.add("symbolic links", "what they lead to is read already", path)
             return False
         self._real[path] = real
         if linked:
