@@ -194,6 +194,13 @@ def test_parts_are_known_by_all_their_usual_names(tmp_path: Path, folders: dict[
     assert source.left_out == ()
 
 
+def test_an_image_that_strays_into_a_part_does_not_make_it_a_class(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        save(save_parts(tmp_path, part), **{part: 1})
+    source = open_data(tmp_path)
+    assert (source.classes, source.left_out[0].count) == (("cat", "dog"), 2)
+
+
 def test_what_lies_beside_the_parts_is_told(tmp_path: Path) -> None:
     data = save_parts(tmp_path, "train", "val", "extra", "train_part2")
     source = open_data(data)
@@ -245,7 +252,9 @@ def test_parts_within_classes_and_parts_without_classes_are_no_classes(tmp_path:
 def test_classes_that_are_called_like_parts_are_classes(
     tmp_path: Path, classes: tuple[str, ...]
 ) -> None:
-    source = open_data(save(tmp_path, **dict.fromkeys(classes, 2)))
+    save(tmp_path, **dict.fromkeys(classes, 2))
+    save(tmp_path / classes[0], steam=2, diesel=2)
+    source = open_data(tmp_path)
     assert source.classes == tuple(sorted(classes)) and source.notes == ()
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from vitrail.data.decode import read_image
 from vitrail.data.formats import IMAGE_EXTENSIONS
 from vitrail.data.layout import USUAL, FolderRules, Layout, find_layout
-from vitrail.data.names import PackedNames, label_name, printable
+from vitrail.data.names import PackedNames, label_name, printable, shortened
 from vitrail.data.source import PARTS, LeftOut, Tally, Targets, file_stamp
 from vitrail.data.walk import Tree, walk
 from vitrail.errors import DataError
@@ -48,7 +48,10 @@ class FolderSource:
         if not filled:
             raise DataError(_no_images(self._root, tree, self.left_out))
         self.classes = tuple(sorted({folder.label for folder in filled}))
+        empty = sorted({folder.label for folder in folders} - set(self.classes))
         self.notes = layout.notes
+        if empty:
+            self.notes += (f"class folders without images: {shortened(empty)}",)
         sizes = [len(folder.images) for folder in filled]
         index = {name: i for i, name in enumerate(self.classes)}
         labels = [index[folder.label] for folder in filled]
@@ -81,14 +84,11 @@ class _ClassFolder(NamedTuple):
 
 
 def _unused(tree: Tree, layout: Layout, folders: list[_ClassFolder]) -> tuple[LeftOut, ...]:
-    """Images that lie in no class folder, and class folders without images."""
+    """Images that lie in no class folder."""
     classes = {folder.path for folder in folders}
     places = [place for _, place in layout.places]
     around = {parent for place in places for parent in _upwards(place)}
     unused = Tally()
-    filled = {folder.label for folder in folders if folder.images}
-    empty = sorted({folder.label for folder in folders} - filled)
-    unused.add("class folders", "they hold no images", *empty)
     beside = f"beside {', '.join(map(printable, places))}; --data.parts can take them in"
     for path, folder in tree.folders.items():
         if folder.images and classes.isdisjoint(_upwards(path)):

@@ -99,13 +99,17 @@ class _Finder:
         named = self._named(top)
         parts = {name.part for name in named.values()}
         places = {path: self._through(path) for path in named}
-        solid = [path for path in named if self._is_solid(places[path])]
-        if not named or (not solid and len(parts) == 1):
+        beside = len(named) < len(folders)
+        filled = [place for place in places.values() if self._inside(place)]
+        # A class may be called train, and hold folders beside its images.
+        if beside and len(parts) == 1:
+            filled = [place for place in filled if self._is_solid(place)]
+        if len(parts) < 2 and not filled:
             self._refuse_alike(folders)
             return Layout((("train", ""),))
-        if not solid:
+        if not filled:
             raise self._asking(named, "they hold images, and no class folders")
-        if len(parts) == 1 and len(named) < len(folders):
+        if beside and len(parts) == 1:
             raise self._asking(named, "folders of other names lie beside", folders)
         self._refuse_two_kinds_of_val(named)
         found = self._unwrapped({(named[path].part, place) for path, place in places.items()})
@@ -115,7 +119,7 @@ class _Finder:
         return [path for path in self._tree.folders[path].folders if path in self._holding]
 
     def _is_solid(self, path: str) -> bool:
-        """Whether a folder can be a part: it holds folders of images, and no image itself."""
+        """Whether a folder holds folders of images, and no image itself."""
         return bool(self._inside(path)) and not self._tree.folders[path].images
 
     def _top(self) -> str:
