@@ -19,7 +19,8 @@ from vitrail.bench.macs import macs
 from vitrail.bench.measure import BATCH, Place, Precision, Speed, model_labeller, speeds
 from vitrail.bench.memory import peak_memory
 from vitrail.bench.patches import BASE, Verdict, measure_patches, verdicts
-from vitrail.cli.parse import FolderFlags, parse
+from vitrail.cli.folder import FolderFlags
+from vitrail.cli.parse import parse
 from vitrail.cli.screen import TrainingScreen, say
 from vitrail.data import open_data
 from vitrail.data.layout import USUAL

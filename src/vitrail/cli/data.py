@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from vitrail.cli.parse import FolderFlags, parse
+from vitrail.cli.folder import FolderFlags
+from vitrail.cli.parse import parse
 from vitrail.cli.screen import CountingScreen
 from vitrail.data import PARTS, SAMPLES, CheckReport, PartedSource, check, fetch, open_data
 from vitrail.data.csvfile import Columns

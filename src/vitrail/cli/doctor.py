@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vitrail.cli.parse import FolderFlags, parse
+from vitrail.cli.folder import FolderFlags
+from vitrail.cli.parse import parse
 from vitrail.data.csvfile import Columns
 from vitrail.data.layout import USUAL
 from vitrail.doctor import Finding, examine, is_run

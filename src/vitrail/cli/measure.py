@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vitrail.cli.parse import FolderFlags, parse
+from vitrail.cli.folder import FolderFlags
+from vitrail.cli.parse import parse
 from vitrail.data import UnreadableImage
 from vitrail.data.layout import USUAL
 from vitrail.data.source import LeftOut

@@ -1,16 +1,11 @@
 """Arguments to a typed value, by tyro, with our exit code for bad usage."""
 
 from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import tyro
 
-from vitrail.data.layout import FolderRules
-
 T = TypeVar("T")
-
-FolderFlags = Annotated[FolderRules, tyro.conf.arg(name="data")]
-"""--data.parts and --data.follow-links, the same in every verb."""
 
 
 def parse(

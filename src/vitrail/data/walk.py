@@ -88,7 +88,9 @@ class _Walk:
             self._seen.add(self._real[path])
             folders[path] = found = self._list(path)
             pending += reversed(found.folders)
-        return Tree(folders, self._left_out.told())
+        # What is meant least goes last.
+        told = sorted(self._left_out.told(), key=lambda one: one.kind == HIDDEN[0])
+        return Tree(folders, tuple(told))
 
     def _list(self, folder: str) -> Folder:
         found = Folder([], [])
