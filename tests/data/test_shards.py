@@ -557,7 +557,7 @@ def test_what_is_no_plain_file_in_place_is_left_out_and_told(tmp_path: Path) -> 
         add("good.PNG", content=picture(2))
         add("bare.png", content=picture(3))
         add("good.jpe", content=picture(4))
-        add("IMG_1.HEIC", content=b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
+        add("b.jxl", content=b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(99))
         add("good.npy", content=b"\x93NUMPY")
     before = tree(tmp_path / "data")
     source = open_data(file)
@@ -580,7 +580,7 @@ def test_what_is_no_plain_file_in_place_is_left_out_and_told(tmp_path: Path) -> 
         "hidden and system files": (1, ("x.tar: ._good.png",)),
         "further images of one key": (1, ("x.tar: good.PNG",)),
         "images of other endings": (1, ("x.tar: good.jpe",)),
-        "HEIC images": (1, ("x.tar: IMG_1.HEIC",)),
+        "JPEG XL images": (1, ("x.tar: b.jxl",)),
         "members that are neither": (1, ("x.tar: good.npy",)),
         "labels without an image": (
             5,
@@ -757,3 +757,21 @@ def test_a_million_members(tmp_path: Path) -> None:
     source = ShardSource(tmp_path / "x.tar")
     assert (len(source), len(source.classes)) == (500_000, 1000)
     assert len(pickle.dumps(source)) < 500_000 * 60
+
+
+def test_what_lies_beside_shards_is_told_and_their_parts_have_all_usual_names(
+    tmp_path: Path,
+) -> None:
+    for part in ("train2017", "dev"):
+        (tmp_path / part).mkdir()
+        members = {f"{i}.{e}": c for i in range(2) for e, c in (("png", picture(i)), ("cls", b"1"))}
+        write_tar(tmp_path / part / "0.tar", members)
+    for name in ("README.md", "dev/1.tar.gz", "dev/.DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    source = open_data(tmp_path)
+    assert source.part.tolist() == [1, 1, 0, 0]
+    assert {one.kind: one.examples for one in source.left_out} == {
+        "other files": ("README.md",),
+        "compressed tar files": ("1.tar.gz",),
+        "hidden and system files": ("dev/.DS_Store",),
+    }

@@ -198,7 +198,7 @@ def _nothing_found(root: Path, listings: Sequence[Listing]) -> str:
 def _beside(root: Path, shards: Sequence[Path]) -> tuple[LeftOut, ...]:
     """Files that lie beside the shards and are not read."""
     unused = Tally()
-    for folder in sorted({shard.parent for shard in shards}) if root.is_dir() else ():
+    for folder in sorted({root, *(shard.parent for shard in shards)}) if root.is_dir() else ():
         for file in sorted({*folder.iterdir()} - {*shards, root / INDEX, root / "classes.txt"}):
             if is_hidden(file.name):
                 unused.add(*HIDDEN, str(file.relative_to(root)))
