@@ -27,6 +27,7 @@ from vitrail.data import Source, Targets, open_data
 from vitrail.data.csvfile import Columns, list_file
 from vitrail.data.decode import Encoded
 from vitrail.data.hub import place_of
+from vitrail.data.layout import USUAL, FolderRules
 from vitrail.data.loader import EvalLoader, one_hot
 from vitrail.data.names import shortened, title_of
 from vitrail.data.source import PARTS, Joined, PartedSource, Subset, encoded
@@ -75,6 +76,8 @@ class Evaluation:
     """How often, and how, the model looked at each image: a name in `vitrail.tasks.tta.LOOKS`."""
     tokens: str | None = None
     """With how many fewer tokens than the run's own model: `tome:r=13`."""
+    of_data: tuple[str, ...] = ()
+    """What of the data was left out, and the like; of other data than the run's own."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -145,7 +148,7 @@ class Evaluation:
 
     def notes(self) -> list[str]:
         """What a reader of the numbers has to know besides, a sentence each."""
-        metrics, found = self.metrics, []
+        metrics, found = self.metrics, list(self.of_data)
         if metrics.images < FEW:
             found.append(
                 f"measured on only {metrics.images} {self.noun}: the intervals are wide, and rough "
@@ -178,6 +181,7 @@ def evaluate(
     *,
     data: str | None = None,
     columns: Columns | None = None,
+    rules: FolderRules = USUAL,
     split: Part | None = None,
     checkpoint: str | None = None,
     device: str | None = None,
@@ -189,7 +193,7 @@ def evaluate(
     """Measure `run`, and write metrics.json and predictions.csv into its folder.
 
     `data` is other images than the run's own, in classes that the model knows; `columns` names its
-    columns, by default as the run's are. `split` is the part
+    columns, by default as the run's are, and `rules` are for a folder. `split` is the part
     that is measured; the default is the test part, else the validation part, else (of other data)
     all. `checkpoint` is last or best, by default the one that the run keeps; `device` the run's.
     `tta` averages several looks at each image (test-time augmentation: flip, scales, flip+scales);
@@ -205,7 +209,12 @@ def evaluate(
     looks(tta)  # so that a wrong name is told at once
     loaded = load(run, checkpoint, tokens)
     named = data or loaded.config.data.path
-    chosen = _open_other(data, columns, loaded.config, split) if data else _open_own(loaded, split)
+    if data:
+        chosen = _open_other(data, columns, rules, loaded.config, split)
+    elif rules != USUAL:
+        raise UsageError("--data.parts and --data.follow-links go with --data: the run has its own")
+    else:
+        chosen = _open_own(loaded, split)
     source = _Matched(chosen.source, loaded, named)
     place = world.device(device or loaded.config.device)
     loader = EvalLoader(
@@ -239,6 +248,7 @@ def evaluate(
         model_images_per_second=n / predicted.model_seconds,
         tta=tta,
         tokens=tokens,
+        of_data=chosen.notes,
     )
     if world.lead:
         _write(evaluation)
@@ -249,6 +259,7 @@ class _Chosen(NamedTuple):
     part: Part
     source: Source
     held_out: bool
+    notes: tuple[str, ...] = ()
 
 
 def _open_own(loaded: LoadedRun, split: Part | None) -> _Chosen:
@@ -272,20 +283,22 @@ def _open_own(loaded: LoadedRun, split: Part | None) -> _Chosen:
 
 
 def _open_other(
-    data: str, columns: Columns | None, config: TrainConfig, split: Part | None
+    data: str, columns: Columns | None, rules: FolderRules, config: TrainConfig, split: Part | None
 ) -> _Chosen:
     """Other images: the part that their maker has set apart for tests, or all."""
     if not any(columns or ()) and list_file(Path(data).expanduser()):
         own = config.data
         columns = Columns(own.image_column, own.label_column, own.split_column)
-    source: PartedSource = open_data(data, columns)
+    source: PartedSource = open_data(data, columns, rules)
+    notes = (*(one.sentence() for one in source.left_out), *source.notes)
     there = [name for number, name in enumerate(PARTS) if (source.part == number).any()]
     part = split or _set_apart(there)
     if part == "all":
-        return _Chosen(part, source, False)
+        return _Chosen(part, source, False, notes)
     if part not in there:
         raise UsageError(f"{data} has no part '{part}': {_list(there)}")
-    return _Chosen(part, Subset(source, np.flatnonzero(source.part == PARTS.index(part))), False)
+    chosen = Subset(source, np.flatnonzero(source.part == PARTS.index(part)))
+    return _Chosen(part, chosen, False, notes)
 
 
 def _set_apart(parts: Sequence[str]) -> Part:

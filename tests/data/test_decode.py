@@ -21,6 +21,7 @@ from PIL import Image, features
 
 from vitrail.data import FORMATS, UnreadableImage, decode, read_image
 from vitrail.data.decode import DEEP, Slice, eight_bits, read_pixels, reduction
+from vitrail.data.formats import HEAD_BYTES, image_format, unread
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError
 
@@ -406,7 +407,12 @@ def test_a_wrong_extension_does_no_harm(tmp_path: Path, kind: str) -> None:
         (b"<!DOCTYPE html><html><body>404</body></html>", "none of the formats JPEG, PNG"),
         (b"\x00" * 1000, "none of the formats"),
         (encoded(photo(), "TGA"), "none of the formats"),
-        (encoded(photo(), "ICO"), "none of the formats"),
+        (encoded(photo(), "ICO"), "its content is ICO, a format that is not read"),
+        pytest.param(
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99),
+            "HEIC, .* install pillow-heif",
+            marks=pytest.mark.skipif("HEIF" in FORMATS, reason="its plug-in is installed"),
+        ),
         (encoded(photo(), "PDF"), "none of the formats"),
         (encoded(photo(), "EPS"), "none of the formats"),
         (encoded(photo(), "JPEG")[:400], "damaged"),
@@ -424,7 +430,29 @@ def test_what_is_no_image_says_so_with_its_name(
 
 
 def test_only_the_listed_formats_have_decoders() -> None:
-    assert set(FORMATS) <= {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF"}
+    usual = {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"}
+    assert usual <= set(FORMATS) <= usual | {"AVIF", "HEIF", "JPEG2000"}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_each_format_is_known_by_its_first_bytes(form: str) -> None:
+    content = encoded(photo(), form)
+    assert image_format(content[:HEAD_BYTES]) == form
+    assert image_format(b"x" + content[:HEAD_BYTES]) is None
+
+
+@given(st.binary(max_size=HEAD_BYTES), st.text(max_size=9))
+def test_any_first_bytes_have_a_format_or_none(head: bytes, name: str) -> None:
+    form = image_format(head, name)
+    assert form is None or form in FORMATS or unread(form).reason
+
+
+@pytest.mark.skipif("JPEG2000" not in FORMATS, reason="this Pillow is built without it")
+def test_a_jpeg_2000_that_is_cut_is_refused() -> None:
+    content = encoded(photo(), "JPEG2000")
+    for size in range(0, len(content), len(content) // 40):
+        with pytest.raises(UnreadableImage):
+            read_image(content[:size])
 
 
 # Files that are none

@@ -34,6 +34,7 @@ from vitrail.bench.measure import (
     speeds,
 )
 from vitrail.bench.memory import peak_memory
+from vitrail.data.layout import USUAL
 from vitrail.errors import DataError, UsageError, VitrailError
 from vitrail.metrics import Estimate, paired, share
 from vitrail.models import ModelConfig, build, count_parameters
@@ -66,6 +67,9 @@ class Settings:
     image_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None
+    parts: str = USUAL.parts
+    follow_links: bool = USUAL.follow_links
+    """As in `FolderRules`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +165,7 @@ def open_folder(out: Path, settings: Settings) -> None:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file} is damaged: choose another folder with --out") from error
         now = json.loads(json.dumps(asdict(settings)))
+        before = asdict(USUAL) | before  # what folders of before do not say
         changed = [
             f"{name} {before.get(name)}, not {now[name]}"
             for name in now

@@ -17,7 +17,8 @@ from vitrail.bench.macs import macs
 from vitrail.bench.measure import BATCH, Place, Precision, Speed, model_labeller, speeds
 from vitrail.bench.memory import peak_memory
 from vitrail.bench.patches import BASE, Verdict, measure_patches, verdicts
-from vitrail.cli.parse import NO_COLUMNS, DataColumns, parse
+from vitrail.cli.dataset import AS_FOUND, OfData
+from vitrail.cli.parse import parse
 from vitrail.cli.screen import TrainingScreen, say
 from vitrail.cli.table import Column, print_table, print_text
 from vitrail.data import open_data
@@ -47,7 +48,7 @@ class CompareArgs:
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """The images."""
-    columns: DataColumns = NO_COLUMNS
+    how: OfData = AS_FOUND
     models: str = _MODELS
     """Names that `vitrail models` lists, with commas between them; and hog, the traditional
     baseline."""
@@ -136,7 +137,7 @@ def _compare(args: Sequence[str]) -> dict[str, Any]:
         threads=base.threads or 1,
         device=str(pick_device(given.device)),
         seed=given.seed,
-        **asdict(given.columns),
+        **asdict(given.how),
     )
     out = given.out or _free_folder()
     length = words.duration(60 * given.minutes)
@@ -194,16 +195,15 @@ def _names(listed: str, known: Sequence[str]) -> list[str]:
 
 def _base(given: CompareArgs) -> TrainConfig:
     """The recipe's config for the data, at the comparison's length and on its place."""
-    config = RECIPES["scratch"].config(
-        facts(given.data, open_data(given.data, given.columns.columns()))
-    )
+    source = open_data(given.data, given.how.columns(), given.how.rules())
+    config = RECIPES["scratch"].config(facts(given.data, source))
     path = Path(given.data).expanduser()
     return replace(
         config,
         data=replace(
             config.data,
             path=str(path.resolve()) if path.exists() else given.data,
-            **asdict(given.columns),
+            **asdict(given.how),
         ),
         minutes=given.minutes,
         precision=given.precision or config.precision,

@@ -1,16 +1,17 @@
 """`vitrail data`: look at a data set before hours are spent on it, make shards, fetch a sample."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from vitrail.cli.parse import NO_COLUMNS, DataColumns, parse
+from vitrail.cli.dataset import AS_FOUND, OfData
+from vitrail.cli.parse import parse
 from vitrail.cli.screen import CountingScreen
-from vitrail.data import SAMPLES, CheckReport, check, fetch, open_data
+from vitrail.data import PARTS, SAMPLES, CheckReport, PartedSource, check, fetch, open_data
 from vitrail.data.greys import cut_sentence
 from vitrail.data.shards import changed_shards
 from vitrail.data.write_shards import write_shards
@@ -26,7 +27,7 @@ class CheckArgs:
 
     data: Annotated[str, tyro.conf.Positional]
     """A folder, a .csv or .txt, a .npz, IDX files, shards, samples:NAME, or hf:NAME."""
-    columns: DataColumns = NO_COLUMNS
+    how: OfData = AS_FOUND
     threads: int = os.cpu_count() or 1
 
 
@@ -42,7 +43,7 @@ class ShardArgs:
     """5,000, if no size is given."""
     megabytes: float | None = None
     """So large, instead."""
-    columns: DataColumns = NO_COLUMNS
+    how: OfData = AS_FOUND
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,20 @@ def data(args: Sequence[str]) -> dict[str, Any]:
 
 def _check(args: Sequence[str]) -> dict[str, Any]:
     given = parse(CheckArgs, args, "data check", "Read every image; change nothing.")
-    source = open_data(given.data, given.columns.columns())
+    source = open_data(given.data, given.how.columns(), given.how.rules())
     with CountingScreen("reading", len(source)) as screen:
         report = check(source, given.threads, screen.done)
     changed = changed_shards(Path(given.data).expanduser())
-    _print_report(report, source.notes)
+    parts = {name: int((source.part == i).sum()) for i, name in enumerate(PARTS)}
+    parts = {name: count for name, count in parts.items() if count}
+    _print_report(report, parts, source)
     _print_list("shards are not as they were written", changed)
     return {
         "data": given.data,
         "images": report.images,
         "classes": report.counts,
+        "parts": parts,
+        "left_out": _left_out(source, report.unreadable),
         "unreadable": [{"key": key, "reason": why} for key, why in report.unreadable],
         "width": report.width and report.width._asdict(),
         "height": report.height and report.height._asdict(),
@@ -96,7 +101,22 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _print_report(report: CheckReport, notes: Sequence[str]) -> None:
+def _left_out(source: PartedSource, unreadable: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Everything that is not used, of a kind or by its key."""
+    return [
+        *map(asdict, source.left_out),
+        *({"key": key, "count": 1, "reason": why} for key, why in unreadable),
+    ]
+
+
+def _print_sentences(source: PartedSource) -> None:
+    for one in source.left_out:
+        print(f"note      {one.sentence()}")
+    for note in source.notes:
+        print(f"note      {note}")
+
+
+def _print_report(report: CheckReport, parts: Mapping[str, int], source: PartedSource) -> None:
     print(f"{report.images} images in {len(report.counts)} classes")
     for label, count in report.counts.items():
         print(f"  {count:>7}  {label}")
@@ -104,17 +124,18 @@ def _print_report(report: CheckReport, notes: Sequence[str]) -> None:
         w, h = report.width, report.height
         print(f"width     {w.least} to {w.greatest} pixels, median {w.median}")
         print(f"height    {h.least} to {h.greatest} pixels, median {h.median}")
+    print(f"parts     {', '.join(f'{name} {count:,}' for name, count in parts.items())}")
     if report.greys:
         print(f"greys     {report.greys.sentence()}")
     if report.deep_colours:
         print(f"colours   {cut_sentence(report.deep_colours)}")
-    for note in notes:
-        print(f"note      {note}")
+    _print_sentences(source)
     _print_list("cannot be read", [f"{key}: {why}" for key, why in report.unreadable])
     _print_list("groups of equal images", [" = ".join(g) for g in report.duplicates])
     _print_list("of them with different labels", [" = ".join(g) for g in report.conflicts])
     if not report.unreadable:
-        print("every image can be read")
+        used = " that is used" if source.left_out else ""
+        print(f"every image{used} can be read")
 
 
 def _print_list(what: str, lines: Sequence[str]) -> None:
@@ -128,7 +149,7 @@ def _print_list(what: str, lines: Sequence[str]) -> None:
 
 def _shard(args: Sequence[str]) -> dict[str, Any]:
     given = parse(ShardArgs, args, "data shard", "Write a data set as tar files (WebDataset).")
-    source = open_data(given.data, given.columns.columns())
+    source = open_data(given.data, given.how.columns(), given.how.rules())
     with CountingScreen("writing", len(source)) as screen:
         written = write_shards(
             source,
@@ -138,8 +159,7 @@ def _shard(args: Sequence[str]) -> dict[str, Any]:
             megabytes=given.megabytes,
             on_done=screen.done,
         )
-    for note in source.notes:
-        print(f"note      {note}")
+    _print_sentences(source)
     print(
         f"{written.images} images in {len(written.shards)} shards, {written.size / 1e6:,.1f} MB; "
         f"train on them with: vitrail train {given.out}"
@@ -152,7 +172,7 @@ def _shard(args: Sequence[str]) -> dict[str, Any]:
         "images": written.images,
         "shards": list(written.shards),
         "bytes": written.size,
-        "left_out": [{"key": key, "reason": why} for key, why in left_out],
+        "left_out": _left_out(source, left_out),
         "notes": list(source.notes),
         "exit_code": 3 if left_out else 0,
     }

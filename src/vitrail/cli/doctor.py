@@ -12,7 +12,8 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from vitrail.cli.parse import NO_COLUMNS, DataColumns, parse
+from vitrail.cli.dataset import AS_FOUND, OfData
+from vitrail.cli.parse import parse
 from vitrail.cli.table import print_facts
 from vitrail.doctor import Finding, examine, is_run
 from vitrail.doctor.finding import Level
@@ -33,7 +34,7 @@ class DoctorArgs:
     ] = ()
     """DATA is a folder, a .csv or .txt, a .npz, IDX files, shards, samples:NAME, hf:NAME, or
     hf-stream:NAME; RUN is a folder that vitrail train wrote."""
-    columns: DataColumns = NO_COLUMNS
+    how: OfData = AS_FOUND
 
 
 def doctor(args: Sequence[str]) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def doctor(args: Sequence[str]) -> dict[str, Any]:
         raise UsageError(
             f"one data set and one run at a time: {' '.join(given.places)} are more than that"
         )
-    looks = examine(data[0] if data else None, runs[0] if runs else None, given.columns.columns())
+    columns, rules = given.how.columns(), given.how.rules()
+    looks = examine(data[0] if data else None, runs[0] if runs else None, columns, rules)
     findings = list(_shown(looks))
     counts = Counter(finding.level for finding in findings)
     levels: tuple[Level, ...] = ("problem", "note", "ok")

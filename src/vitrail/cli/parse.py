@@ -1,33 +1,11 @@
 """Arguments to a typed value, by tyro, with our exit code for bad usage."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import tyro
 
-from vitrail.data.csvfile import Columns
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ColumnFlags:
-    """The columns of DATA, called as in `vitrail train`, or in short."""
-
-    image_column: Annotated[str | None, tyro.conf.arg(aliases=("--image-column",))] = None
-    """Its name; in a list without a header its number, from 1."""
-    label_column: Annotated[str | None, tyro.conf.arg(aliases=("--label-column",))] = None
-    split_column: Annotated[str | None, tyro.conf.arg(aliases=("--split-column",))] = None
-
-    def columns(self) -> Columns:
-        """As `open_data` takes them."""
-        return Columns(self.image_column, self.label_column, self.split_column)
-
-
-DataColumns = Annotated[ColumnFlags, tyro.conf.arg(name="data")]
-NO_COLUMNS = ColumnFlags()
-"""None named: they are found by their names, or their values."""
 
 
 def parse(

@@ -22,6 +22,7 @@ from vitrail.cli.screen import TrainingScreen, clock, say
 from vitrail.data import open_data
 from vitrail.data.csvfile import Columns
 from vitrail.data.hub import STREAM_PREFIX, open_streams
+from vitrail.data.layout import FolderRules
 from vitrail.data.stream import StreamSettings
 from vitrail.errors import DataError, UsageError, VitrailError, unknown_name
 from vitrail.models import ModelConfig, ViTConfig, model_config, with_tokens
@@ -317,7 +318,7 @@ def _facts(
     )
     columns = Columns(*(str(name) if name is not None else None for name in named))
     if not data.startswith(STREAM_PREFIX):
-        return facts(data, open_data(data, columns), start)
+        return facts(data, open_data(data, columns, _rules(args, changes)), start)
     classes, epoch = (
         _value(args, f"--data.stream.{name}") or changes.get(f"data.stream.{name}")
         for name in ("classes", "epoch")
@@ -328,7 +329,15 @@ def _facts(
         buffer=1,  # the order does not matter
     )
     name = data.removeprefix(STREAM_PREFIX)
-    return facts(data, open_streams(name, columns, seed=0, settings=settings)["train"], start)
+    streams = open_streams(name, columns, seed=0, settings=settings).parts
+    return facts(data, streams["train"], start)
+
+
+def _rules(args: Sequence[str], changes: Mapping[str, Any]) -> FolderRules:
+    """How a folder of images is to be understood; what is no such value, tyro tells later."""
+    parts = _value(args, "--data.parts") or changes.get("data.parts") or "auto"
+    links = _value(args, "--data.follow-links") or changes.get("data.follow_links")
+    return FolderRules(parts=str(parts), follow_links=str(links).lower() == "true")
 
 
 def _model(row: str, config: TrainConfig, start: Opened | None) -> ModelConfig:

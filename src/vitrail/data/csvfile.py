@@ -14,10 +14,12 @@ import numpy as np
 from PIL import Image
 
 from vitrail.data.decode import read_image
-from vitrail.data.listed import ListedFiles, images_under
+from vitrail.data.listed import ListedFiles
 from vitrail.data.names import PackedNames, label_name, printable, shortened
-from vitrail.data.source import PART_NAMES, PARTS, LeftOut, Targets, file_stamp
+from vitrail.data.parts import part_named
+from vitrail.data.source import PARTS, LeftOut, Targets, file_stamp
 from vitrail.data.table import Table, is_image_name, read_table, refuse_misfits, refuse_rows
+from vitrail.data.walk import walk
 from vitrail.errors import DataError
 
 _COLUMN_NAMES = {
@@ -205,11 +207,7 @@ def _image_place(
 
 def _holds_parts(table: Table, i: int) -> bool:
     values = {row[i] for row in table.rows}
-    return len(values) > 1 and all(_part_index(value) is not None for value in values)
-
-
-def _part_index(name: str) -> int | None:
-    return next((i for i, part in enumerate(PARTS) if name.lower() in PART_NAMES[part]), None)
+    return len(values) > 1 and all(part_named(value) is not None for value in values)
 
 
 def _told(table: Table) -> str:
@@ -256,7 +254,7 @@ def _rows(file: Path, table: Table, places: _Places) -> list[_Row]:
         labels = tuple(
             dict.fromkeys(filter(None, map(label_name, re.split("[|;]", row[places.label]))))
         )
-        part = 0 if places.split is None else _part_index(row[places.split])
+        part = PARTS[0] if places.split is None else part_named(row[places.split])
         if not image:
             faults.append(f"line {line}: '{table.columns[places.image]}' is empty")
         elif not labels:
@@ -265,7 +263,7 @@ def _rows(file: Path, table: Table, places: _Places) -> list[_Row]:
             assert places.split is not None
             faults.append(f"line {line}: the split is '{row[places.split]}'")
         else:
-            rows.append(_Row(image, labels, part))
+            rows.append(_Row(image, labels, PARTS.index(part)))
     refuse_rows(
         file,
         faults,
@@ -331,18 +329,22 @@ def _refuse_twice(file: Path, lines: Sequence[int], names: Sequence[str]) -> Non
 def _left_out(
     file: Path, names: Sequence[str], files: ListedFiles, whole_folder: bool
 ) -> tuple[LeftOut, ...]:
-    """The images beside the listed ones, or in all of the file's folder, that it does not list."""
+    """The images beside the listed ones that the file does not list; or, in all of its folder, what
+    is no image as well.
+    """
     root = str(file.parent)
-    beside = images_under(root) if whole_folder else files.beside(names)
+    tree = walk(root, used=(file.name,)) if whole_folder else None
+    beside = tree.images() if tree else files.beside(names)
     listed = {os.path.normpath(os.path.join(root, name)) for name in names}
     unlisted = sorted(
         name for name in beside if os.path.normpath(os.path.join(root, name)) not in listed
     )
+    others = tree.left_out if tree else ()
     if not unlisted:
-        return ()
+        return others
     reason = "to use them, add a row for each"
     kind = f"images that {file.name} does not list"
-    return (LeftOut(kind, len(unlisted), reason, tuple(map(printable, unlisted[:5]))),)
+    return (LeftOut(kind, len(unlisted), reason, tuple(map(printable, unlisted[:5]))), *others)
 
 
 def _encoded(labels: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], Targets]:

@@ -28,25 +28,15 @@ from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
-from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from vitrail.data.formats import FORMATS, HEAD_BYTES, image_format, unread
 from vitrail.errors import DataError, UsageError
 
 try:
     import simplejpeg
 except ImportError:  # of the extra `data`; without it, the same pixels
     simplejpeg = None
-
-_AVIF = features.check("avif")
-
-# Pillow opens an MPO, a JPEG with more pictures behind the first, through its JPEG plugin.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(("AVIF",) if _AVIF else ()))
-
-IMAGE_EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    *((".avif",) if _AVIF else ()),
-)
 
 MAX_SIDE = 65_535  # the longest that a JPEG can state; more is no picture that a model can use
 
@@ -121,7 +111,7 @@ def read_image(
     try:
         if isinstance(found, Image.Image):
             return _plain(found, max_pixels, background)
-        with _stream(found) as stream, Image.open(stream, formats=FORMATS) as image:
+        with _stream(found) as stream, _image_in(stream) as image:
             return _plain(image, max_pixels, background)
     except Exception as error:  # whatever a decoder throws, the file is at fault
         raise UnreadableImage(_reason(error), file_name(found)) from error
@@ -147,7 +137,7 @@ def read_pixels(
     Raises UnreadableImage as `read_image` does.
     """
     try:
-        with _stream(file) as stream, Image.open(stream, formats=FORMATS) as image:
+        with _stream(file) as stream, _image_in(stream) as image:
             if image.format in ("JPEG", "MPO"):
                 _check_size(image, max_pixels)
                 return _read_jpeg(image, stream, mode, shown, fast)
@@ -162,7 +152,7 @@ def depth(file: Encoded) -> Literal["grey", "colour"] | None:
     keeps, or its colours (or greys with transparency), of which Pillow decodes the upper 8 bits.
     """
     try:
-        with _stream(file) as stream, Image.open(stream, formats=FORMATS) as image:
+        with _stream(file) as stream, _image_in(stream) as image:
             cut = any(";16" in str(tile[3]) for tile in image.tile)
             return "grey" if _deep(image) else "colour" if cut else None
     except Exception:  # whoever decodes it is told why
@@ -276,6 +266,19 @@ def file_name(file: Encoded | BinaryIO | Image.Image | None) -> str | None:
 
 
 _WHITE = (255, 255, 255)
+
+
+def _image_in(stream: BinaryIO) -> ImageFile.ImageFile:
+    """The image in a file, whose pixels are not decoded yet."""
+    try:
+        return Image.open(stream, formats=FORMATS)
+    except UnidentifiedImageError:
+        stream.seek(0)
+        form = image_format(stream.read(HEAD_BYTES))
+        if form is None or form in FORMATS:
+            raise
+        name, reason = unread(form)
+        raise UnreadableImage(f"its content is {name}, {reason}") from None
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from vitrail.data.decode import IMAGE_EXTENSIONS
+from vitrail.data.formats import IMAGE_EXTENSIONS
 
 _SEARCHED = 200
 """Folders that are looked through for where a name may lead instead."""
@@ -89,15 +89,6 @@ class ListedFiles:
         if folder not in self._folders:
             self._folders[folder] = _list(os.path.join(self._root, folder))
         return self._folders[folder]
-
-
-def images_under(root: str) -> Iterator[str]:
-    """Paths, relative to `root`, of the images in it at any depth; hidden ones do not count."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        place = os.path.relpath(folder, root)
-        for name in sorted(filter(_is_image, files)):
-            yield name if place == os.curdir else os.path.join(place, name)
 
 
 def _list(folder: str) -> _Folder:

@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import NamedTuple
 
-from vitrail.data.decode import IMAGE_EXTENSIONS
+from vitrail.data.formats import IMAGE_EXTENSIONS
 from vitrail.data.names import shortened
 from vitrail.errors import DataError
 

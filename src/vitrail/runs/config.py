@@ -17,6 +17,7 @@ from vitrail.data import Splits, open_splits, open_streamed
 from vitrail.data.augment import AugmentConfig
 from vitrail.data.greys import look_at_depths
 from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX
+from vitrail.data.layout import FolderRules
 from vitrail.data.loader import Reading
 from vitrail.data.mix import check_mixable
 from vitrail.data.preprocess import Interpolation, Preprocess, Resize
@@ -53,6 +54,12 @@ class DataConfig:
     """Its name; in a list without a header its number, from 1."""
     label_column: str | None = None
     split_column: str | None = None
+    parts: str = "auto"
+    """Which folders of a folder are its parts. auto: by their names; none: all are classes; or as
+    train=DIR,val=DIR,test=DIR, where a part may be given twice."""
+    follow_links: bool = False
+    """Follow symbolic links to folders elsewhere. Those to files and within the data are
+    followed anyway."""
     max_unreadable: float = 0.01
     """Share of damaged images up to which training goes on without them."""
     resize: Resize = "crop"
@@ -81,6 +88,10 @@ class DataConfig:
     def streamed(self) -> bool:
         """Whether training images are read from front to back."""
         return self.path.startswith(STREAM_PREFIX)
+
+    def rules(self) -> FolderRules:
+        """How a folder of images is understood."""
+        return FolderRules(parts=self.parts, follow_links=self.follow_links)
 
     def reading(self) -> Reading:
         """How images are read."""
@@ -443,6 +454,7 @@ def open_data_of(
         image_column=config.data.image_column,
         label_column=config.data.label_column,
         split_column=config.data.split_column,
+        rules=config.data.rules(),
         assignment=assignment,
         allow_missing=allow_missing,
     )
