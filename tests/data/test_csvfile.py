@@ -394,7 +394,8 @@ def test_images_beside_the_listed_ones_are_counted(tmp_path: Path) -> None:
     write(tmp_path, "file,label\nin/1.png,cat\n./in/2.png,dog\n")
     whole, file = open_data(tmp_path), open_data(tmp_path / "labels.csv")
     assert keys(whole) == keys(file) == ["in/1.png", "./in/2.png"]
-    (left,) = whole.left_out
+    left, hidden = whole.left_out
+    assert hidden.examples == ("in/.h.png",)
     assert (left.kind, left.count) == ("images that labels.csv does not list", 3)
     assert left.examples == ("5.png", "extra/4.png", "in/3.png")
     assert [(left.count, left.examples) for left in file.left_out] == [(1, ("in/3.png",))]

@@ -333,13 +333,18 @@ def _left_out(
     is no image as well.
     """
     root = str(file.parent)
-    tree = walk(root, used=(file.name,)) if whole_folder else None
-    beside = tree.images() if tree else files.beside(names)
     listed = {os.path.normpath(os.path.join(root, name)) for name in names}
-    unlisted = sorted(
-        name for name in beside if os.path.normpath(os.path.join(root, name)) not in listed
-    )
-    others = tree.left_out if tree else ()
+    others: tuple[LeftOut, ...] = ()
+    if whole_folder:
+        used = {os.path.relpath(place, root) for place in listed}
+        tree = walk(root, used={file.name, *used})
+        unlisted, others = tree.images(), tree.left_out
+    else:
+        unlisted = sorted(
+            name
+            for name in files.beside(names)
+            if os.path.normpath(os.path.join(root, name)) not in listed
+        )
     if not unlisted:
         return others
     reason = "to use them, add a row for each"

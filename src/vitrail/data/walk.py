@@ -6,7 +6,7 @@ The one rule for every verb that is given a folder: training, predict, doctor, s
 import os
 import posixpath
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
 from vitrail.data.formats import FORMATS, HEAD_BYTES, IMAGE_EXTENSIONS, image_format, unread
@@ -55,9 +55,9 @@ class Tree(NamedTuple):
         return sorted(found)
 
 
-def walk(root: str, *, follow_links: bool = False, used: Sequence[str] = ()) -> Tree:
-    """List `root`. A file is an image by its ending, or else by its first bytes. The files at the
-    paths `used` have a use of their own, and are neither images nor left out.
+def walk(root: str, *, follow_links: bool = False, used: Collection[str] = ()) -> Tree:
+    """List `root`. A file is an image by its ending, or else by its first bytes. What lies at the
+    paths `used` has a use already: it is neither listed nor left out.
 
     Symbolic links are followed to plain files anywhere, and to folders within `root`; with
     `follow_links` to folders anywhere. None is followed in a circle.
@@ -71,7 +71,7 @@ def walk(root: str, *, follow_links: bool = False, used: Sequence[str] = ()) -> 
 
 
 class _Walk:
-    def __init__(self, root: str, follow_links: bool, used: Sequence[str]) -> None:
+    def __init__(self, root: str, follow_links: bool, used: Collection[str]) -> None:
         self._root = root
         self._used = used
         self._follow_links = follow_links
@@ -100,6 +100,8 @@ class _Walk:
         with os.scandir(os.path.join(self._root, folder)) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 path = posixpath.join(folder, entry.name)
+                if path in self._used:
+                    continue
                 if is_hidden(entry.name):
                     self._left_out.add(*HIDDEN, path)
                     continue
@@ -119,8 +121,6 @@ class _Walk:
                         found.folders.append(path)
                 elif not is_file:
                     self._left_out.add("devices, pipes and sockets", "they are no files", path)
-                elif path in self._used:
-                    continue
                 elif entry.name.lower().endswith(IMAGE_EXTENSIONS) or self._is_image(path):
                     found.images.append(path)
         return found
