@@ -138,8 +138,8 @@ def test_one_label_is_held(monkeypatch, n, c, skill, sharp):
     def make(n):
         return guesses(n, c, skill, sharp)
 
-    found = held(monkeypatch, make, classification, n, 1000 if n < 1000 else 300, 200)
-    assert min(found.values()) >= (LEAST[n]), found
+    found = held(monkeypatch, make, classification, n, 400 if n < 1000 else 150, 200)
+    assert min(found.values()) >= LEAST[n], found
 
 
 @pytest.mark.slow
@@ -149,9 +149,9 @@ def test_several_labels_are_held(monkeypatch, n, c, skill, sharp):
     def make(n):
         return labels(n, c, skill, sharp)
 
-    found = held(monkeypatch, make, multi_label, n, 1000 if n < 1000 else 300, 200)
-    assert min(found.values()) >= (LEAST[n]), found
+    found = held(monkeypatch, make, multi_label, n, 400 if n < 1000 else 150, 200)
+    assert min(found.values()) >= LEAST[n], found
 
 
-LEAST = {20: 0.88, 100: 0.9, 1000: 0.9}
-"""Of measures that are no shares; the least that was found is in docs/decisions.md."""
+LEAST = {20: 0.88, 100: 0.9, 1000: 0.88}
+"""Of measures that are no shares, as far as so few samples tell; more in docs/decisions.md."""
