@@ -34,7 +34,7 @@ from vitrail.data.names import label_name, shortened
 from vitrail.data.shards import class_table, encoded_targets, read_class_names
 from vitrail.data.source import PART_NAMES, PARTS, PartedSource, file_stamp
 from vitrail.data.stream import Label, StreamSettings, StreamSource
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, setting
 
 HUB_PREFIX = "hf:"
 STREAM_PREFIX = "hf-stream:"
@@ -120,7 +120,7 @@ def open_streams(
             raise UsageError(
                 f"{name} does not name its classes, and a stream cannot be looked through for "
                 f"them: list them, one a line in the order of their numbers, in a file for "
-                f"--data.stream.classes{whole}"
+                f"{setting('data.stream.classes')}{whole}"
             )
         if table.num_shards < settings.lanes:
             with suppress(Exception), _silent_where_local(datasets, place):
@@ -387,7 +387,8 @@ def _column(
     if len(candidates) == 1 or best:
         return (best or candidates)[0]
     raise UsageError(
-        f"which column of {name} holds the {kind}? Name it with --data.{kind}-column: it has "
+        f"which column of {name} holds the {kind}? Name it with {setting(f'data.{kind}_column')}: "
+        f"it has "
         f"{', '.join(f'{column} ({_kind(feature)})' for column, feature in features.items())}"
     )
 

@@ -23,7 +23,7 @@ Scaling and cutting are one call here, so that only what is shown is ever comput
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from math import ceil, floor, log, sqrt
 from typing import Literal, NamedTuple, get_args
@@ -106,6 +106,12 @@ class Preprocess:
     def channels(self) -> int:
         """1 for greyscale, 3 for RGB."""
         return len(self.mean)
+
+    @property
+    def grey(self) -> "Preprocess":
+        """The same for greyscale: by the mean of the channels' means, and of their deviations."""
+        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
+        return replace(self, mean=(mean,), std=(std,))
 
     @property
     def resampling(self) -> Image.Resampling:

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from vitrail.data.loader import Batch
-from vitrail.errors import DataError
+from vitrail.errors import DataError, setting
 from vitrail.models import Model
 from vitrail.nn.conv import StdConv2d
 from vitrail.runs import TrainConfig
@@ -143,8 +143,8 @@ class Engine:
         if self.world.size > 1 or at_once < 2:
             raise DataError(
                 f"not enough memory for {at_once} images at once on {self.device}: take "
-                f"--micro-batch {max(1, most // 2)} (the gradients stay those of the whole batch), "
-                f"--checkpointing True, or smaller images"
+                f"{setting('micro_batch')} {max(1, most // 2)} (the gradients stay those of the "
+                f"whole batch), {setting('checkpointing', True)}, or smaller images"
             ) from error
         self.micro = at_once // 2
 
