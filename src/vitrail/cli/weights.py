@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,12 +14,15 @@ from rich.table import Table
 
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import say
+from vitrail.cli.told import Told
+from vitrail.data.shards import read_class_names
 from vitrail.errors import UsageError, unknown_name
 from vitrail.models import ModelConfig, build, count_parameters, model_config
 from vitrail.runs.start import open_start
-from vitrail.weights import Opened, convert
+from vitrail.weights import OURS, Opened, convert
 from vitrail.weights.fetch import cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
+from vitrail.weights.names import some
 from vitrail.weights.table import WEIGHTS
 
 _LEAST_WIDTH = 150
@@ -52,12 +55,10 @@ class ShowArgs:
     """A name of the list, a file or folder, an https:// address, hf:owner/name, or a run."""
     model: str | None = None
     """A row of `vitrail models` that it should be: says what becomes of it there."""
-    heads: int | None = None
-    """What no shape shows, where the file alone cannot tell; and the three below."""
-    activation: str | None = None
-    norm_eps: float | None = None
-    image_size: tuple[int, int] | None = None
-    """Height and width that its position table is for, if that is no square."""
+    told: Annotated[Told, tyro.conf.arg(name="model")] = field(default_factory=Told)
+    """What no tensor shows, where the file alone cannot tell."""
+    classes: Path | None = None
+    """A file with the names of its classes, one a line in the order of its logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +183,7 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
         "parameters": _parameters(opened.config),
         "config": asdict(opened.config),
         "preprocess": opened.preprocess and opened.preprocess.to_dict(),
+        "classes": list(opened.classes),
         "fits": list(opened.fits),
         "notes": list(opened.notes),
         "left_out": list(opened.left_out),
@@ -189,13 +191,16 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
     if given.model:
         result["into"] = _into(opened, given.model)
     for name, value in result.items():
-        if name not in ("config", "preprocess", "notes", "left_out"):
+        if name not in ("config", "preprocess", "notes", "left_out", "classes"):
             shown = "; ".join(value) if isinstance(value, list) else value
             print(f"{name:<12} {shown}")
+    if opened.config.classes:
+        named = some(list(opened.classes), 6) or "nothing names them"
+        print(f"{'classes':<12} {opened.config.classes}: {named}")
     for name in ("config", "preprocess"):
         print(name)
-        for field, value in (result[name] or {"": "not known"}).items():
-            print(f"  {field:<18} {value}")
+        for part, value in (result[name] or {"": "not known"}).items():
+            print(f"  {part:<18} {value}")
     for note in opened.notes:
         print(f"note         {note}")
     if opened.left_out:
@@ -207,18 +212,30 @@ def _convert(args: Sequence[str]) -> dict[str, Any]:
     given = parse(
         ConvertArgs, args, "weights convert", "Write weights in another layout.", flags=True
     )
-    out = convert(_open(given), given.to, given.out, overwrite=given.overwrite)
+    opened = _open(given)
+    out = convert(opened, given.to, given.out, overwrite=given.overwrite)
     print(f"{given.source} is in {out}, in the layout of {given.to}")
-    return {"source": given.source, "to": given.to, "file": str(out)}
+    kept = opened.classes if given.to == OURS else ()
+    if opened.classes:
+        how = "with" if kept else "without"
+        print(
+            f"classes      {how} the names of its {len(opened.classes)}: "
+            f"{some(list(opened.classes), 6)}"
+        )
+    return {"source": given.source, "to": given.to, "file": str(out), "classes": list(kept)}
 
 
 def _open(given: ShowArgs) -> Opened:
-    told = {
-        name: value
-        for name in ("heads", "activation", "norm_eps", "image_size")
-        if (value := getattr(given, name)) is not None
-    }
-    return open_start(given.source, told, row=given.model, notify=say)
+    opened = open_start(given.source, given.told.fields(), row=given.model, notify=say)
+    if given.classes is None:
+        return opened
+    names = read_class_names(given.classes.expanduser())
+    if len(names) != opened.config.classes:
+        raise UsageError(
+            f"{given.classes} names {len(names)} classes, and {given.source} has "
+            f"{opened.config.classes} logits: one a line, in their order"
+        )
+    return opened._replace(classes=names)
 
 
 def _into(opened: Opened, model: str) -> list[str]:
