@@ -210,7 +210,7 @@ def test_what_lies_beside_the_parts_is_told(tmp_path: Path) -> None:
     assert len(source) == 16
     (beside,) = source.left_out
     assert (beside.kind, beside.count) == ("images beside the parts", 16)
-    assert "--data.parts" in beside.reason and beside.examples[0] == "extra/cat/0.png"
+    assert "data.parts" in beside.reason and beside.examples[0] == "extra/cat/0.png"
     rules = FolderRules(parts="train=train,train=extra,train=train_part2,val=val")
     assert np.bincount(open_data(data, rules=rules).part).tolist() == [24, 8]
 

@@ -405,7 +405,7 @@ def test_what_does_not_go_together_is_refused(config, changes, message):
 
 
 def test_images_of_different_sizes_are_refused():
-    with pytest.raises(UsageError, match="need scales='one': with 'adaptive' take resize crop"):
+    with pytest.raises(UsageError, match="need scales='one': with adaptive take resize crop"):
         ViT(ADAPTIVE)(torch.zeros(2, 3, 32, 48), torch.tensor([[2, 2], [4, 4]]))
 
 

@@ -247,7 +247,7 @@ def test_a_teacher_of_any_shape_sees_them_in_theirs(randomised):
 
 def test_images_of_other_channels_are_refused(randomised):
     grey = Preprocess(size=(16, 16), mean=(0.5,), std=(0.5,))
-    with pytest.raises(UsageError, match=r"3 channels, the student of 1: .*--model\.channels 3"):
+    with pytest.raises(UsageError, match=r"3 channels, the student of 1: .*channels=3"):
         Teacher(build(SHAPE), SEES, grey)
 
 
@@ -312,14 +312,21 @@ def test_the_same_classes_in_another_order_are_put_right(weights):
     assert opened(weights(CLASSES)).record["order"] is None
 
 
-def test_a_file_that_names_no_classes_is_taken_at_its_number(weights, tmp_path):
+def test_a_file_that_names_no_classes_is_no_teacher_until_it_does(weights, tmp_path):
     config = replace(SHAPE, channels=1)
     for classes in (3, 4):
         model = build(replace(config, classes=classes))
         save_weights(tmp_path / f"{classes}.safetensors", model.config, model.state_dict())
+    with pytest.raises(UsageError, match=r"nothing names the classes .*--classes NAMES\.txt"):
+        opened(tmp_path / "3.safetensors")
+    names, named = tmp_path / "names.txt", tmp_path / "named.safetensors"
+    names.write_text("striped\nlight\ndark\n")
+    convert = ["weights", "convert", tmp_path / "3.safetensors", named, "--to", "vitrail"]
+    assert main([*map(str, convert), "--classes", str(names)]) == 0
     said: list[str] = []
-    found = opened(tmp_path / "3.safetensors", notify=said.append)
-    assert "names no classes" in said[0] and "normalised images is not known" in said[1]
+    found = opened(named, notify=said.append)
+    assert "order of the student's" in said[0] and "normalised images is not known" in said[1]
+    assert found.record["order"] == [2, 1, 0]
     assert found.teacher.preprocess.mean == CONFIG.train_preprocess().mean
     with pytest.raises(UsageError, match="tells 4 classes apart, the student is to learn 3"):
         opened(tmp_path / "4.safetensors")
@@ -531,9 +538,9 @@ def test_a_vit_that_learns_to_drop_tokens_has_itself_as_the_teacher(photos, capf
     assert vitrail(capfd, "predict", "drops", photos / "red" / "1.png")[0] == 0
 
     for asked, message in (
-        (["--distill.kind", "soft"], "set prune.logits and prune.tokens"),
-        (["--model.image-size", "48", "48"], "prune.tokens compares"),
-        (["--data.train-size", "24", "24"], "prune.tokens compares"),
+        (["--distill.kind", "soft"], "set --prune.logits and --prune.tokens"),
+        (["--model.image-size", "48", "48"], "--prune.tokens compares"),
+        (["--data.train-size", "24", "24"], "--prune.tokens compares"),
     ):
         code, said = vitrail(capfd, *drops, *asked, "--out", "x")
         assert code == 2 and message in said and not Path("x").exists()

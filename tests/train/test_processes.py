@@ -83,7 +83,7 @@ def check_same(run, other):
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (["--devices", "3"], 2, "set data.batch_size to 30 or 36"),
+        (["--devices", "3"], 2, "set --data.batch-size to 30 or 36"),
         (["--devices", "2", "--device", "cuda:7"], 2, "is one device"),
         (["--devices", "0"], 2, "devices must be at least 1"),
     ],

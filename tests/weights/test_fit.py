@@ -57,14 +57,14 @@ def test_a_head_for_other_classes_is_new_and_the_rest_is_not(randomised):
     model = randomised(ViT(TINY))
     result = fit(model.state_dict(), TINY, replace(TINY, classes=3), "these")
     assert result.new == ("head.weight", "head.bias") == result.left_out
-    assert result.notes == ("head: a new one for 3 classes",)
+    assert result.notes == ("head: a new one for 3 classes; the old one tells 5 apart",)
     assert torch.equal(result.state["encoder.norm.bias"], model.encoder.norm.bias)
 
 
 def test_a_head_is_left_out_when_its_classes_are_others(randomised):
     model = randomised(ViT(TINY))
     assert fit(model.state_dict(), TINY, TINY, "these").new == ()
-    assert fit(model.state_dict(), TINY, TINY, "these", new_head=True).new == (
+    assert fit(model.state_dict(), TINY, TINY, "these", new_head="others").new == (
         "head.weight",
         "head.bias",
     )
