@@ -116,7 +116,7 @@ def test_as_many_classes_without_names_are_no_reason_to_keep_a_head(file):
 def test_a_config_json_beside_the_file_names_its_classes(hub, file):
     named = {
         "transformers": {"id2label": {str(i): name for i, name in enumerate("abcde")}},
-        "timm": {"architecture": "vit_tiny_patch16_224", "label_names": list("abcde")},
+        "timm": {"label_names": list("abcde")},
     }
     beside = file.with_name("config.json")
     beside.write_text(json.dumps(named[hub]))
@@ -153,7 +153,7 @@ def test_a_square_table_is_not_taken_for_the_oblong_one_that_is_asked_for(random
     save_file(to_timm(model.state_dict(), CONFIG), path)
     opened = open_weights(path, HEADS, wanted={"image_size": (16, 64)})
     assert opened.config == CONFIG
-    assert any("4x4, though 2x8 are as many" in note for note in opened.notes)
+    assert any("4x4, though 2x8 are as many" in words for words in opened.assumed)
     told = open_weights(path, HEADS | {"image_size": (16, 64)})
     assert told.config.grid == (2, 8)
 

@@ -1,6 +1,7 @@
 """Arguments to a typed value, by tyro, with our exit code for bad usage."""
 
 import dataclasses
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -52,7 +53,7 @@ def spell_flags(kind: type[Any], *, flags: bool = False) -> None:
         words = [f"--{path.replace('_', '-')}" if path else name.rpartition(".")[2]]
         if value != (True,) or not known.get(path):
             for each in value:
-                words += map(str, each) if isinstance(each, tuple) else [str(each)]
+                words += map(str, each) if isinstance(each, tuple) else [shlex.quote(str(each))]
         return " ".join(words)
 
     spell(flag)
@@ -67,7 +68,7 @@ def _walk(kind: type[Any], prefix: str, flags: bool) -> Iterator[tuple[str, bool
         if tyro.conf.Positional in marks or tyro.conf.Suppress in marks:
             continue
         names = [mark.name for mark in marks if getattr(mark, "name", None) is not None]
-        path = f"{prefix}{(names or [item.name])[0]}"
+        path = f"{prefix}{(names or [item.name])[0].replace('-', '_')}"
         switches = flags and tyro.conf.FlagConversionOff not in marks
         nested = list(_dataclasses(hint))
         for part in nested:  # several, where a value may be of one family or another

@@ -11,20 +11,25 @@ from vitrail.errors import UsageError, setting
 from vitrail.nn import Activation, Pool, Position, Resample
 
 
+def _short(name: str) -> Any:
+    """The flag `--heads` as well as `--model.heads`."""
+    return tyro.conf.arg(aliases=(f"--{name.replace('_', '-')}",))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Told:
     """Fields of a model's config that no tensor shows. None: what the file or its makers say."""
 
-    heads: int | None = None
-    activation: Activation | None = None
-    norm_eps: float | None = None
-    image_size: tuple[int, int] | None = None
+    heads: Annotated[int | None, _short("heads")] = None
+    activation: Annotated[Activation | None, _short("activation")] = None
+    norm_eps: Annotated[float | None, _short("norm_eps")] = None
+    image_size: Annotated[tuple[int, int] | None, _short("image_size")] = None
     """Height and width in pixels that its position table is for, if that is no square."""
-    position: Position | None = None
+    position: Annotated[Position | None, _short("position")] = None
     """What it has instead of a position table."""
-    pool: Pool | None = None
-    layer_scale: float | None = None
-    resample: Resample | None = None
+    pool: Annotated[Pool | None, _short("pool")] = None
+    layer_scale: Annotated[float | None, _short("layer_scale")] = None
+    resample: Annotated[Resample | None, _short("resample")] = None
     """How its makers brought a position table to another grid."""
 
     def fields(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -226,7 +225,7 @@ def _undecided(file: Path, table: Table, kind: str, candidates: Sequence[int]) -
     name = table.columns[likely[0]] if likely else "NAME"
     return (
         f"{file} {lacking}: its columns are {_told(table)}; say which one holds the {kind}, as in "
-        f"{setting(f'data.{kind}_column')} {shlex.quote(name)}"
+        f"{setting(f'data.{kind}_column', name)}"
     )
 
 

@@ -7,7 +7,6 @@ as a class gives a model of nothing, and no number would show it.
 
 import posixpath
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -76,7 +75,7 @@ class _Finder:
             part, equals, folder = one.partition("=")
             if not equals or part not in PARTS:
                 raise UsageError(
-                    f"{setting('data.parts')} {shlex.quote(parts)}: it is auto, none, or as in "
+                    f"{setting('data.parts', parts)}: it is auto, none, or as in "
                     "train=DIR,val=DIR,test=DIR"
                 )
             place = posixpath.normpath(folder) if folder not in (".", "./") else ""
@@ -227,7 +226,7 @@ class _Finder:
         return UsageError(
             f"{self._name}: {question.format(shortened(map(printable, asked), 3))} ({why}) "
             f"Say which: {setting('data.parts', 'none')} if all folders are classes, or as in "
-            f"{setting('data.parts')} {shlex.quote(value)}"
+            f"{setting('data.parts', value)}"
         )
 
     def _notes(self, places: tuple[tuple[str, str], ...]) -> tuple[str, ...]:

@@ -295,12 +295,6 @@ def infer(
     """
     shapes = translate(layout.turn(state), layout.names)
     facts = {**layout.shows(state), **_facts(shapes, layout, told, where, hints)}
-    for name in ("width", "depth", "mlp", "patch"):
-        if told.get(name, facts[name]) != facts[name]:
-            raise DataError(
-                f"{where}: the config.json beside it says {name} {told[name]}, its tensors have "
-                f"{facts[name]}: one of the two belongs to other weights. Move the config.json away"
-            )
     assumed = _of_the_grid(facts, told, hints)
     if (said := told.get("image_size")) and facts.get("image_size", said) != said:
         assumed.append(f"image_size {facts['image_size']}, by its positions, though {said} is said")

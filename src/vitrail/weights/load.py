@@ -27,7 +27,7 @@ from vitrail.weights.family import FamilyLayout
 from vitrail.weights.fetch import fetch, parse_source
 from vitrail.weights.files import WeightsFile, read_weights, write_npz, write_safetensors
 from vitrail.weights.fit import Fitted, fit, models_like
-from vitrail.weights.layouts import recognise, understand, write_as
+from vitrail.weights.layouts import Found, recognise, understand, write_as
 from vitrail.weights.table import WEIGHTS, Published
 
 OURS = "vitrail"
@@ -115,6 +115,7 @@ def open_weights(
     sure = bool(published or architecture)
     found = understand(file.tensors, known, str(source), wanted, named=sure)
     check_told(said, found.config, str(source))
+    _check_beside({name: known[name] for name in known if name not in said}, found, str(source))
     preprocess = published.preprocess if published else preprocess_by(file, found.config)
     assumed = found.assumed
     if preprocess is None:
@@ -135,6 +136,17 @@ def open_weights(
         assumed=assumed,
         named=architecture,
     )
+
+
+def _check_beside(known: Mapping[str, Any], found: Found, where: str) -> None:
+    """Raise `DataError` for a config.json beside the weights of another model."""
+    for name in ("width", "depth", "mlp", "patch"):
+        has = getattr(found.config, name, None)
+        if has is not None and known.get(name, has) != has:
+            raise DataError(
+                f"{where}: the config.json beside it says {name} {known[name]}, its tensors have "
+                f"{has}: one of the two belongs to other weights. Move the config.json away"
+            )
 
 
 def _known(file: WeightsFile, published: Published | None, row: str | None) -> dict[str, Any]:
