@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 
+from close import close
 from vitrail.errors import DataError
 from vitrail.models import ViT, ViTConfig, build, model_config
 from vitrail.weights import from_timm, to_timm
@@ -73,7 +74,6 @@ CASES = {
     ),
 }
 SIZES = [(224, 224), (384, 384), (160, 256)]
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 
 
 def whole(size: tuple[int, int], config: ViTConfig) -> tuple[int, int]:

@@ -2,19 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from close import close
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViT, ViTConfig, build
 from vitrail.nn import resample_table
 from vitrail.weights.layouts import LAYOUTS, Found, recognise, understand, write_as
 from weights.sources import CLASSES, HUGGING_FACE, SOURCES, SQUARE, Source
 
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 every_source = pytest.mark.parametrize("name", SOURCES)
 
 
