@@ -183,7 +183,7 @@ def test_merges_in_bfloat16_and_learns(training, randomised):
     x = torch.randn(2, 3, 64, 64).transpose(2, 3)
     with torch.autocast("cpu", torch.bfloat16):
         out = model(x)
-    close(out.float(), model(x), 0.5)
+    close(out.float(), model(x), 0.1)
     out.float().square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
