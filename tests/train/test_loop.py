@@ -331,6 +331,19 @@ def test_a_step_is_the_same_however_it_is_cut(changes, sizes):
         close(gradient, cut[name], size=largest(whole.values()), msg=name)
 
 
+def test_any_number_of_threads_takes_the_same_step_and_each_time_the_very_same():
+    one, before = gradients(STILL), torch.get_num_threads()
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        try:
+            found, again = gradients(STILL), gradients(STILL)
+        finally:
+            torch.set_num_threads(before)
+        for name, gradient in one.items():
+            close(found[name], gradient, size=largest(one.values()), msg=name)
+            assert torch.equal(found[name], again[name]), name
+
+
 def test_bfloat16_computes_with_rounded_weights_and_learns_float32():
     whole, rounded = gradients(STILL), gradients(replace(STILL, precision="bfloat16"))
     for name, gradient in whole.items():
