@@ -76,17 +76,20 @@ def main() -> None:
     args = parser.parse_args()
     found = {}
     for name in args.ways.split(";"):
-        found[name] = learn(config_of(args.data, WAYS[name], args.minutes))
+        config = config_of(args.data, WAYS[name], args.minutes)
+        found[name] = learn(config)
         row = found[name]
         print(
-            f"{name:<34}{row['held_out']:6.1%}  {row['images_per_second']:6.0f} images/s",
+            f"{name:<34}{row['held_out']:6.1%}  {row['images_per_second']:6.0f} images/s, "
+            f"{config.precision}",
             flush=True,
         )
     if args.json:
         machine = platform.processor() or platform.machine()
         result = {
             "data": args.data, "minutes": args.minutes, "torch": torch.__version__,
-            "machine": machine, "threads": torch.get_num_threads(), "ways": found,
+            "machine": machine, "threads": torch.get_num_threads(), "precision": config.precision,
+            "ways": found,
         }  # fmt: skip
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -1,6 +1,7 @@
 """What it costs that images in a batch have different sizes: `python benchmarks/grids.py`.
 
-A training step on 32 square images, and on 32 of five aspects with about as many tokens each.
+A training step on 32 square images, and on 32 of five aspects with about as many tokens each. In
+float32.
 """
 
 import time

@@ -62,6 +62,7 @@ def result(config: TrainConfig, out: Path) -> dict[str, Any]:
     evaluation = outcome.evaluation
     return {
         "seed": config.seed,
+        "precision": config.precision,
         "top1": evaluation.metrics.values()["top1"],
         "log_loss": evaluation.metrics.values()["log_loss"],
         "epochs": last["epoch"] + 1,

@@ -9,9 +9,10 @@ when the held-out images (5% of the training part) are right so often.
 
 timm's models are its VisionTransformer with as many multiply-accumulates as ours, with patches of 8
 (our tokens) and of 4. Its recipe is its train.py's for a ViT: AdamW, weight decay 0.05, a cosine
-with warm-up by its own scheduler, label smoothing 0.1, EMA, clipping, autocast to bfloat16. It
-learns from the very batches ours learns from (torchvision's transforms are not needed for that),
-and of its learning rates the best counts. timm's part keeps freed memory as ours does.
+with warm-up by its own scheduler, label smoothing 0.1, EMA, clipping, autocast to bfloat16 where
+ours has it. It learns from the very batches ours learns from (torchvision's transforms are not
+needed for that), and of its learning rates the best counts. timm's part keeps freed memory as ours
+does.
 """
 
 import argparse
@@ -58,7 +59,8 @@ def ours(minutes: float) -> tuple[Curve, dict[str, Any]]:
         test = json.loads((outcome.run.path / "metrics.json").read_text())
     curve = [(e["seconds"], e["val_accuracy"]) for e in events if "val_accuracy" in e]
     assert test["part"] == "test"
-    return curve, {"test": test["top1"], "macs": macs(config.model), "lr": config.optim.lr}
+    return curve, {"test": test["top1"], "macs": macs(config.model), "lr": config.optim.lr,
+                   "precision": config.precision}  # fmt: skip
 
 
 def timms(kind: str, lr: float, minutes: float) -> tuple[Curve, dict[str, Any]]:
@@ -77,6 +79,7 @@ def timms(kind: str, lr: float, minutes: float) -> tuple[Curve, dict[str, Any]]:
     keep_freed_memory()
     torch.manual_seed(0)
     config = RECIPES["fashion-mnist"].config(facts(DATA, open_data(DATA)))
+    mixed = config.precision == "bfloat16"
     splits = open_data_of(config)
     assert splits.val is not None
     train = TrainLoader(
@@ -103,7 +106,7 @@ def timms(kind: str, lr: float, minutes: float) -> tuple[Curve, dict[str, Any]]:
     seconds, started = 0.0, time.perf_counter()
     for batch in epochs(train):
         schedule.step_update(round(steps * min(seconds / (60 * minutes), 1.0)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             loss = learn(model(batch.images), batch.targets.argmax(dim=1))
         loss.backward()
         dispatch_clip_grad(model.parameters(), 1.0)
@@ -113,11 +116,12 @@ def timms(kind: str, lr: float, minutes: float) -> tuple[Curve, dict[str, Any]]:
         now = time.perf_counter()
         seconds, started = seconds + now - started, now
         if seconds >= 60 * minutes * (len(curve) + 1) / LOOKS:
-            curve.append((seconds, accuracy(average.module, judged)))
+            curve.append((seconds, accuracy(average.module, judged, mixed)))
             started = time.perf_counter()
         if len(curve) == LOOKS:
             break
-    return curve, {"macs": counter.get_total_flops() // 2, "lr": lr}
+    return curve, {"macs": counter.get_total_flops() // 2, "lr": lr,
+                   "precision": config.precision}  # fmt: skip
 
 
 def epochs(train: TrainLoader) -> Iterator[Batch]:
@@ -126,8 +130,8 @@ def epochs(train: TrainLoader) -> Iterator[Batch]:
 
 
 @torch.inference_mode()
-def accuracy(model: torch.nn.Module, batches: list[Batch]) -> float:
-    with torch.autocast("cpu", torch.bfloat16):
+def accuracy(model: torch.nn.Module, batches: list[Batch], mixed: bool) -> float:
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         found = [
             model(batch.images).argmax(dim=1) == batch.targets.argmax(dim=1) for batch in batches
         ]
@@ -155,7 +159,10 @@ def main() -> None:
         runs[name] = {**facts, "reached_seconds": seconds, "curve": curve}
         said = f"{args.goal:.0%} after {seconds:.0f} s" if seconds else f"never {args.goal:.0%}"
         best = max(share for _, share in curve)
-        print(f"{name:<34}{said}, best {best:.1%} in {curve[-1][0]:.0f} s", flush=True)
+        print(
+            f"{name:<34}{facts['precision']}, {said}, best {best:.1%} in {curve[-1][0]:.0f} s",
+            flush=True,
+        )
 
     keep("ours", *ours(args.minutes))
     for kind in args.kinds.split(";"):

@@ -8,7 +8,8 @@ accumulates are counted while the models run, predictors and matching among them
 weights do not matter: how many tokens are left follows from the image size alone.
 
 At 384 pixels ToMe merges the same share of the tokens after each block as at 224: 13 of 196, 38 of
-576. `--precision pure` has weights and activations in bfloat16, `mixed` is autocast.
+576. `--precision pure` has weights and activations in bfloat16, `mixed` is autocast; the default is
+pure where the machine has bfloat16, else float32.
 
 `--keep-pages` lets glibc keep the memory that is freed. By default it gives large blocks back to
 the system, which has to clear them again at every call. That costs the whole model most, for its
@@ -29,6 +30,7 @@ import torch
 from vitrail.bench.macs import macs
 from vitrail.models import ViTConfig, build, model_config
 from vitrail.models.dynamicvit import pruned
+from vitrail.runs.machine import native_precision
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", choices=["pure", "mixed", "float32"], default="pure")
+    parser.add_argument("--precision", choices=["pure", "mixed", "float32"])
     parser.add_argument("--keep-pages", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -103,6 +105,9 @@ def main() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    if args.precision is None:
+        native = native_precision(torch.device("cpu")) == "bfloat16"
+        args.precision = "pure" if native else "float32"
     rows = []
     for size in args.sizes:
         configs = sides(args.model, size, args.keep, args.r)

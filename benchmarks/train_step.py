@@ -1,11 +1,13 @@
 """A training step beside timm's: images a second, share of the machine's peak, memory.
 
-python benchmarks/train_step.py [--models vit_ti16,vit_s16] [--rounds 15] [--json]
+python benchmarks/train_step.py [--models vit_ti16,vit_s16] [--rounds 15] [--precision float32]
+    [--json]
 
-224 pixels, batch 16, bfloat16, AdamW, clipping. Each contestant is a process of its own that steps
-when it is its turn, one at a time, so that what else the machine does falls on all alike. timm is
-measured as it is used, under autocast, eager and compiled, and its best counts; the numbers of a
-timm that keeps freed memory as ours does (runs/machine.py) stand beside them.
+224 pixels, batch 16, AdamW, clipping; all in bfloat16 where the machine has it, else in float32.
+Each contestant is a process of its own that steps when it is its turn, one at a time, so that what
+else the machine does falls on all alike. timm is measured as it is used (bfloat16 under autocast),
+eager and compiled, and its best counts; the numbers of a timm that keeps freed memory as ours does
+(runs/machine.py) stand beside them.
 """
 
 import argparse
@@ -33,7 +35,7 @@ KINDS = ("timm", "timm compiled", "timm keeping memory", "timm compiled, keeping
 Contestant = tuple[Callable[[], float], torch.optim.Optimizer]
 
 
-def ours(name: str, kind: str) -> Contestant:
+def ours(name: str, kind: str, precision: str) -> Contestant:
     """The step as vitrail.training.loop takes it."""
     import numpy as np
 
@@ -49,7 +51,7 @@ def ours(name: str, kind: str) -> Contestant:
     config = TrainConfig(
         data=DataConfig(path="random", batch_size=BATCH),
         model=model_config(name),
-        precision="bfloat16",
+        precision=precision,
         compile="compiled" in kind,
         checkpointing="recomputing" in kind,
         epochs=1,
@@ -74,8 +76,8 @@ def ours(name: str, kind: str) -> Contestant:
     return step, optimizer
 
 
-def timms(name: str, kind: str) -> Contestant:
-    """The step as timm's train.py takes it with --amp --amp-dtype bfloat16."""
+def timms(name: str, kind: str, precision: str) -> Contestant:
+    """The step as timm's train.py takes it; for bfloat16 with --amp --amp-dtype bfloat16."""
     try:
         import torchvision  # noqa: F401
     except ImportError:
@@ -99,7 +101,7 @@ def timms(name: str, kind: str) -> Contestant:
     targets = F.one_hot(torch.randint(0, CLASSES, (BATCH,)), CLASSES).float()
 
     def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             loss = F.cross_entropy(compiled(images).float(), targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -135,10 +137,10 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def work(name: str, kind: str) -> None:
+def work(name: str, kind: str, precision: str) -> None:
     """One contestant: a line in is a number of steps to take, a line out what they took."""
     torch.manual_seed(0)
-    step, optimizer = (timms if kind.startswith("timm") else ours)(name, kind)
+    step, optimizer = (timms if kind.startswith("timm") else ours)(name, kind, precision)
     create_state(optimizer)
     forget_peak()
     before = memory()[0]
@@ -166,13 +168,13 @@ def flops(name: str) -> int:
     return counter.get_total_flops() // 2
 
 
-def measure(name: str, kinds: list[str], rounds: int, steps: int) -> dict[str, Any]:
+def measure(name: str, kinds: list[str], precision: str, rounds: int, steps: int) -> dict[str, Any]:
     here = [sys.executable, __file__, "--worker", name]
     workers: dict[str, subprocess.Popen[str]] = {}
     found: dict[str, Any] = {}
     for kind in kinds:  # one after another: compiling is not to disturb anyone
         workers[kind] = worker = subprocess.Popen(
-            [*here, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*here, kind, precision], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert worker.stdout
         found[kind] = {**json.loads(worker.stdout.readline()), "seconds": []}
@@ -206,30 +208,36 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS).replace(", keeping", "; keeping"))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=2, help="of one turn")
+    parser.add_argument(
+        "--precision", choices=["float32", "bfloat16"], help="default: the machine's"
+    )
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return work(*args.worker)
-    from vitrail.runs.machine import matrix_rate
+    from vitrail.runs.machine import matrix_rate, native_precision
 
+    cpu = torch.device("cpu")
+    precision = args.precision or native_precision(cpu)
     kinds = [kind.replace("; keeping", ", keeping") for kind in args.kinds.split(",")]
     result: dict[str, Any] = {
         "command": " ".join(["python benchmarks/train_step.py", *sys.argv[1:]]),
         "batch": BATCH, "side": SIDE, "threads": torch.get_num_threads(),
         "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
-        "peak_gflops": matrix_rate(torch.bfloat16, torch.device("cpu")) / 1e9,
+        "precision": precision,
+        "peak_gflops": matrix_rate(getattr(torch, precision), cpu) / 1e9,
         "models": {}, "ratio_to_timm": {}, "ratio_to_timm_keeping_memory": {},
         "memory_ratio": {}, "memory_ratio_recomputing": {},
     }  # fmt: skip
     for name in args.models.split(","):
-        found = measure(name, kinds, args.rounds, args.steps)
+        found = measure(name, kinds, precision, args.rounds, args.steps)
         result["models"][name] = found
         mine = [k for k in kinds if k in ("ours", "ours compiled")] or ["ours recomputing"]
         theirs = [k for k in kinds if k in ("timm", "timm compiled")]
         keeping = [k for k in kinds if k.startswith("timm") and "keeping" in k]
         top = max(mine, key=lambda kind: found[kind]["images_per_second"])
-        print(f"\n{name}, {SIDE} px, batch {BATCH}, bfloat16", file=sys.stderr)
+        print(f"\n{name}, {SIDE} px, batch {BATCH}, {precision}", file=sys.stderr)
         for kind, each in found.items():
             print(
                 f"  {kind:<32}{each['images_per_second']:7.1f} images/s  "

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +16,8 @@ from PIL import Image
 
 from command import last_json, vitrail
 from vitrail.cli import VERBS, main
+from vitrail.data import FORMATS
+from vitrail.runs import Run
 
 TINY = [
     "--model.depth",
@@ -158,6 +162,26 @@ def test_several_labels_an_image(photos, capfd):
     assert "map" in last_json(out)["metrics"]
 
 
+def test_the_column_that_a_message_asks_for_is_named_alike_in_every_verb(photos, capfd):
+    rows = [f"photos/{c}/{i}.png  {i % 2}.0  {c}" for c in ("red", "blue") for i in range(4)]
+    Path("list.txt").write_text("\n".join(rows))
+    named = ("--data.label-column", "3")
+    for verb in (("data", "check", "list.txt"), ("train", "list.txt"), ("doctor", "list.txt")):
+        _, out, err = vitrail(capfd, *verb)
+        assert " ".join(named) in " ".join((out + err).split()), verb
+    assert vitrail(capfd, "data", "check", "list.txt", *named)[0] == 0
+    assert vitrail(capfd, "data", "check", "list.txt", "--label-column", "3")[0] == 0
+    assert vitrail(capfd, "data", "shard", "list.txt", "shards", *named)[0] == 0
+    assert "2 classes" in vitrail(capfd, "doctor", "list.txt", *named)[1]
+    code, out, err = vitrail(capfd, "train", "list.txt", *named, *TINY, "--out", "r")
+    assert code == 0, err
+    assert "list.txt, which has no header" in out + err
+    assert vitrail(capfd, "evaluate", "r", "--data", "list.txt")[0] == 0
+    Path("other.csv").write_text("file,x,y\nphotos/red/0.png,red,blue\n")
+    assert "--data.label-column" in vitrail(capfd, "evaluate", "r", "--data", "other.csv")[2]
+    assert vitrail(capfd, "evaluate", "r", "--data", "other.csv", "--label-column", "x")[0] == 0
+
+
 def test_npz_with_a_test_part(photos, capfd):
     rng = np.random.default_rng(0)
     arrays = {}
@@ -212,8 +236,8 @@ def bad_files(photos):
 
 
 def bad_column(photos):
-    Path("x.csv").write_text("picture,kind\nphotos/red/1.png,a\nphotos/blue/1.png,b\n")
-    return ["train", "x.csv"], 3, "kind"
+    Path("x.csv").write_text("picture,kind,day\nphotos/red/1.png,a,1\nphotos/blue/1.png,b,1\n")
+    return ["train", "x.csv"], 3, "--data.label-column"
 
 
 def bad_unseen(photos):
@@ -318,6 +342,55 @@ def test_checking_data_names_what_is_wrong(photos, capfd):
     assert code == 3 and [row["key"] for row in result["unreadable"]] == ["red/0.png"]
     assert result["conflicts"] == [["blue/1.png", "green/twin.png"]]
     assert "red/0.png" in out
+
+
+@pytest.mark.skipif("HEIF" in FORMATS, reason="a plug-in for HEIC is installed")
+def test_every_verb_has_one_rule_for_what_a_folder_holds(photos, capfd):
+    """predict took what training leaves out, and nobody said a word of HEIC."""
+    (photos / "red" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
+    (photos / "red" / "._0.png").write_bytes(b"of a Mac")
+    (photos / "red" / "10.jpg_large").write_bytes((photos / "red" / "1.png").read_bytes())
+    shutil.copytree(photos / "blue", photos / ".Trashes" / "blue")
+    (photos / "red" / "far").symlink_to(photos.parent)
+    code, out, _ = vitrail(capfd, "data", "check", photos, "--json")
+    told = last_json(out)
+    assert (code, told["images"], told["parts"]) == (0, 31, {"train": 31})
+    counts = {one["kind"]: one["count"] for one in told["left_out"]}
+    links = "symbolic links to folders elsewhere"
+    assert counts == {"HEIC images": 1, "hidden and system files": 2, links: 1}
+    assert all(one["reason"] for one in told["left_out"])
+    assert "every image can be read" not in out and "every image that is used can be read" in out
+    sentence = "1 HEIC images left out (readable after pip install pillow-heif): red/IMG_1.HEIC"
+    assert sentence in out
+    _, _, err = vitrail(capfd, "train", photos, *TINY, "--out", "r")
+    assert sentence in re.sub(r"\s+", " ", err)
+    _, out, _ = vitrail(capfd, "predict", "r", photos, "--json")
+    predicted = last_json(out)
+    assert len(predicted["predictions"]) == 31 and sentence in out
+    assert predicted["left_out"] == told["left_out"]
+    for verb in (["evaluate", "r", "--data"], ["doctor"], ["data", "shard"]):
+        _, out, _ = vitrail(capfd, *verb, photos, *(["out"] if "shard" in verb else []))
+        assert sentence in re.sub(r"\s+", " ", out), verb
+
+
+def test_parts_that_are_not_certain_are_asked_for_and_settled_by_a_flag(photos, capfd):
+    for site in ("siteA", "siteB"):
+        shutil.copytree(photos, f"sites/{site}")
+    shutil.rmtree("sites/siteB/red/")
+    for verb in (["train"], ["data", "check"], ["bench", "compare"]):
+        code, _, err = vitrail(capfd, *verb, "sites")
+        assert code == 2 and "--data.parts train=siteA,test=siteB" in err, verb
+    parts = ("--data.parts", "train=siteA,test=siteB")
+    code, out, _ = vitrail(capfd, "data", "check", "sites", *parts, "--json")
+    assert code == 0 and last_json(out)["parts"] == {"train": 30, "test": 20}
+    assert vitrail(capfd, "train", "sites", *TINY, *parts, "--out", "r")[0] == 0
+    assert "siteA/red/0.png" in Path("r/split.csv").read_text()
+    assert Run("r").config().data.parts == parts[1]
+    code, out, _ = vitrail(capfd, "evaluate", "r")
+    assert code == 0 and "of 20 held-out images" in out
+    code, _, err = vitrail(capfd, "evaluate", "r", "--data", "sites")
+    assert code == 2 and "--data.parts" in err
+    assert vitrail(capfd, "evaluate", "r", "--data", "sites", *parts)[0] == 0
 
 
 def test_predicting_a_damaged_image_does_not_stop_the_others(photos, capfd):

@@ -1,11 +1,12 @@
 """Measure a finished run on images that it never learned from, or on any others.
 
 Writes metrics.json and predictions.csv into the run folder. What is measured on other images than
-the run's own held-out ones, or with test-time augmentation, gets a name of its own
-(metrics-NAME.json), and replaces nothing.
+the run's own held-out ones, of another checkpoint, or with test-time augmentation, gets a name of
+its own (metrics-NAME-1a2b3c4d.json), and replaces nothing but what was measured there before.
 """
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -23,14 +24,16 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data import Source, Targets, open_data
-from vitrail.data.csvfile import Columns
+from vitrail.data.csvfile import Columns, list_file
 from vitrail.data.decode import Encoded
+from vitrail.data.hub import place_of
+from vitrail.data.layout import USUAL, FolderRules
 from vitrail.data.loader import EvalLoader, one_hot
-from vitrail.data.names import title_of
+from vitrail.data.names import shortened, title_of
 from vitrail.data.source import PARTS, Joined, PartedSource, Subset, encoded
 from vitrail.data.stream import StreamSource
 from vitrail.errors import DataError, UsageError
-from vitrail.metrics import Metrics, classification, multi_label
+from vitrail.metrics import FEW, Metrics, classification, multi_label
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import open_data_of
 from vitrail.runs.load import LoadedRun, load
@@ -51,6 +54,10 @@ class Evaluation:
     part: Part
     held_out: bool
     """Whether these are the run's own held-out images."""
+    own: bool
+    """Whether they are of the run's own data, divided as it was; other data has a name of its own,
+    even where it lies in the same place.
+    """
     source: Source = field(repr=False)
     """All images of the part, labelled with the model's classes."""
     indices: Int64[np.ndarray, " n"] = field(repr=False)
@@ -69,6 +76,8 @@ class Evaluation:
     """How often, and how, the model looked at each image: a name in `vitrail.tasks.tta.LOOKS`."""
     tokens: str | None = None
     """With how many fewer tokens than the run's own model: `tome:r=13`."""
+    of_data: tuple[str, ...] = ()
+    """What of the data was left out, and the like; of other data than the run's own."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -101,20 +110,27 @@ class Evaluation:
     @property
     def suffix(self) -> str:
         """What sets this evaluation's file names apart: nothing for the run's held-out images, seen
-        once each.
+        once each by the model that it keeps. Other data has its title, its part, and eight digits
+        of the SHA-256 of where it lies, for many folders are called `test`.
         """
-        often = "" if self.tta == "none" else f"-tta-{self.tta}"
-        often += "" if self.tokens is None else "-" + re.sub(r"[^\w.]+", "-", self.tokens)
-        if self.held_out:
-            return often
-        name = title_of(self.data) if self.data != self.loaded.config.data.path else self.part
-        return "-" + re.sub(r"[^\w.-]+", "_", name) + often
+        loaded = self.loaded
+        how = "" if self.tta == "none" else f"-tta-{self.tta}"
+        how += "" if self.tokens is None else "-" + re.sub(r"[^\w.]+", "-", self.tokens)
+        if loaded.folder != loaded.run.checkpoint(loaded.config.keep):
+            how += f"-{loaded.folder.name}"
+        if self.own:
+            return how if self.held_out else f"-{self.part}{how}"
+        prefix, path = place_of(self.data)
+        place = f"{prefix}{path.resolve()}" if path.exists() else self.data
+        digest = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        title = re.sub(r"[^\w.-]+", "_", title_of(self.data))[:_LONGEST_TITLE]
+        return f"-{title}-{self.part}-{digest}{how}"
 
     def summary(self) -> list[str]:
         """Two lines for a terminal: how good, and compared with what."""
         metrics = self.metrics
         value = metrics.summary[metrics.headline]
-        name = {"top1": "top-1", "map": "mAP"}[metrics.headline]
+        name = _NAMES[metrics.headline]
         count = f"{self.right} of {metrics.images} {self.noun}"
         if value is None:
             return [f"{name:<10}not defined: no image has a label"]
@@ -130,11 +146,42 @@ class Evaluation:
             f"{'baseline':<10}{share:.1%} for always saying '{label}'",
         ]
 
+    def notes(self) -> list[str]:
+        """What a reader of the numbers has to know besides, a sentence each."""
+        metrics, found = self.metrics, list(self.of_data)
+        if metrics.images < FEW:
+            found.append(
+                f"measured on only {metrics.images} {self.noun}: the intervals are wide, and rough "
+                f"themselves"
+            )
+        if metrics.absent:
+            names = shortened(self.loaded.classes[k] for k in metrics.absent)
+            count, of = len(metrics.absent), len(metrics.per_class)
+            said = (
+                f"{count} of {of} classes {'has' if count == 1 else 'have'} no image here: {names}"
+            )
+            others = [
+                f"{_NAMES.get(name, name)} {each.value:.1%} instead of {before.value:.1%}"
+                for name, each in metrics.over_all_classes.items()
+                if (before := metrics.summary[name]) and before.value != each.value
+            ]
+            if others:
+                said += f". Counted as 0, they would make it {', '.join(others)}"
+            found.append(said)
+        return found
+
+
+_NAMES = {"top1": "top-1", "map": "mAP", "f1": "F1", "auroc": "AUROC"}
+_LONGEST_TITLE = 80
+"""Of data, in a file's name."""
+
 
 def evaluate(
     run: Run | Path | str,
     *,
     data: str | None = None,
+    columns: Columns | None = None,
+    rules: FolderRules = USUAL,
     split: Part | None = None,
     checkpoint: str | None = None,
     device: str | None = None,
@@ -145,7 +192,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure `run`, and write metrics.json and predictions.csv into its folder.
 
-    `data` is other images than the run's own, in classes that the model knows. `split` is the part
+    `data` is other images than the run's own, in classes that the model knows; `columns` names its
+    columns, by default as the run's are, and `rules` are for a folder. `split` is the part
     that is measured; the default is the test part, else the validation part, else (of other data)
     all. `checkpoint` is last or best, by default the one that the run keeps; `device` the run's.
     `tta` averages several looks at each image (test-time augmentation: flip, scales, flip+scales);
@@ -156,10 +204,17 @@ def evaluate(
     Raises `DataError` for a run, a checkpoint or images that are not as they must be, `UsageError`
     for an unknown `tta`, or `tokens` that the model cannot do.
     """
+    if any(columns or ()) and not data:
+        raise UsageError("columns are those of other images: name them with --data")
     looks(tta)  # so that a wrong name is told at once
     loaded = load(run, checkpoint, tokens)
     named = data or loaded.config.data.path
-    chosen = _open_other(data, loaded.config, split) if data else _open_own(loaded, split)
+    if data:
+        chosen = _open_other(data, columns, rules, loaded.config, split)
+    elif rules != USUAL:
+        raise UsageError("--data.parts and --data.follow-links go with --data: the run has its own")
+    else:
+        chosen = _open_own(loaded, split)
     source = _Matched(chosen.source, loaded, named)
     place = world.device(device or loaded.config.device)
     loader = EvalLoader(
@@ -182,6 +237,7 @@ def evaluate(
         data=named,
         part=chosen.part,
         held_out=chosen.held_out,
+        own=data is None,
         source=source,
         indices=predicted.indices,
         probabilities=predicted.probabilities,
@@ -192,6 +248,7 @@ def evaluate(
         model_images_per_second=n / predicted.model_seconds,
         tta=tta,
         tokens=tokens,
+        of_data=chosen.notes,
     )
     if world.lead:
         _write(evaluation)
@@ -202,6 +259,7 @@ class _Chosen(NamedTuple):
     part: Part
     source: Source
     held_out: bool
+    notes: tuple[str, ...] = ()
 
 
 def _open_own(loaded: LoadedRun, split: Part | None) -> _Chosen:
@@ -224,18 +282,23 @@ def _open_own(loaded: LoadedRun, split: Part | None) -> _Chosen:
     return _Chosen(part, parts[part], part == held_out)
 
 
-def _open_other(data: str, config: TrainConfig, split: Part | None) -> _Chosen:
+def _open_other(
+    data: str, columns: Columns | None, rules: FolderRules, config: TrainConfig, split: Part | None
+) -> _Chosen:
     """Other images: the part that their maker has set apart for tests, or all."""
-    table = Path(data).suffix.lower() in (".csv", ".tsv")
-    columns = Columns(config.data.image_column, config.data.label_column, None) if table else None
-    source: PartedSource = open_data(data, columns)
+    if not any(columns or ()) and list_file(Path(data).expanduser()):
+        own = config.data
+        columns = Columns(own.image_column, own.label_column, own.split_column)
+    source: PartedSource = open_data(data, columns, rules)
+    notes = (*(one.sentence() for one in source.left_out), *source.notes)
     there = [name for number, name in enumerate(PARTS) if (source.part == number).any()]
     part = split or _set_apart(there)
     if part == "all":
-        return _Chosen(part, source, False)
+        return _Chosen(part, source, False, notes)
     if part not in there:
         raise UsageError(f"{data} has no part '{part}': {_list(there)}")
-    return _Chosen(part, Subset(source, np.flatnonzero(source.part == PARTS.index(part))), False)
+    chosen = Subset(source, np.flatnonzero(source.part == PARTS.index(part)))
+    return _Chosen(part, chosen, False, notes)
 
 
 def _set_apart(parts: Sequence[str]) -> Part:
@@ -356,6 +419,7 @@ def _as_json(evaluation: Evaluation) -> str:
         "model_images_per_second": round(evaluation.model_images_per_second, 1),
         "unreadable": evaluation.skipped,
         "classes": evaluation.loaded.classes,
+        "absent": [evaluation.loaded.classes[k] for k in evaluation.metrics.absent],
         **evaluation.metrics.to_dict(),
     }
     lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
@@ -380,5 +444,4 @@ def _as_csv(evaluation: Evaluation) -> str:
 
 
 def _list(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return shortened(names, 20)

@@ -28,7 +28,7 @@ from vitrail.models import Model, ViTConfig, build
 from vitrail.nn import BatchNorm
 from vitrail.report import write_report
 from vitrail.runs import Run, RunLock, TrainConfig
-from vitrail.runs.config import open_data_of
+from vitrail.runs.config import open_data_of, with_greys
 from vitrail.runs.identity import IDENTITY, identity, read_identity, refuse_changes
 from vitrail.runs.machine import keep_freed_memory
 from vitrail.runs.start import open_start
@@ -89,11 +89,15 @@ def train(
         begun = world.run
         folder = Path(world.lead_says(begun or str(out or free_folder(config.data.path))))
         # The lead decides: it would make the folder while another still asks whether it is there.
-        if world.lead_says(begun is not None and world.lead and _begun(folder)):
+        if world.lead_says(begun is not None and world.lead and (folder / "config.yaml").is_file()):
             return _resume(Run(folder), world, listen=listen, notify=notify)
         refuse_inside(folder, Path(config.data.path).expanduser())
         splits = _open(config)
         config = _settled(config, splits)
+        # One looks, for an image that another cannot read would make theirs another run.
+        looked = with_greys(config, splits, notify) if world.lead else config
+        greys = world.lead_says(looked.data.grey_range)
+        config = replace(config, data=replace(config.data, grey_range=greys and tuple(greys)))
         check_tuning(config)
         if config.distill.teacher == str(folder.resolve()):
             raise UsageError(
@@ -108,8 +112,7 @@ def train(
         if world.lead:
             run = Run.create(folder, config)
             world.run = str(folder.resolve())
-            write_split(splits, run.split_file)
-            run.write(IDENTITY, json.dumps(identity(config, splits)))
+            _note(run, splits, identity(config, splits))
         world.gather("the run folder is there")
         run = Run(folder)
         return _work(
@@ -127,7 +130,7 @@ def find_lr(
     if config.method == "probe":
         raise UsageError("method 'probe' has no learning rate to find: use method 'gradient'")
     splits = _open(config)
-    config = _settled(config, splits)
+    config = with_greys(_settled(config, splits), splits, notify)
     check_tuning(config)
     found = open_teacher(config, splits.train.classes, multi_label=_several(splits), notify=notify)
     config = _found(auto, config, splits, found and found.teacher, ALONE, notify)
@@ -152,7 +155,7 @@ def plan(
     `out` is where its folder would be. Raises as `train` does.
     """
     splits = _open(config)
-    config = _settled(config, splits)
+    config = with_greys(_settled(config, splits), splits, notify)
     check_tuning(config)
     found = open_teacher(config, splits.train.classes, multi_label=_several(splits), notify=notify)
     for note in splits.notes:
@@ -281,7 +284,8 @@ def resume(
     listen: Listener = lambda event: None,
     notify: Notify = lambda sentence: None,
 ) -> Outcome:
-    """Go on with a run from its newest whole checkpoint, with the very same split and order.
+    """Go on with a run from its newest whole checkpoint, with the very same split and order; one
+    that was stopped before its first starts again from its config.
 
     `config` may give the run another length; the default is the run's own. Where data or code are
     not what they were, that is a `UsageError` that says so, unless `accept_changes`.
@@ -304,34 +308,27 @@ def _resume(
     notify: Notify,
 ) -> Outcome:
     config = config or run.config()
-    splits = _open(config, assignment=run.split_file, allow_missing=accept_changes)
-    before, now = read_identity(run), identity(config, splits)
+    anew, before = world.lead_says(world.lead and run.fresh()), read_identity(run)
+    split = run.split_file if before or not anew else None  # or it may not be whole: see _note
+    splits = _open(config, assignment=split, allow_missing=accept_changes)
+    now = identity(config, splits)
     for sentence in refuse_changes(before, now, accept=accept_changes):
         notify(sentence)
-    if world.lead and accept_changes and before:
-        run.write(IDENTITY, json.dumps(now))
-        write_split(splits, run.split_file)  # without what is gone
+    if anew:
+        notify(f"{run.path} holds no checkpoint: it starts again from its config, and its log anew")
+    if world.lead and (anew or (accept_changes and before)):
+        _note(run, splits, now)  # without what is gone
     teacher = reopen_teacher(
         run, config, splits.train.classes, multi_label=_several(splits), notify=notify
     )
-    return _work(run, config, splits, teacher, world, resume=True, listen=listen, notify=notify)
+    return _work(run, config, splits, teacher, world, resume=not anew, listen=listen, notify=notify)
 
 
-def _begun(folder: Path) -> bool:
-    """Whether to go on with `folder`, which processes have made of which one died.
-
-    What they left there before the first checkpoint is cleared away.
-    """
-    if folder.is_dir() and Run(folder).checkpoints():
-        return True
-    if folder.is_dir() and {entry.name for entry in folder.iterdir()} <= _EARLY:
-        shutil.rmtree(folder)
-    return False
-
-
-_EARLY = {"config.yaml", "environment.json", "split.csv", IDENTITY, f".{IDENTITY}.writing"}
-_EARLY |= {"weights.json", TEACHER, ".lock", "metrics.jsonl", "checkpoints", "tensorboard"}
-"""What a run may hold before its first checkpoint."""
+def _note(run: Run, splits: Splits, made_with: dict[str, Any]) -> None:
+    """Write down what the run is made with; the last file says that the others are whole."""
+    run.write_environment()
+    write_split(splits, run.split_file)
+    run.write(IDENTITY, json.dumps(made_with))
 
 
 def _open(
@@ -474,6 +471,7 @@ def _start(model: Model, config: TrainConfig, classes: tuple[str, ...], notify: 
             "source": opened.source,
             "sha256": opened.sha256,
             "layout": opened.layout,
+            "assumed": opened.assumed,
             "notes": [*opened.notes, *fitted.notes],
             "new": fitted.new,
             "left_out": [*opened.left_out, *fitted.left_out],

@@ -66,7 +66,7 @@ def test_patches_are_measured_and_judged(capfd, monkeypatch):
         (384, 32, 144),
         (512, 16, 1024),
     ]
-    assert cases[0]["latency_ratio"] == 1.0 and cases[2]["latency"] > cases[0]["latency"]
+    assert cases[0]["latency_ratio"] == 1.0 and all(case["latency"] > 0 for case in cases)
     assert "384/32: the article says 0.7x; counted " in out and "512/16" in out
 
 

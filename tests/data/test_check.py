@@ -51,6 +51,7 @@ def test_the_same_bytes_in_another_shape_are_no_duplicate(tmp_path: Path) -> Non
 
 def test_nothing_readable(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("file,label\n1.png,a|b\n2.png,b\n")
+    (tmp_path / "1.png").touch()
     report = check(CsvSource(tmp_path / "labels.csv"), 2)
     assert [key for key, _ in report.unreadable] == ["1.png", "2.png"]
     assert (report.width, report.height, report.duplicates) == (None, None, ())

@@ -6,6 +6,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zlib
@@ -13,12 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
 from vitrail.data import FORMATS, UnreadableImage, decode, read_image
-from vitrail.data.decode import Slice, read_pixels, reduction
+from vitrail.data.decode import DEEP, Slice, eight_bits, read_pixels, reduction
+from vitrail.data.formats import HEAD_BYTES, image_format, unread
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import UsageError
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -31,8 +36,8 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def pixels(data: bytes, **options: object) -> np.ndarray:
     image = read_image(data, **options)
-    assert image.mode == "RGB"
-    return np.asarray(image)
+    assert image.mode in ("RGB", *DEEP)
+    return np.asarray(eight_bits(image, None).convert("RGB"))
 
 
 def photo(width: int = 48, height: int = 32) -> Image.Image:
@@ -128,26 +133,34 @@ def test_colour_key_of_a_png(mode: str, colour: int | tuple[int, int, int]) -> N
     assert pixels(data).tolist() == [[list(WHITE)]]
 
 
+def greys(data: bytes, grey_range: tuple[float, float] | None = None) -> list[int]:
+    """The levels of a picture of one row, whichever way it is read."""
+    (row,) = np.asarray(eight_bits(read_image(data), grey_range)).tolist()
+    for mode in ("L", "RGB"):
+        assert (read_pixels(data, mode=mode, grey_range=grey_range)[0, :, 0] == row).all()
+    return row
+
+
 @pytest.mark.parametrize("mode, kind", [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF")])
 def test_16_bit_grey_keeps_its_range(mode: str, kind: str) -> None:
     values = np.array([[0, 257, 32896, 65535]], ">u2" if mode == "I;16B" else "<u2")
     image = Image.frombytes(mode, (4, 1), values.tobytes())
-    assert pixels(encoded(image, kind))[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert greys(encoded(image, kind)) == [0, 1, 128, 255]
 
 
 def test_16_bit_pgm() -> None:
     data = b"P5 3 1 65535\n" + np.array([0, 32896, 65535], ">u2").tobytes()
-    assert pixels(data)[0, :, 0].tolist() == [0, 128, 255]
+    assert greys(data) == [0, 128, 255]
 
 
 def test_32_bit_grey_within_16_bits_is_scaled_alike() -> None:
     image = Image.fromarray(np.array([[0, 257, 65535]], np.int32))
-    assert pixels(encoded(image, "TIFF"))[0, :, 0].tolist() == [0, 1, 255]
+    assert greys(encoded(image, "TIFF")) == [0, 1, 255]
 
 
 def test_32_bit_grey_beyond_16_bits_is_scaled_from_least_to_greatest() -> None:
     image = Image.fromarray(np.array([[-100_000, 0, 100_000]], np.int32))
-    assert pixels(encoded(image, "TIFF"))[0, :, 0].tolist() == [0, 128, 255]
+    assert greys(encoded(image, "TIFF")) == [0, 128, 255]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +176,7 @@ def test_32_bit_grey_beyond_16_bits_is_scaled_from_least_to_greatest() -> None:
 )
 def test_float_tiff(values: list[float], expected: list[int]) -> None:
     image = Image.fromarray(np.array([values], np.float32))
-    assert pixels(encoded(image, "TIFF"))[0, :, 0].tolist() == expected
+    assert greys(encoded(image, "TIFF")) == expected
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
@@ -370,7 +383,7 @@ def test_damage_anywhere_gives_pixels_or_the_one_error(kind: str, at: float, jun
     start = int(at * (len(data) - len(junk)))
     data[start : start + len(junk)] = junk
     try:
-        assert read_image(bytes(data)).mode == "RGB"
+        assert read_image(bytes(data)).mode in ("RGB", *DEEP)
     except UnreadableImage as error:
         assert error.reason
 
@@ -384,7 +397,7 @@ def test_junk_behind_an_image_does_no_harm(kind: str) -> None:
 def test_a_wrong_extension_does_no_harm(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "photo.tga"
     file.write_bytes(ZOO[kind])
-    assert (np.asarray(read_image(file)) == pixels(ZOO[kind])).all()
+    assert read_image(file) == read_image(ZOO[kind])
 
 
 @pytest.mark.parametrize(
@@ -394,7 +407,12 @@ def test_a_wrong_extension_does_no_harm(tmp_path: Path, kind: str) -> None:
         (b"<!DOCTYPE html><html><body>404</body></html>", "none of the formats JPEG, PNG"),
         (b"\x00" * 1000, "none of the formats"),
         (encoded(photo(), "TGA"), "none of the formats"),
-        (encoded(photo(), "ICO"), "none of the formats"),
+        (encoded(photo(), "ICO"), "its content is ICO, a format that is not read"),
+        pytest.param(
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99),
+            "HEIC, .* install pillow-heif",
+            marks=pytest.mark.skipif("HEIF" in FORMATS, reason="its plug-in is installed"),
+        ),
         (encoded(photo(), "PDF"), "none of the formats"),
         (encoded(photo(), "EPS"), "none of the formats"),
         (encoded(photo(), "JPEG")[:400], "damaged"),
@@ -412,7 +430,29 @@ def test_what_is_no_image_says_so_with_its_name(
 
 
 def test_only_the_listed_formats_have_decoders() -> None:
-    assert set(FORMATS) <= {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF"}
+    usual = {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"}
+    assert usual <= set(FORMATS) <= usual | {"AVIF", "HEIF", "JPEG2000"}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_each_format_is_known_by_its_first_bytes(form: str) -> None:
+    content = encoded(photo(), form)
+    assert image_format(content[:HEAD_BYTES]) == form
+    assert image_format(b"x" + content[:HEAD_BYTES]) is None
+
+
+@given(st.binary(max_size=HEAD_BYTES), st.text(max_size=9))
+def test_any_first_bytes_have_a_format_or_none(head: bytes, name: str) -> None:
+    form = image_format(head, name)
+    assert form is None or form in FORMATS or unread(form).reason
+
+
+@pytest.mark.skipif("JPEG2000" not in FORMATS, reason="this Pillow is built without it")
+def test_a_jpeg_2000_that_is_cut_is_refused() -> None:
+    content = encoded(photo(), "JPEG2000")
+    for size in range(0, len(content), len(content) // 40):
+        with pytest.raises(UnreadableImage):
+            read_image(content[:size])
 
 
 # Files that are none
@@ -538,7 +578,7 @@ def test_simplejpeg_decodes_as_pillow_does(**made: int) -> None:
 @pytest.mark.parametrize("kind", ZOO)
 def test_arrays_of_other_images(kind: str, by: str) -> None:
     assert (read_pixels(ZOO[kind]) == pixels(ZOO[kind])).all()
-    grey = np.asarray(read_image(ZOO[kind]).convert("L"))
+    grey = np.asarray(eight_bits(read_image(ZOO[kind]), None).convert("L"))
     assert (read_pixels(ZOO[kind], mode="L")[..., 0] == grey).all()
 
 
@@ -661,3 +701,162 @@ def test_a_part_of_a_file(tmp_path: Path) -> None:
     ):
         with pytest.raises(UnreadableImage, match=reason):
             read_pixels(wrong)
+
+
+# Whatever a picture comes as
+
+KINDS = {
+    **{mode: ("PNG", photo().convert(mode)) for mode in ("1", "L", "P", "RGB", "I;16")},
+    **{mode: ("TIFF", photo().convert(mode)) for mode in ("CMYK", "YCbCr", "F", "I", "LAB")},
+    "RGBA": ("PNG", Image.merge("RGBA", [*photo().split(), photo().getchannel(1)])),
+    "LA": ("PNG", Image.merge("LA", photo().split()[:2])),
+    "PA": ("TIFF", Image.merge("RGBA", [*photo().split(), photo().getchannel(1)]).convert("PA")),
+    "I;16B": ("TIFF", Image.frombytes("I;16B", (48, 32), bytes(range(256)) * 12)),
+    "colour key": ("PNG", photo().convert("P")),
+    "animated": ("GIF", photo().convert("P")),
+    "jpeg": ("JPEG", photo()),
+    "grey jpeg": ("JPEG", photo().convert("L")),
+    "cmyk jpeg": ("JPEG", photo().convert("CMYK")),
+    "mpo": ("MPO", photo()),
+    "webp": ("WEBP", Image.merge("RGBA", [*photo().split(), photo().getchannel(1)])),
+}
+OPTIONS = {
+    "colour key": {"transparency": 3},
+    "animated": {"save_all": True, "append_images": [Image.new("RGB", (48, 32), RED)]},
+    "mpo": {"save_all": True, "append_images": [Image.new("RGB", (48, 32))]},
+    "webp": {"lossless": True},
+}
+
+
+def stored(kind: str, orientation: int) -> bytes:
+    (format_, image), options = KINDS[kind], OPTIONS.get(kind, {})
+    if orientation > 1 and format_ != "GIF":
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options = {**options, "exif": exif}
+    return encoded(image, format_, **options)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_is_the_same_however_it_is_given(
+    tmp_path: Path, kind: str, orientation: int
+) -> None:
+    data = stored(kind, orientation)
+    file = tmp_path / "picture"
+    file.write_bytes(data)
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    given = {
+        "path": file,
+        "text": str(file),
+        "bytes": data,
+        "bytearray": bytearray(data),
+        "buffer": memoryview(data),
+        "stream": io.BytesIO(data),
+        "loaded": loaded,
+        "copy": loaded.copy(),
+        "part": Slice(file, 0, len(data)),
+    }
+    with (
+        file.open("rb") as stream,
+        tempfile.SpooledTemporaryFile() as spooled,
+        Image.open(file) as opened,
+    ):
+        spooled.write(data)
+        given |= {"file": stream, "file again": stream, "spooled": spooled}
+        given |= {"opened": opened, "opened again": opened}
+        found = {name: read_image(picture) for name, picture in given.items()}
+        assert not stream.closed
+    first = found["path"]
+    assert first.mode in ("RGB", *DEEP) and first.size in ((48, 32), (32, 48))
+    found |= {"twice": read_image(first), "array": read_image(np.asarray(first))}
+    assert not [name for name, image in found.items() if image != first]
+    if orientation == 1 and kind in ("1", "L", "RGB", "RGBA", "I;16", "I", "F", "I;16B"):
+        assert read_image(np.asarray(loaded)) == first
+    for channels in (1, 3):
+        # What a model is shown of it, and what a run's loaders decode.
+        views = Preprocess(size=(20, 24), mean=(0.5,) * channels, std=(0.5,) * channels)
+        shown = [views(picture) for picture in (file, data, loaded, first)]
+        pixels = read_pixels(file, mode="L" if channels == 1 else "RGB")
+        shown.append(views(Image.fromarray(pixels.squeeze())))
+        assert all(torch.equal(one, shown[0]) for one in shown)
+
+
+def test_an_image_of_the_callers_is_not_changed() -> None:
+    for kind, orientation in (("RGBA", 6), ("I;16", 1), ("colour key", 3)):
+        image = Image.open(io.BytesIO(stored(kind, orientation)))
+        image.load()
+        before = image.mode, image.size, image.tobytes(), dict(image.info)
+        read_image(image).putpixel((0, 0), 0)
+        assert (image.mode, image.size, image.tobytes(), dict(image.info)) == before
+
+
+def test_of_an_opened_animation_the_current_frame_is_taken() -> None:
+    image = Image.open(io.BytesIO(stored("animated", 1)))
+    first = read_image(image)
+    image.seek(1)
+    assert read_image(image) != first == read_image(stored("animated", 1))
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa", "RGBX", "HSV", "I;16L", "I;16N"])
+def test_modes_that_no_file_has(mode: str) -> None:
+    assert read_image(Image.new(mode, (3, 2))).size == (3, 2)
+
+
+def test_what_makes_a_file_unreadable_makes_an_opened_image_too(tmp_path: Path) -> None:
+    whole = encoded(photo(), "PNG")
+    (tmp_path / "cut.png").write_bytes(whole[:300])
+    with (
+        Image.open(tmp_path / "cut.png") as opened,
+        pytest.raises(UnreadableImage, match="cut"),
+    ):
+        read_image(opened)
+    with pytest.raises(UnreadableImage, match="more than the limit of 1535"):
+        read_image(photo(), max_pixels=48 * 32 - 1)
+
+
+@given(
+    st.sampled_from([bool, "u1", "u2", ">u2", "i2", "i4", "f2", "f4", "f8"]),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.booleans(),
+)
+def test_arrays_of_greys(kind: str, height: int, width: int, channel: bool) -> None:
+    levels = np.arange(height * width).reshape(height, width)
+    values = (levels % 2 if kind is bool else levels).astype(kind)
+    found = read_image(values[..., None] if channel else values)
+    assert found.size == (width, height)
+    expected = {"RGB": 255 * levels % 510 if kind is bool else levels}.get(found.mode, levels)
+    array = np.asarray(found)
+    assert ((array[..., 0] if found.mode == "RGB" else array) == expected).all()
+    assert found.mode == ("RGB" if values.dtype.itemsize == 1 else "FI"[values.dtype.kind != "f"])
+
+
+def test_arrays_of_colours_are_rgb_and_may_lie_anywhere() -> None:
+    colours = np.asarray(photo())
+    assert (np.asarray(read_image(colours)) == colours).all()
+    assert (np.asarray(read_image(colours[:, ::-1])) == colours[:, ::-1]).all()
+    clear = np.zeros((2, 3, 4), np.uint8)
+    assert (np.asarray(read_image(clear)) == 255).all()
+
+
+@pytest.mark.parametrize(
+    "picture, says",
+    [
+        (np.zeros((3, 8, 9), np.uint8), r"\[3 8 9\] is no picture.*Channels come last"),
+        (np.zeros((8, 9, 3), np.float32), "as bytes"),
+        (np.zeros((2, 8, 9, 3), np.uint8), "one by one"),
+        (np.zeros((8, 9), np.int64), r"x\.astype\('uint8'\)"),
+        (np.zeros((8, 9, 2), np.uint8), "no picture"),
+        (np.zeros((0, 9), np.uint8), "no picture"),
+        (np.zeros((8, 9), complex), "no picture"),
+        (torch.zeros(3, 8, 9, dtype=torch.uint8), r"torch\.Tensor is no picture.*permute"),
+        (io.StringIO("x"), "open it with 'rb'"),
+        (None, "NoneType is no picture"),
+        ([1, 2], "list is no picture"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_what_to_give(picture: object, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        read_image(picture)

@@ -21,7 +21,7 @@ from PIL import Image
 from vitrail.data import UnreadableImage, open_data, open_splits, open_streamed
 from vitrail.data.csvfile import Columns
 from vitrail.data.hub import HubSource, open_streams, place_of
-from vitrail.data.source import PartedSource
+from vitrail.data.source import LeftOut, PartedSource
 from vitrail.data.stream import (
     Label,
     Position,
@@ -121,7 +121,9 @@ def test_what_save_to_disk_wrote(tmp_path: Path, no_network: list[str]) -> None:
     made.save_to_disk(tmp_path / "saved")
     source = open_data(tmp_path / "saved")
     assert source.part.tolist() == [0] * 5 + [2] * 2
-    assert source.notes == ("splits are left out (1): extra",)
+    assert [(one.kind, one.count, one.examples) for one in source.left_out] == [
+        ("splits", 1, ("extra",))
+    ]
     assert contents(source) == [picture(seed) for seed in (0, 1, 2, 3, 4, 50, 51)]
     table(3).select([2, 0]).save_to_disk(tmp_path / "one")
     source = open_data(f"hf:{tmp_path / 'one'}")
@@ -171,7 +173,7 @@ def test_test_images_without_a_label_are_left_out(tmp_path: Path) -> None:
     made.save_to_disk(tmp_path / "saved")
     source = open_data(tmp_path / "saved")
     assert [source.key(i) for i in range(len(source))] == ["train/0", "train/2"]
-    assert source.notes == ("rows without a label are left out (2): train/1, train/3",)
+    assert source.left_out == (LeftOut("rows", 2, "they have no label", ("train/1", "train/3")),)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +333,7 @@ def stream(*sizes: int, unlabelled: int = 0, **how: Any) -> StreamSource:
 
 def streamed(name: str, part: str = "train", **how: Any) -> StreamSource:
     """One part of a Hugging Face data set."""
-    return open_streams(name, Columns(), seed=0, settings=StreamSettings(**how))[part]
+    return open_streams(name, Columns(), seed=0, settings=StreamSettings(**how)).parts[part]
 
 
 def drawn(source: StreamSource, n: int, part: tuple[int, int] = (0, 1)) -> list[Streamed]:

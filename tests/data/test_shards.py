@@ -199,8 +199,8 @@ def test_what_cannot_be_read_is_left_out_and_told(
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["images"] == 2 and told["shards"] == ["train-00000.tar"]
     assert told["left_out"] == [
-        {"key": "gone.png", "reason": "no such file or directory"},
-        {"key": "pipe.png", "reason": "it is not a regular file"},
+        {"key": "gone.png", "count": 1, "reason": "no such file or directory"},
+        {"key": "pipe.png", "count": 1, "reason": "it is not a regular file"},
     ]
     found = open_data(out)
     assert [found.key(i) for i in range(2)] == ["1.png", "2.png"]
@@ -556,20 +556,38 @@ def test_what_is_no_plain_file_in_place_is_left_out_and_told(tmp_path: Path) -> 
         add("good.png", content=picture(1))
         add("good.PNG", content=picture(2))
         add("bare.png", content=picture(3))
+        add("good.jpe", content=picture(4))
+        add("b.jxl", content=b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(99))
+        add("good.npy", content=b"\x93NUMPY")
     before = tree(tmp_path / "data")
     source = open_data(file)
     assert [source.key(i) for i in range(len(source))] == ["x/good"]
     assert source.load(0).tobytes() == Image.open(io.BytesIO(picture(1))).tobytes()
-    assert source.notes == (
-        "names that lead out of the shard are left out (6): x.tar: /etc/abs.cls, "
-        "x.tar: ../up.cls, x.tar: a/../../up.cls, x.tar: /etc/abs.png, x.tar: ../up.png and 1 more",
-        "links, devices and sparse files are left out (4): x.tar: link.png, x.tar: hard.png, "
-        "x.tar: dev.png, x.tar: pipe.png",
-        "further images of one key are left out (1): x.tar: good.PNG",
-        "labels without an image are left out (5): x.tar: link, x.tar: hard, x.tar: dev, "
-        "x.tar: pipe, x.tar: lone",
-        "images without a label are left out (1): x.tar: bare",
-    )
+    assert {one.kind: (one.count, one.examples) for one in source.left_out} == {
+        "names that lead out of the shard": (
+            6,
+            tuple(
+                f"x.tar: {name}"
+                for name in (
+                    *("/etc/abs.cls", "../up.cls", "a/../../up.cls", "/etc/abs.png", "../up.png"),
+                )
+            ),
+        ),
+        "links, devices and sparse files": (
+            4,
+            tuple(f"x.tar: {name}.png" for name in ("link", "hard", "dev", "pipe")),
+        ),
+        "hidden and system files": (1, ("x.tar: ._good.png",)),
+        "further images of one key": (1, ("x.tar: good.PNG",)),
+        "images of other endings": (1, ("x.tar: good.jpe",)),
+        "JPEG XL images": (1, ("x.tar: b.jxl",)),
+        "members that are neither": (1, ("x.tar: good.npy",)),
+        "labels without an image": (
+            5,
+            tuple(f"x.tar: {name}" for name in ("link", "hard", "dev", "pipe", "lone")),
+        ),
+        "images without a label": (1, ("x.tar: bare",)),
+    }
     assert tree(tmp_path / "data") == before and not (tmp_path / "up.png").exists()
 
 
@@ -592,7 +610,7 @@ def test_sparse_files_are_left_out_and_what_follows_is_found(tmp_path: Path, for
     source = ShardSource(tmp_path / "x.tar")
     assert [source.key(i) for i in range(len(source))] == ["x/b"]
     assert source.load(0).size == (7, 9)
-    assert any("sparse" in note for note in source.notes)
+    assert any("sparse" in one.kind for one in source.left_out)
 
 
 def test_a_claimed_size_is_checked_before_memory_is_taken(tmp_path: Path) -> None:
@@ -610,8 +628,8 @@ def test_a_claimed_size_is_checked_before_memory_is_taken(tmp_path: Path) -> Non
 def test_two_tar_files_in_one_are_told(tmp_path: Path) -> None:
     one = write_tar(tmp_path / "a.tar", {"a.png": picture(0), "a.cls": b"1"}).read_bytes()
     (tmp_path / "x.tar").write_bytes(one + os.urandom(100_000))
-    (note,) = ShardSource(tmp_path / "x.tar").notes
-    assert "behind the end mark" in note
+    (left_out,) = ShardSource(tmp_path / "x.tar").left_out
+    assert left_out.kind == "bytes behind the end mark"
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"PK\x03\x04" + b"x" * 5000, b"x" * 511])
@@ -739,3 +757,21 @@ def test_a_million_members(tmp_path: Path) -> None:
     source = ShardSource(tmp_path / "x.tar")
     assert (len(source), len(source.classes)) == (500_000, 1000)
     assert len(pickle.dumps(source)) < 500_000 * 60
+
+
+def test_what_lies_beside_shards_is_told_and_their_parts_have_all_usual_names(
+    tmp_path: Path,
+) -> None:
+    for part in ("train2017", "dev"):
+        (tmp_path / part).mkdir()
+        members = {f"{i}.{e}": c for i in range(2) for e, c in (("png", picture(i)), ("cls", b"1"))}
+        write_tar(tmp_path / part / "0.tar", members)
+    for name in ("README.md", "dev/1.tar.gz", "dev/.DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    source = open_data(tmp_path)
+    assert source.part.tolist() == [1, 1, 0, 0]
+    assert {one.kind: one.examples for one in source.left_out} == {
+        "other files": ("README.md",),
+        "compressed tar files": ("1.tar.gz",),
+        "hidden and system files": ("dev/.DS_Store",),
+    }

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail.data import ArraySource, Source, Splits, open_splits, write_split
+from vitrail.data import PARTS, ArraySource, Source, Splits, open_data, open_splits, write_split
+from vitrail.data.layout import FolderRules
 from vitrail.errors import DataError, UsageError
 
 
@@ -28,8 +29,11 @@ def save(folder: Path, **counts: int) -> Path:
 
 
 def write_csv(folder: Path, *rows: str) -> Path:
+    """A list, and files of the names in its first column."""
     file = folder / "labels.csv"
     file.write_text("\n".join(rows) + "\n")
+    for row in rows[1:]:
+        (folder / row.partition(",")[0]).touch()
     return file
 
 
@@ -138,7 +142,7 @@ def test_test_images_without_labels_are_left_out(tmp_path: Path) -> None:
     splits = open_splits(tmp_path, seed=0)
     assert splits.test is None
     assert splits.notes[0] == (
-        "images outside the class folders are left out (2): test/0.png, test/1.png"
+        "2 images outside the class folders left out (a folder is a class): test/0.png, test/1.png"
     )
 
 
@@ -150,6 +154,134 @@ def test_a_train_folder_alone(tmp_path: Path) -> None:
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     save(tmp_path, train=5, bus=5)
     assert open_splits(tmp_path, seed=0).train.classes == ("bus", "train")
+
+
+def save_parts(root: Path, *folders: str) -> Path:
+    """Folders of cats and dogs."""
+    for folder in folders:
+        save(root / folder, cat=4, dog=4)
+    return root
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        {"train": "train", "dev": "val"},
+        {"train": "train", "eval": "val"},
+        {"train": "train", "dev": "val", "test": "test"},
+        {"train2017": "train", "val2017": "val", "test-dev2017": "test"},
+        {"training_set/training_set": "train", "test_set/test_set": "test"},
+        {"seg_train/seg_train": "train", "seg_test/seg_test": "test"},
+        {"Train_Images": "train", "Valid images": "val", "TestImages": "test"},
+        {"trainset": "train", "testset": "test"},
+        {"trn": "train", "tst": "test", "validation_data": "val"},
+        {"fish_train": "train", "fish_val": "val", "fish_test": "test"},
+        {"train/images": "train", "test/images": "test"},
+        {"train": "train", "test/archive": "test"},
+        {"archive/train": "train", "archive/validation": "val"},
+        {"train": "train", "val": "val", "valid": "val"},
+        {"train": "train", "test": "test", "testing": "test"},
+        {"val": "val", "test": "test"},
+        {"train_a/train": "train", "val_a/val": "val"},
+    ],
+    ids=lambda folders: "+".join(folders),
+)
+def test_parts_are_known_by_all_their_usual_names(tmp_path: Path, folders: dict[str, str]) -> None:
+    """Intel, Kaggle and COCO downloads were trained with the classes "train" and "dev"."""
+    source = open_data(save_parts(tmp_path, *folders))
+    assert source.classes == ("cat", "dog")
+    found = {(source.key(i).rsplit("/", 2)[0], PARTS[source.part[i]]) for i in range(len(source))}
+    assert found == set(folders.items())
+    plain = all(name in ("train", "val", "test") for name in folders)
+    assert plain or source.notes[0].startswith("parts: ")
+    assert source.left_out == ()
+
+
+def test_an_image_that_strays_into_a_part_does_not_make_it_a_class(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        save(save_parts(tmp_path, part), **{part: 1})
+    source = open_data(tmp_path)
+    assert (source.classes, source.left_out[0].count) == (("cat", "dog"), 2)
+
+
+def test_what_lies_beside_the_parts_is_told(tmp_path: Path) -> None:
+    data = save_parts(tmp_path, "train", "val", "extra", "train_part2")
+    source = open_data(data)
+    assert len(source) == 16
+    (beside,) = source.left_out
+    assert (beside.kind, beside.count) == ("images beside the parts", 16)
+    assert "--data.parts" in beside.reason and beside.examples[0] == "extra/cat/0.png"
+    rules = FolderRules(parts="train=train,train=extra,train=train_part2,val=val")
+    assert np.bincount(open_data(data, rules=rules).part).tolist() == [24, 8]
+
+
+@pytest.mark.parametrize(
+    "folders, asked, answer",
+    [
+        (("siteA", "siteB"), "same folders: cat, dog", "train=siteA,test=siteB"),
+        (("train", "holdout"), "is train a part", "train=train,test=holdout"),
+        (("train", "val", "eval"), "one for the last test", "train=train,val=val,test=eval"),
+        (
+            ("a_train", "a_test", "b_train", "b_test"),
+            "several data sets",
+            "train=a_train,train=b_train,test=a_test,test=b_test",
+        ),
+    ],
+)
+def test_where_parts_and_classes_cannot_be_told_apart_the_user_is_asked(
+    tmp_path: Path, folders: tuple[str, ...], asked: str, answer: str
+) -> None:
+    save_parts(tmp_path, *folders)
+    with pytest.raises(UsageError, match=rf"{asked}.* --data\.parts none .*{answer}$"):
+        open_data(tmp_path)
+    assert open_data(tmp_path, rules=FolderRules(parts="none")).classes == tuple(sorted(folders))
+    parted = open_data(tmp_path, rules=FolderRules(parts=answer))
+    assert parted.classes == ("cat", "dog") and len(parted) == 8 * len(folders)
+
+
+def test_parts_within_classes_and_parts_without_classes_are_no_classes(tmp_path: Path) -> None:
+    for folder in ("cat", "dog"):
+        save(tmp_path / "inside" / folder, train=2, test=2)
+    with pytest.raises(UsageError, match=r"cat, dog hold test, train each.* as in train/cat"):
+        open_data(tmp_path / "inside")
+    save(tmp_path / "flat", train=3, test=3)
+    with pytest.raises(UsageError, match="they hold images, and no class folders"):
+        open_data(tmp_path / "flat")
+    rules = FolderRules(parts="none")
+    assert open_data(tmp_path / "flat", rules=rules).classes == ("test", "train")
+
+
+@pytest.mark.parametrize("classes", [("train", "bus", "car"), ("bullet_train", "test_tube")])
+def test_classes_that_are_called_like_parts_are_classes(
+    tmp_path: Path, classes: tuple[str, ...]
+) -> None:
+    save(tmp_path, **dict.fromkeys(classes, 2))
+    save(tmp_path / classes[0], steam=2, diesel=2)
+    source = open_data(tmp_path)
+    assert source.classes == tuple(sorted(classes)) and source.notes == ()
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        ("train", "train=DIR,val=DIR"),
+        ("learn=siteA", "train=DIR,val=DIR"),
+        ("train=sitesA", r"no folder sitesA: did you mean siteA\?"),
+        ("train=siteA,val=siteA", "in two parts, or twice"),
+        ("train=.,val=siteA", "in two parts, or twice"),
+    ],
+)
+def test_parts_that_cannot_be(tmp_path: Path, parts: str, message: str) -> None:
+    save_parts(tmp_path, "siteA", "siteB")
+    with pytest.raises(UsageError, match=message):
+        open_data(tmp_path, rules=FolderRules(parts=parts))
+
+
+def test_only_folders_of_images_have_rules(tmp_path: Path) -> None:
+    file = write_csv(tmp_path, "file,label,split", "1,a,train", "2,b,train2017", "3,a,dev")
+    assert open_data(file).part.tolist() == [0, 0, 1]
+    with pytest.raises(UsageError, match=r"--data\.parts .* are for folders of images"):
+        open_data(file, rules=FolderRules(parts="none"))
 
 
 def test_a_csv_with_a_split_column(tmp_path: Path) -> None:
@@ -244,7 +376,8 @@ def test_images_that_are_new_since_are_left_out_with_their_classes(tmp_path: Pat
     assert parts(restored) == parts(splits)
     assert restored.train.classes == ("cat", "dog")
     assert restored.train.targets.tolist() == splits.train.targets.tolist()
-    assert restored.notes[0].endswith("left out (3): ant/0.png, ant/1.png, dog/10.png")
+    assert restored.notes[0].startswith("3 images left out (the split in ")
+    assert restored.notes[0].endswith("does not list them): ant/0.png, ant/1.png, dog/10.png")
 
 
 def test_images_that_are_gone_are_named_five_at_most(tmp_path: Path) -> None:

@@ -322,7 +322,9 @@ def test_the_loss_is_the_papers_written_out(randomised):
     batch = new_batch()
     model.train()
     torch.manual_seed(1)
-    losses = new_task(model, teacher).loss(batch)
+    task = new_task(model, teacher)
+    losses = task.loss(batch)
+    assert "tokens" in task.apart and not new_task(model).apart  # it is no mean over images
     torch.manual_seed(1)
     reduced = model.reduced(batch.images)
     logits = model.head(reduced.features.pooled)

@@ -9,6 +9,7 @@ import torch
 
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation import evaluate
+from vitrail.report.page import render
 from vitrail.runs import Run, read_checkpoint, write_checkpoint
 from vitrail.runs.load import load, load_model
 
@@ -58,6 +59,7 @@ def test_the_held_out_images_are_measured_and_written_down(run):
         assert row["predicted"] == max(share, key=share.__getitem__)
         assert float(row["probability"]) == max(share.values())
     top, baseline = found.summary()
+    assert written["top1"]["low"] < written["top1"]["value"] <= written["top1"]["high"]
     assert "95% interval" in top and f"{found.right} of 6" in top and "33.3%" in baseline
 
 
@@ -110,8 +112,61 @@ def test_other_images_with_some_of_the_classes(tiny, run, tmp_path):
     found = evaluate(run, data=str(other))
     assert found.keys == ("apple/b.png", "cloud/a.png") and found.targets.tolist() == [0, 2]
     assert found.metrics.per_class[1].support == 0 and not found.held_out
-    assert (run.path / "metrics-others.json").is_file()
+    assert [f.name for f in run.path.glob("metrics*.json")] == [f"metrics{found.suffix}.json"]
+    assert found.suffix.startswith("-others-all-")
     assert not (run.path / "metrics.json").exists()
+
+
+def test_data_of_one_name_in_two_places_replaces_nothing(tiny, run, tmp_path, monkeypatch):
+    places = ["siteA/test", "siteB/test", "photos.v1.0", "photos.v1.1"]
+    for i, place in enumerate(places):
+        for name in ("apple", "cloud"):
+            tiny.paint(tmp_path / place / name / "a.png", i, 100)
+    parted = tmp_path / "parted"
+    for part in ("train", "val", "test"):
+        tiny.photos(parted / part, n=1)
+    suffixes = [evaluate(run, data=str(tmp_path / place)).suffix for place in places]
+    suffixes += [evaluate(run, data=str(parted), split=part).suffix for part in ("val", "test")]
+    assert len(set(suffixes)) == 6
+    assert suffixes[2].startswith("-photos.v1.0-all-") and "-parted-test-" in suffixes[5]
+    # The same place by another name replaces its own, and only that.
+    before = {f.name: f.stat().st_mtime_ns for f in run.path.iterdir() if f.is_file()}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "siteA")
+    assert evaluate(run, data="./siteA/../siteA/test").suffix == suffixes[0]
+    assert evaluate(run, data="link/test").suffix == suffixes[0]
+    after = {f.name: f.stat().st_mtime_ns for f in run.path.iterdir() if f.is_file()}
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {f"metrics{suffixes[0]}.json", f"predictions{suffixes[0]}.csv"}
+
+
+def test_the_runs_own_data_given_by_name_is_not_its_own_parts(run):
+    """All of `--data PHOTOS --split train` and the part that was trained on are two sets."""
+    own = evaluate(run, split="all")
+    given = evaluate(run, data=own.loaded.config.data.path)
+    assert own.suffix == "-all" and given.suffix.startswith("-photos-all-")
+
+
+def test_another_checkpoint_than_the_runs_own_replaces_nothing(tiny, trained, tmp_path):
+    run = tiny.train(trained / "photos", tmp_path / "run")
+    evaluate(run)
+    last = run.checkpoint("last")
+    shutil.copytree(last, run.step_folder(9))  # now the newest
+    assert evaluate(run).suffix == ""
+    assert evaluate(run, checkpoint=last.name).suffix == f"-{last.name}"
+
+
+def test_what_is_absent_and_what_is_few_is_said(tiny, run, tmp_path):
+    tiny.photos(tmp_path / "others", ("apple", "cloud"), n=2)
+    found = evaluate(run, data=str(tmp_path / "others"))
+    few, absent = found.notes()
+    assert "only 4 images" in few
+    assert absent.startswith("1 of 3 classes has no image here: brick. Counted as 0")
+    written = json.loads((run.path / f"metrics{found.suffix}.json").read_text())
+    assert written["absent"] == ["brick"]
+    assert set(written["over_all_classes"]["auroc"]) == {"value", "low", "high"}
+    page = render(run, found)
+    assert absent in page and "In brackets what counting every class would give" in page
 
 
 def test_a_class_that_the_model_does_not_know_is_named(tiny, run, tmp_path):

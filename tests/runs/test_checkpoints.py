@@ -314,7 +314,7 @@ def test_flipped_bits_and_cuts_are_noticed_and_the_one_before_is_used(tmp_path):
 
 def test_damaged_ones_are_passed_over_with_a_sentence_each(run):
     checkpoints = Checkpoints(run)
-    with pytest.raises(DataError, match="has no checkpoint: it was stopped before"):
+    with pytest.raises(DataError, match="has no checkpoint any more"):
         checkpoints.newest()
     run = harm.made_run(run.path.with_name("three"))
     checkpoints = Checkpoints(run)

@@ -137,6 +137,7 @@ def test_stopped_and_gone_on_with_by_another_number_of_processes(signum, tmp_pat
     [
         ("ddp", []),
         ("fsdp", []),
+        ("ddp", ["--micro-batch", "5"]),
         ("ddp", ["--tune.head-warmup", "0.4"]),
         ("ddp", ["--tune.lora-rank", "2"]),
         ("fsdp", ["--tune.head-warmup", "0.4", "--tune.last-blocks", "1"]),
@@ -194,6 +195,20 @@ def test_restarts_go_on_by_themselves(tmp_path):
     for file in ("model.safetensors", "optimizer.safetensors"):
         here, there = (each / "checkpoints" / last / file for each in (run, whole))
         assert here.read_bytes() == there.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_without_a_checkpoint_starts_again_in_all_processes(tmp_path):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    args = [*_TINY, "--epochs", "0.3", "--devices", "2"]
+    assert finish(start(*args, "--out", str(whole)))[0] == 0
+    run.mkdir()
+    (run / "config.yaml").write_bytes((whole / "config.yaml").read_bytes())
+    code, words = finish(start("--resume", str(run)))
+    assert code == 0 and words.count("it starts again from its config") == 1, words
+    last = sorted((whole / "checkpoints").iterdir())[-1].name
+    here, there = (each / "checkpoints" / last / "model.safetensors" for each in (run, whole))
+    assert here.read_bytes() == there.read_bytes()
 
 
 @pytest.mark.slow

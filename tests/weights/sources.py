@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from vitrail.models import ViTConfig
+from vitrail.nn import sincos_table
 
 State = dict[str, Tensor]
 
@@ -92,6 +93,17 @@ def _under(prefix: str, **beside: Tensor) -> Callable[[State], State]:
         {f"{prefix}{key}": t for key, t in state.items()}
         | {name.replace("__", "."): t for name, t in beside.items()}
     )
+
+
+def _fixed(state: State, kind: Any) -> State:
+    """With the fixed positions that MAE and MoCo v3 have, none for the class token."""
+    rows = sincos_table((3, 3), D, kind)
+    return {**state, "pos_embed": torch.cat([torch.zeros(1, D), rows])[None]}
+
+
+def _at_fixed(model: nn.Module, x: Tensor, kind: Any) -> Tensor:
+    model.load_state_dict(_fixed(model.state_dict(), kind))
+    return model(x)
 
 
 def _deit3(state: State) -> State:
@@ -231,9 +243,13 @@ FACEBOOK = {
     "DINO, a student": Source(
         layout="dino",
         build=partial(_timm, num_classes=0),
-        file=_under("module.backbone.", module__head__mlp__0__weight=torch.zeros(2, D)),
+        file=_under(
+            "module.backbone.",
+            module__head__mlp__0__weight=torch.zeros(2, D),
+            module__head__last_layer__weight_g=torch.ones(9, 1),
+        ),
         config={"classes": 0, "resample": "bicubic_offset"},
-        left_out=frozenset({"module.head.mlp.0.weight"}),
+        left_out=frozenset({"module.head.mlp.0.weight", "module.head.last_layer.weight_g"}),
     ),
     "DINOv2": Source(
         layout="dinov2-registers",
@@ -303,7 +319,20 @@ FACEBOOK = {
         ),
     ),
     "MoCo v3, linear probe": Source(
-        layout="mocov3", build=_timm, file=_under("module."), config=BICUBIC
+        layout="mocov3",
+        build=partial(_timm, img_size=SQUARE),
+        file=lambda state: _under("module.")(_fixed(state, "sincos_moco")),
+        run=lambda model, x: _at_fixed(model, x, "sincos_moco"),
+        size=SQUARE,
+        config=BICUBIC,
+    ),
+    "MAE, the encoder": Source(
+        layout="mae",
+        build=partial(_timm, img_size=SQUARE, num_classes=0),
+        file=lambda state: _fixed(state, "sincos_mae"),
+        run=lambda model, x: _at_fixed(model, x, "sincos_mae"),
+        size=SQUARE,
+        config={"classes": 0, **BICUBIC},
     ),
 }
 

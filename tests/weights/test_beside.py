@@ -19,6 +19,8 @@ from vitrail.weights.files import WeightsFile, read_weights
 from vitrail.weights.layouts import understand
 from weights.sources import HUGGING_FACE
 
+BASE = {"patch": (16, 16), "width": 768, "heads": 12}
+"""What the name of a vit_base_patch16 of timm's tells."""
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -78,7 +80,7 @@ def test_a_folder_of_timm_needs_no_other_word(randomised, tmp_path):
                 "global_pool": "token",
                 "pretrained_cfg": {"tag": "augreg2", "input_size": [3, 224, 224]},
             },
-            {"image_size": (224, 224), "pool": "class"},
+            {"image_size": (224, 224), "pool": "class", "activation": "gelu", **BASE},
         ),
         (
             {
@@ -87,26 +89,26 @@ def test_a_folder_of_timm_needs_no_other_word(randomised, tmp_path):
                 "model_args": {"act_layer": "gelu_tanh", "num_heads": 6},
                 "pretrained_cfg": {},
             },
-            {"pool": "mean", "activation": "gelu_tanh", "heads": 6},
+            {**BASE, "pool": "mean", "activation": "gelu_tanh", "heads": 6},
         ),
         (
             {"architecture": "vit_base_patch16_clip_224", "pretrained_cfg": {"tag": "openai"}},
-            {"activation": "gelu_quick"},
+            {"activation": "gelu_quick", **BASE},
         ),
         (
             {"architecture": "vit_base_patch16_clip_quickgelu_224", "pretrained_cfg": {}},
-            {"activation": "gelu_quick"},
+            {"activation": "gelu_quick", **BASE},
         ),
         (
             {
                 "architecture": "vit_base_patch16_clip_224",
                 "pretrained_cfg": {"tag": "openai_ft_in1k"},
             },
-            {"activation": "gelu"},
+            {"activation": "gelu", **BASE},
         ),
         (
             {"architecture": "vit_base_patch16_clip_224", "pretrained_cfg": {"tag": "dfn2b"}},
-            {},
+            BASE,
         ),
         # open_clip_config.json of ViT-B-32-quickgelu, of ViT-H-14, of a SigLIP
         (
@@ -116,15 +118,15 @@ def test_a_folder_of_timm_needs_no_other_word(randomised, tmp_path):
                     "vision_cfg": {"image_size": 224, "width": 768},
                 }
             },
-            {"heads": 12, "activation": "gelu_quick", "image_size": (224, 224)},
+            {"heads": 12, "width": 768, "activation": "gelu_quick", "image_size": (224, 224)},
         ),
         (
             {"model_cfg": {"vision_cfg": {"image_size": 224, "width": 1280, "head_width": 80}}},
-            {"heads": 16, "activation": "gelu", "image_size": (224, 224)},
+            {"heads": 16, "width": 1280, "activation": "gelu", "image_size": (224, 224)},
         ),
         (
             {"model_cfg": {"vision_cfg": {"image_size": 256, "timm_model_name": "vit_siglip"}}},
-            {"image_size": (256, 256)},
+            {"image_size": (256, 256), "activation": "gelu_tanh"},
         ),
     ],
     ids=str,

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -157,6 +159,7 @@ def test_a_training_checkpoint_gives_the_weights_that_are_evaluated(
     assert read({"model": w(1), "model_ema": w(2)}, "model_ema")[0] == 2
     assert read({"model": {"state_dict": w(5)}})[0] == 5
     assert read({"weights": w(4), **junk})[0] == 4
+    assert read({"run": {"net": {"weights": w(6)}}, **junk})[0] == 6
     assert read({"w": torch.tensor(1.0), "epoch": 3})[1] == ("left out, no tensor: epoch",)
     with pytest.raises(DataError, match="several sets of them: say which part is meant, of a, b"):
         read({"a": w(1), "b": w(2)})
@@ -185,34 +188,53 @@ def test_a_folder_of_save_pretrained(tmp_path: Path) -> None:
     assert file.sha256 == read_weights(tmp_path / "model.safetensors").sha256
 
 
-def shards(folder: Path, weight_map: dict[str, str]) -> None:
-    save_file({"a": torch.ones(1)}, folder / "m-1.safetensors")
-    save_file({"b": torch.ones(2)}, folder / "m-2.safetensors")
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+SHARDS = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
+"""What transformers calls the whole of them."""
 
 
-def test_shards(tmp_path: Path) -> None:
-    shards(tmp_path, {"a": "m-1.safetensors", "b": "m-2.safetensors"})
-    file = read_weights(tmp_path)
-    assert list(file.tensors) == ["a", "b"]
-    assert len(file.sha256) == 64
+def shards(folder: Path, weight_map: Any, kind: str = "safetensors") -> Path:
+    """Of safetensors or of pickles; the names in `weight_map` end in `.*`."""
+    for file, state in (("m-1", {"a": torch.ones(1)}), ("m-2", {"b": torch.ones(2)})):
+        (save_file if kind == "safetensors" else torch.save)(state, folder / f"{file}.{kind}")
+    index = folder / f"{SHARDS[kind]}.index.json"
+    content = json.dumps({"metadata": {}, "weight_map": weight_map})
+    index.write_text(content.replace(".*", f".{kind}"))
+    return index
 
 
+@pytest.mark.parametrize("kind", SHARDS)
+def test_shards(tmp_path: Path, kind: str) -> None:
+    index = shards(tmp_path, {"a": "m-1.*", "b": "m-2.*"}, kind)
+    for path in (tmp_path, index):
+        file = read_weights(path)
+        assert list(file.tensors) == ["a", "b"]
+        assert len(file.sha256) == 64
+        assert file.notes == (f"{index.name}: 2 files",)
+
+
+def test_a_shard_that_wants_to_run_code_does_not(tmp_path: Path) -> None:
+    shards(tmp_path, {"a": "m-1.*", "b": "m-2.*"}, "bin")
+    torch.save({"a": torch.ones(1), "args": Canary(tmp_path / "canary")}, tmp_path / "m-1.bin")
+    with pytest.raises(DataError, match=r"m-1\.bin wants to load"):
+        read_weights(tmp_path)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("kind", SHARDS)
 @pytest.mark.parametrize(
     ("weight_map", "words"),
     [
-        ({"a": "../m-1.safetensors"}, "outside its folder"),
+        ({"a": "../m-1.*"}, "outside its folder"),
         ({"a": "/etc/passwd"}, "outside its folder"),
-        ({"a": "m-3.safetensors"}, "which is missing"),
-        ({"a": "m-1.safetensors", "c": "m-2.safetensors"}, "holds 'b', which"),
-        ({"a": "m-1.safetensors", "b": "m-1.safetensors"}, "'b' is not in m-1"),
+        ({"a": "m-3.*"}, "which is missing"),
+        ({"a": "m-1.*", "c": "m-2.*"}, "holds 'b', which"),
+        ({"a": "m-1.*", "b": "m-1.*"}, "'b' is not in m-1"),
         ({"a": 1}, "no 'weight_map'"),
         ([], "no 'weight_map'"),
     ],
 )
-def test_shards_that_do_not_fit(tmp_path: Path, weight_map: dict[str, str], words: str) -> None:
-    shards(tmp_path, weight_map)
+def test_shards_that_do_not_fit(tmp_path: Path, weight_map: Any, words: str, kind: str) -> None:
+    shards(tmp_path, weight_map, kind)
     with pytest.raises(DataError, match=words):
         read_weights(tmp_path)
 
@@ -297,6 +319,33 @@ def test_a_pickle_that_wants_to_run_code_does_not(tmp_path: Path, name: str, sha
         assert "wants to load 'posix.system', and not weights alone" in str(caught.value)
         assert "save_file" in str(caught.value)
     assert "will likely succeed" not in str(caught.value)
+
+
+WHOLE: dict[str, Callable[[torch.nn.Module], Any]] = {
+    "a model": lambda model: model,
+    "a model in a dictionary": lambda model: {"epoch": 3, "model": model},
+    "a model under a name of their own": lambda model: {"lr": 0.1, "student_vit": model},
+    "weights beside an object": lambda model: {
+        "state_dict": model.state_dict(),
+        "optimizer": torch.optim.SGD(model.parameters()),
+    },
+}
+
+
+@pytest.mark.parametrize("whole", WHOLE)
+def test_the_recipe_for_a_pickle_of_more_than_weights_works(tmp_path: Path, whole: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2, bias=False))
+    model[1].weight = torch.nn.Parameter(model[0].weight.T)  # a view, of the same memory
+    torch.save(WHOLE[whole](model), file := tmp_path / "it's whole.pth")
+    with pytest.raises(DataError) as caught:
+        read_weights(file)
+    command = str(caught.value).partition("python -c")[2]
+    assert command
+    ran = subprocess.run(
+        f"{sys.executable} -c{command}", shell=True, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert same(read_weights(tmp_path / "weights.safetensors").tensors, model.state_dict())
 
 
 def test_objects_in_a_npz_are_not_loaded(tmp_path: Path) -> None:
@@ -457,8 +506,10 @@ def test_places_without_weights(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(DataError, match=r"cannot read .*config.json"):
             read_weights(tmp_path)
-    with pytest.raises(UsageError, match="has no parts"):
-        read_weights(tmp_path / "model.safetensors", "teacher")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UsageError, match="'sten': did you mean 'stem'"):
+        read_weights(tmp_path / "model.safetensors", "sten")
+    assert set(read_weights(tmp_path / "model.safetensors", "stem").tensors) == {"weight"}
 
 
 def test_a_file_is_not_overwritten_unless_told(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from close import close
@@ -12,6 +14,7 @@ from vitrail.errors import DataError, UsageError
 from vitrail.models import ViT, ViTConfig, build
 from vitrail.nn import resample_table
 from vitrail.weights.layouts import LAYOUTS, Found, recognise, understand, write_as
+from vitrail.weights.timm import TIMM
 from weights.sources import CLASSES, HUGGING_FACE, SOURCES, SQUARE, Source
 
 every_source = pytest.mark.parametrize("name", SOURCES)
@@ -48,10 +51,16 @@ def test_what_is_left_out_and_assumed_is_named(name, randomised, tmp_path):
     source = SOURCES[name]
     found = opened(source, source.tensors(randomised(source.build()), tmp_path))
     assert set(found.left_out) == source.left_out
-    assumed = {words.split(" ")[0]: words.split(" ")[1].rstrip(",") for words in found.assumed}
+    fields = [words for words in found.assumed if words not in found.layout.takes]
+    assumed = {words.split(" ")[0]: words.split(" ")[1].rstrip(",") for words in fields}
+    assert len(found.assumed) == len(fields) + len(found.layout.takes)
     missing = set(found.layout.assumes) - set(source.told)
+    if found.layout is TIMM:  # others have the same names: DINO, MAE, MoCo v3
+        missing |= {"resample"}
     if found.config.activation == "swiglu":  # which the shapes show
         missing -= {"activation"}
+    if found.config.pool != "class" or found.config.pool_norm:  # so are these
+        missing -= {"pool"}
     assert assumed == {field: str(getattr(found.config, field)) for field in missing}
 
 
@@ -89,6 +98,39 @@ def test_our_weights_come_back_bit_by_bit(name, randomised):
     for key, tensor in before.items():
         assert torch.equal(found[key], tensor), key
         assert torch.equal(state[key], tensor), f"{key} was changed in place"
+
+
+# --- however it was wrapped ---
+
+WRAPPERS = (
+    *("module.", "model.", "net.", "_orig_mod.", "state_dict.", "ema.", "ema_model.module."),
+    *("backbone.", "encoder.", "model.model.", "visual.trunk.", "teacher."),
+)
+
+
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(prefix=st.lists(st.sampled_from(WRAPPERS), min_size=1, max_size=4).map("".join))
+@every_source
+def test_wrappers_change_nothing(name, prefix, randomised, tmp_path):
+    """Whose a file is said to be, its tensors and what is assumed are those of the bare file."""
+    source = SOURCES[name]
+    file = source.tensors(randomised(source.build()), tmp_path)
+    bare, wrapped = opened(source, file), opened(source, {prefix + k: t for k, t in file.items()})
+    assert wrapped.layout is bare.layout
+    assert (wrapped.config, wrapped.assumed) == (bare.config, bare.assumed)
+    assert wrapped.left_out == tuple(prefix + key for key in bare.left_out)
+    assert wrapped.state.keys() == bare.state.keys()
+    assert all(torch.equal(wrapped.state[key], tensor) for key, tensor in bare.state.items())
+
+
+@pytest.mark.parametrize("other", ["ema_model.module.", "momentum.", "encoder_k."])
+def test_of_two_models_in_a_file_the_evaluated_one_is_taken_or_asked_for(other):
+    file = file_of("timm", "model.") | file_of("timm", other)
+    found = opened(SOURCES["timm"], file)
+    assert set(found.left_out) == {key for key in file if key.startswith(other)}
+    both = file_of("timm", "encoder_q.") | file_of("timm", other.replace("model", "net"))
+    with pytest.raises(DataError, match=r"holds several models.*say which one is meant, part="):
+        opened(SOURCES["timm"], {k.replace("module.", ""): t for k, t in both.items()})
 
 
 def test_every_layout_has_a_source():
@@ -187,7 +229,8 @@ def test_positions_are_resampled_as_their_own_code_does(name, size, randomised, 
 
 def test_dinos_own_formula(randomised):
     """facebookresearch/dino: by scale, of a grid taken as 0.1 larger than it is."""
-    found = opened(SOURCES["DINO, a student"], file_of("DINO, a student", "module.backbone."))
+    whole = file_of("DINO, a student", "backbone.") | {"head.last_layer.weight_v": torch.ones(1)}
+    found = opened(SOURCES["DINO, a student"], whole)
     table = found.state["position.table"][1:]
     old, new = found.config.grid, (5, 4)
     expected = nn.functional.interpolate(

@@ -96,14 +96,14 @@ def test_heads_that_nothing_says_are_asked_for(file):
         open_weights(file)
     opened = open_weights(file, HEADS)
     assert opened.config.heads == 3
-    assert any("activation gelu" in note for note in opened.notes), "what was assumed is said"
+    assert any("activation gelu" in words for words in opened.assumed), "what was assumed is said"
 
 
 def test_a_config_json_beside_the_file_says_them(file):
     beside = {
         "architecture": "vit_tiny_patch16_224",
         "num_classes": 5,
-        "model_args": {"num_heads": 3},
+        "model_args": {"num_heads": 3, "embed_dim": 24, "depth": 2, "patch_size": 8},
         "pretrained_cfg": {
             "input_size": [3, 32, 32],
             "mean": [0.5, 0.4, 0.3],

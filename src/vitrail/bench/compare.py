@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from vitrail.bench.hog import HOG, hog_labeller, train_hog
@@ -35,8 +34,9 @@ from vitrail.bench.measure import (
     speeds,
 )
 from vitrail.bench.memory import peak_memory
+from vitrail.data.layout import USUAL
 from vitrail.errors import DataError, UsageError, VitrailError
-from vitrail.metrics import SEED, Estimate
+from vitrail.metrics import Estimate, paired, share
 from vitrail.models import ModelConfig, build, count_parameters
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.device import pick_device
@@ -46,7 +46,6 @@ Train = Callable[[str, TrainConfig, Path], None]
 """Make the run of this name and config in this folder, or go on with the run that is there."""
 
 _RESULT = "compare.json"
-_DRAWS = 10_000
 _INTERRUPTED = 128
 """Exit codes from here on are signals."""
 
@@ -65,6 +64,12 @@ class Settings:
     threads: int
     device: str
     seed: int
+    image_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    parts: str = USUAL.parts
+    follow_links: bool = USUAL.follow_links
+    """As in `FolderRules`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +165,7 @@ def open_folder(out: Path, settings: Settings) -> None:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file} is damaged: choose another folder with --out") from error
         now = json.loads(json.dumps(asdict(settings)))
+        before = asdict(USUAL) | before  # what folders of before do not say
         changed = [
             f"{name} {before.get(name)}, not {now[name]}"
             for name in now
@@ -247,8 +253,11 @@ def _learn(
 def _result(name: str, config: TrainConfig, folder: Path) -> Row:
     """What a finished training says of itself."""
     metrics = _read(folder / "metrics.json")
-    metric = metrics["map" if metrics["multi_label"] else "top1"]
-    row = Row(name=name, size=config.model.image_size, accuracy=metric and Estimate(**metric))
+    if metrics["multi_label"]:
+        accuracy = metrics["map"] and Estimate(**metrics["map"])
+    else:  # worked out anew: a run of before has an interval that may be none
+        accuracy = share(metrics["top1"]["value"], metrics["images"])
+    row = Row(name=name, size=config.model.image_size, accuracy=accuracy)
     if name == HOG:
         about = _read(folder / "hog.json")
         return replace(row, parameters=about["parameters"], training_seconds=about["seconds"])
@@ -283,19 +292,18 @@ def _judged(folder: Path) -> Judged:
 
 
 def _behind(best: Path, other: Path) -> Estimate | None:
-    """How much better `best` is: the mean of a difference that each image has, so that what is hard
-    for both does not count (the paired interval is the narrower one). Percentile bootstrap.
+    """How much better `best` is, image by image: what is hard for both does not count, so the
+    interval is narrower than those of the two accuracies.
     """
     if best == other or (_read(best / "metrics.json"))["multi_label"]:
         return None
     ours, theirs = _right(best), _right(other)
     shared = [key for key in ours if key in theirs]
-    difference = np.array([ours[key] - theirs[key] for key in shared], np.float64)
-    # A draw's mean depends only on how often each of the three differences is in it.
-    values, counts = np.unique(difference, return_counts=True)
-    drawn = np.random.default_rng(SEED).multinomial(len(shared), counts / len(shared), _DRAWS)
-    low, high = np.quantile(drawn @ values / len(shared), (0.025, 0.975))
-    return Estimate(float(difference.mean()), float(low), float(high))
+    return paired(
+        sum(ours[key] > theirs[key] for key in shared),
+        sum(ours[key] < theirs[key] for key in shared),
+        len(shared),
+    )
 
 
 def _right(folder: Path) -> dict[str, int]:

@@ -35,7 +35,7 @@ from vitrail.data.stream import StreamSource
 from vitrail.errors import DataError, UsageError
 from vitrail.metrics import classification
 from vitrail.runs import TrainConfig
-from vitrail.runs.config import open_data_of
+from vitrail.runs.config import open_data_of, with_greys
 
 HOG = "hog"
 """Its name among the models."""
@@ -108,7 +108,7 @@ def train_hog(
         raise UsageError(f"{HOG} looks at all images at once, but {config.data.path} is a stream")
     if splits.train.targets.ndim == 2:
         raise UsageError(f"{HOG} gives one label an image, but these images may have several")
-    preprocess = config.preprocess()
+    preprocess = with_greys(config, splits, notify).preprocess()
     if not preprocess.one_size:
         raise UsageError(f"{HOG} needs images of one size: data.resize crop or squash")
     held_out = splits.val if splits.test is None else splits.test

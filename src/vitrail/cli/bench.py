@@ -3,24 +3,24 @@
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from vitrail import job
-from vitrail.bench.compare import Comparison, Settings, Train, compare
+from vitrail.bench.compare import Comparison, Row, Settings, Train, compare
 from vitrail.bench.hog import HOG, check_installed
 from vitrail.bench.macs import macs
 from vitrail.bench.measure import BATCH, Place, Precision, Speed, model_labeller, speeds
 from vitrail.bench.memory import peak_memory
 from vitrail.bench.patches import BASE, Verdict, measure_patches, verdicts
+from vitrail.cli.dataset import AS_FOUND, OfData
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import TrainingScreen, say
+from vitrail.cli.table import Column, print_table, print_text
 from vitrail.data import open_data
 from vitrail.errors import UsageError, VitrailError, unknown_name
 from vitrail.models import MODELS, ViTConfig, build, count_parameters, model_config
@@ -29,10 +29,9 @@ from vitrail.report import words
 from vitrail.report.comparison import write_comparison
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.device import pick_device
+from vitrail.runs.machine import native_precision
 
 _MODELS = "vit_s16,mixer_s16,r26_s32,twins_svt_s,dynamicvit_s16,mobilevit_s,resnet50"
-_LEAST_WIDTH = 150
-"""Columns: a narrower terminal wraps the lines, which is better than numbers cut short."""
 _EVALUATIONS = 4
 """Of each training: enough for a curve, for it is wall time that no model learns in."""
 
@@ -49,6 +48,7 @@ class CompareArgs:
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """The images."""
+    how: OfData = AS_FOUND
     models: str = _MODELS
     """Names that `vitrail models` lists, with commas between them; and hog, the traditional
     baseline."""
@@ -77,7 +77,8 @@ class SpeedArgs:
     """Names that `vitrail models` lists, with commas between them."""
     size: int | None = None
     """Side of the square images in pixels. Default: each model's own."""
-    precision: Precision = "float32"
+    precision: Precision | None = None
+    """Default: bfloat16 where the machine has it."""
     threads: int | None = None
     """CPU threads of one operation. Default: torch's choice."""
     device: str = "auto"
@@ -89,7 +90,8 @@ class SpeedArgs:
 class PatchesArgs:
     """What `vitrail bench patches` takes."""
 
-    precision: Precision = "float32"
+    precision: Precision | None = None
+    """Default: bfloat16 where the machine has it."""
     threads: int | None = None
     """CPU threads of one operation. Default: torch's choice."""
     device: str = "auto"
@@ -135,6 +137,7 @@ def _compare(args: Sequence[str]) -> dict[str, Any]:
         threads=base.threads or 1,
         device=str(pick_device(given.device)),
         seed=given.seed,
+        **asdict(given.how),
     )
     out = given.out or _free_folder()
     length = words.duration(60 * given.minutes)
@@ -192,11 +195,16 @@ def _names(listed: str, known: Sequence[str]) -> list[str]:
 
 def _base(given: CompareArgs) -> TrainConfig:
     """The recipe's config for the data, at the comparison's length and on its place."""
-    config = RECIPES["scratch"].config(facts(given.data, open_data(given.data)))
+    source = open_data(given.data, given.how.columns(), given.how.rules())
+    config = RECIPES["scratch"].config(facts(given.data, source))
     path = Path(given.data).expanduser()
     return replace(
         config,
-        data=replace(config.data, path=str(path.resolve()) if path.exists() else given.data),
+        data=replace(
+            config.data,
+            path=str(path.resolve()) if path.exists() else given.data,
+            **asdict(given.how),
+        ),
         minutes=given.minutes,
         precision=given.precision or config.precision,
         threads=given.threads or torch.get_num_threads(),
@@ -265,39 +273,49 @@ def _free_folder() -> Path:
 
 def _print_comparison(comparison: Comparison) -> None:
     judged = comparison.judged
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("model")
-    table.add_column("mAP" if judged and judged.metric == "map" else "accuracy", justify="right")
-    for column in ("95% interval", "behind the best"):
-        table.add_column(column)
-    for column in (*_MEASURES, "trained", "epochs"):
-        table.add_column(column, justify="right")
-    for row in comparison.finished:
-        accuracy, behind = row.accuracy, row.behind
-        table.add_row(
-            row.name,
-            words.percent(accuracy.value) if accuracy else "-",
-            words.span(accuracy) if accuracy else "",
-            f"{100 * behind.value:.1f} ({100 * behind.low:.1f} to {100 * behind.high:.1f})"
-            if behind
-            else "",
-            *_measures(row.parameters, row.macs, row.speed, row.memory),
-            words.duration(row.training_seconds) if row.training_seconds is not None else "",
-            f"{row.epochs:.3g}" if row.epochs is not None else "",
-        )
-    console = Console()
-    console.width = max(console.width, _LEAST_WIDTH)
+    columns = (
+        Column("model", justify="left"),
+        Column("mAP" if judged and judged.metric == "map" else "accuracy"),
+        Column("95% interval", 1, "left"),
+        Column("behind the best", 2, "left"),
+        *_MEASURES,
+        Column("trained", 9),
+        Column("epochs", 10),
+    )
     if comparison.finished:
-        console.print(table)
+        print_table(columns, map(_result, comparison.finished))
     for row in comparison.rows:
         if row.error is not None:
-            print(f"{row.name:<12}failed: {row.error}")
+            print_text(f"{row.name:<12}failed: {row.error}")
     if comparison.level:
         names = ", ".join(row.name for row in comparison.level)
-        print(f"level     these images cannot tell {names} from {comparison.rows[0].name}")
+        print_text(f"level     these images cannot tell {names} from {comparison.rows[0].name}")
 
 
-_MEASURES = ("parameters", "MACs", "images/s", "1 image", "95%", "memory")
+def _result(row: Row) -> tuple[str, ...]:
+    """The cells of one model of a comparison."""
+    accuracy, behind = row.accuracy, row.behind
+    return (
+        row.name,
+        words.percent(accuracy.value) if accuracy else "-",
+        words.span(accuracy) if accuracy else "",
+        f"{100 * behind.value:.1f} ({100 * behind.low:.1f} to {100 * behind.high:.1f})"
+        if behind
+        else "",
+        *_measures(row.parameters, row.macs, row.speed, row.memory),
+        words.duration(row.training_seconds) if row.training_seconds is not None else "",
+        f"{row.epochs:.3g}" if row.epochs is not None else "",
+    )
+
+
+_MEASURES = (
+    Column("parameters", 6),
+    Column("MACs", 7),
+    Column("images/s", 3),
+    Column("1 image", 4),
+    Column("95%", 8),
+    Column("memory", 5),
+)
 
 
 def _measures(
@@ -326,17 +344,13 @@ def _speed(args: Sequence[str]) -> dict[str, Any]:
     found = speeds(labellers, place, given.seconds)
     del labellers
     memories = peak_memory(configs, place)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("model")
-    for column in ("image", *_MEASURES):
-        table.add_column(column, justify="right")
-    rows = []
+    rows, cells = [], []
     for name, config in configs.items():
         with torch.device("meta"):
             parameters = count_parameters(build(config))
         count, memory, speed = macs(config), memories[name], found[name]
         size = "x".join(map(str, config.image_size))
-        table.add_row(name, size, *_measures(parameters, count, speed, memory))
+        cells.append((name, size, *_measures(parameters, count, speed, memory)))
         rows.append(
             {
                 "name": name,
@@ -347,8 +361,8 @@ def _speed(args: Sequence[str]) -> dict[str, Any]:
                 "memory": memory,
             }
         )
-    Console(width=_LEAST_WIDTH).print(table)
-    print(f"images/s at batches of {BATCH}; {_words(place)}")
+    print_table((Column("model", justify="left"), Column("image", 9), *_MEASURES), cells)
+    print_text(f"images/s at batches of {BATCH}; {_words(place)}")
     return {"models": rows, "batch": BATCH, **place._asdict()}
 
 
@@ -358,13 +372,18 @@ def _patches(args: Sequence[str]) -> dict[str, Any]:
     _check_threads(given.threads)
     place = _place(given.device, given.precision, given.threads)
     cases = measure_patches(place, seconds=given.seconds, notify=say)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("model")
-    columns = ("image/patch", "tokens", "MACs", "1 image", "MACs, ratio", "time, ratio", "article")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for case in cases:
-        table.add_row(
+    columns = (
+        Column("model", justify="left"),
+        Column("image/patch"),
+        Column("tokens", 5),
+        Column("MACs", 4),
+        Column("1 image", 3),
+        Column("MACs, ratio", 2),
+        Column("time, ratio", 1),
+        Column("article", 2),
+    )
+    cells = (
+        (
             case.model,
             f"{case.side}/{case.patch}",
             str(case.tokens),
@@ -374,11 +393,13 @@ def _patches(args: Sequence[str]) -> dict[str, Any]:
             f"{case.latency_ratio:.2f}x",
             f"{case.claim:g}x" if case.claim else "",
         )
-    Console(width=_LEAST_WIDTH).print(table)
-    print(f"ratios are to {BASE[0]}/{BASE[1]} of the same model; {_words(place)}")
+        for case in cases
+    )
+    print_table(columns, cells)
+    print_text(f"ratios are to {BASE[0]}/{BASE[1]} of the same model; {_words(place)}")
     found = verdicts(cases)
     for verdict in found:
-        print(_sentence(verdict))
+        print_text(_sentence(verdict))
     return {
         "cases": [case._asdict() for case in cases],
         "verdicts": [verdict._asdict() for verdict in found],
@@ -402,8 +423,10 @@ def _sentence(verdict: Verdict) -> str:
     )
 
 
-def _place(device: str, precision: Precision, threads: int | None) -> Place:
-    return Place(str(pick_device(device)), precision, threads or torch.get_num_threads())
+def _place(name: str, precision: Precision | None, threads: int | None) -> Place:
+    device = pick_device(name)
+    precision = precision or native_precision(device)
+    return Place(str(device), precision, threads or torch.get_num_threads())
 
 
 def _words(place: Place) -> str:

@@ -1,17 +1,18 @@
 """`vitrail data`: look at a data set before hours are spent on it, make shards, fetch a sample."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from vitrail.cli.dataset import AS_FOUND, OfData
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import CountingScreen
-from vitrail.data import SAMPLES, CheckReport, check, fetch, open_data
-from vitrail.data.csvfile import Columns
+from vitrail.data import PARTS, SAMPLES, CheckReport, PartedSource, check, fetch, open_data
+from vitrail.data.greys import cut_sentence
 from vitrail.data.shards import changed_shards
 from vitrail.data.write_shards import write_shards
 from vitrail.errors import UsageError, unknown_name
@@ -25,9 +26,8 @@ class CheckArgs:
     """What `vitrail data check` takes."""
 
     data: Annotated[str, tyro.conf.Positional]
-    """A folder, a .csv, a .npz, IDX files, shards, samples:NAME, or hf:NAME."""
-    image_column: str | None = None
-    label_column: str | None = None
+    """A folder, a .csv or .txt, a .npz, IDX files, shards, samples:NAME, or hf:NAME."""
+    how: OfData = AS_FOUND
     threads: int = os.cpu_count() or 1
 
 
@@ -36,15 +36,14 @@ class ShardArgs:
     """What `vitrail data shard` takes."""
 
     data: Annotated[str, tyro.conf.Positional]
-    """A folder, a .csv, a .npz, IDX files, samples:NAME, or hf:NAME."""
+    """A folder, a .csv or .txt, a .npz, IDX files, samples:NAME, or hf:NAME."""
     out: Annotated[str, tyro.conf.Positional]
     """A new folder for the tar files."""
     images_per_shard: int | None = None
     """5,000, if no size is given."""
     megabytes: float | None = None
     """So large, instead."""
-    image_column: str | None = None
-    label_column: str | None = None
+    how: OfData = AS_FOUND
 
 
 @dataclass(frozen=True)
@@ -75,28 +74,49 @@ def data(args: Sequence[str]) -> dict[str, Any]:
 
 def _check(args: Sequence[str]) -> dict[str, Any]:
     given = parse(CheckArgs, args, "data check", "Read every image; change nothing.")
-    source = open_data(given.data, Columns(given.image_column, given.label_column, None))
+    source = open_data(given.data, given.how.columns(), given.how.rules())
     with CountingScreen("reading", len(source)) as screen:
         report = check(source, given.threads, screen.done)
     changed = changed_shards(Path(given.data).expanduser())
-    _print_report(report, source.notes)
+    parts = {name: int((source.part == i).sum()) for i, name in enumerate(PARTS)}
+    parts = {name: count for name, count in parts.items() if count}
+    _print_report(report, parts, source)
     _print_list("shards are not as they were written", changed)
     return {
         "data": given.data,
         "images": report.images,
         "classes": report.counts,
+        "parts": parts,
+        "left_out": _left_out(source, report.unreadable),
         "unreadable": [{"key": key, "reason": why} for key, why in report.unreadable],
         "width": report.width and report.width._asdict(),
         "height": report.height and report.height._asdict(),
         "duplicates": [list(group) for group in report.duplicates],
         "conflicts": [list(group) for group in report.conflicts],
+        "greys": report.greys and report.greys._asdict(),
+        "deep_colours": report.deep_colours,
         "notes": list(source.notes),
         "changed_shards": list(changed),
         "exit_code": 3 if report.unreadable or changed else 0,
     }
 
 
-def _print_report(report: CheckReport, notes: Sequence[str]) -> None:
+def _left_out(source: PartedSource, unreadable: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Everything that is not used, of a kind or by its key."""
+    return [
+        *map(asdict, source.left_out),
+        *({"key": key, "count": 1, "reason": why} for key, why in unreadable),
+    ]
+
+
+def _print_sentences(source: PartedSource) -> None:
+    for one in source.left_out:
+        print(f"note      {one.sentence()}")
+    for note in source.notes:
+        print(f"note      {note}")
+
+
+def _print_report(report: CheckReport, parts: Mapping[str, int], source: PartedSource) -> None:
     print(f"{report.images} images in {len(report.counts)} classes")
     for label, count in report.counts.items():
         print(f"  {count:>7}  {label}")
@@ -104,13 +124,18 @@ def _print_report(report: CheckReport, notes: Sequence[str]) -> None:
         w, h = report.width, report.height
         print(f"width     {w.least} to {w.greatest} pixels, median {w.median}")
         print(f"height    {h.least} to {h.greatest} pixels, median {h.median}")
-    for note in notes:
-        print(f"note      {note}")
+    print(f"parts     {', '.join(f'{name} {count:,}' for name, count in parts.items())}")
+    if report.greys:
+        print(f"greys     {report.greys.sentence()}")
+    if report.deep_colours:
+        print(f"colours   {cut_sentence(report.deep_colours)}")
+    _print_sentences(source)
     _print_list("cannot be read", [f"{key}: {why}" for key, why in report.unreadable])
     _print_list("groups of equal images", [" = ".join(g) for g in report.duplicates])
     _print_list("of them with different labels", [" = ".join(g) for g in report.conflicts])
     if not report.unreadable:
-        print("every image can be read")
+        used = " that is used" if source.left_out else ""
+        print(f"every image{used} can be read")
 
 
 def _print_list(what: str, lines: Sequence[str]) -> None:
@@ -124,7 +149,7 @@ def _print_list(what: str, lines: Sequence[str]) -> None:
 
 def _shard(args: Sequence[str]) -> dict[str, Any]:
     given = parse(ShardArgs, args, "data shard", "Write a data set as tar files (WebDataset).")
-    source = open_data(given.data, Columns(given.image_column, given.label_column, None))
+    source = open_data(given.data, given.how.columns(), given.how.rules())
     with CountingScreen("writing", len(source)) as screen:
         written = write_shards(
             source,
@@ -134,8 +159,7 @@ def _shard(args: Sequence[str]) -> dict[str, Any]:
             megabytes=given.megabytes,
             on_done=screen.done,
         )
-    for note in source.notes:
-        print(f"note      {note}")
+    _print_sentences(source)
     print(
         f"{written.images} images in {len(written.shards)} shards, {written.size / 1e6:,.1f} MB; "
         f"train on them with: vitrail train {given.out}"
@@ -148,7 +172,7 @@ def _shard(args: Sequence[str]) -> dict[str, Any]:
         "images": written.images,
         "shards": list(written.shards),
         "bytes": written.size,
-        "left_out": [{"key": key, "reason": why} for key, why in left_out],
+        "left_out": _left_out(source, left_out),
         "notes": list(source.notes),
         "exit_code": 3 if left_out else 0,
     }

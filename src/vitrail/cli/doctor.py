@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from vitrail.cli.dataset import AS_FOUND, OfData
 from vitrail.cli.parse import parse
-from vitrail.data.csvfile import Columns
+from vitrail.cli.table import print_facts
 from vitrail.doctor import Finding, examine, is_run
 from vitrail.doctor.finding import Level
 from vitrail.errors import UsageError
@@ -32,23 +32,22 @@ class DoctorArgs:
     places: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DATA] [RUN]")
     ] = ()
-    """DATA is a folder, a .csv, a .npz, IDX files, shards, samples:NAME, hf:NAME, or
+    """DATA is a folder, a .csv or .txt, a .npz, IDX files, shards, samples:NAME, hf:NAME, or
     hf-stream:NAME; RUN is a folder that vitrail train wrote."""
-    image_column: str | None = None
-    label_column: str | None = None
+    how: OfData = AS_FOUND
 
 
 def doctor(args: Sequence[str]) -> dict[str, Any]:
     """Examine, and print one line a finding."""
     given = parse(DoctorArgs, args, "doctor", _ABOUT)
-    columns = Columns(given.image_column, given.label_column, None)
     runs = [Path(place) for place in given.places if is_run(place)]
     data = [place for place in given.places if not is_run(place)]
     if len(runs) > 1 or len(data) > 1:
         raise UsageError(
             f"one data set and one run at a time: {' '.join(given.places)} are more than that"
         )
-    looks = examine(data[0] if data else None, runs[0] if runs else None, columns)
+    columns, rules = given.how.columns(), given.how.rules()
+    looks = examine(data[0] if data else None, runs[0] if runs else None, columns, rules)
     findings = list(_shown(looks))
     counts = Counter(finding.level for finding in findings)
     levels: tuple[Level, ...] = ("problem", "note", "ok")
@@ -66,24 +65,20 @@ def _counted(count: int, level: Level) -> str:
 
 def _shown(findings: Iterator[Finding]) -> Iterator[Finding]:
     """A table on a terminal; elsewhere a line each as soon as it is known."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
+    if not sys.stdout.isatty():
         for finding in findings:
             print(f"{finding.level:<9}{finding.topic:<14}{finding.text}")
             if finding.mend:
                 print(f"{'':<23}mend: {finding.mend}", flush=True)
             yield finding
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
+    rows: list[tuple[str | Text, ...]] = []
     live = Console(stderr=True).status("looking") if sys.stderr.isatty() else nullcontext()
     with live:
         for finding in findings:
-            colour = _COLOURS[finding.level]
-            table.add_row(Text(finding.level, colour), finding.topic, Text(finding.text))
+            topic, text = Text(finding.topic, "bold"), Text(finding.text)
+            rows.append((Text(finding.level, _COLOURS[finding.level]), topic, text))
             if finding.mend:
-                table.add_row("", "", Text(finding.mend, "cyan"))
+                rows.append(("", "", Text(finding.mend, "cyan")))
             yield finding
-    console.print(table)
+    print_facts(rows)

@@ -1,18 +1,23 @@
 """`vitrail evaluate RUN` and `vitrail predict RUN IMAGE...`: a finished run at work."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from vitrail.cli.dataset import AS_FOUND, OfData
 from vitrail.cli.parse import parse
-from vitrail.data import IMAGE_EXTENSIONS, UnreadableImage
+from vitrail.data import UnreadableImage
+from vitrail.data.greys import look_at_depths
+from vitrail.data.source import LeftOut
+from vitrail.data.walk import walk
 from vitrail.deploy import Predictor
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation import evaluate as measure
+from vitrail.metrics import MEASURES
 from vitrail.report import write_report
 from vitrail.runs import Run
 
@@ -25,6 +30,7 @@ class EvaluateArgs:
     """The folder that vitrail train wrote."""
     data: str | None = None
     """Other images with the same classes. Default: the run's own held-out images."""
+    how: OfData = AS_FOUND
     split: Literal["train", "val", "test", "all"] | None = None
     """Which part of them. Default: test if there is one, else val, else all."""
     checkpoint: str | None = None
@@ -48,11 +54,17 @@ class PredictArgs:
     """Image files, or folders of them."""
     top: int = 3
     """How many classes to show for each image."""
+    follow_links: Annotated[bool, tyro.conf.arg(name="data.follow-links")] = False
+    """Follow symbolic links to folders elsewhere."""
     checkpoint: str | None = None
     tta: str = "none"
     """Average several looks at each image: flip, scales or flip+scales."""
     tokens: str | None = None
     """Work with fewer tokens: tome:r=13 merges so many in each block of any ViT."""
+
+
+_MUCH = 0.01
+"""The share of values outside of a run's range of greys of which a user is told."""
 
 
 def evaluate(args: Sequence[str]) -> dict[str, Any]:
@@ -63,6 +75,8 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
     evaluation = measure(
         run,
         data=given.data,
+        columns=given.how.columns(),
+        rules=given.how.rules(),
         split=given.split,
         checkpoint=given.checkpoint,
         device=given.device,
@@ -74,15 +88,31 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
         written = write_report(run, evaluation)
     for line in evaluation.summary():
         print(line)
+    for note in evaluation.notes():
+        print(f"note      {note}")
     if evaluation.skipped:
         print(f"skipped   {len(evaluation.skipped)} images that cannot be read")
+    if given.data and (shown := evaluation.loaded.preprocess.grey_range):
+        greys = look_at_depths(evaluation.source, given=shown).greys
+        if greys and greys.clipped > _MUCH:
+            print(f"greys     {greys.sentence()}")
     print(f"speed     {evaluation.images_per_second:.0f} images/s")
     print(f"written   {written}")
     return {
         "run": str(run.path),
         "checkpoint": str(evaluation.loaded.folder),
-        "metrics": evaluation.metrics.values(),
+        **numbers(evaluation.metrics.to_dict()),
         "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--json` says of metrics.json's content: the numbers alone, and with their intervals."""
+    estimates = {name: metrics[name] for name in MEASURES if name in metrics}
+    return {
+        "metrics": {name: each and each["value"] for name, each in estimates.items()},
+        "estimates": estimates,
+        "over_all_classes": metrics["over_all_classes"],
     }
 
 
@@ -91,7 +121,7 @@ def predict(args: Sequence[str]) -> dict[str, Any]:
     given = parse(PredictArgs, args, "predict", "Label images with a run.")
     if given.top < 1:
         raise UsageError(f"--top must be at least 1, not {given.top}")
-    files = [file for path in given.images for file in _files(path)]
+    files, left_out = _files(given.images, given.follow_links)
     predictor = Predictor(given.run, given.checkpoint, given.tta, given.tokens)
     rows: list[dict[str, Any]] = []
     failed = 0
@@ -106,15 +136,27 @@ def predict(args: Sequence[str]) -> dict[str, Any]:
         top = dict(list(found.probabilities.items())[: given.top])
         print(f"{file}  " + "  ".join(f"{label} {p:.1%}" for label, p in top.items()))
         rows.append({"image": str(file), "label": found.label, "probabilities": top})
-    return {"predictions": rows, "exit_code": 3 if failed else 0}
+    for one in left_out:
+        print(one.sentence())
+    told = [asdict(one) for one in left_out]
+    return {"predictions": rows, "left_out": told, "exit_code": 3 if failed else 0}
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS)
+def _files(places: Sequence[Path], follow_links: bool) -> tuple[list[Path], list[LeftOut]]:
+    """The images that are named, or lie in the folders that are; and what else these hold."""
+    files: list[Path] = []
+    left_out: list[LeftOut] = []
+    for place in places:
+        if not place.is_dir():
+            if not place.exists():
+                raise DataError(f"no such image: {place}")
+            files.append(place)
+            continue
+        tree = walk(str(place), follow_links=follow_links)
+        found = tree.images()
         if not found:
-            raise DataError(f"no image in {path}")
-        return found
-    if not path.exists():
-        raise DataError(f"no such image: {path}")
-    return [path]
+            told = "".join(f"; {one.sentence()}" for one in tree.left_out)
+            raise DataError(f"no image in {place}{told}")
+        files += [place / path for path in found]
+        left_out += tree.left_out
+    return files, left_out

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from textwrap import shorten
 from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from vitrail.bench.macs import macs
 from vitrail.cli.parse import parse
+from vitrail.cli.table import Column, print_table
 from vitrail.models import (
     MODELS,
     DynamicViTConfig,
@@ -25,8 +25,14 @@ from vitrail.models import (
 
 _MOST_WORDS = 46
 """Characters of a model's build in the list; `vitrail models NAME` has all of it."""
-_LEAST_WIDTH = 110
-"""Columns: a narrower terminal breaks lines, where cut ones would hide what is asked for."""
+_COLUMNS = (
+    Column("model", justify="left"),
+    Column("parameters", 1),
+    Column("build", 4, "left"),
+    Column("stride", 3),
+    Column("image", 2),
+    Column("grid", 5),
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ def models(args: Sequence[str]) -> dict[str, Any]:
     name = parse(ModelsArgs, args, "models", "List the models, or show one in full.").name
     if name is None:
         rows = [describe(each) for each in MODELS]
-        _print_table(rows)
+        print_table(_COLUMNS, map(_cells, rows))
         return {"models": rows}
     config = model_config(name)
     found = describe(name) | {"macs": macs(config), "fewer_tokens": fewer_tokens(config)}
@@ -73,6 +79,7 @@ def fewer_tokens(config: ModelConfig) -> list[dict[str, Any]]:
     return [{"tokens": way, "macs": macs(with_tokens(config, way)), "of": of} for way in ways]
 
 
+@cache
 def describe(name: str) -> dict[str, Any]:
     """A model's size in numbers; built on the meta device, so that even the largest is instant."""
     config = model_config(name)
@@ -89,23 +96,14 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("build", no_wrap=True)
-    for column in ("stride", "image", "grid"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["name"],
-            f"{row['parameters']:,}",
-            shorten(row["shape"], _MOST_WORDS, placeholder=" ..."),
-            *(_x(row[key]) for key in ("stride", "image_size", "grid")),
-        )
-    console = Console()
-    console.width = max(console.width, _LEAST_WIDTH)
-    console.print(table)
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Of `_COLUMNS`."""
+    return (
+        row["name"],
+        f"{row['parameters']:,}",
+        shorten(row["shape"], _MOST_WORDS, placeholder=" ..."),
+        *(_x(row[key]) for key in ("stride", "image_size", "grid")),
+    )
 
 
 def _x(sizes: Iterable[int]) -> str:

@@ -3,16 +3,14 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
+from vitrail.cli.table import Column, print_facts, print_table
 from vitrail.report import words
 from vitrail.training.cluster import RESERVED, Layout
 from vitrail.training.plan import Plan, size_text
 from vitrail.training.tryout import Tryout
 
-_LEAST_WIDTH = 160
-"""Columns: a narrower terminal wraps the lines, which is better than numbers cut short."""
 _NAMES = {"alone": "one GPU", "ddp": "DDP", "fsdp": "FSDP"}
 
 
@@ -24,18 +22,15 @@ class _Row(NamedTuple):
 
 def show_plan(plan: Plan) -> dict[str, Any]:
     """Print it; what --json says."""
-    console = Console()
-    console.width = max(console.width, _LEAST_WIDTH)
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for style in ("bold", "", "dim"):
-        table.add_column(style=style)
-    for row in (*_here(plan), *_cluster(plan)):
-        table.add_row(*row)
-    console.print(table)
-    console.print(_layouts(plan.layouts))
-    for problem in plan.problems:
-        print(f"{problem.level:<9} {problem.text}: {problem.mend}")
+    print_facts(map(_cells, (*_here(plan), *_cluster(plan))))
+    print_table(_LAYOUT, map(_layout, plan.layouts))
+    print_facts((each.level, f"{each.text}: {each.mend}") for each in plan.problems)
     return {"plan": plan.to_dict()}
+
+
+def _cells(row: _Row) -> tuple[Text, Text]:
+    how = Text(f"; {row.how}" if row.value and row.how else row.how, "dim")
+    return Text(row.what, "bold"), Text(row.value) + how
 
 
 def _here(plan: Plan) -> Iterator[_Row]:
@@ -133,29 +128,38 @@ def _cluster(plan: Plan) -> Iterator[_Row]:
     )
 
 
-def _layouts(layouts: tuple[Layout, ...]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("", no_wrap=True)
-    columns = (
-        "weights", "gradients", "optimiser", "average", "exchange", "activations", "a GPU", "fits",
-        "room for", "images/s", "time", "GPU-hours", "cost",
+_LAYOUT = (
+    Column("", justify="left"),
+    Column("weights", 7),
+    Column("gradients", 9),
+    Column("optimiser", 10),
+    Column("average", 12),
+    Column("exchange", 11),
+    Column("activations", 8),
+    Column("a GPU", 1),
+    Column("fits", 2),
+    Column("room for", 5),
+    Column("images/s", 6),
+    Column("time", 3),
+    Column("GPU-hours", 4),
+    Column("cost", 4),
+)
+
+
+def _layout(layout: Layout) -> tuple[str, ...]:
+    """The cells of `_LAYOUT`."""
+    again = ", checkpointing" if layout.checkpointing else ""
+    parts = (
+        layout.weights, layout.gradients, layout.optimizer, layout.average, layout.exchange,
+        layout.activations, layout.memory,
     )  # fmt: skip
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for layout in layouts:
-        again = ", checkpointing" if layout.checkpointing else ""
-        parts = (
-            layout.weights, layout.gradients, layout.optimizer, layout.average, layout.exchange,
-            layout.activations, layout.memory,
-        )  # fmt: skip
-        table.add_row(
-            _NAMES[layout.parallel] + again,
-            *map(size_text, parts),
-            "yes" if layout.fits else "no",
-            f"{layout.most_at_once:,}",
-            words.rate(layout.images_per_second),
-            words.duration(3600 * layout.hours),
-            f"{layout.gpu_hours:,.1f}",
-            "" if layout.cost is None else f"{layout.cost:,.2f}",
-        )
-    return table
+    return (
+        _NAMES[layout.parallel] + again,
+        *map(size_text, parts),
+        "yes" if layout.fits else "no",
+        f"{layout.most_at_once:,}",
+        words.rate(layout.images_per_second),
+        words.duration(3600 * layout.hours),
+        f"{layout.gpu_hours:,.1f}",
+        "" if layout.cost is None else f"{layout.cost:,.2f}",
+    )

@@ -15,12 +15,14 @@ from typing import Annotated, Any
 import tyro
 
 from vitrail import job
+from vitrail.cli.measure import numbers
 from vitrail.cli.parse import parse
 from vitrail.cli.plan import show_plan
 from vitrail.cli.screen import TrainingScreen, clock, say
 from vitrail.data import open_data
 from vitrail.data.csvfile import Columns
 from vitrail.data.hub import STREAM_PREFIX, open_streams
+from vitrail.data.layout import FolderRules
 from vitrail.data.stream import StreamSettings
 from vitrail.errors import DataError, UsageError, VitrailError, unknown_name
 from vitrail.models import ModelConfig, ViTConfig, model_config, with_tokens
@@ -36,8 +38,8 @@ from vitrail.weights.fit import check_structure
 
 _ABOUT = """Train on DATA, measure on the held-out images, and write a report.
 
-DATA comes first: a folder with one folder of images a class, a .csv with a file and a label
-column, a .npz, a folder of IDX files, tar shards, samples:emoji or samples:fashion-mnist, or a
+DATA comes first: a folder with one folder of images a class, a .csv or .txt that lists files
+and labels, a .npz, a folder of IDX files, tar shards, samples:emoji or samples:fashion-mnist, or a
 Hugging Face data set, hf:NAME, or hf-stream:NAME to read it while training. With --weights the
 model starts from a published checkpoint. A recipe fits the defaults below to all that; a YAML file
 (--config) changes them, and flags have the last word."""
@@ -132,7 +134,7 @@ def train(args: Sequence[str]) -> dict[str, Any]:
         "run": str(outcome.run.path),
         "checkpoint": str(outcome.checkpoint),
         "report": str(outcome.report),
-        "metrics": outcome.evaluation.metrics.values(),
+        **numbers(outcome.evaluation.metrics.to_dict()),
         "seconds": round(outcome.seconds, 1),
     }
 
@@ -169,11 +171,7 @@ def _in_processes(args: Sequence[str], given: TrainArgs) -> dict[str, Any]:
         "run": str(run),
         "checkpoint": str(Run(run).checkpoint(given.settings.keep)),
         "report": str(run / "report.html"),
-        "metrics": {
-            name: value["value"]
-            for name, value in evaluated.items()
-            if isinstance(value, dict) and "value" in value
-        },
+        **numbers(evaluated),
     }
 
 
@@ -269,8 +267,13 @@ def _start(
 ) -> tuple[str, Opened | None]:
     """The weights that a run starts from, and the recipe: another one where the network is not."""
     recipe = RECIPES[name]
-    if source is not None or recipe.weights is None:
-        return name, None if source is None else open_start(source, told, row=row, notify=say)
+    if source is not None:
+        opened = open_start(source, told, row=row, notify=say)
+        for words in opened.assumed:
+            say(f"weights   assumed: {words}")
+        return name, opened
+    if recipe.weights is None:
+        return name, None
     try:
         return name, open_start(recipe.weights, told, row=row, notify=say)
     except DataError as error:
@@ -309,15 +312,13 @@ def _facts(
 ) -> Facts:
     if data is None:  # for --help
         return Facts("", 1000, 10, 3, 224, gpu=False, bfloat16=False, start=start)
-    names = ("image", "label", "split")
-    columns = Columns(
-        *(
-            _value(args, f"--data.{name}-column") or changes.get(f"data.{name}_column")
-            for name in names
-        )
+    named = (
+        _value(args, f"--data.{kind}-column") or changes.get(f"data.{kind}_column")
+        for kind in Columns._fields
     )
+    columns = Columns(*(str(name) if name is not None else None for name in named))
     if not data.startswith(STREAM_PREFIX):
-        return facts(data, open_data(data, columns), start)
+        return facts(data, open_data(data, columns, _rules(args, changes)), start)
     classes, epoch = (
         _value(args, f"--data.stream.{name}") or changes.get(f"data.stream.{name}")
         for name in ("classes", "epoch")
@@ -328,7 +329,15 @@ def _facts(
         buffer=1,  # the order does not matter
     )
     name = data.removeprefix(STREAM_PREFIX)
-    return facts(data, open_streams(name, columns, seed=0, settings=settings)["train"], start)
+    streams = open_streams(name, columns, seed=0, settings=settings).parts
+    return facts(data, streams["train"], start)
+
+
+def _rules(args: Sequence[str], changes: Mapping[str, Any]) -> FolderRules:
+    """How a folder of images is to be understood; what is no such value, tyro tells later."""
+    parts = _value(args, "--data.parts") or changes.get("data.parts") or "auto"
+    links = _value(args, "--data.follow-links") or changes.get("data.follow_links")
+    return FolderRules(parts=str(parts), follow_links=str(links).lower() == "true")
 
 
 def _model(row: str, config: TrainConfig, start: Opened | None) -> ModelConfig:
@@ -373,10 +382,12 @@ def _refuse_another_run(before: TrainConfig, now: TrainConfig) -> None:
 
 
 def _print_summary(outcome: job.Outcome) -> None:
-    """Five lines: how good, compared with what, how long, where, and what to do next."""
+    """How good, compared with what, what to know of that; how long, where, what to do next."""
     evaluation, run = outcome.evaluation, outcome.run
     for line in evaluation.summary():
         print(line)
+    for note in evaluation.notes():
+        print(f"note      {note}")
     unread = f"; {len(outcome.skipped)} images unreadable (skipped.csv)" if outcome.skipped else ""
     print(f"took      {clock(outcome.seconds)} in all{unread}")
     print(f"next      vitrail predict {shlex.quote(str(run.path))} IMAGE")

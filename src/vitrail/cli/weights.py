@@ -9,11 +9,10 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import say
+from vitrail.cli.table import Column, print_table, print_text
 from vitrail.errors import UsageError, unknown_name
 from vitrail.models import ModelConfig, build, count_parameters, model_config
 from vitrail.runs.start import open_start
@@ -22,8 +21,19 @@ from vitrail.weights.fetch import cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
 from vitrail.weights.table import WEIGHTS
 
-_LEAST_WIDTH = 150
-"""Columns: a narrower terminal wraps the lines, which is better than names cut short."""
+_COLUMNS = (
+    Column("weights", justify="left"),
+    Column("model", 4, "left"),
+    Column("params", 1),
+    Column("size", 3),
+    Column("top-1", 2),
+    Column("images", 6, "left"),
+    Column("licence", 5, "left"),
+    Column("source", 8, "left"),
+    Column("cached", 7, "left"),
+)
+_TOLD = ("heads", "activation", "norm_eps", "image_size", "pool", "resample", "part")
+"""The fields of `ShowArgs` that `open_weights` is told of."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +63,17 @@ class ShowArgs:
     model: str | None = None
     """A row of `vitrail models` that it should be: says what becomes of it there."""
     heads: int | None = None
-    """What no shape shows, where the file alone cannot tell; and the three below."""
+    """What no shape shows, where the file alone cannot tell; and those below."""
     activation: str | None = None
     norm_eps: float | None = None
     image_size: tuple[int, int] | None = None
     """Height and width that its position table is for, if that is no square."""
+    pool: str | None = None
+    """What the head reads: class or mean."""
+    resample: str | None = None
+    """How its makers bring positions to another grid: bicubic, bicubic_offset."""
+    part: str | None = None
+    """Which model of a file that holds several: model_ema, or what stands before its keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +110,9 @@ def _list(args: Sequence[str]) -> dict[str, Any]:
     rows = [_describe(name) for name in WEIGHTS if word in name]
     if not rows:
         raise UsageError(f"no weights have '{word}' in their name: `vitrail weights` lists all")
-    _print_table(rows)
+    print_table(_COLUMNS, map(_cells, rows))
+    print_text("top-1: published, ImageNet-1k, percent; * with a linear probe, or fine-tuned")
+    print_text("images: side, how it is fitted, share that is shown, mean; --json has all of it")
     return {"weights": rows}
 
 
@@ -127,35 +145,19 @@ def _parameters(config: ModelConfig) -> int:
         return count_parameters(build(config))
 
 
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("weights", no_wrap=True)
-    table.add_column("model", no_wrap=True)
-    for column in ("params", "size", "top-1"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("images", "licence", "source"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("cached")
-    for row in rows:
-        score, shown = row["score"], row["preprocess"]
-        fitted = f"{shown['size'][0]} {shown['resize']} {shown['crop']:.2g}"
-        table.add_row(
-            row["name"],
-            row["model"],
-            f"{row['parameters'] / 1e6:.1f}M",
-            f"{row['bytes'] / 1e6:,.0f} MB",
-            f"{score['top1']:.1f}{'*' if score['how'] else ' '}" if score else "",
-            f"{fitted}, mean {shown['mean'][0]:.2g}",
-            row["licence"],
-            row["source"],
-            "yes" if row["cached"] else "",
-        )
-    console = Console()
-    console.width = max(console.width, _LEAST_WIDTH)
-    console.print(table)
-    print(
-        "top-1: published, ImageNet-1k, percent; * with a linear probe, or fine-tuned\n"
-        "images: side, how it is fitted, share that is shown, mean; --json has all of it"
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Of `_COLUMNS`."""
+    score, shown = row["score"], row["preprocess"]
+    return (
+        row["name"],
+        row["model"],
+        f"{row['parameters'] / 1e6:.1f}M",
+        f"{row['bytes'] / 1e6:,.0f} MB",
+        f"{score['top1']:.1f}{'*' if score['how'] else ' '}" if score else "",
+        f"{shown['size'][0]} {shown['resize']} {shown['crop']:.2g}, mean {shown['mean'][0]:.2g}",
+        row["licence"],
+        row["source"],
+        "yes" if row["cached"] else "",
     )
 
 
@@ -177,25 +179,29 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
     opened = _open(given)
     result: dict[str, Any] = {
         "source": opened.source,
+        "architecture": opened.architecture,
         "layout": opened.layout,
         "sha256": opened.sha256,
         "parameters": _parameters(opened.config),
         "config": asdict(opened.config),
         "preprocess": opened.preprocess and opened.preprocess.to_dict(),
         "fits": list(opened.fits),
+        "assumed": list(opened.assumed),
         "notes": list(opened.notes),
         "left_out": list(opened.left_out),
     }
     if given.model:
         result["into"] = _into(opened, given.model)
     for name, value in result.items():
-        if name not in ("config", "preprocess", "notes", "left_out"):
+        if name not in ("config", "preprocess", "assumed", "notes", "left_out"):
             shown = "; ".join(value) if isinstance(value, list) else value
             print(f"{name:<12} {shown}")
     for name in ("config", "preprocess"):
         print(name)
         for field, value in (result[name] or {"": "not known"}).items():
             print(f"  {field:<18} {value}")
+    for words in opened.assumed:
+        print(f"assumed      {words}")
     for note in opened.notes:
         print(f"note         {note}")
     if opened.left_out:
@@ -207,17 +213,17 @@ def _convert(args: Sequence[str]) -> dict[str, Any]:
     given = parse(
         ConvertArgs, args, "weights convert", "Write weights in another layout.", flags=True
     )
-    out = convert(_open(given), given.to, given.out, overwrite=given.overwrite)
+    opened = _open(given)
+    out = convert(opened, given.to, given.out, overwrite=given.overwrite)
+    for words in opened.assumed:
+        print(f"assumed      {words}")
     print(f"{given.source} is in {out}, in the layout of {given.to}")
-    return {"source": given.source, "to": given.to, "file": str(out)}
+    assumed = list(opened.assumed)
+    return {"source": given.source, "to": given.to, "file": str(out), "assumed": assumed}
 
 
 def _open(given: ShowArgs) -> Opened:
-    told = {
-        name: value
-        for name in ("heads", "activation", "norm_eps", "image_size")
-        if (value := getattr(given, name)) is not None
-    }
+    told = {name: value for name in _TOLD if (value := getattr(given, name)) is not None}
     return open_start(given.source, told, row=given.model, notify=say)
 
 

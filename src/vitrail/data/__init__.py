@@ -7,11 +7,11 @@ from vitrail.data.check import CheckReport as CheckReport
 from vitrail.data.check import Spread as Spread
 from vitrail.data.check import check as check
 from vitrail.data.csvfile import CsvSource as CsvSource
-from vitrail.data.decode import FORMATS as FORMATS
-from vitrail.data.decode import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
 from vitrail.data.decode import UnreadableImage as UnreadableImage
 from vitrail.data.decode import read_image as read_image
 from vitrail.data.folder import FolderSource as FolderSource
+from vitrail.data.formats import FORMATS as FORMATS
+from vitrail.data.formats import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
 from vitrail.data.samples import SAMPLES as SAMPLES
 from vitrail.data.samples import cache_folder as cache_folder
 from vitrail.data.samples import fetch as fetch

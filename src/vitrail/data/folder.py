@@ -2,17 +2,19 @@
 
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from vitrail.data.decode import IMAGE_EXTENSIONS, read_image
+from vitrail.data.decode import read_image
+from vitrail.data.formats import IMAGE_EXTENSIONS
+from vitrail.data.layout import USUAL, FolderRules, Layout, find_layout
 from vitrail.data.names import PackedNames, label_name, printable, shortened
-from vitrail.data.source import PART_NAMES, PARTS, Targets, file_stamp
+from vitrail.data.source import PARTS, LeftOut, Tally, Targets, file_stamp
+from vitrail.data.walk import Tree, walk
 from vitrail.errors import DataError
 
 
@@ -20,24 +22,36 @@ class FolderSource:
     """Images in class folders, nested or not: ROOT/cat/1.jpg, ROOT/dog/summer/2.jpg.
 
     The class folders may lie in one folder a part: ROOT/train/cat/1.jpg, ROOT/val/cat/2.jpg, and
-    ROOT/test, where `val` may be spelt valid or validation. Images are known by their extension.
-    Hidden files are skipped; symbolic links are followed only to files within `root`. The order is
-    by class, then part, then path.
+    ROOT/test. layout.py knows parts by their names, walk.py what is an image; `left_out` has every
+    file that is not used. The order is by class, then part, then path.
 
-    Raises DataError where no class folder has an image, or a folder cannot be listed.
+    Raises DataError where no class folder has an image, or a folder cannot be listed; UsageError
+    where parts cannot be told from classes.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, rules: FolderRules = USUAL) -> None:
         self._root = os.path.abspath(root)
-        try:
-            listing = _list(self._root)
-        except OSError as error:
-            raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
-        filled = sorted(folder for folder in listing.folders if folder.images)
+        tree = walk(self._root, follow_links=rules.follow_links)
+        layout = find_layout(tree, rules.parts, str(root))
+        folders = [
+            _ClassFolder(
+                label_name(printable(posixpath.basename(path))),
+                PARTS.index(part),
+                path,
+                tree.images(path),
+            )
+            for part, place in layout.places
+            for path in tree.folders[place].folders
+        ]
+        filled = sorted(folder for folder in folders if folder.images)
+        self.left_out = (*_unused(tree, layout, folders), *tree.left_out)
         if not filled:
-            raise DataError(_no_images(self._root, listing))
+            raise DataError(_no_images(self._root, tree, self.left_out))
         self.classes = tuple(sorted({folder.label for folder in filled}))
-        self.notes = _folder_notes(listing, self.classes)
+        empty = sorted({folder.label for folder in folders} - set(self.classes))
+        self.notes = layout.notes
+        if empty:
+            self.notes += (f"class folders without images: {shortened(empty)}",)
         sizes = [len(folder.images) for folder in filled]
         index = {name: i for i, name in enumerate(self.classes)}
         labels = [index[folder.label] for folder in filled]
@@ -69,94 +83,41 @@ class _ClassFolder(NamedTuple):
     images: list[str]
 
 
-class _Listing(NamedTuple):
-    """What lies under a folder; `loose` are images outside class folders, `links` left out."""
-
-    folders: list[_ClassFolder]
-    loose: list[str]
-    links: list[str]
-
-
-def _list(root: str) -> _Listing:
-    listing = _Listing([], [], [])
-    for part, place in _places(root).items():
-        for kind, path in _entries(root, place):
-            if kind == "folder":
-                label = label_name(printable(posixpath.basename(path)))
-                images = _images(root, path, listing.links)
-                listing.folders.append(_ClassFolder(label, PARTS.index(part), path, images))
+def _unused(tree: Tree, layout: Layout, folders: list[_ClassFolder]) -> tuple[LeftOut, ...]:
+    """Images that lie in no class folder."""
+    classes = {folder.path for folder in folders}
+    places = [place for _, place in layout.places]
+    around = {parent for place in places for parent in _upwards(place)}
+    unused = Tally()
+    beside = f"beside {', '.join(map(printable, places))}; --data.parts can take them in"
+    for path, folder in tree.folders.items():
+        if folder.images and classes.isdisjoint(_upwards(path)):
+            if path in around:
+                unused.add(
+                    "images outside the class folders", "a folder is a class", *folder.images
+                )
             else:
-                (listing.links if kind == "link" else listing.loose).append(path)
-    return listing
+                unused.add("images beside the parts", beside, *folder.images)
+    return unused.told()
 
 
-def _places(root: str) -> dict[str, str]:
-    """For each part, the folder that its class folders lie in, relative to `root`."""
-    folders = {path.lower(): path for kind, path in _entries(root, "") if kind == "folder"}
-    places = {part: folders[name] for part in PARTS for name in PART_NAMES[part] if name in folders}
-    parted = "train" in places and (len(places) > 1 or len(folders) == 1)
-    return places if parted else {"train": ""}
+def _upwards(path: str) -> list[str]:
+    """A folder, and all that it lies in."""
+    found = [path]
+    while path:
+        path = posixpath.dirname(path)
+        found.append(path)
+    return found
 
 
-def _images(root: str, folder: str, links: list[str]) -> list[str]:
-    """Sorted paths of the images at any depth of `folder`; links not followed go to `links`."""
-    images: list[str] = []
-    pending = [folder]
-    lists = {"folder": pending, "image": images, "link": links}
-    while pending:
-        for kind, path in _entries(root, pending.pop()):
-            lists[kind].append(path)
-    return sorted(images)
-
-
-def _entries(root: str, folder: str) -> Iterator[tuple[Literal["folder", "image", "link"], str]]:
-    """What counts in one folder: kind, and POSIX path relative to `root`."""
-    with os.scandir(os.path.join(root, folder)) as entries:
-        for entry in entries:
-            path = posixpath.join(folder, entry.name)
-            if entry.name.startswith("."):
-                continue
-            if entry.is_symlink() and not _is_file_within(root, entry.path):
-                yield "link", path
-            elif entry.is_dir(follow_symlinks=False):
-                yield "folder", path
-            elif entry.name.lower().endswith(IMAGE_EXTENSIONS) and entry.is_file():
-                yield "image", path
-
-
-def _is_file_within(root: str, link: str) -> bool:
-    target = Path(os.path.realpath(link))
-    return target.is_relative_to(os.path.realpath(root)) and target.is_file()
-
-
-def _no_images(root: str, listing: _Listing) -> str:
-    if listing.loose:
-        example = printable(posixpath.basename(min(listing.loose)))
+def _no_images(root: str, tree: Tree, left_out: tuple[LeftOut, ...]) -> str:
+    if loose := tree.folders[""].images:
+        example = printable(loose[0])
         return (
             f"images lie directly in {root}, in no class folder: make a folder for each class, as "
             f"in {root}/cat/{example}, or list them in {root}/labels.csv with the columns "
             "file,label"
         )
-    message = (
-        f"no images in {root}: each class needs a folder with images ({' '.join(IMAGE_EXTENSIONS)})"
-    )
-    if listing.links:
-        message += (
-            f"; {len(listing.links)} symbolic links were not followed, since they lead to folders "
-            "or out of it: give the folder that they lead to"
-        )
-    return message
-
-
-def _folder_notes(listing: _Listing, classes: Sequence[str]) -> tuple[str, ...]:
-    empty = sorted({folder.label for folder in listing.folders} - set(classes))
-    left_out = (
-        ("class folders without images", empty),
-        ("images outside the class folders", sorted(listing.loose)),
-        ("symbolic links to folders or out of the data", sorted(listing.links)),
-    )
-    return tuple(
-        f"{what} are left out ({len(names)}): {shortened(map(printable, names))}"
-        for what, names in left_out
-        if names
-    )
+    needed = f"each class needs a folder with images ({' '.join(IMAGE_EXTENSIONS)})"
+    told = "".join(f"; {one.sentence()}" for one in left_out)
+    return f"no images in {root}: {needed}{told}"

@@ -30,9 +30,10 @@ from PIL import Image
 
 from vitrail.data.csvfile import Columns
 from vitrail.data.decode import UnreadableImage, read_image
-from vitrail.data.names import label_name, shortened
+from vitrail.data.names import label_name
+from vitrail.data.parts import most_usual, part_within
 from vitrail.data.shards import class_table, encoded_targets, read_class_names
-from vitrail.data.source import PART_NAMES, PARTS, PartedSource, file_stamp
+from vitrail.data.source import PARTS, LeftOut, PartedSource, Tally, file_stamp
 from vitrail.data.stream import Label, StreamSettings, StreamSource
 from vitrail.errors import DataError, UsageError
 
@@ -44,6 +45,14 @@ _SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "cls", "fine_label", "txt")
 _PROXIES = ("https_proxy", "http_proxy", "all_proxy")
+
+
+class Streams(NamedTuple):
+    """The streams of a data set."""
+
+    parts: dict[str, StreamSource]
+    """By the part, which is in PARTS."""
+    left_out: tuple[LeftOut, ...]
 
 
 def has_tables(folder: Path) -> bool:
@@ -72,8 +81,9 @@ def open_hub(name: str, columns: Columns) -> PartedSource:
             builder.download_and_prepare()
             found = builder.as_dataset()
     splits = found if isinstance(found, Mapping) else {"train": found}
-    chosen, notes = _parts(name, splits)
-    return HubSource(name, {part: (split, splits[split]) for part, split in chosen}, columns, notes)
+    chosen, left_out = _parts(name, splits)
+    tables = {part: (split, splits[split]) for part, split in chosen.items()}
+    return HubSource(name, tables, columns, left_out)
 
 
 def place_of(data: str) -> tuple[str, Path]:
@@ -88,9 +98,7 @@ def place_of(data: str) -> tuple[str, Path]:
     return found[0], Path(data[found.end() :]).expanduser()
 
 
-def open_streams(
-    name: str, columns: Columns, *, seed: int, settings: StreamSettings
-) -> dict[str, StreamSource]:
+def open_streams(name: str, columns: Columns, *, seed: int, settings: StreamSettings) -> Streams:
     """The data set `name` (without hf-stream:) as streams, one for each of PARTS that it has.
 
     A stream cannot be looked through for its classes: `settings.classes` is a file that names them
@@ -109,7 +117,8 @@ def open_streams(
     classes = None if file is None else read_class_names(Path(file).expanduser())
     sizes = builder.info.splits or {}
     streams: dict[str, StreamSource] = {}
-    for part, split in _parts(name, splits)[0]:
+    chosen, left_out = _parts(name, splits)
+    for part, split in chosen.items():
         table = splits[split]
         if table.features is None:
             raise DataError(f"{name} does not say what columns it has: it cannot be streamed")
@@ -137,13 +146,13 @@ def open_streams(
             images=sizes[split].num_examples if split in sizes else None,
             epoch=settings.epoch,
         )
-    return streams
+    return Streams(streams, left_out)
 
 
 class HubSource:
     """A data set in Arrow tables, memory-mapped: one table a part.
 
-    Rows without a label are left out, and told in `notes`.
+    Rows without a label are left out, and told in `left_out`.
     """
 
     def __init__(
@@ -151,7 +160,7 @@ class HubSource:
         name: str,
         tables: Mapping[str, tuple[str, Any]],
         columns: Columns,
-        notes: tuple[str, ...],
+        left_out: tuple[LeftOut, ...],
     ) -> None:
         datasets = _library()
         self._image = ""
@@ -160,7 +169,7 @@ class HubSource:
         labels: list[tuple[str, ...]] = []
         table_of, row_of, part_of = [], [], []
         names: tuple[str, ...] | None = None
-        several, unlabelled = False, []
+        several, unused = False, Tally()
         for part, (split, table) in tables.items():
             self._image, label = _columns(name, table.features, columns)
             read = _Labels(name, label, table.features[label], None)
@@ -169,7 +178,8 @@ class HubSource:
             names, several = read.names, read.several
             found = [read(value) for value in _values(table, label)]
             rows = [row for row, one in enumerate(found) if one is not None]
-            unlabelled += [f"{split}/{row}" for row, one in enumerate(found) if one is None]
+            unlabelled = [f"{split}/{row}" for row, one in enumerate(found) if one is None]
+            unused.add("rows", "they have no label", *unlabelled)
             labels += [one for one in found if one is not None]
             table_of += [len(self._tables)] * len(rows)
             row_of += rows
@@ -178,10 +188,8 @@ class HubSource:
             self._splits.append(split)
         if not labels:
             raise DataError(f"no row of {name} has a label")
-        if unlabelled:
-            shown = shortened(unlabelled)
-            notes += (f"rows without a label are left out ({len(unlabelled)}): {shown}",)
-        self.notes = notes
+        self.left_out = (*left_out, *unused.told())
+        self.notes: tuple[str, ...] = ()
         self.classes = class_table(name, labels) if names is None else names
         index = {class_name: i for i, class_name in enumerate(self.classes)}
         self.targets = encoded_targets(labels, index, several)
@@ -337,22 +345,24 @@ def _is_reachable(address: str) -> bool:
         return False
 
 
-def _parts(name: str, splits: Iterable[str]) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
-    """(part, split) for each part that there is; and notes on the splits left out."""
+def _parts(name: str, splits: Iterable[str]) -> tuple[dict[str, str], tuple[LeftOut, ...]]:
+    """The split for each part that there is; and the splits left out."""
     left = list(splits)
-    chosen = []
+    named = {split: found for split in left if (found := part_within(split)) and not found.rest}
+    chosen: dict[str, str] = {}
     for part in PARTS:
-        # As in PART_NAMES; cifar's and imagenet's are called so.
-        split = next((s for usual in PART_NAMES[part] for s in left if s.lower() == usual), None)
-        if split is not None:
-            left.remove(split)
-            chosen.append((part, split))
+        own = {split: found for split, found in named.items() if found.part == part}
+        if own:
+            chosen[part] = most_usual(own)
+            left.remove(chosen[part])
     if not chosen and len(left) == 1:
-        return (("train", left[0]),), ()
-    if "train" not in dict(chosen):
-        raise DataError(f"{name} has no split for training: it has {', '.join(left) or 'none'}")
-    notes = (f"splits are left out ({len(left)}): {shortened(left)}",) if left else ()
-    return tuple(chosen), notes
+        return {"train": left[0]}, ()
+    if "train" not in chosen:
+        have = ", ".join([*chosen.values(), *left]) or "none"
+        raise DataError(f"{name} has no split for training: it has {have}")
+    unused = Tally()
+    unused.add("splits", "they are called like no part, or another is called like theirs", *left)
+    return chosen, unused.told()
 
 
 def _columns(name: str, features: Any, columns: Columns) -> tuple[str, str]:

@@ -13,17 +13,31 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from vitrail.data.decode import IMAGE_EXTENSIONS
+from vitrail.data.formats import FORMATS, HEAD_BYTES, IMAGE_EXTENSIONS, image_format
 from vitrail.data.names import label_name, printable
 from vitrail.data.samples import cache_folder
 from vitrail.data.source import file_stamp
 from vitrail.data.tar import TarReader
 from vitrail.errors import DataError
 
-_VERSION = 1  # of what is cached
+_VERSION = 2  # of what is cached
 _MOST_LABEL_BYTES = 64 << 10
 _LABEL_FIELDS = ("cls", "json", "txt")  # the first that an image has is taken
 _JSON_LABELS = ("labels", "label", "cls", "class", "class_name", "category")
+
+
+LEFT_OUT = {
+    "hidden and system files": "what begins with a dot is no data",
+    "links, devices and sparse files": "only plain files are read",
+    "names that lead out of the shard": "only what is below it is read",
+    "further images of one key": "the first one is taken",
+    "images of other endings": "KEY.jpg, KEY.png and the like are looked for: rename them",
+    "members that are neither": "no image, by their content, and no label",
+    "bytes behind the end mark": "another tar file? Write it to a file of its own",
+    "labels without an image": "KEY.cls needs KEY.jpg or the like beside it",
+    "images without a label": "KEY.jpg needs KEY.cls, KEY.txt or KEY.json beside it",
+}
+"""What of a tar file may be left out, and why."""
 
 
 class Listing(NamedTuple):
@@ -38,7 +52,7 @@ class Listing(NamedTuple):
     several: bool
     """Whether labels came as lists."""
     left_out: dict[str, list[str]]
-    """By reason, how many and a few names: ["1234", "a", "b"]."""
+    """By a key of LEFT_OUT, or the name of a format, how many and a few names: ["12", "a", "b"]."""
     fields: tuple[str, ...]
     """Endings of members."""
 
@@ -46,7 +60,7 @@ class Listing(NamedTuple):
 def listed(file: Path) -> Listing:
     """The listing of a tar file, from the cache where it is known there as it is now."""
     place = _cache_place(file)
-    stamp = f"{_VERSION} {file_stamp(file)}"
+    stamp = f"{_VERSION} {' '.join(FORMATS)} {file_stamp(file)}"
     if place is not None and (known := _read_listing(place, stamp)) is not None:
         return known
     listing = list_images(file)
@@ -63,7 +77,10 @@ def list_images(file: Path) -> Listing:
             while name.startswith("./"):
                 name = name[2:]
             folder, slash, last = name.rpartition("/")
-            if kind == "folder" or last.startswith("."):
+            if kind == "folder":
+                continue
+            if last.startswith("."):
+                found.leave_out("hidden and system files", name)
                 continue
             if kind != "file":
                 found.leave_out("links, devices and sparse files", name)
@@ -77,10 +94,20 @@ def list_images(file: Path) -> Listing:
                 found.add_image(folder + slash + stem, name, offset, size)
             elif field in _LABEL_FIELDS and size <= _MOST_LABEL_BYTES:
                 found.add_label(folder + slash + stem, field, tar.read(offset, size))
+            else:
+                form = image_format(tar.read(offset, min(size, HEAD_BYTES)), name)
+                found.leave_out(_kind(form), name)
             found.fields.add(field.rpartition(".")[2][:20])
         if tar.trailing:
-            found.leave_out("bytes behind the end mark (another tar file?)", str(tar.trailing))
+            found.leave_out("bytes behind the end mark", str(tar.trailing))
     return found.listing()
+
+
+def _kind(form: str | None) -> str:
+    """What to call a member that ends like neither an image nor a label."""
+    if form is None:
+        return "members that are neither"
+    return "images of other endings" if form in FORMATS else form
 
 
 class _Found:

@@ -123,10 +123,10 @@ class TrainLoader:
         self._maker = Maker(
             preprocess, augment, seed=seed, workers=workers, device=self.device, fast=fast
         )
-        size = (*preprocess.size, preprocess.channels)
+        decoded = (*preprocess.size, preprocess.channels, preprocess.grey_range, reading.decode)
         self._shelf = _Shelf(
             Reader(preprocess, decoders(source, workers, reading)),
-            _cache(source, reading, ("train", *size, reading.decode), notify),
+            _cache(source, reading, ("train", *decoded), notify),
             fast=fast,
             most=max_unreadable,
             share=-(-len(source) // part[1]),

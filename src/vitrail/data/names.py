@@ -49,7 +49,16 @@ def shortened(names: Iterable[str], limit: int = 5) -> str:
 def title_of(data: str) -> str:
     """What to call data in a title or the name of a folder.
 
+    Only the ending of a file goes: `photos.v1.0` and `photos.v1.1` are two folders.
+
     >>> title_of("photos/my cats/"), title_of("samples:emoji"), title_of("hf:parquet:a/beans")
     ('my cats', 'emoji', 'beans')
+    >>> title_of("photos.v1.0"), title_of("a/labels.csv"), title_of("mnist.npz")
+    ('photos.v1.0', 'labels', 'mnist')
     """
-    return Path(re.sub(r"^(samples|hf|hf-stream):([a-z]+:)?", "", data)).stem or "data"
+    name = Path(re.sub(r"^(samples|hf|hf-stream):([a-z]+:)?", "", data)).name
+    return re.sub(_FILE_ENDING, "", name, flags=re.IGNORECASE) or "data"
+
+
+_FILE_ENDING = r"(?<=.)\.(csv|tsv|npz|tar|parquet|arrow|jsonl?)$"
+"""Of files that data is kept in."""

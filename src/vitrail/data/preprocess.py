@@ -34,6 +34,7 @@ from jaxtyping import Float32, Int64, Num, UInt8
 from PIL import Image
 from torch import Tensor
 
+from vitrail.data.decode import AnyPicture, eight_bits, read_image
 from vitrail.errors import DataError, UsageError, unknown_name
 
 Resize = Literal["crop", "squash", "pad", "native"]
@@ -69,6 +70,9 @@ class Preprocess:
     """The grey level, 0 to 255, of what `pad` adds."""
     patch: tuple[int, int] = (1, 1)
     """(height, width) in pixels of the model's patches, of which pad and native show whole ones."""
+    grey_range: tuple[float, float] | None = None
+    """Of greys of more than 8 bits, the values that become black and white; what is outside is
+    clipped. None: 0 to 65535 of integers within that, else each image's own least and greatest."""
 
     def __post_init__(self) -> None:
         if not _whole(self.size, least=1) or len(self.size) != 2:
@@ -96,6 +100,15 @@ class Preprocess:
             raise UsageError(f"preprocess std {self.std!r}: every channel's must be above 0")
         if not _whole([self.background], least=0) or self.background > 255:
             raise UsageError(f"preprocess background {self.background!r}: give a level 0 to 255")
+        if self.grey_range is not None and not (
+            _real(self.grey_range)
+            and len(self.grey_range) == 2
+            and self.grey_range[0] < self.grey_range[1]
+        ):
+            raise UsageError(
+                f"the range of deep greys {self.grey_range!r}: give two numbers, the value that is "
+                f"black and then a greater one that is white (--data.grey-range 0 4095)"
+            )
 
     @property
     def one_size(self) -> bool:
@@ -112,12 +125,12 @@ class Preprocess:
         """Pillow's name of the interpolation."""
         return Image.Resampling[self.interpolation.upper()]
 
-    def __call__(self, image: Image.Image) -> Float32[Tensor, "c h w"]:
-        """The model's input for one image."""
-        return self.normalise(torch.from_numpy(self.view(image))[None])[0]
+    def __call__(self, picture: AnyPicture) -> Float32[Tensor, "c h w"]:
+        """The model's input for one picture: whatever `vitrail.data.read_image` takes."""
+        return self.normalise(torch.from_numpy(self.view(read_image(picture)))[None])[0]
 
     def view(self, image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
-        """The pixels that a model is evaluated on. Raises as `convert` does."""
+        """The pixels of a decoded image that a model is evaluated on. Raises as `convert` does."""
         image = self.convert(image)
         height, width = self._scaled(image.height, image.width)
         frame = self._frame(image.height, image.width)
@@ -159,15 +172,17 @@ class Preprocess:
         return collate(views, self.patch)
 
     def convert(self, image: Image.Image) -> Image.Image:
-        """The image in the mode of `channels`: greys are repeated, colours become their luma.
+        """The image in the mode of `channels`: greys are repeated, colours become their luma, and
+        of deeper greys 8 bits are kept, as `grey_range` says.
 
-        Raises `DataError` for an image that is neither greyscale nor RGB, 8 bits a channel: what
-        becomes of transparency or of deeper greys is settled where files are decoded.
+        Raises `DataError` for an image of another mode than `read_image` gives: what becomes of
+        transparency is settled there.
         """
+        image = eight_bits(image, self.grey_range)
         if image.mode not in _MODES.values():
             raise DataError(
                 f"an image of Pillow's mode '{image.mode}' cannot be preprocessed: "
-                f"decode it to 'RGB' or 'L' first"
+                f"bring it to one that can with vitrail.data.read_image(image)"
             )
         mode = _MODES[self.channels]
         return image if image.mode == mode else image.convert(mode)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vitrail.data.cache import Picture, as_array, as_image
-from vitrail.data.decode import UnreadableImage, read_pixels, reduced
+from vitrail.data.decode import UnreadableImage, reduced
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.source import Source, encoded
 from vitrail.data.stream import StreamSource
-from vitrail.data.workers import GivenUp, Request, Workers, shared_workers
+from vitrail.data.workers import GivenUp, Request, Workers, decode, shared_workers
 from vitrail.errors import DataError, UsageError, unknown_name
 
 _FEW = 256
@@ -119,10 +119,8 @@ class Reader:
         if file is None:
             image = reduced(self.preprocess.convert(source.load(i)), shown)
             return as_array(image) if fast else image
-        if self._workers:
-            pixels = self._workers.run(Request(file, self._mode, shown, fast), abandoned)
-        else:
-            pixels = read_pixels(file, mode=self._mode, shown=shown, fast=fast)
+        request = Request(file, self._mode, shown, fast, self.preprocess.grey_range)
+        pixels = self._workers.run(request, abandoned) if self._workers else decode(request)
         return pixels if fast else as_image(pixels)
 
 

@@ -14,7 +14,6 @@ Format: https://github.com/webdataset/webdataset.
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -27,9 +26,12 @@ from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from vitrail.data.decode import Slice, UnreadableImage, read_image
-from vitrail.data.listing import Listing, listed
+from vitrail.data.formats import unread
+from vitrail.data.listing import LEFT_OUT, Listing, listed
 from vitrail.data.names import PackedNames, label_name, printable, shortened
-from vitrail.data.source import PART_NAMES, PARTS, Targets, file_stamp
+from vitrail.data.parts import part_named, part_within
+from vitrail.data.source import PARTS, LeftOut, Tally, Targets, file_stamp
+from vitrail.data.walk import HIDDEN, is_hidden
 from vitrail.disk import sha256
 from vitrail.errors import DataError
 
@@ -51,7 +53,7 @@ class ShardSource:
     known by a word in the file's name (imagenet-val-0001.tar). A label is the text of KEY.cls or
     KEY.txt, or in KEY.json under `label`, `labels` or the like, several as a list. Whole numbers
     are named by the lines of classes.txt, where there is one. Members that are no plain files are
-    never read; what is left out is told in `notes`.
+    never read; what is not used is told in `left_out`.
 
     Images are read at their place, without the members before them. Safe in threads and worker
     processes. Raises DataError for a file that is no tar file, is damaged or cut short, or is not
@@ -69,7 +71,8 @@ class ShardSource:
         about = _read_about(place)
         if about is not None:
             _check_against(about, files, listings)
-        self.notes = _shard_notes(files, listings)
+        self.left_out = (*_beside(place, files), *_left_out(files, listings))
+        self.notes: tuple[str, ...] = ()
         sizes = [len(listing.offsets) for listing in listings]
         if not sum(sizes):
             raise DataError(_nothing_found(place, listings))
@@ -152,9 +155,8 @@ def has_shards(folder: Path) -> bool:
     folders = [name for name, is_folder in names.items() if is_folder]
     if any(name.endswith((".tar", *_PACKED)) for name, is_folder in names.items() if not is_folder):
         return not folders or (folder / INDEX).is_file()
-    parts = tuple(chain.from_iterable(PART_NAMES.values()))
     return bool(folders) and all(
-        name.lower() in parts and any((folder / name).glob("*.tar")) for name in folders
+        part_named(name) and any((folder / name).glob("*.tar")) for name in folders
     )
 
 
@@ -162,9 +164,8 @@ def _shard_files(root: Path) -> list[Path]:
     """The tar files of a data set in the order of their names."""
     if not root.is_dir():
         return [root]
-    names = set(chain.from_iterable(PART_NAMES.values()))
     try:
-        places = [root, *(p for p in root.iterdir() if p.is_dir() and p.name.lower() in names)]
+        places = [root, *(p for p in root.iterdir() if p.is_dir() and part_named(p.name))]
         return sorted(
             file
             for place in places
@@ -194,17 +195,32 @@ def _nothing_found(root: Path, listings: Sequence[Listing]) -> str:
     )
 
 
-def _shard_notes(files: Sequence[Path], listings: Sequence[Listing]) -> tuple[str, ...]:
-    reasons: dict[str, tuple[int, list[str]]] = {}
+def _beside(root: Path, shards: Sequence[Path]) -> tuple[LeftOut, ...]:
+    """Files that lie beside the shards and are not read."""
+    unused = Tally()
+    for folder in sorted({root, *(shard.parent for shard in shards)}) if root.is_dir() else ():
+        for file in sorted({*folder.iterdir()} - {*shards, root / INDEX, root / "classes.txt"}):
+            if is_hidden(file.name):
+                unused.add(*HIDDEN, str(file.relative_to(root)))
+            elif file.name.endswith(_PACKED):
+                unused.add("compressed tar files", "to be unpacked to .tar", file.name)
+            elif file.is_file():
+                unused.add("other files", "they are no tar files", str(file.relative_to(root)))
+    return unused.told()
+
+
+def _left_out(files: Sequence[Path], listings: Sequence[Listing]) -> tuple[LeftOut, ...]:
+    found: dict[str, tuple[int, list[str]]] = {}
     for file, listing in zip(files, listings, strict=True):
-        for reason, (count, *names) in listing.left_out.items():
-            total, shown = reasons.get(reason, (0, []))
-            reasons[reason] = total + int(count), [*shown, *(f"{file.name}: {n}" for n in names)]
-    return tuple(
-        f"{reason} are left out ({count}): {', '.join(names[:5])}"
-        + (f" and {count - 5} more" if count > 5 else "")
-        for reason, (count, names) in reasons.items()
-    )
+        for kind, (count, *names) in listing.left_out.items():
+            total, shown = found.get(kind, (0, []))
+            found[kind] = total + int(count), [*shown, *(f"{file.name}: {n}" for n in names)]
+    told = []
+    for key, (total, names) in found.items():
+        name, reason = (key, LEFT_OUT[key]) if key in LEFT_OUT else unread(key)
+        kind = name if key in LEFT_OUT else f"{name} images"
+        told.append(LeftOut(kind, total, reason, tuple(names[:5])))
+    return tuple(told)
 
 
 def _part(root: Path, file: Path) -> int:
@@ -212,10 +228,8 @@ def _part(root: Path, file: Path) -> int:
     if file == root:
         return 0
     for name in (str(file.relative_to(root).parent), file.stem):
-        words = set(re.split(r"[^a-z]+", name.lower()))
-        parts = [i for i, part in enumerate(PARTS) if words & set(PART_NAMES[part])]
-        if len(parts) == 1:
-            return parts[0]
+        if found := part_within(name):
+            return PARTS.index(found.part)
     return 0
 
 

@@ -7,25 +7,25 @@ makes the rest. Nothing in these files writes into the data.
 
 import os
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt8
 from PIL import Image
 
 from vitrail.data.decode import Encoded
+from vitrail.data.names import printable
 from vitrail.errors import DataError, UsageError
 
 PARTS = ("train", "val", "test")
 
-PART_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
+_EXAMPLES = 5
+"""Names of what is left out that are kept."""
 
 Targets = Int64[np.ndarray, " n"] | UInt8[np.ndarray, "n c"]
 
@@ -48,7 +48,9 @@ class Source(Protocol):
         ...
 
     def load(self, i: int) -> Image.Image:
-        """Decode image `i` to mode RGB, or L for arrays of one channel; or UnreadableImage."""
+        """Decode image `i` to mode RGB, or L for arrays of one channel, or I or F for greys of more
+        than 8 bits; or UnreadableImage.
+        """
         ...
 
     def stamp(self, i: int) -> str:
@@ -56,7 +58,8 @@ class Source(Protocol):
         ...
 
 
-class LeftOut(NamedTuple):
+@dataclass(frozen=True)
+class LeftOut:
     """Files or rows of a data set that are not used, and for what reason; told, never silent."""
 
     kind: str
@@ -75,11 +78,38 @@ class LeftOut(NamedTuple):
         return f"{self.count:,} {self.kind} left out ({self.reason}){names}"
 
 
+class Tally:
+    """What is left out, counted as it is met."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, str], list[str]] = {}
+        self._count: Counter[tuple[str, str]] = Counter()
+
+    def add(self, kind: str, reason: str, *names: str) -> None:
+        """Leave out the files of these names."""
+        what = kind, reason
+        self._count[what] += len(names)
+        first = self._names.setdefault(what, [])
+        first += map(printable, names[: _EXAMPLES - len(first)])
+
+    def told(self) -> tuple[LeftOut, ...]:
+        """All of it, in the order in which it was met."""
+        return tuple(
+            LeftOut(kind, count, reason, tuple(self._names[kind, reason]))
+            for (kind, reason), count in self._count.items()
+            if count
+        )
+
+
 @runtime_checkable
 class PartedSource(Source, Protocol):
-    """A whole data set: `part` is each image's index in PARTS, `notes` are for the user to read."""
+    """A whole data set: `part` is each image's index in PARTS.
+
+    `left_out` is what lies there too and is not used; `notes` are further sentences for the user.
+    """
 
     part: UInt8[np.ndarray, " n"]
+    left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
 
 
@@ -147,6 +177,7 @@ class Joined:
         self.targets: Targets = np.concatenate([source.targets for source in self._sources])
         parts = np.array([PARTS.index(name) for name in sources], np.uint8)
         self.part = np.repeat(parts, [len(source) for source in self._sources])
+        self.left_out: tuple[LeftOut, ...] = ()
         self.notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

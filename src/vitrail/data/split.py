@@ -17,13 +17,14 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from vitrail.data.arrays import has_idx, open_idx, open_npz
-from vitrail.data.csvfile import Columns, CsvSource
+from vitrail.data.csvfile import Columns, CsvSource, NoImageColumn, list_file
 from vitrail.data.folder import FolderSource
 from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open_hub, open_streams
+from vitrail.data.layout import USUAL, FolderRules
 from vitrail.data.names import shortened
 from vitrail.data.samples import SAMPLES, open_sample
 from vitrail.data.shards import ShardSource, has_shards
-from vitrail.data.source import PARTS, PartedSource, Source, Subset, Targets, label_counts
+from vitrail.data.source import PARTS, PartedSource, Source, Subset, Tally, Targets, label_counts
 from vitrail.data.stream import HeldImages, StreamSettings, StreamSource
 from vitrail.errors import DataError, UsageError
 
@@ -59,6 +60,7 @@ def open_splits(
     image_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
+    rules: FolderRules = USUAL,
     assignment: Path | None = None,
     allow_missing: bool = False,
 ) -> Splits:
@@ -73,7 +75,7 @@ def open_splits(
     """
     if not 0 <= val_fraction < 1:
         raise UsageError(f"val_fraction is {val_fraction}: it must be at least 0 and less than 1")
-    source = open_data(data, Columns(image_column, label_column, split_column))
+    source = open_data(data, Columns(image_column, label_column, split_column), rules)
     _refuse_unlearnable(data, source)
     if assignment is None:
         part, notes = _divide(source, seed, val_fraction)
@@ -85,7 +87,8 @@ def open_splits(
     val = subsets.get(_VAL, test)
     if val is None:
         raise DataError(f"no image of {data} is left for validation: it has too few")
-    return Splits(subsets[_TRAIN], val, test, (*source.notes, *notes))
+    told = (one.sentence() for one in source.left_out)
+    return Splits(subsets[_TRAIN], val, test, (*told, *source.notes, *notes))
 
 
 def open_streamed(
@@ -106,12 +109,13 @@ def open_streamed(
     Raises as `open_splits` does.
     """
     name, columns = data.removeprefix(STREAM_PREFIX), Columns(image_column, label_column)
-    streams = open_streams(name, columns, seed=seed, settings=settings)
+    streams, left_out = open_streams(name, columns, seed=seed, settings=settings)
     train, most = streams.pop("train"), settings.held_out
     if not train.several:
         _refuse_one_class(data, train.classes)
     held = {part: stream.sample(most) for part, stream in streams.items()}
-    notes = tuple(
+    told = tuple(one.sentence() for one in left_out)
+    notes = told + tuple(
         f"{part}: no more than {most:,} images, kept in memory (data.stream.held_out)"
         for part, images in held.items()
         if len(images) == most
@@ -128,7 +132,7 @@ def open_streamed(
         f"validation: {len(val):,} images from the beginning of the stream, which training passes "
         f"over; they take {val.bytes / 1e6:,.1f} MB of memory"
     )
-    return Splits(train.without(val), val, None, (how,))
+    return Splits(train.without(val), val, None, (*told, how))
 
 
 def _beginning(data: str, stream: StreamSource, most: int, fraction: float) -> HeldImages:
@@ -154,26 +158,49 @@ def _beginning(data: str, stream: StreamSource, most: int, fraction: float) -> H
     return held
 
 
-def open_data(data: Path | str, columns: Columns | None = None) -> PartedSource:
+def open_data(
+    data: Path | str, columns: Columns | None = None, rules: FolderRules = USUAL
+) -> PartedSource:
     """Open the data set at `data`, whole.
 
     It is a folder of class folders, or of train/, val/ and test/ with class folders; a folder with
-    a labels.csv; a CSV file; a .npz file of MedMNIST's layout; a folder of MNIST's IDX files;
-    tar files of WebDataset, or a folder of them; a folder that Hugging Face's `datasets` saved, or
-    of parquet files; samples:NAME; or hf:NAME. `columns` names columns of a CSV file or a Hugging
-    Face data set. Raises DataError for anything else.
+    a labels.csv; a .csv, .tsv or .txt file that lists images; a .npz file of MedMNIST's layout; a
+    folder of MNIST's IDX files; tar files of WebDataset, or a folder of them; a folder that Hugging
+    Face's `datasets` saved, or of parquet files; samples:NAME; or hf:NAME. `columns` names columns
+    of a list or a Hugging Face data set; `rules` are for folders of images. Raises DataError for
+    anything else.
     """
     try:
-        return _open(os.path.expanduser(str(data)), columns or Columns())
+        source = _open(os.path.expanduser(str(data)), columns or Columns(), rules)
     except OSError as error:
         raise DataError(f"cannot open {data}: {error.strerror}") from error
+    if rules != USUAL and not isinstance(source, FolderSource):
+        raise UsageError(
+            f"--data.parts and --data.follow-links are for folders of images, but {data} is none"
+        )
+    return source
 
 
-def _open(name: str, columns: Columns) -> PartedSource:
+def _open(name: str, columns: Columns, rules: FolderRules) -> PartedSource:
     path = Path(name)
-    listed = path / "labels.csv" if path.is_dir() else path
-    if listed.is_file() and listed.suffix.lower() in (".csv", ".tsv"):
-        return CsvSource(listed, *columns)
+    listed = list_file(path)
+    if listed is None:
+        return _open_unlisted(name, columns, rules)
+    try:
+        return CsvSource(listed, *columns, whole_folder=path.is_dir())
+    except NoImageColumn as no_list:
+        if not path.is_dir() or any(columns):
+            raise
+        try:
+            source = _open_unlisted(name, columns, rules)
+        except DataError as error:
+            raise DataError(f"{no_list}; and without it: {error}") from error
+        source.notes = (*source.notes, f"passed over: {no_list}")
+        return source
+
+
+def _open_unlisted(name: str, columns: Columns, rules: FolderRules) -> PartedSource:
+    path = Path(name)
     if name.startswith(HUB_PREFIX) or has_tables(path):
         return open_hub(name.removeprefix(HUB_PREFIX), columns)
     if name.startswith(STREAM_PREFIX):
@@ -188,7 +215,7 @@ def _open(name: str, columns: Columns) -> PartedSource:
     if path.is_dir():
         if has_idx(path):
             return open_idx(path)
-        return ShardSource(path) if has_shards(path) else FolderSource(path)
+        return ShardSource(path) if has_shards(path) else FolderSource(path, rules)
     if path.suffix.lower() == ".tar" and path.is_file():
         return ShardSource(path)
     if path.suffix.lower() == ".npz" and path.is_file():
@@ -199,7 +226,7 @@ def _open(name: str, columns: Columns) -> PartedSource:
 def _no_data_set(path: Path) -> DataError:
     if path.exists():
         return DataError(
-            f"{path} is no data set: give a folder of class folders, a .csv or a .npz file "
+            f"{path} is no data set: give a folder of class folders, a .csv, .txt or .npz file "
             "(an archive must be unpacked first, unless it is a .tar of WebDataset)"
         )
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -211,7 +238,11 @@ def _no_data_set(path: Path) -> DataError:
 
 def _refuse_unlearnable(data: Path | str, source: PartedSource) -> None:
     if not (source.part == _TRAIN).any():
-        raise DataError(f"{data} has no images to train with")
+        there = [name for number, name in enumerate(PARTS) if (source.part == number).any()]
+        raise DataError(
+            f"{data} has no images to train with: all are for {' and '.join(there)} (which folder "
+            "is which part, --data.parts says)"
+        )
     if source.targets.ndim == 1:
         _refuse_one_class(data, source.classes)
 
@@ -345,13 +376,10 @@ def _restore(
     stored = {key: part for key, part in stored.items() if key in numbers}
     part = np.full(len(source), _LEFT_OUT, np.uint8)
     part[[numbers[key] for key in stored]] = list(stored.values())
-    new = np.flatnonzero(part == _LEFT_OUT)
-    if not len(new):
-        return part, ()
-    names = shortened(source.key(int(i)) for i in new)
-    return part, (
-        f"images that the split in {file} does not list are left out ({len(new)}): {names}",
-    )
+    unused = Tally()
+    new = (source.key(int(i)) for i in np.flatnonzero(part == _LEFT_OUT))
+    unused.add("images", f"the split in {file} does not list them", *new)
+    return part, tuple(one.sentence() for one in unused.told())
 
 
 def _read_split(file: Path) -> dict[str, int]:

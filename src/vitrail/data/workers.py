@@ -69,11 +69,13 @@ class Request(NamedTuple):
     mode: str = "RGB"
     shown: tuple[int, int] | None = None
     fast: bool = False
+    grey_range: tuple[float, float] | None = None
 
 
 def decode(request: Request) -> Pixels:
     """What a worker does."""
-    return read_pixels(request.image, mode=request.mode, shown=request.shown, fast=request.fast)
+    image, mode, shown, fast, grey_range = request
+    return read_pixels(image, mode=mode, shown=shown, fast=fast, grey_range=grey_range)
 
 
 class GivenUp(UnreadableImage):

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import stat
 import tarfile
@@ -17,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 
 from vitrail.data.decode import Slice, UnreadableImage
+from vitrail.data.formats import HEAD_BYTES, image_format
 from vitrail.data.shards import FORMAT, INDEX, MOST_IMAGE_BYTES
 from vitrail.data.source import PARTS, PartedSource, Source, encoded, refuse_inside
 from vitrail.data.tar import BLOCK
@@ -211,16 +211,10 @@ def _member(name: str, content: bytes) -> bytes:
     return header + content + bytes(-len(content) % BLOCK)
 
 
-_MAGIC = (
-    (rb"\xff\xd8\xff", "jpg"),
-    (rb"\x89PNG", "png"),
-    (rb"RIFF....WEBP", "webp"),
-    (rb"GIF8", "gif"),
-    (rb"BM", "bmp"),
-    (rb"II\*\0|MM\0\*", "tif"),
-    (rb"....ftypavi[fs]", "avif"),
-    (rb"P[1-6Ff]\s", "ppm"),
-)
+_ENDINGS = {
+    **{"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"},
+    **{"PPM": "ppm", "JPEG2000": "jp2", "AVIF": "avif", "HEIF": "heic"},
+}
 
 
 def encoded_image(source: Source, i: int) -> tuple[str, bytes]:
@@ -239,9 +233,8 @@ def encoded_image(source: Source, i: int) -> tuple[str, bytes]:
             stream = io.BytesIO()
             source.load(i).save(stream, "PNG")
             content = stream.getvalue()
-    endings = (ending for magic, ending in _MAGIC if re.match(magic, content, re.DOTALL))
     # Others go by the ending. What is no image goes in as it is, for whoever reads it to tell.
-    return next(endings, "jpg"), content
+    return _ENDINGS.get(image_format(content[:HEAD_BYTES]) or "", "jpg"), content
 
 
 def _read(file: Path, start: int, size: int | None) -> bytes:

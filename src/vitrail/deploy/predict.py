@@ -5,14 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 
-from vitrail.data.decode import read_image
+from vitrail.data.decode import AnyPicture, read_image
 from vitrail.runs.load import load
 from vitrail.tasks.tta import looks, probabilities
-
-Picture = str | Path | bytes | Image.Image
-"""A file's path, its bytes, or an image that Pillow has opened."""
 
 
 class Prediction(NamedTuple):
@@ -29,6 +25,11 @@ class Predictor:
     """Images in, labels out, with the preprocessing that the model was measured with.
 
     `Predictor("runs/x")("cat.jpg").label`
+
+    A picture is a path, a file's bytes, a file opened with 'rb', an image of Pillow's in any mode,
+    or an array of pixels, rows first (uint8, RGB where it has colours): `read_image` says it all.
+    The same picture gives the same answer, whichever of them it is: transparency lies on white,
+    EXIF's orientation is applied, and deep greys are scaled as they were for training.
     """
 
     def __init__(
@@ -51,16 +52,18 @@ class Predictor:
         self.multi_label = loaded.multi_label
         self.tta = tta
 
-    def __call__(self, picture: Picture) -> Prediction:
-        """Predict one image. Raises `UnreadableImage` (a `DataError`) for a damaged file."""
+    def __call__(self, picture: AnyPicture) -> Prediction:
+        """Predict one image. Raises `UnreadableImage` (a `DataError`) for a damaged file, and
+        `UsageError`, with what to give, for what is no picture.
+        """
         return self.many([picture])[0]
 
-    def many(self, pictures: Iterable[Picture], batch_size: int = 32) -> list[Prediction]:
-        """Predict images in batches, in their order."""
+    def many(self, pictures: Iterable[AnyPicture], batch_size: int = 32) -> list[Prediction]:
+        """Predict images in batches, in their order. Raises as a call does."""
         predictions: list[Prediction] = []
         batch: list[torch.Tensor] = []
         for picture in pictures:
-            batch.append(torch.from_numpy(self.preprocess.view(_open(picture))))
+            batch.append(torch.from_numpy(self.preprocess.view(read_image(picture))))
             if len(batch) == batch_size:
                 predictions += self._predict(batch)
                 batch = []
@@ -77,9 +80,3 @@ class Predictor:
             label = next(iter(ranked))
             found.append(Prediction(label, ranked[label], ranked))
         return found
-
-
-def _open(picture: Picture) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture if picture.mode in ("RGB", "L") else picture.convert("RGB")
-    return read_image(Path(picture) if isinstance(picture, str) else picture)

@@ -16,11 +16,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vitrail.data.csvfile import Columns
+from vitrail.data.layout import USUAL, FolderRules
 from vitrail.doctor.finding import Finding as Finding
 
 
 def examine(
-    data: str | None = None, run: Path | None = None, columns: Columns | None = None
+    data: str | None = None,
+    run: Path | None = None,
+    columns: Columns | None = None,
+    rules: FolderRules = USUAL,
 ) -> Iterator[Finding]:
     """Look at everything, one thing after another; what cannot be told is a note."""
     from vitrail.doctor.compute import compute_findings
@@ -39,7 +43,7 @@ def examine(
         from vitrail.doctor.images import data_findings
 
         named = data
-        yield from _sheltered("data", lambda: data_findings(named, columns or Columns()))
+        yield from _sheltered("data", lambda: data_findings(named, columns or Columns(), rules))
     if run is not None:
         yield from _sheltered("run", lambda: _run_findings(run))
 

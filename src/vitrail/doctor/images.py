@@ -11,6 +11,7 @@ import numpy as np
 from vitrail.data import Source, UnreadableImage, open_data, open_splits
 from vitrail.data.csvfile import Columns
 from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX, open_streams
+from vitrail.data.layout import USUAL, FolderRules
 from vitrail.data.names import shortened
 from vitrail.data.source import label_counts
 from vitrail.data.stream import StreamSettings
@@ -36,14 +37,14 @@ class Look(NamedTuple):
     fault: str
 
 
-def data_findings(data: str, columns: Columns) -> Iterator[Finding]:
+def data_findings(data: str, columns: Columns, rules: FolderRules = USUAL) -> Iterator[Finding]:
     """All of this file, for what the user calls `data`."""
     check = f"vitrail data check {shlex.quote(data)}"
     if data.startswith(STREAM_PREFIX):
         yield from _stream_findings(data, columns)
         return
     try:
-        source = open_data(data, columns)
+        source = open_data(data, columns, rules)
     except VitrailError as error:
         yield Finding("data", "problem", str(error), "vitrail doctor --help  # what DATA can be")
         return
@@ -54,6 +55,7 @@ def data_findings(data: str, columns: Columns) -> Iterator[Finding]:
             image_column=columns.image,
             label_column=columns.label,
             split_column=columns.split,
+            rules=rules,
         )
         parts = [("train", splits.train), ("val", splits.val), ("test", splits.test)]
         told = ", ".join(f"{name} {len(part):,}" for name, part in parts if part is not None)
@@ -62,7 +64,7 @@ def data_findings(data: str, columns: Columns) -> Iterator[Finding]:
         yield Finding("data", "ok", text, numbers=numbers)
     except VitrailError as error:
         yield Finding("data", "problem", f"it cannot be trained on: {error}", check)
-    for note in source.notes:
+    for note in (*(one.sentence() for one in source.left_out), *source.notes):
         yield Finding("data", "note", note, check)
     yield judge_balance(source)
     yield from judge_sample(source, check, of=len(source))
@@ -72,7 +74,8 @@ def _stream_findings(data: str, columns: Columns) -> Iterator[Finding]:
     """The first images of a stream, which is not read to its end for this."""
     try:
         name = data.removeprefix(STREAM_PREFIX)
-        streams = open_streams(name, columns, seed=0, settings=StreamSettings(buffer=_SAMPLE))
+        settings = StreamSettings(buffer=_SAMPLE)
+        streams, left_out = open_streams(name, columns, seed=0, settings=settings)
         train = streams["train"]
         sample = train.sample(_SAMPLE)
     except VitrailError as error:
@@ -82,6 +85,8 @@ def _stream_findings(data: str, columns: Columns) -> Iterator[Finding]:
     parts = ", ".join(streams)
     text = f"a stream of {known} images in {len(train.classes):,} classes ({parts})"
     yield Finding("data", "ok", text, numbers={"classes": len(train.classes)})
+    for one in left_out:
+        yield Finding("data", "note", one.sentence())
     whole = f"vitrail train {shlex.quote(HUB_PREFIX + name)}  # read whole, if there is room"
     if train.lanes == 1:
         text = "it is one shard: its images are shuffled in blocks only"

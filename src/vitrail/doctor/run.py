@@ -37,6 +37,11 @@ def run_findings(folder: Path) -> Iterator[Finding]:
     whole = yield from judge_checkpoints(run)
     if whole:
         yield from judge_resume(run, config)
+    elif run.fresh() and not training:
+        text = (
+            f"it starts again from its config, for nothing is kept: vitrail train --resume {quoted}"
+        )
+        yield Finding("resume", "note", text)
     elif not training:
         again = f"vitrail train --config {quoted}/config.yaml"
         text = "nothing can be gone on from: start again in another folder"

@@ -3,10 +3,10 @@
 from statistics import median
 from typing import NamedTuple
 
-import torch
-
 from vitrail.data import Source, UnreadableImage
 from vitrail.data.stream import StreamSource
+from vitrail.runs.device import pick_device
+from vitrail.runs.machine import native_precision
 from vitrail.weights import Opened
 
 _LOOKED_AT = 16
@@ -35,6 +35,7 @@ class Facts(NamedTuple):
 
 def facts(data: str, source: Source | StreamSource, start: Opened | None = None) -> Facts:
     """Look at a source and the machine. A damaged image is no reason to stop here."""
+    device = pick_device("auto")
     images, streamed = len(source), isinstance(source, StreamSource)
     if isinstance(source, StreamSource):
         source = source.sample(_LOOKED_AT)
@@ -53,13 +54,8 @@ def facts(data: str, source: Source | StreamSource, start: Opened | None = None)
         classes=len(source.classes),
         channels=1 if modes == {"L"} else 3,
         side=int(median(sides)) if sides else 224,
-        gpu=torch.cuda.is_available(),
-        bfloat16=torch.cuda.is_available() or _cpu_has_bfloat16(),
+        gpu=device.type == "cuda",
+        bfloat16=native_precision(device) == "bfloat16",
         start=start,
         streamed=streamed,
     )
-
-
-def _cpu_has_bfloat16() -> bool:
-    """AVX-512 BF16 or AMX: elsewhere bfloat16 on a CPU is emulated and slower than float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vitrail.data.augment import AugmentConfig
+from vitrail.data.greys import range_text
 from vitrail.evaluation import Evaluation
 from vitrail.models import ViTConfig, count_parameters
 from vitrail.report.words import duration
@@ -81,6 +82,8 @@ def _data(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     yield "classes", f"{len(evaluation.loaded.classes)}"
     preprocess = evaluation.loaded.preprocess
     yield "fitted by", f"{preprocess.resize}, {preprocess.interpolation}"
+    if preprocess.grey_range is not None:
+        yield "deep greys", f"{range_text(preprocess.grey_range)} shown as black to white"
     if evaluation.tokens is not None:
         yield "fewer tokens by", evaluation.tokens
     if evaluation.tta != "none":

@@ -73,7 +73,7 @@ def _exhibits(evaluation: Evaluation, chosen: Iterable[int]) -> list[Exhibit]:
         if len(found) == _SHOWN:
             break
         i = int(evaluation.indices[k])
-        picture = thumbnail(evaluation.source, i)
+        picture = thumbnail(evaluation.source, i, evaluation.loaded.preprocess)
         if picture is not None:
             found.append(Exhibit(picture, evaluation.source.key(i), *_said(evaluation, k)))
     return found

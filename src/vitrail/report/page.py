@@ -48,6 +48,8 @@ class Number(NamedTuple):
     span: str
     estimate: Estimate
     is_share: bool
+    over_all: str
+    """The value when every class counts; empty where that is the same."""
 
 
 class Patches(NamedTuple):
@@ -107,7 +109,7 @@ def _content(run: Run, evaluation: Evaluation) -> dict[str, Any]:
         "evaluation": evaluation,
         "metrics": metrics,
         "headline": metrics.summary[metrics.headline],
-        "bound": words.certain_bound(evaluation.right, metrics.images),
+        "notes": evaluation.notes(),
         "numbers": _numbers(evaluation),
         "rows": rows,
         "cards": classes.cards(rows),
@@ -136,14 +138,15 @@ def _byline(run: Run, evaluation: Evaluation) -> list[str]:
 
 
 def _numbers(evaluation: Evaluation) -> list[Number]:
-    found = []
+    found, every = [], evaluation.metrics.over_all_classes
     for key, estimate in evaluation.metrics.summary.items():
         if estimate is not None:
             name, meaning = _MEANINGS[key]
             is_share = key != _NOT_A_SHARE
             value = words.percent(estimate.value) if is_share else f"{estimate.value:.3f}"
             interval = words.span(estimate, is_share)
-            found.append(Number(name, meaning, value, interval, estimate, is_share))
+            over_all = words.percent(every[key].value) if key in every else ""
+            found.append(Number(name, meaning, value, interval, estimate, is_share, over_all))
     return found
 
 
@@ -179,9 +182,11 @@ def _patches(evaluation: Evaluation) -> Patches | None:
 def _commands(run: Run, evaluation: Evaluation) -> dict[str, str]:
     """What made the run, and what makes it again."""
     path = shlex.quote(str(run.path))
-    other = evaluation.data != evaluation.loaded.config.data.path
+    loaded = evaluation.loaded
     again = f"vitrail evaluate {path}"
-    again += f" --data {shlex.quote(evaluation.data)}" if other else ""
+    again += "" if evaluation.own else f" --data {shlex.quote(evaluation.data)}"
+    again += "" if evaluation.held_out else f" --split {evaluation.part}"
+    again += "" if loaded.checkpoint == loaded.config.keep else f" --checkpoint {loaded.checkpoint}"
     again += f" --tta {evaluation.tta}" if evaluation.tta != "none" else ""
     again += f" --tokens {evaluation.tokens}" if evaluation.tokens else ""
     return {

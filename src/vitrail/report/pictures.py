@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vitrail.data import Source, UnreadableImage
+from vitrail.data.decode import eight_bits
 from vitrail.data.preprocess import Preprocess
 
 _THUMBNAIL = 160
@@ -30,10 +31,10 @@ class Picture(NamedTuple):
         return max(self.width, self.height) <= _SMALL
 
 
-def thumbnail(source: Source, i: int) -> Picture | None:
-    """Image `i`, reduced; None if it cannot be read any more."""
+def thumbnail(source: Source, i: int, preprocess: Preprocess) -> Picture | None:
+    """Image `i`, reduced, deep greys as the model sees them; None if it cannot be read any more."""
     try:
-        image = source.load(i)
+        image = eight_bits(source.load(i), preprocess.grey_range)
     except UnreadableImage:
         return None
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))

@@ -81,17 +81,3 @@ def tail(name: str, most: int = 40) -> str:
     '…summer/IMG_0001.jpg'
     """
     return name if len(name) <= most else "…" + name[1 - most :]
-
-
-def certain_bound(right: int, images: int) -> str | None:
-    """What can be said where every image came out the same, so that no draw differs.
-
-    The exact one-sided 95% bound of a binomial (Clopper and Pearson, 1934), the "rule of three".
-
-    >>> certain_bound(24, 24)
-    'above 88.3%'
-    """
-    bound = 0.05 ** (1 / images)
-    if right == images:
-        return f"above {percent(bound)}"
-    return f"below {percent(1 - bound)}" if right == 0 else None

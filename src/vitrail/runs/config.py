@@ -5,7 +5,7 @@ keeps it as config.yaml: enough to run it again. This module reads and writes; i
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +15,9 @@ from pydantic import Discriminator, TypeAdapter, ValidationError
 
 from vitrail.data import Splits, open_splits, open_streamed
 from vitrail.data.augment import AugmentConfig
+from vitrail.data.greys import look_at_depths
 from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX
+from vitrail.data.layout import FolderRules
 from vitrail.data.loader import Reading
 from vitrail.data.mix import check_mixable
 from vitrail.data.preprocess import Interpolation, Preprocess, Resize
@@ -30,7 +32,7 @@ class DataConfig:
     """Which images, and how they become batches."""
 
     path: str
-    """A folder, a .csv, an .npz, IDX files, tar shards, samples:NAME, hf:NAME or hf-stream:NAME."""
+    """A folder, .csv, .txt, .npz, IDX files, tar shards, samples:NAME, hf:NAME, hf-stream:NAME."""
     batch_size: int = 64
     """Images an optimiser step sees (before accumulation). `--data.batch-size auto`: as many as
     there is memory for."""
@@ -49,7 +51,15 @@ class DataConfig:
     val_fraction: float = 0.2
     """Share of each class held out, where the data brings no split of its own."""
     image_column: str | None = None
+    """Its name; in a list without a header its number, from 1."""
     label_column: str | None = None
+    split_column: str | None = None
+    parts: str = "auto"
+    """Which folders of a folder are its parts. auto: by their names; none: all are classes; or as
+    train=DIR,val=DIR,test=DIR, where a part may be given twice."""
+    follow_links: bool = False
+    """Follow symbolic links to folders elsewhere. Those to files and within the data are
+    followed anyway."""
     max_unreadable: float = 0.01
     """Share of damaged images up to which training goes on without them."""
     resize: Resize = "crop"
@@ -67,6 +77,9 @@ class DataConfig:
     mean: tuple[float, ...] = (0.5,)
     """Per channel, or one for all, of pixel values in 0..1."""
     std: tuple[float, ...] = (0.5,)
+    grey_range: tuple[float, float] | None = None
+    """Of greys of more than 8 bits, the values that become black and white; what is outside is
+    clipped. None: found by a look at the training images, where there are such greys."""
 
     stream: StreamSettings = field(default_factory=StreamSettings)
     """How hf-stream:NAME is read."""
@@ -75,6 +88,10 @@ class DataConfig:
     def streamed(self) -> bool:
         """Whether training images are read from front to back."""
         return self.path.startswith(STREAM_PREFIX)
+
+    def rules(self) -> FolderRules:
+        """How a folder of images is understood."""
+        return FolderRules(parts=self.parts, follow_links=self.follow_links)
 
     def reading(self) -> Reading:
         """How images are read."""
@@ -216,8 +233,8 @@ class TrainConfig:
     accumulate: int = 1
     """Batches whose gradients make one step."""
     micro_batch: int | None = None
-    """Images computed at once; the gradients stay those of the whole batch. None: all, until memory
-    runs out. `--micro-batch auto`: as many as there is memory for."""
+    """Images computed at once; the gradients stay those of the whole batch, or the run says what
+    does not. None: all, until memory runs out. `--micro-batch auto`: as there is memory for."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: a rounded copy of the weights computes; what is learned and kept stays float32."""
     compile: bool = False
@@ -402,6 +419,7 @@ class TrainConfig:
             mean=data.mean * channels if len(data.mean) == 1 else data.mean,
             std=data.std * channels if len(data.std) == 1 else data.std,
             patch=self.model.stride,
+            grey_range=data.grey_range,
         )
 
 
@@ -435,9 +453,22 @@ def open_data_of(
         val_fraction=config.data.val_fraction,
         image_column=config.data.image_column,
         label_column=config.data.label_column,
+        split_column=config.data.split_column,
+        rules=config.data.rules(),
         assignment=assignment,
         allow_missing=allow_missing,
     )
+
+
+def with_greys(config: TrainConfig, splits: Splits, notify: Callable[[str], None]) -> TrainConfig:
+    """The config with the range of its data's deep greys, which a look at the training images
+    finds unless it is given; `notify` is told. It is then the run's, whatever it is shown.
+    """
+    found = look_at_depths(splits.train, splits.val, config.data.grey_range)
+    for sentence in found.sentences():
+        notify(sentence)
+    grey_range = found.greys.range if found.greys else config.data.grey_range
+    return replace(config, data=replace(config.data, grey_range=grey_range))
 
 
 ALIASES: Mapping[str, str] = {

@@ -57,18 +57,26 @@ class Run:
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> Self:
         """A new run folder. Raises `UsageError` if there is one already, so that none is lost."""
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and {entry.name for entry in path.iterdir()} - {".config.yaml.writing"}:
             raise UsageError(
                 f"{path} is not empty: choose another folder with --out, or go on with that run: "
                 f"vitrail train --resume {shlex.quote(str(path))}"
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
-            (path / "config.yaml").write_text(write_yaml(config), encoding="utf-8")
-            (path / "environment.json").write_text(json.dumps(environment(), indent=1))
         except OSError as error:
             raise DataError(f"cannot write the run folder {path}: {error.strerror}") from error
-        return cls(path)
+        _write(path / "config.yaml", write_yaml(config))
+        run = cls(path)
+        run.write_environment()
+        return run
+
+    def fresh(self) -> bool:
+        """Whether it was stopped before anything that it learned was kept: it has what a run has
+        before its first checkpoint, and can start again from its config.
+        """
+        names = {re.sub(r"\.(.+)\.writing", r"\1", entry.name) for entry in self.path.iterdir()}
+        return names <= _EARLY and not self.checkpoints()
 
     @property
     def config_file(self) -> Path:
@@ -125,6 +133,11 @@ class Run:
         """The config that the run was made with."""
         return from_dict(read_tree(self.config_file), str(self.config_file))
 
+    def write_environment(self) -> None:
+        """Note what the run is made on, unless that is there."""
+        if not (self.path / "environment.json").is_file():
+            self.write("environment.json", json.dumps(environment(), indent=1))
+
     def environment(self) -> dict[str, Any]:
         """What the run was made on."""
         file = self.path / "environment.json"
@@ -150,15 +163,7 @@ class Run:
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file of the run, whole or not at all."""
-        place = self.path / name
-        beside = place.with_name(f".{place.name}.writing")
-        try:
-            # The name of a folder may be bytes that are no text.
-            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-            beside.replace(place)
-        except OSError as error:
-            raise DataError(f"cannot write {place}: {error.strerror}") from error
-        return place
+        return _write(self.path / name, text)
 
     def write_skipped(self, skipped: Mapping[str, str]) -> None:
         """Note the images that could not be read, and why."""
@@ -183,6 +188,20 @@ class Run:
         self.write("metrics.jsonl", "".join(line + "\n" for line in kept))
 
 
+def _write(place: Path, text: str) -> Path:
+    beside = place.with_name(f".{place.name}.writing")
+    try:
+        # The name of a folder may be bytes that are no text.
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+        beside.replace(place)
+    except OSError as error:
+        raise DataError(f"cannot write {place}: {error.strerror}") from error
+    return place
+
+
+_EARLY = {"config.yaml", "environment.json", "identity.json", "split.csv", "weights.json"}
+_EARLY |= {"teacher.json", ".lock", "metrics.jsonl", "checkpoints", "tensorboard"}
+"""What a run may hold before its first checkpoint."""
 _STEP = re.compile(r"step-([0-9]+)")
 _FIXED = ("last", "best")
 """The names of the only two folders that runs had before their folders had steps in their names."""

@@ -3,8 +3,18 @@
 import ctypes
 import sys
 import time
+from typing import Literal
 
 import torch
+
+
+def native_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
+    """bfloat16 where `device` multiplies it in hardware; elsewhere it is emulated, and slower."""
+    if device.type == "cpu":  # AVX-512 BF16 or AMX
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if native else "float32"
 
 
 def matrix_rate(

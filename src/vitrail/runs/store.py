@@ -193,8 +193,8 @@ class Checkpoints:
                 f"copy of one, or train again in another folder (--out)"
             )
         raise DataError(
-            f"{self.run.path} has no checkpoint: it was stopped before it wrote one, and nothing "
-            f"is lost. Remove that folder and start again"
+            f"{self.run.path} has no checkpoint any more: put back a copy of one, or train again "
+            f"in another folder (--out)"
         )
 
     def _copied(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vitrail.data.greys import range_text
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, VitrailError
 from vitrail.models import Model, build, model_config
@@ -82,6 +83,11 @@ def open_teacher(
         )
     if opened.preprocess is None:
         notes.append("how its makers normalised images is not known: as for the student, then")
+    if preprocess.grey_range not in (None, student.grey_range):
+        notes.append(
+            f"deep greys of {range_text(preprocess.grey_range)} were its black to white, and are "
+            f"now the student's: --data.grey-range gives the student the same"
+        )
     if preprocess.size != student.size:
         height, width = preprocess.size
         notes.append(f"it is shown the student's images at {height}x{width} pixels")

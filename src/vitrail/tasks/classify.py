@@ -33,6 +33,9 @@ class ClassifyConfig:
 class Classify(nn.Module):
     """A model, its loss, and what it predicts."""
 
+    apart = ""
+    """Of the loss what is no mean over images, in words: it depends on what is computed at once."""
+
     def __init__(
         self,
         model: Model,

@@ -72,6 +72,7 @@ class Prune(Classify):
             )
         if teacher is not None and prune.tokens:
             _check_tokens(model, teacher)
+            self.apart = "the loss of the tokens that are left"
         self.prune = prune
         self.teacher = teacher
 

@@ -211,7 +211,7 @@ def _layouts(
         parts = held_by_one(sizes, parallel, gpus, half=half)
         for again in (False, True):
             line, static = activations[again], sum(parts.values())
-            memory = static + line.at(load.at_once)
+            memory = static + line.at(load.at_once, load.each)
             rate = gpus * cluster.tflops * _TERA * cluster.utilisation / flops[again]
             seconds = 60 * (load.minutes or 0.0)
             if load.images is not None:
@@ -221,10 +221,10 @@ def _layouts(
                 parallel=parallel,
                 checkpointing=again,
                 **parts,
-                activations=line.at(load.at_once),
+                activations=line.at(load.at_once, load.each),
                 memory=memory,
                 fits=memory <= cluster.room,
-                most_at_once=line.most(cluster.room - static),
+                most_at_once=line.most(cluster.room - static, load.each),
                 images_per_second=rate,
                 images=seconds * rate,
                 hours=seconds / 3600,

@@ -8,7 +8,7 @@ Half the memory moves, and nothing is cast on the way, as automatic mixed precis
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from torch.utils.hooks import RemovableHandle
 from vitrail.data.loader import Batch
 from vitrail.errors import DataError
 from vitrail.models import Model
+from vitrail.nn import ConvStem
 from vitrail.nn.conv import StdConv2d
 from vitrail.runs import TrainConfig
 from vitrail.runs.world import ALONE, World
@@ -76,6 +77,11 @@ class Engine:
             _shard(model, device, half=self.half)
         self._share: nn.Module = _Share(self.working)
         self._learns: tuple[bool, ...] = ()
+        self._norms: Sequence[nn.Module] = ()
+        self._stem: nn.Module | None = None
+        self.apart = ""
+        """What of a step sees only the images computed at once, in words; empty: nothing does."""
+        self._told = False
         self._handles: list[RemovableHandle] = []
         self._pairs: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
 
@@ -91,6 +97,7 @@ class Engine:
             parameter.grad = None
         for mine, its in zip(self.task.modules(), self.working.modules(), strict=True):
             its.training = mine.training
+        self._find_norms()
         self._pairs = (
             [p for p in ours if p.requires_grad],
             [p for p in theirs if p.requires_grad],
@@ -113,8 +120,11 @@ class Engine:
         task's parameters. `batches` are this process's share of them.
 
         Where memory runs out, half as many images are computed at once from then on, and where a
-        block cannot be compiled, none is; what a step computes stays the same.
+        block cannot be compiled, none is; what a step computes stays the same, but for what is
+        `apart` in a batch that is cut, of which the run is told.
         """
+        statistics = [buffer for norm in self._norms for buffer in norm.buffers()]
+        before = [buffer.clone() for buffer in statistics]
         while True:
             try:
                 return self._gradients(batches, images)
@@ -123,6 +133,8 @@ class Engine:
                     self._halve(error, batches)
             for parameter in (*self.working.parameters(), *self.task.parameters()):
                 parameter.grad = None
+            for buffer, value in zip(statistics, before, strict=True):
+                buffer.copy_(value)
 
     def follow(self) -> None:
         """After the optimiser's step: round the task's weights into the copy that computes."""
@@ -130,9 +142,21 @@ class Engine:
             rounded = [p.data for p in self.working.parameters()]
             torch._foreach_copy_(rounded, [p.data for p in self.task.parameters()])
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """The precision that the config asks for, for what runs the task or its copy."""
+        if self.device.type == "meta":  # where `paper` does what a GPU would
+            return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
+
+    def _find_norms(self) -> None:
+        """Which batch norms learn, and what they keep a step from being cut without a trace."""
+        model = self.working.model
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+        stem = getattr(model, "stem", None)
+        whole = isinstance(stem, ConvStem) and not self.sharded and {*norms} <= {*stem.modules()}
+        self._norms, self._stem = norms, stem if norms and whole else None
+        of_norms = f"{len(norms)} batch norms" if norms and not whole else ""
+        self.apart = " and ".join(each for each in (of_norms, self.task.apart) if each)
 
     def _halve(self, error: RuntimeError | MemoryError, batches: Sequence[Batch]) -> None:
         """Go on with half as many images at once; raise what is no lack of memory, or too great."""
@@ -140,13 +164,14 @@ class Engine:
             raise error
         most = max(len(batch.indices) for batch in batches)
         at_once = min(self.micro or most, most)
+        text = f"not enough memory for {at_once} images at once on {self.device}"
         if self.world.size > 1 or at_once < 2:
             raise DataError(
-                f"not enough memory for {at_once} images at once on {self.device}: take "
-                f"--micro-batch {max(1, most // 2)} (the gradients stay those of the whole batch), "
-                f"--checkpointing True, or smaller images"
+                f"{text}: take --micro-batch {max(1, at_once // 2)}, --checkpointing True, or "
+                f"smaller images"
             ) from error
         self.micro = at_once // 2
+        self.notify(f"{text}: from now on {self.micro}, as with --micro-batch {self.micro}")
 
     def _not_compiled(self, error: RuntimeError | MemoryError) -> bool:
         """Whether a block could not be compiled; the blocks then run as they are, as all others."""
@@ -167,20 +192,21 @@ class Engine:
         return True
 
     def _gradients(self, batches: Sequence[Batch], images: int) -> StepLoss:
-        pieces = [piece for batch in batches for piece in self._pieces(batch)]
         found: dict[str, Tensor] = {}
-        for i, piece in enumerate(pieces):
-            last = i == len(pieces) - 1
-            share = len(piece.indices) / images
-            with self._unsynchronised(last):
-                with record_function("vitrail/forward"), self.autocast():
-                    # DDP and FSDP take the mean over the processes.
-                    total, parts = self._share(piece, share * self.world.size)
-                with record_function("vitrail/backward"):
-                    total.backward()
-            for name, value in {"": total.detach() / self.world.size, **parts}.items():
-                value = value.detach().float() * (share if name else 1)
-                found[name] = found[name] + value if name in found else value
+        for batch in batches:
+            with self.cut(batch) as pieces:
+                for piece in pieces:
+                    last = batch is batches[-1] and piece is pieces[-1]
+                    share = len(piece.indices) / images
+                    with self._unsynchronised(last):
+                        with record_function("vitrail/forward"), self.autocast():
+                            # DDP and FSDP take the mean over the processes.
+                            total, parts = self._share(piece, share * self.world.size)
+                        with record_function("vitrail/backward"):
+                            total.backward()
+                    for name, value in {"": total.detach() / self.world.size, **parts}.items():
+                        value = value.detach().float() * (share if name else 1)
+                        found[name] = found[name] + value if name in found else value
         if self.working is not self.task and self.world.size > 1:
             self._bring_home()
         values = self.world.sum(torch.stack(list(found.values())))
@@ -192,6 +218,33 @@ class Engine:
         for mine, its in zip(*self._pairs, strict=True):
             if its.grad is not None:
                 mine.grad, its.grad = its.grad.float(), None
+
+    @contextmanager
+    def cut(self, batch: Batch) -> Iterator[list[Batch]]:
+        """A batch in pieces that fit into memory, each to be learned from once and in turn.
+
+        A stem that has all of the batch norms computes the whole batch at once, and learns at the
+        end what its pieces ask for: statistics and gradients are the batch's.
+        """
+        pieces, stem = list(self._pieces(batch)), self._stem
+        if len(pieces) < 2 or stem is None:
+            if len(pieces) > 1 and self.apart and not self._told:
+                self._told = True
+                self.notify(sentence_on(self.apart, self.micro))
+            yield pieces
+            return
+        with record_function("vitrail/forward"), self.autocast():
+            tokens, grid = stem(batch.images, batch.extent)
+        parts = tokens.split(len(pieces[0].indices))
+        shown = [part.detach().requires_grad_() for part in parts]
+        each = iter(shown)
+        stem.forward = lambda *_: (next(each), grid)
+        try:
+            yield pieces
+        finally:
+            del stem.forward
+        with record_function("vitrail/backward"):
+            torch.autograd.backward(parts, [part.grad for part in shown])
 
     def _pieces(self, batch: Batch) -> Iterator[Batch]:
         """A batch in parts that fit into memory: the same number of them on every process."""
@@ -296,6 +349,14 @@ def _follow_sharded(model: Model) -> None:
         parameter.requires_grad_(learning)
     for part in parts:
         part.reshard()
+
+
+def sentence_on(apart: str, at_once: int | None) -> str:
+    """What is to be said where so many images of a batch are computed at once: `Engine.apart`."""
+    return (
+        f"{at_once} images of a batch are computed at once, and {apart} can only see those: "
+        f"gradients are not quite those of the whole batch"
+    )
 
 
 def out_of_memory(error: BaseException) -> bool:

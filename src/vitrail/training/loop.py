@@ -101,16 +101,16 @@ def fit(
         Profile(config.profile, run, world.lead, config.precision) as profile,
     ):
         keeper = _Keeper(checkpoints, engine, optimizer, average, train)
+        checkpoints.tidy()
         if resume:
-            checkpoints.tidy()
             at = keeper.restore(notify)
             notify(f"going on from step {at.step}")
-            if world.lead:
-                run.forget_after(at.step)
-            if done(at) < 1 and done(at) * config.evaluations >= at.evaluations + 1:
-                at = _evaluate(keeper, at, val, world, listen)  # a signal came before it
-        else:
+        if world.lead:
+            run.forget_after(at.step)
+        if not resume:
             keeper.save(at)
+        elif done(at) < 1 and done(at) * config.evaluations >= at.evaluations + 1:
+            at = _evaluate(keeper, at, val, world, listen)  # a signal came before it
         saved = at.seconds
         while done(at) < 1:
             batches = train.epoch(at.epoch, first=at.batch)

@@ -74,6 +74,8 @@ class Sizes(NamedTuple):
     held: Held
     checkpoint: int
     """Bytes of one checkpoint: model, optimiser, and what the average or LoRA keep besides."""
+    apart: str = ""
+    """`Engine.apart`."""
 
 
 class Step(NamedTuple):
@@ -94,27 +96,36 @@ class Step(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Bytes as a function of images at once: `fixed + each * images`."""
+    """Bytes as a function of images at once: `fixed + each * images`, and `waiting` for each other
+    image of the batch, of which there is what the stem made (`Engine.cut`).
+    """
 
     fixed: float
     each: float
+    waiting: float = 0.0
 
     @classmethod
-    def through(cls, one: Step, other: Step) -> "Line":
-        """The line through two steps' peaks.
+    def through(cls, one: Step, other: Step, cut: Step | None = None) -> "Line":
+        """The line through two steps' peaks; `cut` is the other with the images of the one at once.
 
         What a step allocates is proportional to its images, but for gradients on their way.
         """
-        each = (other.peak - one.peak) / (other.images - one.images)
-        return cls(one.peak - each * one.images, each)
+        more = other.images - one.images
+        each = (other.peak - one.peak) / more
+        waiting = (cut.peak - one.peak) / more if cut else 0.0
+        return cls(one.peak - each * one.images, each, min(max(0.0, waiting), each))
 
-    def at(self, images: int) -> int:
-        """Bytes for so many images."""
-        return max(0, round(self.fixed + self.each * images))
+    def at(self, images: int, batch: int = 0) -> int:
+        """Bytes for so many images at once, of a batch of so many."""
+        others = max(0, batch - images)
+        return max(0, round(self.fixed + self.each * images + self.waiting * others))
 
-    def most(self, room: float) -> int:
-        """How many images fit into `room` bytes; 0: not even one."""
-        return max(0, int((room - self.fixed) // self.each)) if self.each > 0 else 0
+    def most(self, room: float, batch: int = 0) -> int:
+        """How many images of such a batch fit at once into `room` bytes; 0: not even one."""
+        left, each = room - self.fixed, self.each
+        if left < each * batch:
+            left, each = left - self.waiting * batch, each - self.waiting
+        return max(0, int(left // each)) if each > 0 else 0
 
 
 class Tally(TorchDispatchMode):
@@ -281,6 +292,7 @@ def count_sizes(task: Classify, config: TrainConfig) -> Sizes:
         outside_blocks=_numbers(model) - sum(blocks),
         held=held,
         checkpoint=checkpoint + _HEADER * (tensors + len(states)),
+        apart=engine.apart,
     )
 
 
@@ -288,8 +300,15 @@ _HEADER = 110
 """Bytes that a safetensors file spends on a tensor's name, shape and place."""
 
 
-def count_step(task: Classify, config: TrainConfig, images: int, *, checkpointing: bool) -> Step:
-    """One step's passes over `images` images at once, on paper, by a new `task` on the meta device.
+def count_step(
+    task: Classify,
+    config: TrainConfig,
+    images: int,
+    *,
+    checkpointing: bool,
+    at_once: int | None = None,
+) -> Step:
+    """One step's passes over `images` images, on paper, by a new `task` on the meta device.
 
     Images are taken to be of the model's (or training crops') size.
     """
@@ -297,6 +316,7 @@ def count_step(task: Classify, config: TrainConfig, images: int, *, checkpointin
     with META:
         Tuning(task, config.tune).enter(1.0)
         engine = _engine(task, config)
+        engine.micro = at_once
         working = engine.working
         for name in working.model.block_names():
             # Checkpointing calls a block again from the backward pass, where no mode is on.
@@ -311,10 +331,13 @@ def count_step(task: Classify, config: TrainConfig, images: int, *, checkpointin
             np.arange(images),
         )
         known = [*held_by(engine), batch.images, batch.targets]
-        with Tally(known) as tally, AsOnGPU(half=half):
-            loss = working.loss(batch).total
-            saved, forward = tally.now, tally.flops
-            loss.backward()
+        saved = forward = 0
+        with Tally(known) as tally, AsOnGPU(half=half), engine.cut(batch) as pieces:
+            for piece in pieces:
+                before = tally.flops
+                loss = working.loss(piece).total
+                saved, forward = max(saved, tally.now), forward + tally.flops - before
+                loss.backward()
     return Step(images, saved, tally.peak, tally.flops, forward)
 
 

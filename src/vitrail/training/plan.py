@@ -29,6 +29,7 @@ from vitrail.training.cluster import (
     share_out,
     steps_per_epoch,
 )
+from vitrail.training.engine import sentence_on
 from vitrail.training.paper import Line, Sizes, Step, count_sizes, count_step
 from vitrail.training.tryout import Makers, Tryout, try_out
 
@@ -200,8 +201,8 @@ def make_plan(
     steps_per_epoch(config, images)  # raises what the run would
     sizes = count_sizes(makers.on_paper(), config)
     steps = {again: _on_paper(makers, config, load.at_once, again) for again in (False, True)}
-    lines = {again: Line.through(*both) for again, both in steps.items()}
-    flops = {again: both[0].flops / both[0].images for again, both in steps.items()}
+    lines = {again: Line.through(*some) for again, some in steps.items()}
+    flops = {again: some[0].flops / some[0].images for again, some in steps.items()}
     line = lines[config.checkpointing]
     free = room.memory if device.type == "cpu" else room.device
     most = images if free is None else line.most((1 - SPARED) * free - sizes.held.alone)
@@ -237,6 +238,7 @@ def make_plan(
     ways = layouts(sizes, lines, flops, load, cluster, half=half)
     problems = [
         *_of_memory(config, memory, memory.held + lines[config.checkpointing].at(1)),
+        *_of_pieces(config, images, memory, sizes.apart),
         *_of_disk(disk),
         *_of_length(config, images, found),
         *_of_data(config, splits, found, device),
@@ -275,15 +277,12 @@ def _chosen(
     )
 
 
-def _on_paper(
-    makers: Makers, config: TrainConfig, images: int, checkpointing: bool
-) -> tuple[Step, Step]:
-    """A step over so many images, and over twice as many."""
-    one, two = (
-        count_step(makers.on_paper(), config, n, checkpointing=checkpointing)
-        for n in (images, 2 * images)
-    )
-    return one, two
+def _on_paper(makers: Makers, config: TrainConfig, images: int, checkpointing: bool) -> list[Step]:
+    """A step over so many images, over twice as many, and over these cut in two."""
+    return [
+        count_step(makers.on_paper(), config, n, checkpointing=checkpointing, at_once=at_once)
+        for n, at_once in ((images, None), (2 * images, None), (2 * images, images))
+    ]
 
 
 def _weighed(tried: Tryout, sizes: Sizes) -> Line:
@@ -297,8 +296,8 @@ def _weighed(tried: Tryout, sizes: Sizes) -> Line:
         return tried.activations
     counted, measured = tried.estimated - held, tried.measured - held - _LIBRARIES
     more = max(1.0, measured / counted)
-    fixed, each = tried.activations
-    return Line(fixed * more + _LIBRARIES, each * more)
+    fixed, *others = tried.activations
+    return Line(fixed * more + _LIBRARIES, *(each * more for each in others))
 
 
 class _Cache(NamedTuple):
@@ -441,14 +440,14 @@ def _memory(
     fixed = held + made + beside
     return Memory(
         held=held,
-        activations=line.at(at_once),
+        activations=line.at(at_once, batch),
         batch=made,
         cache=cache.bytes,
         saving=sizes.checkpoint,
-        needed=fixed + line.at(at_once),
+        needed=fixed + line.at(at_once, batch),
         free=free,
         at_once=at_once,
-        most_at_once=None if free is None else line.most((1 - SPARED) * free - fixed),
+        most_at_once=None if free is None else line.most((1 - SPARED) * free - fixed, batch),
     )
 
 
@@ -484,6 +483,16 @@ def _of_memory(config: TrainConfig, memory: Memory, least: int) -> Iterator[Prob
             f"{memory.at_once} images at once take {size_text(memory.needed)}, and "
             f"{size_text(memory.free)} are free: there is room for {memory.most_at_once}",
             " or ".join([f"--micro-batch {memory.most_at_once}", *less]),
+        )
+
+
+def _of_pieces(config: TrainConfig, images: int, memory: Memory, apart: str) -> Iterator[Problem]:
+    batch = max(1, min(config.data.batch_size, images) // config.devices)
+    if apart and memory.at_once < batch:
+        yield Problem(
+            "note",
+            sentence_on(apart, memory.at_once),
+            "--checkpointing True, and --micro-batch as large as there is room for",
         )
 
 

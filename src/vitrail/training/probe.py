@@ -69,10 +69,10 @@ def fit_probe(
     """Give `task` the head that solves its problem, and keep the checkpoints that `fit` would."""
     started = time.perf_counter()
     checkpoints = Checkpoints(run, keep=config.keep_checkpoints)
+    checkpoints.tidy()
+    run.forget_after(0)
     if resume:
-        checkpoints.tidy()
         task.model.load_state_dict(checkpoints.newest()[0].tensors["model"])
-        run.forget_after(0)
     else:
         _save(task, checkpoints, Progress())
     total = len(train.source) + len(val.source)

@@ -164,7 +164,7 @@ def try_out(
         # Others may have been at work when it was measured first.
         rate=max(rate, _peak_rate(config, device, seconds / 40)),
         activations=activations,
-        estimated=sizes.held.alone + activations.at(at_once),
+        estimated=sizes.held.alone + activations.at(at_once, images),
         measured=measured,
     )
 
@@ -222,7 +222,8 @@ def _epochs(train: Loader) -> Iterator[Batch]:
 
 
 def _activations(trainer: _Trainer, batch: Batch) -> Line:
-    """Bytes that a step allocates, counted as they are made: over a few images, and twice as many.
+    """Bytes that a step allocates, counted as they are made: over a few images, and twice as many,
+    all at once and cut in two.
 
     Unlike what autograd saves (`torch.autograd.graph.saved_tensors_hooks`), this has in it what
     checkpointing computes again, and what is only there for a moment.
@@ -232,7 +233,8 @@ def _activations(trainer: _Trainer, batch: Batch) -> Line:
     held = held_by(engine)
     steps = []
     few = max(2, min(_COUNTED, len(batch.indices) // 4))  # of one, batch norms have no statistics
-    for images in (few, 2 * few):
+    for images, at_once in ((few, None), (2 * few, None), (2 * few, few)):
+        engine.micro = at_once
         part = _part(batch, images)
         with Tally([*held, part.images, part.targets]) as tally:
             engine.gradients([part], images)

@@ -2,7 +2,8 @@
 
 Hugging Face's, timm's on the hub, and open_clip's. They tell what no shape shows (heads, which
 GELU, epsilon, image size) and how images are to be prepared. A field that is not understood is not
-told, and then assumed or asked for like any other.
+told, and then assumed or asked for like any other. Names of architectures are for
+`architectures.py`.
 """
 
 import math
@@ -12,6 +13,7 @@ from typing import Any
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ModelConfig
+from vitrail.weights.architectures import told_by_timm
 from vitrail.weights.files import WeightsFile
 
 _ACTIVATIONS = {
@@ -31,14 +33,14 @@ _OPENAI: Mapping[str, Any] = {  # what open_clip takes unless its config says ot
 
 
 def told_by_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of our config that a config.json tells.
+    """Fields of our config that a config.json tells, those that shapes show too.
 
     >>> told_by_config({"hidden_act": "quick_gelu", "num_attention_heads": 16, "image_size": 336})
     {'heads': 16, 'activation': 'gelu_quick', 'image_size': (336, 336)}
 
     Raises `DataError` for an activation function that no model of ours has.
     """
-    if "pretrained_cfg" in config:
+    if isinstance(config.get("architecture"), str) or "pretrained_cfg" in config:
         told = _told_by_timm(config)
     elif "model_cfg" in config:
         told = _told_by_open_clip(_part(config, "model_cfg"))
@@ -76,29 +78,47 @@ def _told_by_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("use_swiglu_ffn"):
         act = None  # not used, and the shapes show a gated MLP
     if act is not None and str(act) not in _ACTIVATIONS:
-        raise DataError(
-            f"the config.json beside the weights asks for the activation {act!r}: "
-            f"vitrail has {', '.join(_ACTIVATIONS)}"
-        )
+        raise _no_activation(act)
     eps = config.get("layer_norm_eps")
     return {
         "heads": _whole(config.get("num_attention_heads")),
         "activation": _ACTIVATIONS.get(str(act)),
         "norm_eps": eps if isinstance(eps, float) else None,
         "image_size": _pair(config.get("image_size")),
+        "width": _whole(config.get("hidden_size")),
+        "depth": _whole(config.get("num_hidden_layers")),
+        "mlp": _whole(config.get("intermediate_size")),
+        "patch": _pair(config.get("patch_size")),
     }
+
+
+_TIMM_POOLS = {"avg": "mean", "token": "class", "map": "map"}
 
 
 def _told_by_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     weights, arguments = _part(config, "pretrained_cfg"), _part(config, "model_args")
-    size = weights.get("input_size")
-    pools = {"avg": "mean", "token": "class"}
-    return {
+    size = weights.get("input_size", config.get("input_size"))
+    act = arguments.get("act_layer")
+    if act is not None and str(act) not in _ACTIVATIONS:
+        raise _no_activation(act)
+    by_name = told_by_timm(str(config.get("architecture")))
+    changed = {
         "heads": _whole(arguments.get("num_heads")),
-        "activation": _ACTIVATIONS.get(str(arguments.get("act_layer"))) or _timm_clip(config),
+        "activation": _ACTIVATIONS.get(str(act)) or _timm_clip(config),
         "image_size": _pair(size[1:]) if isinstance(size, list) else None,
-        "pool": pools.get(str(config.get("global_pool"))),
+        "pool": _TIMM_POOLS.get(str(arguments.get("global_pool", config.get("global_pool")))),
+        "width": _whole(arguments.get("embed_dim")),
+        "depth": _whole(arguments.get("depth")),
+        "patch": _pair(arguments.get("patch_size")),
     }
+    return by_name | {name: value for name, value in changed.items() if value is not None}
+
+
+def _no_activation(act: object) -> DataError:
+    return DataError(
+        f"the config.json beside the weights asks for the activation {act!r}: "
+        f"vitrail has {', '.join(_ACTIVATIONS)}"
+    )
 
 
 def _timm_clip(config: Mapping[str, Any]) -> str | None:
@@ -113,13 +133,17 @@ def _timm_clip(config: Mapping[str, Any]) -> str | None:
 def _told_by_open_clip(config: Mapping[str, Any]) -> dict[str, Any]:
     tower = _part(config, "vision_cfg")
     size = _pair(tower.get("image_size"))
-    if "timm_model_name" in tower:  # and what timm's code fixes
-        return {"image_size": size}
+    if name := tower.get("timm_model_name"):
+        pool = _TIMM_POOLS.get(str(tower.get("timm_pool")))
+        return told_by_timm(str(name)) | {"image_size": size, "pool": pool}
     width, head = _whole(tower.get("width")) or 768, _whole(tower.get("head_width")) or 64
     return {
         "heads": max(1, width // head),
         "activation": "gelu_quick" if config.get("quick_gelu") is True else "gelu",
         "image_size": size,
+        "width": _whole(tower.get("width")),
+        "depth": _whole(tower.get("layers")),
+        "patch": _pair(tower.get("patch_size")),
     }
 
 

@@ -48,13 +48,15 @@ def _back(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
 OPEN_CLIP = Layout(
     name="open_clip",
     whose="CLIP",
-    marks=("class_embedding", "conv1.weight", "transformer.resblocks.0.attn.in_proj_weight"),
-    prefixes=("module.visual.", "visual.", ""),
+    marks=(
+        *("class_embedding", "conv1.weight", "ln_pre.weight"),
+        "transformer.resblocks.0.attn.in_proj_weight",
+    ),
     names=NAMES,
     turn=_turn,
     back=_back,
     batch_axis=False,
-    assumes={"norm_eps": 1e-5},
+    assumes={"norm_eps": 1e-5, "pool": "class"},
     asks={"activation": ACTIVATION},
     always={
         "class_token": (True,),

@@ -50,7 +50,6 @@ LAYOUTS = (
         whose="DynamicViT",
         family=DynamicViTConfig,
         marks=("score_predictor.0.in_conv.1.weight", "cls_token", "pos_embed"),
-        prefixes=("module.", ""),
         theirs=_theirs,
         back=_back,
         sized=_sized,

@@ -1,15 +1,21 @@
 """What Facebook's own files call otherwise than timm: DeiT-III, DINO, DINOv2, MAE, MoCo v3.
 
-DeiT's files have timm's names throughout, and so have the bare encoders of DINO and MAE.
+DeiT's files have timm's names throughout, and so have the bare encoders of DINO, MAE and MoCo v3.
+Those of the last two are known by their position tables, which are fixed sines and cosines; a bare
+DINO by nothing, and is read as timm's.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.models import ViTConfig
+from vitrail.nn import sincos_table
+from vitrail.nn.position import SinCos
 from vitrail.weights.names import Ask, Names, State, rename
 from vitrail.weights.timm import MARKS, NAMES, TIMM
 
@@ -18,7 +24,6 @@ DEIT3 = replace(
     name="deit3",
     whose="DeiT-III",
     marks=(*MARKS, "blocks.0.gamma_1"),
-    prefixes=("",),
     names={
         **NAMES,
         "encoder.blocks.{i}.scale1.gamma": "blocks.{i}.gamma_1",
@@ -27,11 +32,38 @@ DEIT3 = replace(
     resample="bicubic",
 )
 
+_NEAR = 0.95
+"""Of a table and the one it is, or was before fine-tuning. The two orders have 0.81 at 14x14."""
+
+
+def _table(state: State, prefix: str, kind: SinCos) -> bool:
+    """Whether the patches' positions are the fixed ones of `kind`, or began as them."""
+    table = state[f"{prefix}pos_embed"]
+    rows, width = table.shape[-2:] if table.ndim == 3 else (0, 0)
+    side = math.isqrt(max(rows - 1, 0))
+    if table.is_meta or width % 4 or side < 2 or side * side != rows - 1:
+        return False
+    kinds: tuple[SinCos, ...] = ("sincos_moco", "sincos_mae", "sincos_bigvision")
+    near = {
+        x: float(
+            F.cosine_similarity(
+                table[0, 1:].float().flatten(), sincos_table((side, side), width, x).flatten(), 0
+            )
+        )
+        for x in kinds
+    }
+    return near[kind] > _NEAR and near[kind] == max(near.values())
+
+
+def _beside(word: str) -> Callable[[State], bool]:
+    return lambda state: any(f".{word}." in f".{key}" for key in state)
+
+
 DINO = replace(  # a whole checkpoint; the projector lies beside the backbone
     TIMM,
     name="dino",
     whose="DINO",
-    prefixes=("module.backbone.", "backbone."),
+    own=lambda state, prefix: _beside("head.last_layer")(state),
     resample="bicubic_offset",
 )
 
@@ -39,8 +71,10 @@ MAE = replace(
     TIMM,
     name="mae",
     whose="MAE",
-    marks=(*MARKS, "decoder_embed.weight"),
-    prefixes=("module.", ""),
+    marks=(*MARKS, "pos_embed"),
+    own=lambda state, prefix: (
+        f"{prefix}decoder_embed.weight" in state or _table(state, prefix, "sincos_mae")
+    ),
     aside=("mask_token", "decoder_*"),
     resample="bicubic",
 )
@@ -49,7 +83,10 @@ MOCO = replace(
     TIMM,
     name="mocov3",
     whose="MoCo v3",
-    prefixes=("module.base_encoder.", "module."),  # pre-training, linear probe
+    marks=(*MARKS, "pos_embed"),
+    own=lambda state, prefix: (
+        _beside("base_encoder")(state) or _table(state, prefix, "sincos_moco")
+    ),
     aside=("head.[0-9]*",),  # the projector
     asks={
         "heads": Ask(
@@ -86,7 +123,6 @@ DINOV2 = replace(
     name="dinov2",
     whose="DINOv2",
     marks=("mask_token", "pos_embed", "patch_embed.proj.weight"),
-    prefixes=("module.backbone.", "teacher.backbone.", "student.backbone.", "backbone.", ""),
     names=_DINOV2,
     # Its training code cuts the blocks into chunks: blocks.{chunk}.{block}, blocks counted through.
     turn=_renamed(

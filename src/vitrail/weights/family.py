@@ -45,9 +45,7 @@ class FamilyLayout:
     family: type[Any]
     """The config of the family."""
     marks: tuple[str, ...]
-    """Keys, behind one of the prefixes, that all of its files have and no other layout's."""
-    prefixes: tuple[str, ...] = ("",)
-    """What may stand before every key, more telling ones first."""
+    """Keys, behind one prefix, that all of its files have and no other layout's."""
     theirs: Callable[[str], str | tuple[str, ...]]
     """Our key -> theirs; several are concatenated, along the outputs, into our one."""
     turn: Callable[[State], State] = lambda state: state
@@ -60,6 +58,8 @@ class FamilyLayout:
     """Globs of keys that are no part of the model: counters, tables that follow from the config."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the config that its code fixes and no shape shows."""
+    takes: tuple[str, ...] = ()
+    """What else no shape shows of models with these names, and is taken to be so, in words."""
     writes: tuple[str, ...] = ()
     """The targets of `vitrail weights convert` that this layout is, for its family."""
     sized: Callable[[State], Mapping[str, Any]] = lambda state: {}

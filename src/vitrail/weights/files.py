@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitrail.disk import sha256
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, unknown_name
 
 Kind = Literal["safetensors", "npz", "torch", "onnx"]
 
@@ -36,9 +37,10 @@ _GREATEST = 1e15
 
 _IN_FOLDER = (
     *("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors"),
-    *("pytorch_model.bin", "open_clip_pytorch_model.bin"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json", "open_clip_pytorch_model.bin"),
 )
 """What `save_pretrained` of transformers, timm and open_clip call the weights; the first is it."""
+_INDEX = ".index.json"
 _CONFIGS = ("config.json", "open_clip_config.json")
 _PREPROCESSOR = "preprocessor_config.json"
 
@@ -82,14 +84,18 @@ class Content(NamedTuple):
 
 
 def read_weights(path: Path, part: str | None = None) -> WeightsFile:
-    """Read the file of weights, or the folder written by `save_pretrained`, at `path`.
+    """Read the file of weights, or the folder written by `save_pretrained`, at `path`: one file, or
+    several with their index.
 
-    `part` names which dictionary of a torch file that holds several is wanted ('model_ema').
+    `part` names which of several models is wanted: a dictionary of a torch file ('model_ema'), or
+    what stands before its keys in any ('ema_model.module').
     Raises `DataError`, with the path, for a file that is missing, damaged, of another kind, or
     that would have to run code; `UsageError` for a `part` that is not there.
     """
     if path.is_dir():
         weights = _read_folder(path, part)
+    elif path.is_file() and path.name.endswith(_INDEX):
+        weights = _read_shards(path, part)
     elif path.is_file():
         weights = _read_file(path, part)
     else:
@@ -102,9 +108,9 @@ def read_weights(path: Path, part: str | None = None) -> WeightsFile:
 
 def _read_file(path: Path, part: str | None) -> WeightsFile:
     kind = _kind(path)
-    if part is not None and kind != "torch":
-        raise UsageError(f"{path} is a {kind} file, which has no parts: leave '{part}' out")
     content = _readers(part)[kind](path)
+    if part is not None and kind != "torch":
+        content = content._replace(tensors=within(path, content.tensors, part))
     described = kind in ("safetensors", "torch")  # a Google .npz never has a config of its own
     return WeightsFile(
         path,
@@ -116,6 +122,15 @@ def _read_file(path: Path, part: str | None) -> WeightsFile:
         preprocessor=read_json(path.parent / _PREPROCESSOR) if described else {},
         notes=content.notes,
     )
+
+
+def within(path: Path, tensors: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """What lies under the prefix `part`. Raises `UsageError`, with what there is, for no such."""
+    found = {key: x for key, x in tensors.items() if str(key).startswith((f"{part}.", f"{part}/"))}
+    if not found:
+        firsts = dict.fromkeys(re.split("[./]", str(key))[0] for key in tensors)
+        raise unknown_name(f"part of {path}:", part, firsts)
+    return {key[len(part) + 1 :]: x for key, x in found.items()}
 
 
 def _readers(part: str | None) -> dict[Kind, Callable[[Path], Content]]:
@@ -280,44 +295,47 @@ def _read_folder(folder: Path, part: str | None) -> WeightsFile:
             f"{folder} holds no weights: none of {', '.join(_IN_FOLDER)}. "
             f"Give the file itself if it has another name"
         )
-    if not name.endswith(".index.json"):
-        return _read_file(folder / name, part)._replace(path=folder)
-    tensors, metadata, sums = _read_shards(folder, folder / name)
-    return WeightsFile(
-        folder,
-        "safetensors",
-        tensors,
-        sha256=hashlib.sha256(sums.encode()).hexdigest(),
-        metadata=metadata,
-        config=_config(folder),
-        preprocessor=read_json(folder / _PREPROCESSOR),
-        notes=(f"{name}: {sums.count(chr(10))} files",),
-    )
+    read = _read_shards if name.endswith(_INDEX) else _read_file
+    return read(folder / name, part)._replace(path=folder)
 
 
-def _read_shards(folder: Path, index: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """Tensors and metadata of all the shards that `index` names, and the lines of their sums."""
+def _read_shards(index: Path, part: str | None) -> WeightsFile:
+    """All the files that `index` names, of safetensors or of torch."""
+    folder = index.parent
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
         raise DataError(f"{index} is damaged: it has no 'weight_map' of names to files")
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
+    notes: list[str] = []
     sums = ""
+    kind: Kind = "safetensors"
     for shard in sorted(set(shards.values())):
         if Path(shard).name != shard:
             raise DataError(f"{index} names a file outside its folder: {shard!r}")
         if not (folder / shard).is_file():
             raise DataError(f"{index} names {shard}, which is missing: fetch it too")
-        content = _read_safetensors(folder / shard)
+        kind = _kind(folder / shard)
+        content = _readers(None)[kind](folder / shard)
         for name, tensor in content.tensors.items():
             if shards.get(name) != shard:
                 raise DataError(f"{folder / shard} holds {name!r}, which {index} does not say")
             tensors[name] = tensor
         metadata |= content.metadata
+        notes += content.notes
         sums += f"{sha256(folder / shard)}  {shard}\n"
     if lacking := sorted(set(shards) - set(tensors)):
         raise DataError(f"{lacking[0]!r} is not in {shards[lacking[0]]}, where {index} says it is")
-    return tensors, metadata, sums
+    return WeightsFile(
+        index,
+        kind,
+        tensors if part is None else within(index, tensors, part),
+        sha256=hashlib.sha256(sums.encode()).hexdigest(),
+        metadata=metadata,
+        config=_config(folder),
+        preprocessor=read_json(folder / _PREPROCESSOR),
+        notes=(f"{index.name}: {sums.count(chr(10))} files", *notes),
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:

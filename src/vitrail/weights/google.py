@@ -177,7 +177,6 @@ GOOGLE = Layout(
     name="google",
     whose="Google",
     marks=("embedding/kernel", "Transformer/encoder_norm/scale"),
-    prefixes=("opt/target/", "params/img/", "params/", "img/", ""),
     names=NAMES,
     turn=_turn,
     back=_back,

@@ -93,7 +93,6 @@ VIT_BARE = Layout(  # also the encoder of ViTForMaskedImageModeling and ViTMAEFo
     name="huggingface-vit-bare",
     whose="Hugging Face ViT",
     marks=("embeddings.cls_token", "encoder.layer.0.layernorm_before.weight"),
-    prefixes=("vit.", ""),
     names={**_VIT, "representation": _POOLER},
     aside=(_MASK,),
     assumes={"activation": "gelu", "norm_eps": 1e-12},
@@ -104,7 +103,6 @@ VIT = replace(
     VIT_BARE,
     name="huggingface-vit",
     marks=(*(f"vit.{mark}" for mark in VIT_BARE.marks), "classifier.weight"),
-    prefixes=("",),
     names={**under("vit", _VIT), "head": "classifier"},
 )
 DEIT_BARE = replace(
@@ -112,7 +110,6 @@ DEIT_BARE = replace(
     name="huggingface-deit-bare",
     whose="Hugging Face DeiT",
     marks=(*VIT_BARE.marks, "embeddings.distillation_token"),
-    prefixes=("deit.", ""),
     names=_DEIT,
     aside=(_MASK, "pooler.*"),  # DeiT has no such layer: what is there was never trained
 )
@@ -120,7 +117,6 @@ DEIT_TEACHER = replace(
     DEIT_BARE,
     name="huggingface-deit-teacher",
     marks=("deit.embeddings.distillation_token", "distillation_classifier.weight"),
-    prefixes=("",),
     aside=(),
     names={
         **under("deit", _DEIT),
@@ -173,7 +169,6 @@ DINOV2 = Layout(
     whose="Hugging Face DINOv2",
     marks=("embeddings.cls_token", "encoder.layer.0.layer_scale1.lambda1"),
     # A classifier beside it reads class token and mean patch, twice the width: it is left out.
-    prefixes=("dinov2.", "dinov2_with_registers.", "backbone.", ""),
     names=_DINOV2,
     turn=_dinov2_turn,
     back=_dinov2_back,
@@ -205,7 +200,6 @@ CLIP_BARE = Layout(
     name="huggingface-clip-bare",
     whose="Hugging Face CLIP",
     marks=("pre_layrnorm.weight", "embeddings.class_embedding"),
-    prefixes=("vision_model.", ""),
     names=_CLIP,
     turn=_bare,
     back=_prefixed,
@@ -220,7 +214,6 @@ CLIP = replace(
     CLIP_BARE,
     name="huggingface-clip",
     marks=("vision_model.pre_layrnorm.weight", "visual_projection.weight"),
-    prefixes=("",),
     names={**under("vision_model", _CLIP), "head": "visual_projection"},
     turn=dict,
     back=lambda state, config: state,
@@ -254,7 +247,6 @@ SIGLIP = Layout(
     whose="Hugging Face SigLIP",
     marks=("head.probe", "embeddings.position_embedding.weight"),
     # A classifier beside it reads the mean patch, not the pooled one: it is left out.
-    prefixes=("vision_model.", ""),
     names=_SIGLIP,
     turn=_siglip_turn,
     back=_siglip_back,

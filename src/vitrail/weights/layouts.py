@@ -8,6 +8,7 @@ code fixes; and where that leaves a choice, the user is asked. Nothing is guesse
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
@@ -33,6 +34,7 @@ from vitrail.weights import (
 )
 from vitrail.weights.family import FamilyLayout
 from vitrail.weights.names import Layout, State, some, translate
+from vitrail.weights.torchfile import PREFERRED
 
 
 class Found(NamedTuple):
@@ -91,21 +93,61 @@ FAMILY_LAYOUTS: dict[str, FamilyLayout] = {
 }
 """Those of the other families; looked at before the ViTs', whose keys some of them share."""
 
-REFUSED: Mapping[str, str] = {
-    "*to_patch_embedding.*": (
+
+class Refused(NamedTuple):
+    """A layout that is known, and not read."""
+
+    keys: tuple[str, ...]
+    """Globs: a file that has a key of each is of this layout."""
+    why: str
+    unless: str = "-"
+    """Glob of a key that such a file does not have."""
+
+
+REFUSED: tuple[Refused, ...] = (
+    Refused(
+        ("*to_patch_embedding.*",),
         "vit-pytorch's (lucidrains), which is another model: it norms patches before and after "
         "their projection, takes their pixels in another order, has queries, keys and values "
-        "without bias and another head"
+        "without bias and another head",
     ),
-    "*patch_embed.backbone.conv1.*": "timm's own hybrids: their ResNet-D is not Google's ResNet",
-    "*patch_embed.backbone.0.*": "MobileCLIP's hybrids: their stem is no ResNet",
-    "*patch_embeddings.backbone.*": (
+    Refused(
+        ("*patch_embed.backbone.conv1.*",),
+        "timm's own hybrids: their ResNet-D is not Google's ResNet",
+    ),
+    Refused(("*patch_embed.backbone.0.*",), "MobileCLIP's hybrids: their stem is no ResNet"),
+    Refused(
+        ("*patch_embeddings.backbone.*",),
         "transformers' ViTHybrid, which transformers itself has dropped: take Google's or timm's "
-        "file of the same model"
+        "file of the same model",
     ),
-    "*relative_position_bias_table": "Swin, BEiT or their like: positions relative to each other",
-}
-"""Globs of keys that tell a layout that is known, and not read; and why."""
+    Refused(
+        ("*relative_position_bias_table",),
+        "Swin, BEiT or their like: positions relative to each other",
+    ),
+    Refused(
+        ("*blocks.0.attn.rel_pos*",),
+        "timm's vit_relpos, Segment Anything or their like: positions relative to each other",
+    ),
+    Refused(
+        ("*blocks.0.attn.q_bias",),
+        "EVA, BEiT or their like: keys without bias, positions that are turned or relative",
+    ),
+    Refused(("*rope.freqs",), "timm's vit_*_rope_mixed: learned rotary positions"),
+    Refused(("*blocks.0.attn.lambda_q1",), "timm's differential attention"),
+    Refused(("*blocks.0.attn.proj_l.*",), "CaiT: attention that mixes its heads"),
+    Refused(("*blocks.0.attns.1.*",), "timm's parallel blocks: two attentions side by side"),
+    Refused(
+        ("*norm_pre.weight", "*attn_pool.latent"),
+        "a Perception Encoder (timm's vit_pe_core_*): rotary positions besides its table",
+    ),
+    Refused(
+        ("*class_embedding", "*transformer.resblocks.0.*", "*conv1.weight", "*ln_post.weight"),
+        "CLIPA's in open_clip's names: no norm before the first block, and the mean of the tokens "
+        "where CLIP has its class token",
+        unless="*ln_pre.weight",
+    ),
+)
 
 _VIT_WRITERS: Mapping[str, Callable[[State, ViTConfig], dict[str, Tensor]]] = {
     "timm": timm.to_timm,
@@ -129,8 +171,9 @@ def write_as(to: str, state: State, config: ModelConfig) -> dict[str, Tensor]:
     raise DataError(f"{to} has no counterpart of the family '{config.family}' that vitrail knows")
 
 
-def understand(state: State, told: Mapping[str, Any], where: str) -> Found:
-    """What the tensors of a file are. `told` has fields of the config that are known beforehand.
+def understand(state: State, told: Mapping[str, Any], where: str, *, named: bool = False) -> Found:
+    """What the tensors of a file are. `told` has fields of the config that are known beforehand;
+    `named` says that the architecture is known by its name, to be one of ours.
 
     Raises `DataError` for tensors of no known layout, for one that lacks something or has too
     much, and for a model of which something has to be known that neither shapes nor `told` say.
@@ -140,12 +183,14 @@ def understand(state: State, told: Mapping[str, Any], where: str) -> Found:
     wanted = {name: state[key] for name, key in inner.items() if not layout.leaves_out(name)}
     used = {inner[name] for name in wanted}
     config: ModelConfig
-    assumed: tuple[str, ...] = ()
     if isinstance(layout, FamilyLayout):
         config = layout.infer(wanted, told, where)
+        fixed = ((name, value) for name, value in layout.changes.items() if name not in told)
+        assumed = tuple(f"{name} {x}, as in the code of {layout.whose}" for name, x in fixed)
+        assumed += () if named else layout.takes
         ours = layout.read(wanted, config)
     else:
-        config, assumed = infer(wanted, layout, told, where)
+        config, assumed = infer(wanted, layout, told, where, named)
         ours = layout.read(wanted, config)
     left_out = tuple(key for key in state if key not in used)
     return Found(layout, config, ours, left_out, assumed)
@@ -153,14 +198,25 @@ def understand(state: State, told: Mapping[str, Any], where: str) -> Found:
 
 def recognise(state: State, where: str) -> tuple[Layout | FamilyLayout, str]:
     """The layout of a file's keys, and the prefix that the image model's keys have in it."""
-    for glob, why in REFUSED.items():
-        if any(fnmatchcase(key, glob) for key in state):
+    for keys, why, unless in REFUSED:
+        if all(_any(state, glob) for glob in keys) and not _any(state, unless):
             raise DataError(f"{where} has a layout that vitrail does not read: {why}")
     layouts: list[Layout | FamilyLayout] = [*FAMILY_LAYOUTS.values(), *LAYOUTS.values()]
-    for layout in layouts:
-        for prefix in layout.prefixes:
-            if all(prefix + mark in state for mark in layout.marks):
-                return layout, prefix
+    found = [
+        (layout, prefix)
+        for layout in layouts
+        for prefix in _prefixes(state, layout.marks)
+        if isinstance(layout, FamilyLayout) or layout.own(state, prefix)
+    ]
+    # What lies within another model is a part of it: the ResNet of a hybrid.
+    outer = [
+        (layout, prefix)
+        for layout, prefix in found
+        if not any(prefix != other and prefix.startswith(other) for _, other in found)
+    ]
+    if outer:
+        layout = outer[0][0]
+        return layout, _one_of([prefix for x, prefix in outer if x is layout], where)
     known = ", ".join(dict.fromkeys(layout.whose for layout in layouts))
     raise DataError(
         f"{where} has the layout of no model that vitrail knows: its tensors are called "
@@ -168,13 +224,53 @@ def recognise(state: State, where: str) -> tuple[Layout | FamilyLayout, str]:
     )
 
 
+def _any(state: State, glob: str) -> bool:
+    return any(fnmatchcase(key, glob) for key in state)
+
+
+def _prefixes(state: State, marks: tuple[str, ...]) -> list[str]:
+    """Whatever stands before the marks, all of them: what wrapped the model, part by part."""
+    first, *others = marks
+    return [
+        prefix
+        for key in state
+        if key.endswith(first) and (prefix := key[: -len(first)])[-1:] in ("", ".", "/")
+        if all(prefix + mark in state for mark in others)
+    ]
+
+
+def _one_of(prefixes: list[str], where: str) -> str:
+    """The model that its authors evaluate, of several in one file."""
+
+    def rank(prefix: str) -> list[int]:
+        words = re.findall(r"[^./]+", prefix)
+        return [PREFERRED.index(x) if x in PREFERRED else len(PREFERRED) for x in words]
+
+    first, *others = sorted(prefixes, key=rank)
+    if others and rank(first) == rank(others[0]):
+        raise DataError(
+            f"{where} holds several models, under {some(prefixes)}: say which one is meant, "
+            f"part={first.rstrip('./')} or part={others[0].rstrip('./')}, or make a file of it: "
+            f"`vitrail weights convert FILE ONE.safetensors --to vitrail --part NAME`"
+        )
+    return first
+
+
 def infer(
-    state: State, layout: Layout, told: Mapping[str, Any], where: str
+    state: State, layout: Layout, told: Mapping[str, Any], where: str, named: bool = False
 ) -> tuple[ViTConfig, tuple[str, ...]]:
     """The config of the model whose tensors these are, and what had to be assumed for it."""
     shapes = translate(layout.turn(state), layout.names)
     facts = {**layout.shows(state), **_facts(shapes, layout, told, where)}
+    for name in ("width", "depth", "mlp", "patch"):
+        if told.get(name, facts[name]) != facts[name]:
+            raise DataError(
+                f"{where}: the config.json beside it says {name} {told[name]}, its tensors have "
+                f"{facts[name]}: one of the two belongs to other weights. Move the config.json away"
+            )
     assumed = []
+    if (said := told.get("image_size")) and facts.get("image_size", said) != said:
+        assumed.append(f"image_size {facts['image_size']}, by its positions, though {said} is said")
     settled = {**{"resample": layout.resample}, **told, **facts}
     for name, value in layout.assumes.items():
         if name not in settled:
@@ -182,10 +278,28 @@ def infer(
             assumed.append(f"{name} {value}, as in the code of {layout.whose}")
     for name, ask in layout.asks.items():
         if name not in settled and all(facts[k] == v for k, v in ask.when.items()):
-            raise DataError(f"{where}: {ask.words}")
+            flag = name.replace("_", "-")
+            raise DataError(
+                f"{where}: {ask.words} (of `vitrail weights`: --{flag}; of `vitrail train`: "
+                f"--model.{flag})"
+            )
+    rivals = (facebook.DINO, facebook.MAE, facebook.MOCO) if layout is timm.TIMM else ()
     if "heads" not in settled:
         settled["heads"], why = _heads(facts, where)
-        assumed.append(f"heads {settled['heads']}, {why}")
+        others = [
+            f" ({doubt.words})"
+            for x in rivals
+            if (doubt := x.asks.get("heads")) and all(facts[k] == v for k, v in doubt.when.items())
+        ]
+        assumed.append(f"heads {settled['heads']}, {why}{''.join(others)}")
+    if not named:
+        modes = [f"{x.resample} in {x.whose}'s" for x in rivals if x.resample != layout.resample]
+        if modes and "resample" not in told:
+            assumed.append(
+                f"resample {layout.resample}, as in the code of {layout.whose}; "
+                f"under the same names {', '.join(modes)}"
+            )
+        assumed += layout.takes
     try:
         return ViTConfig(**settled), tuple(assumed)
     except UsageError as error:
@@ -205,7 +319,7 @@ def _heads(facts: Mapping[str, Any], where: str) -> tuple[int, str]:
     raise DataError(
         f"{where}: the number of heads cannot be known from the weights, and no published model "
         f"has width {shape['width']}, depth {shape['depth']} and MLP {shape['mlp']}. "
-        f"Say it: heads=N"
+        f"Say it: heads=N (of `vitrail weights`: --heads N; of `vitrail train`: --model.heads N)"
     )
 
 
@@ -249,7 +363,7 @@ def _facts(
         "distilled": distilled,
         "registers": registers,
         "pre_norm": "pre_norm.weight" in shapes,
-        "pool": _pool(shapes, told),
+        **_pool(shapes),
         "pool_norm": "pool_norm.weight" in shapes,
         "qkv_bias": "encoder.blocks.0.attn.qkv.bias" in shapes,
         "qk_norm": "encoder.blocks.0.attn.q_norm.weight" in shapes,
@@ -277,12 +391,12 @@ def _depths(shapes: Mapping[str, list[Size]]) -> tuple[int, ...]:
     return tuple(counts[str(i)] for i in range(len(counts)))
 
 
-def _pool(shapes: Mapping[str, list[Size]], told: Mapping[str, Any]) -> Any:
+def _pool(shapes: Mapping[str, list[Size]]) -> dict[str, Any]:
     if "pool.probe" in shapes:
-        return "map"
+        return {"pool": "map"}
     if "prefix.class" not in shapes or "pool_norm.weight" in shapes:
-        return "mean"
-    return told.get("pool", "class")
+        return {"pool": "mean"}
+    return {}
 
 
 def _grid(

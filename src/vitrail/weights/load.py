@@ -19,6 +19,7 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, unknown_name
 from vitrail.models import MODELS, Model, ModelConfig, ViTConfig, build, model_config
+from vitrail.weights.architectures import check_architecture, named
 from vitrail.weights.beside import preprocess_by, told_by_config
 from vitrail.weights.family import FamilyLayout
 from vitrail.weights.fetch import fetch, parse_source
@@ -51,6 +52,21 @@ class Opened(NamedTuple):
     """What was assumed or chosen."""
     left_out: tuple[str, ...]
     """Tensors of the file that are no part of an image model."""
+    assumed: tuple[str, ...] = ()
+    """What no tensor shows and nobody said, and is taken to be so; a line each."""
+    named: str = ""
+    """What the config.json beside the file calls the architecture."""
+
+    @property
+    def architecture(self) -> str:
+        """The model in a line: our family and row, its build, and what the file calls it.
+
+        >>> open_weights("dinov2_s14").architecture  # doctest: +SKIP
+        'vit dinov2_s14: 12 blocks, width 384, 6 heads'
+        """
+        rows = self.fits[:1]
+        ours = f"{' '.join([self.config.family, *rows])}: {self.config.shape}"
+        return f"{ours}; {self.named}, by the config.json beside it" if self.named else ours
 
     @property
     def fits(self) -> list[str]:
@@ -67,28 +83,42 @@ def open_weights(
 ) -> Opened:
     """Read weights by name (`WEIGHTS`), path, https address or `hf:owner/name`; fetch if need be.
 
-    `told` has fields of the config that no shape shows (heads, activation, norm_eps, image_size,
-    resample), and overrules what a row or a config.json says; `row` is the name in MODELS that the
-    user expects. Raises `DataError` for a file that is damaged, hostile, unknown, or ambiguous.
+    `told` has fields of the config that no shape shows (heads, activation, norm_eps, pool,
+    image_size, resample), and overrules what a row or a config.json says; its `part` names the
+    model that is meant in a file of several. `row` is the name in MODELS that the user expects.
+    Raises `DataError` for a file that is damaged, hostile, unknown, or ambiguous.
     """
     place = parse_source(str(source))
     published = WEIGHTS.get(place) if isinstance(place, str) else None
     path = place if isinstance(place, Path) else fetch(place, notify)
-    file = read_weights(path)
+    said = dict(told or {})
+    file = read_weights(path, said.pop("part", None))
     if OURS in file.metadata:
-        return _open_ours(str(source), file, told or {})
-    known = _known(file, published, row) | dict(told or {})
-    found = understand(file.tensors, known, str(source))
+        return _open_ours(str(source), file, said)
+    if not published:
+        check_architecture(file.config, str(source))
+    known = _known(file, published, row) | said
+    architecture = "" if published else named(file.config)
+    found = understand(file.tensors, known, str(source), named=bool(published or architecture))
+    preprocess = published.preprocess if published else preprocess_by(file, found.config)
+    assumed = found.assumed
+    if preprocess is None:
+        assumed += (
+            "images scaled to a mean of 0.5 and a deviation of 0.5: nothing says how its makers "
+            "prepared them",
+        )
     return Opened(
         source=str(source),
         sha256=file.sha256,
         layout=found.layout.name,
         config=found.config,
         state=found.state,
-        preprocess=published.preprocess if published else preprocess_by(file, found.config),
+        preprocess=preprocess,
         classes=(),
-        notes=(*file.notes, *(f"assumed: {words}" for words in found.assumed)),
+        notes=file.notes,
         left_out=found.left_out,
+        assumed=assumed,
+        named=architecture,
     )
 
 

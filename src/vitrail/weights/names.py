@@ -44,9 +44,11 @@ class Layout:
     whose: str
     """For messages."""
     marks: tuple[str, ...]
-    """Keys, behind one of the prefixes, that all of its files have and no later layout's."""
-    prefixes: tuple[str, ...] = ("",)
-    """What may stand before every key of the image model, more telling ones first."""
+    """Keys, behind one prefix, that all of its files have and, with `own`, no later layout's."""
+    own: Callable[[State, str], bool] = lambda state, prefix: True
+    """Whether the marks of a file, behind the prefix, are this layout's, where another has them
+    too: by what lies beside the image model, or by values. Never by the prefix, which wrappers
+    put there."""
     names: Names
     turn: Callable[[State], State] = lambda state: state
     """Their tensors, as the table `names` calls them and as torch lays out its own."""
@@ -61,6 +63,8 @@ class Layout:
     They are left out, and named."""
     assumes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the config that its code fixes and no shape shows."""
+    takes: tuple[str, ...] = ()
+    """What else no shape shows of models with these names, and is taken to be so, in words."""
     asks: Mapping[str, Ask] = field(default_factory=dict)
     """Fields that its files differ in, though their shapes do not."""
     always: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)

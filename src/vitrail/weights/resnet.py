@@ -47,11 +47,11 @@ RESNET = FamilyLayout(
     whose="torchvision's and timm's ResNet",
     family=ResNetConfig,
     marks=("conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight"),
-    prefixes=("module.", ""),
     theirs=_resnet,
     stem="stem.conv.weight",
     turn=_counted,
     changes={"norm_eps": 1e-5},
+    takes=("plain strides (timm's resnetblur and resnetaa blur first, under the same names)",),
 )
 
 # --- BiT ---
@@ -103,7 +103,6 @@ HUGGINGFACE_BIT_BARE = FamilyLayout(
     whose="Hugging Face BiT",
     family=BiTConfig,
     marks=("embedder.convolution.weight", "encoder.stages.0.layers.0.norm1.weight"),
-    prefixes=("bit.", ""),
     theirs=_transformers,
     stem="stem.weight",
     changes={"eps": "timm"},
@@ -113,7 +112,6 @@ HUGGINGFACE_BIT = replace(
     name="huggingface-bit",
     writes=("huggingface",),
     marks=(*(f"bit.{mark}" for mark in HUGGINGFACE_BIT_BARE.marks), "classifier.1.weight"),
-    prefixes=("",),
     theirs=lambda key: ("" if key.startswith("head") else "bit.") + _transformers(key),
 )
 

@@ -46,15 +46,17 @@ NAMES: Names = {
     "head_distilled": "head_dist",
 }
 MARKS = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
-_PREFIXES = ("visual.trunk.", "model.", "")  # open_clip's, Lightning's
 
 TIMM = Layout(
     name="timm",
     whose="timm",
     marks=MARKS,
-    prefixes=_PREFIXES,
     names=NAMES,
-    assumes={"activation": "gelu", "norm_eps": 1e-6},
+    assumes={"activation": "gelu", "norm_eps": 1e-6, "pool": "class"},
+    takes=(
+        "norms before attention and MLP (timm's vit_*_rpn has them behind, under the same names)",
+        "no positions but the table's (timm's vit_*_rope_ape turns queries and keys besides)",
+    ),
 )
 TIMM_SIGLIP = replace(
     TIMM,
@@ -70,7 +72,7 @@ TIMM_CLIP = replace(
     name="timm-clip",
     whose="CLIP in timm's names",
     marks=(*MARKS, "norm_pre.weight"),
-    assumes={"norm_eps": 1e-5},
+    assumes={"norm_eps": 1e-5, "pool": "class"},
     asks={"activation": ACTIVATION},
 )
 

@@ -5,6 +5,7 @@ down to the one that its authors evaluate, and says what it left.
 """
 
 import re
+import shlex
 import warnings
 import zipfile
 from argparse import Namespace
@@ -16,10 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.errors import DataError, unknown_name
-from vitrail.weights.files import MOST_BYTES, Content, open_zip
+from vitrail.errors import DataError
+from vitrail.weights.files import MOST_BYTES, Content, open_zip, within
 
-PREFERRED = ("state_dict", "model", "model_state_dict", "teacher", "student", "module", "net")
+PREFERRED = (
+    *("state_dict", "model", "model_state_dict", "teacher", "student", "module", "net"),
+    "base_encoder",
+)
 """Which of several dictionaries is the model, the first that is there.
 
 DINO and its heirs evaluate the teacher. An average of the weights (model_ema, state_dict_ema) is
@@ -92,10 +96,26 @@ def _refusal(path: Path, wanted: str) -> str:
     return (
         f"{path} wants to load '{wanted}', and not weights alone: a pickle could run any code, so "
         f"vitrail does not open it. If you trust its source, re-save the weights where code may "
-        f'run, and give weights.safetensors: python -c "import torch; from safetensors.torch '
-        f"import save_file; d = torch.load('FILE', map_location='cpu', weights_only=False); "
-        f"save_file(d.get('model', d.get('state_dict', d)), 'weights.safetensors')\""
+        f"run (and the model's own code is found), and give weights.safetensors: {recipe(path)}"
     )
+
+
+def recipe(path: Path) -> str:
+    """A command that takes the weights out of a pickle of anything: of a model, of a dictionary
+    with a model or its state dict in it. Tensors that share memory are written once each.
+    """
+    keys = ", ".join(map(repr, PREFERRED))
+    program = (
+        "import sys, torch; from safetensors.torch import save_file; "
+        "d = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
+        "whole = lambda x: isinstance(x, torch.nn.Module); "
+        "d = d if isinstance(d, dict) else {'model': d}; "
+        f"d = ([d[k] for k in ({keys}) if k in d] + [*filter(whole, d.values())] + [d])[0]; "
+        "d = d.state_dict() if whole(d) else d; "
+        "save_file({k: t.contiguous().clone() for k, t in d.items() if torch.is_tensor(t)}, "
+        "'weights.safetensors')"
+    )
+    return f'python -c "{program}" {shlex.quote(str(path))}'
 
 
 def _choose(path: Path, content: Any, part: str | None) -> tuple[Mapping[Any, Any], list[str]]:
@@ -111,12 +131,14 @@ def _choose(path: Path, content: Any, part: str | None) -> tuple[Mapping[Any, An
             chosen, part = part, None
         elif not (chosen := _preferred(content, parts)):
             if part is not None:
-                raise unknown_name(f"part of {path}:", part, map(str, parts))
+                notes.append(f"taken: '{part}'")
+                return within(path, content, part), notes
             if any(isinstance(value, Tensor) for value in content.values()):
                 return content, notes
             raise DataError(
-                f"{path} holds no tensors, or several sets of them: say which part is meant, "
-                f"of {', '.join(map(str, content)) or 'none'}"
+                f"{path} holds no tensors, or several sets of them: say which part is meant, of "
+                f"{', '.join(map(str, content)) or 'none'}: part=NAME, or `vitrail weights convert "
+                f"{path} ONE.safetensors --to vitrail --part NAME`"
             )
         left = [str(name) for name in content if name != chosen]
         notes.append(f"taken: '{chosen}'" + (f"; left out: {', '.join(left)}" if left else ""))
@@ -130,12 +152,16 @@ def _preferred(content: Mapping[Any, Any], parts: Mapping[Any, Any]) -> str | No
         return chosen
     if any(isinstance(value, Tensor) for value in content.values()):
         return None
-    holding = [
-        name
-        for name, value in parts.items()
-        if isinstance(name, str) and any(isinstance(v, Tensor) for v in value.values())
-    ]
+    holding = [name for name, value in parts.items() if isinstance(name, str) and _holds(value)]
     return holding[0] if len(holding) == 1 else None
+
+
+def _holds(part: Any, levels: int = _MOST_LEVELS) -> bool:
+    """Whether a dictionary has tensors by name, however deep. An optimizer's are numbered."""
+    return isinstance(part, dict) and any(
+        isinstance(name, str) and (isinstance(x, Tensor) or (levels and _holds(x, levels - 1)))
+        for name, x in part.items()
+    )
 
 
 def _checked(path: Path, name: str, tensor: Tensor) -> Tensor:

@@ -38,7 +38,6 @@ TORCHVISION = Layout(
     name="torchvision",
     whose="torchvision",
     marks=("class_token", "encoder.pos_embedding", "conv_proj.weight"),
-    prefixes=("module.", ""),
     names=NAMES,
     turn=_turn,
     assumes={"activation": "gelu", "norm_eps": 1e-6},

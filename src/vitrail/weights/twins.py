@@ -31,7 +31,6 @@ TWINS = FamilyLayout(
     whose="the authors' and timm's Twins",
     family=TwinsConfig,
     marks=(_STEM, "pos_block.0.proj.0.weight", "blocks.0.0.norm1.weight"),
-    prefixes=("module.", "backbone.", ""),
     theirs=_theirs,
     writes=("timm",),
     changes={"norm_eps": 1e-6},

@@ -3,6 +3,7 @@ import math
 import time
 
 import pytest
+import sklearn.metrics as sklearn
 import torch
 from torchmetrics.functional import classification as oracle
 
@@ -146,6 +147,75 @@ def test_a_class_that_is_absent_is_none_and_counts_nowhere():
     assert only.summary["auroc"] is None and only.values()["top1"] == 1.0
 
 
+def macro_of_sklearn(t, predicted, **how):
+    names = ("precision", "recall", "f1")
+    return {n: getattr(sklearn, f"{n}_score")(t, predicted, average="macro", **how) for n in names}
+
+
+def agree(found: dict[str, float], expected: dict[str, float]) -> None:
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(float(value), abs=2e-5), name
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that a class is absent
+def test_several_labels_of_which_some_are_absent_agree_with_both_libraries(seed):
+    torch.manual_seed(seed)
+    p, t = several(60, 8)
+    t[:, seed % 8] = 0
+    t[:, (seed + 3) % 8] = 0  # of two absent classes one is never predicted
+    p[:, seed % 8] *= 0.4
+    found = multi_label(p, t)
+    assert found.absent == tuple(sorted({seed % 8, (seed + 3) % 8}))
+    over = {name: each.value for name, each in found.over_all_classes.items()}
+    every, predicted = found.values() | over, (p >= 0.5).long()
+    agree(every, macro_of_sklearn(t, predicted, zero_division=0))
+    agree(every, {"map": sklearn.average_precision_score(t, p, average="macro")})
+    macro = {"num_labels": 8, "average": "macro"}
+    theirs = {
+        "precision": oracle.multilabel_precision(predicted, t, **macro),
+        "recall": oracle.multilabel_recall(predicted, t, **macro),
+        "f1": oracle.multilabel_f1_score(predicted, t, **macro),
+        "auroc": oracle.multilabel_auroc(p, t, **macro),
+        "map": oracle.multilabel_average_precision(p, t, **macro),
+    }
+    agree(every, theirs)
+    assert math.isnan(sklearn.roc_auc_score(t, p, average="macro"))
+    # What counts in the summary: the classes that are there, and those that are claimed to be.
+    there = [k for k in range(8) if t[:, k].any() or predicted[:, k].any()]
+    agree(found.values(), macro_of_sklearn(t[:, there], predicted[:, there], zero_division=0))
+    shown = [k for k in range(8) if t[:, k].any()]
+    areas = sklearn.roc_auc_score(t[:, shown], p[:, shown], average="macro")
+    agree(found.values(), {"auroc": areas})
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_one_label_with_absent_classes_agrees_with_both_libraries(seed):
+    torch.manual_seed(seed)
+    p, t = guesses(60, 5)
+    p = torch.cat([p[:, :4], p[:, 4:] / 2, torch.zeros(60, 1)], dim=1)
+    t = torch.where(t == 4, 0, t)  # 4 is absent, and now and then predicted; 5 is neither
+    p /= p.sum(dim=1, keepdim=True)
+    found, predicted = classification(p, t), p.argmax(dim=1)
+    assert found.absent == (4, 5)
+    over = {name: each.value for name, each in found.over_all_classes.items()}
+    agree(found.values(), macro_of_sklearn(t, predicted, zero_division=0))
+    agree(over, macro_of_sklearn(t, predicted, zero_division=0, labels=range(6)))
+    macro = {"num_classes": 6, "average": "macro"}
+    for name in ("precision", "recall", "f1"):
+        theirs = getattr(oracle, f"multiclass_{name}" + ("_score" if name == "f1" else ""))
+        agree(found.values(), {name: theirs(predicted, t, **macro)})
+    agree(over, {"auroc": oracle.multiclass_auroc(p, t, **macro)})
+    for name, each in found.over_all_classes.items():
+        assert each.low <= each.value <= each.high < found.summary[name].high
+
+
+def test_where_every_class_is_there_only_one_number_is():
+    assert classification(*guesses(200, 3)).over_all_classes == {}
+    assert multi_label(*several(200, 3)).over_all_classes == {}
+
+
 def test_a_class_that_is_absent_but_predicted_counts_as_a_miss():
     found = classification(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0]))
     scores = found.per_class[1].scores
@@ -155,7 +225,8 @@ def test_a_class_that_is_absent_but_predicted_counts_as_a_miss():
 
 def test_a_single_image():
     found = classification(torch.tensor([[0.2, 0.8]]), torch.tensor([1]))
-    assert found.summary["top1"] == (1, 1, 1) and found.images == 1
+    value, low, high = found.summary["top1"]
+    assert (value, high) == (1, 1) and low < 0.1, "one image says next to nothing"
     json.dumps(found.to_dict(), allow_nan=False)
     several = multi_label(torch.tensor([[0.2, 0.8]]), torch.tensor([[0, 0]]))
     assert several.summary["map"] is None

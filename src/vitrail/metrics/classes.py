@@ -1,15 +1,17 @@
-"""How good predictions are, every number with the interval that chance alone could explain.
+"""How good predictions of classes are, every number with the interval that chance could explain.
 
-The definitions are torchmetrics', and tests/test_metrics.py holds them to it. They are written out
-here because a number here is one of a thousand: the bootstrap (Efron, 1979) draws the images again,
-with replacement, and takes the metrics of every such draw. All of them are sums over images, so a
-draw is a column of weights (how often each image was drawn) and a thousand draws are a few matrix
-products. The library's functions take one draw at a time, ten times as long, and import far more.
+The definitions are torchmetrics', and tests/metrics/test_classes.py holds them to it. They are
+written out here because a number here is one of a thousand: the bootstrap (Efron, 1979) draws the
+images again, with replacement, and takes the metrics of every such draw. All of them are sums over
+images, so a draw is a column of weights (how often each image was drawn) and a thousand draws are a
+few matrix products. The library's functions take one draw at a time, ten times as long, and import
+far more. What the intervals make of the draws, and which need none: vitrail.metrics.intervals.
 
 Letters: n images, c classes, r draws at a time.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -19,26 +21,25 @@ from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from vitrail.errors import DataError
+from vitrail.metrics.intervals import Ends, Estimate, dice, from_draws, mean, share, shares
 
 BINS = 15
 """Of the expected calibration error (arXiv 1706.04599)."""
 SEED = 0
-"""Of the bootstrap's draws: the same predictions always have the same intervals."""
+"""Of the draws: the same predictions always have the same intervals."""
 _MOST_DRAWS, _LEAST_DRAWS = 1000, 200
 _ROOM = 2 * 10**8
 """Images x classes x draws that take about two seconds on one core."""
 _BLOCK = 64  # draws at a time: 10,000 images' weights then fit a core's cache
+MEASURES = (
+    "top1", "top5", "map", "precision", "recall", "f1", "auroc", "exact_match", "log_loss", "ece",
+)  # fmt: skip
+"""All there are, in the order in which a reader wants them."""
+_LEAST = torch.finfo(torch.float32).eps
+"""The smallest probability that log loss knows, as scikit-learn's for float32."""
 
 Statistic = Callable[[Float[Tensor, "n r"]], dict[str, Tensor]]
 """From weights to metrics, each `[r]`, or `[c r]` one a class; NaN where it is not defined."""
-
-
-class Estimate(NamedTuple):
-    """A number and its 95% interval: the percentile bootstrap over images."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Bin(NamedTuple):
@@ -72,17 +73,32 @@ class Metrics:
     multi_label: bool
     images: int
     draws: int
-    """How many bootstrap draws the intervals are made of."""
+    """How many bootstrap draws the intervals that need any are made of."""
     summary: dict[str, Estimate | None]
-    """top1, top5, precision, recall, f1, auroc, log_loss, ece; of several labels: f1, map, ...
+    """top1, top5, precision, recall, f1, auroc, log_loss, ece; of several labels: map, f1, ...
 
-    Precision, recall, F1, AUROC are means over classes, each class counting the same. As in
-    scikit-learn and torchmetrics, a class that neither occurs nor is predicted does not count.
+    Precision, recall, F1, AUROC and mAP are means over classes, each counting the same. A class
+    that no image shows says nothing of the model, so it does not count, unless the model claims to
+    have seen it: then it was wrong each time, and precision, recall and F1 count 0 for it.
+    """
+    over_all_classes: dict[str, Estimate]
+    """Those of them that are another number when every class counts, as 0 where the images say
+    nothing of it. Which of the two a library gives (scikit-learn 1.9, torchmetrics 1.9, macro):
+
+    one label       precision, recall, F1: the summary's, both; AUROC: torchmetrics this one,
+                    scikit-learn none (an error, or NaN)
+    several labels  precision, recall, F1, mAP: this one, both; AUROC: torchmetrics this one,
+                    scikit-learn NaN
     """
     per_class: tuple[ClassScores, ...]
     confusion: tuple[tuple[int, ...], ...] | None
     """Images by [true class][predicted class]; None where images have several labels."""
     calibration: tuple[Bin, ...]
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """The classes that no image shows."""
+        return tuple(k for k, each in enumerate(self.per_class) if not each.support)
 
     @property
     def headline(self) -> str:
@@ -104,7 +120,9 @@ class Metrics:
         ]
         calibration = [part._asdict() for part in self.calibration]
         del content["summary"]
-        return summary | content | {"per_class": classes, "calibration": calibration}
+        content |= {"per_class": classes, "calibration": calibration}
+        every = {name: _plain(estimate) for name, estimate in self.over_all_classes.items()}
+        return summary | content | {"over_all_classes": every}
 
 
 def classification(probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, " n"]) -> Metrics:
@@ -123,40 +141,38 @@ def classification(probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, "
     confidence, predicted = p.max(dim=1)
     right = (predicted == targets).double()
     own = p.gather(1, targets[:, None])[:, 0]
-    means = {"top1": right}
+    # Of a wrong answer the truth has what the answer leaves over, of a right one the runner-up.
+    next_best = p.scatter(1, targets[:, None], -1).max(dim=1).values.clamp(min=0)
+    ready = {"top1": share(right.mean().item(), n), "log_loss": _log_loss(own, next_best)}
     if c > 5:
-        means["top5"] = (p.topk(5).indices == targets[:, None]).any(dim=1).double()
-    log_loss = -own.clamp(min=torch.finfo(torch.float32).eps).log()
-    bins = _bins(confidence)
+        top5 = (p.topk(5).indices == targets[:, None]).any(dim=1).double()
+        ready["top5"] = share(top5.mean().item(), n)
     gap = torch.zeros(n, BINS, dtype=torch.float64)
-    gap[torch.arange(n), bins] = right - confidence
+    gap[torch.arange(n), _bins(confidence)] = right - confidence
 
-    def statistic(weights: Float[Tensor, "n r"]) -> dict[str, Tensor]:
+    def counts(weights: Float[Tensor, "n r"]) -> _Counts:
         empty = weights.new_zeros(c, weights.shape[1])
-        found = {name: values @ weights / n for name, values in means.items()}
-        found |= _scores(
+        return _Counts(
             hits=empty.index_add(0, targets, weights * right[:, None]),
             predicted=empty.index_add(0, predicted, weights),
             support=empty.index_add(0, targets, weights),
         )
+
+    def statistic(weights: Float[Tensor, "n r"]) -> dict[str, Tensor]:
+        found = _scores(counts(weights))
         areas = [auroc(p[:, k], targets == k, weights) for k in range(c)]
-        found["class auroc"] = torch.stack(areas)
-        found["auroc"] = found["class auroc"].nanmean(dim=0)
-        found["log_loss"] = log_loss @ weights / n
+        found["auroc"] = torch.stack(areas)
         found["ece"] = (gap.T @ weights).abs().sum(dim=0) / n
         return found
 
-    summary, per_class, draws = _estimates(statistic, n, c)
+    whole = counts(torch.ones(n, 1, dtype=torch.float64))
     confusion = torch.bincount(targets * c + predicted, minlength=c * c).reshape(c, c)
-    support, said = confusion.sum(dim=1).tolist(), confusion.sum(dim=0).tolist()
     return Metrics(
         multi_label=False,
         images=n,
-        draws=draws,
-        summary=summary,
-        per_class=tuple(map(ClassScores, support, said, per_class)),
         confusion=tuple(map(tuple, confusion.tolist())),
         calibration=_calibration(confidence, right),
+        **_estimates(statistic, whole, n, ready, _chance_gap(confidence))._asdict(),
     )
 
 
@@ -171,38 +187,33 @@ def multi_label(probabilities: Float[Tensor, "n c"], targets: Int[Tensor, "n c"]
     truth = targets.cpu().double()
     predicted = (p >= 0.5).double()
     exact = (predicted == truth).all(dim=1).double()
-    chosen = torch.where(truth > 0, p, 1 - p)
-    log_loss = -chosen.clamp(min=torch.finfo(torch.float32).eps).log().mean(dim=1)
+    own = torch.where(truth > 0, p, 1 - p)
+    ready = {"exact_match": share(exact.mean().item(), n), "log_loss": _log_loss(own, 1 - own)}
     gap = torch.zeros(n, BINS, dtype=torch.float64).scatter_add(1, _bins(p), truth - p)
 
-    def statistic(weights: Float[Tensor, "n r"]) -> dict[str, Tensor]:
-        found = _scores(
+    def counts(weights: Float[Tensor, "n r"]) -> _Counts:
+        return _Counts(
             hits=(predicted * truth).T @ weights,
             predicted=predicted.T @ weights,
             support=truth.T @ weights,
         )
+
+    def statistic(weights: Float[Tensor, "n r"]) -> dict[str, Tensor]:
+        found = _scores(counts(weights))
         areas = [auroc(p[:, k], truth[:, k] > 0, weights) for k in range(c)]
         precisions = [average_precision(p[:, k], truth[:, k] > 0, weights) for k in range(c)]
-        found["class auroc"] = torch.stack(areas)
-        found["class average_precision"] = torch.stack(precisions)
-        found = {"map": found["class average_precision"].nanmean(dim=0)} | found
-        found["auroc"] = found["class auroc"].nanmean(dim=0)
-        found["exact_match"] = exact @ weights / n
-        found["log_loss"] = log_loss @ weights / n
+        found["auroc"] = torch.stack(areas)
+        found["average_precision"] = torch.stack(precisions)
         found["ece"] = (gap.T @ weights).abs().sum(dim=0) / (n * c)
         return found
 
-    summary, per_class, draws = _estimates(statistic, n, c)
-    support = truth.sum(dim=0).long().tolist()
-    said = predicted.sum(dim=0).long().tolist()
+    whole = counts(torch.ones(n, 1, dtype=torch.float64))
     return Metrics(
         multi_label=True,
         images=n,
-        draws=draws,
-        summary=summary,
-        per_class=tuple(map(ClassScores, support, said, per_class)),
         confusion=None,
         calibration=_calibration(p.flatten(), truth.flatten()),
+        **_estimates(statistic, whole, n, ready, _chance_gap(p.flatten()))._asdict(),
     )
 
 
@@ -273,19 +284,25 @@ def _calibration(confidence: Tensor, right: Tensor) -> tuple[Bin, ...]:
     return tuple(Bin(i / BINS, (i + 1) / BINS, *row) for i, row in enumerate(rows) if row[0])
 
 
-def _scores(hits: Tensor, predicted: Tensor, support: Tensor) -> dict[str, Tensor]:
-    """Precision, recall, F1 by class and their means, from weighted counts `[c r]`."""
-    by_class = {
-        "precision": hits / predicted,
-        "recall": hits / support,
+class _Counts(NamedTuple):
+    """Images by class, drawn with weights: rightly said to be of it, said to be, being."""
+
+    hits: Float[Tensor, "c r"]
+    predicted: Float[Tensor, "c r"]
+    support: Float[Tensor, "c r"]
+
+
+def _scores(counts: _Counts) -> dict[str, Tensor]:
+    """Precision, recall and F1 by class as their means count them: NaN is the class that is neither
+    there nor predicted, 0 the one that is either.
+    """
+    hits, predicted, support = counts
+    neither = torch.where(predicted + support > 0, 0.0, torch.nan)
+    return {
+        "precision": (hits / predicted).nan_to_num(0) + neither,
+        "recall": (hits / support).nan_to_num(0) + neither,
         "f1": 2 * hits / (predicted + support),
     }
-    counts = predicted + support > 0
-    means = {
-        name: values.nan_to_num(0).sum(dim=0) / counts.sum(dim=0)
-        for name, values in by_class.items()
-    }
-    return means | {f"class {name}": values for name, values in by_class.items()}
 
 
 def _weights(n: int, draws: int) -> Iterator[Float[Tensor, "n r"]]:
@@ -298,32 +315,97 @@ def _weights(n: int, draws: int) -> Iterator[Float[Tensor, "n r"]]:
         yield torch.zeros(shape, dtype=torch.float64).scatter_add_(1, drawn, ones).T.contiguous()
 
 
+class _Found(NamedTuple):
+    """Fields of `Metrics`."""
+
+    draws: int
+    summary: dict[str, Estimate | None]
+    over_all_classes: dict[str, Estimate]
+    per_class: tuple[ClassScores, ...]
+
+
 def _estimates(
-    statistic: Statistic, n: int, c: int
-) -> tuple[dict[str, Estimate | None], list[dict[str, Estimate | None]], int]:
-    """Summary, scores by class, and the number of draws that their intervals took."""
+    statistic: Statistic, whole: _Counts, n: int, ready: Mapping[str, Estimate], chance: float
+) -> _Found:
+    """All numbers; `ready` are those that need no draws, `chance` is what `_chance_gap` says."""
+    hits, predicted, support = (count[:, 0] for count in whole)
+    c = len(support)
+    trials = {  # how many images decide a class's score
+        "precision": predicted,
+        "recall": support,
+        "f1": predicted + support - hits,
+        "auroc": torch.minimum(support, n - support),
+        "average_precision": support,
+    }
     draws = min(max(_ROOM // (n * c), _LEAST_DRAWS), _MOST_DRAWS)
     values = statistic(torch.ones(n, 1, dtype=torch.float64))
     blocks = [statistic(weights) for weights in _weights(n, draws)]
-    edges = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    summary: dict[str, Estimate | None] = {}
-    per_class: list[dict[str, Estimate | None]] = [{} for _ in range(c)]
-    for name, value in values.items():
+    summary: dict[str, Estimate | None] = dict(ready)
+    over_all: dict[str, Estimate] = {}
+    by_class: dict[str, tuple[Tensor, Ends]] = {
+        "precision": (hits / predicted, shares(hits / predicted, predicted)),
+        "recall": (hits / support, shares(hits / support, support)),
+        "f1": (values["f1"][:, 0], dice(values["f1"][:, 0], trials["f1"])),
+    }
+    for name, score in values.items():
         drawn = torch.cat([block[name] for block in blocks], dim=-1)
-        low, high = drawn.nanquantile(edges, dim=-1)
-        if value.ndim == 1:
-            summary[name] = _estimate(value, low, high)
-        else:
-            for k, scores in enumerate(per_class):
-                scores[name.removeprefix("class ")] = _estimate(value[k], low[k], high[k])
-    return summary, per_class, draws
+        value = score[..., 0]
+        if name == "ece":
+            low, high = from_draws(value, drawn, torch.tensor(n))
+            # Noise alone makes gaps, never closes them: so much of the number may be none.
+            summary[name] = _estimate(value, ((low - chance).clamp(min=0), high))
+            continue
+        if name not in by_class:
+            by_class[name] = (value, from_draws(value, drawn, trials[name]))
+        counts = ~value.isnan()
+        # As many as give a mean of shares this spread; of equal classes, the images of all.
+        deciding = counts.sum() ** 2 / (1 / trials[name][counts].clamp(min=1)).sum()
+        average = value.nanmean()
+        ends = from_draws(average, drawn.nanmean(dim=0), deciding.clamp(max=n))
+        found = _estimate(average, ends)
+        name = _MEANS.get(name, name)
+        summary[name] = found
+        if found and not counts.all():
+            over_all[name] = Estimate(*(end * counts.sum().item() / c for end in found))
+    per_class = tuple(
+        ClassScores(
+            int(support[k]),
+            int(predicted[k]),
+            {
+                name: _estimate(value[k], (low[k], high[k]))
+                for name, (value, (low, high)) in by_class.items()
+            },
+        )
+        for k in range(c)
+    )
+    return _Found(
+        draws, {name: summary[name] for name in MEASURES if name in summary}, over_all, per_class
+    )
 
 
-def _estimate(value: Tensor, low: Tensor, high: Tensor) -> Estimate | None:
+_MEANS = {"average_precision": "map"}
+"""What the mean over classes is called, where that is not what each class's score is called."""
+
+
+def _estimate(value: Tensor, ends: Ends) -> Estimate | None:
     """None where the number is not defined."""
-    if value.isnan().any():
+    if value.isnan():
         return None
-    return Estimate(value.item(), low.item(), high.item())
+    return Estimate(value.item(), *(end.item() for end in ends))
+
+
+def _log_loss(own: Float[Tensor, "..."], otherwise: Float[Tensor, "..."]) -> Estimate:
+    """Of the probabilities of what was true, and of what was not; of several labels, their mean."""
+    loss, other = (-p.clamp(min=_LEAST).log().reshape(len(p), -1).mean(1) for p in (own, otherwise))
+    return mean(loss, other, -math.log(_LEAST))
+
+
+def _chance_gap(confidence: Float[Tensor, " n"]) -> float:
+    """The calibration error that a perfectly calibrated model shows in a sample of this size, on
+    average: in each bin the mean size of normal noise.
+    """
+    noise = torch.bincount(_bins(confidence), confidence * (1 - confidence), minlength=BINS).sqrt()
+    return (math.sqrt(2 / math.pi) * noise.sum() / len(confidence)).item()
 
 
 def _plain(estimate: Estimate | None) -> dict[str, float] | None:

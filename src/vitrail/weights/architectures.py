@@ -1,0 +1,216 @@
+"""What the config.json beside weights says of their architecture, and whether we have it.
+
+Several architectures share the names and shapes of a ViT's tensors and compute something else:
+norms behind attention and MLP, rotary positions besides the table, the mean of the tokens instead
+of the class token. Only the name beside the file tells them apart. So a name is either one whose
+models are ours, checked against its own code, or it is refused: names that came later too.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vitrail.errors import DataError
+
+_TIMM_SIZES = {  # width and heads, where timm has one size of that name
+    "tiny": (192, 3),
+    "wee": (256, 4),
+    "little": (320, 5),
+    "small": (384, 6),
+    "medium": (512, 8),
+    "mediumd": (512, 8),
+    "betwixt": (640, 10),
+    "base": (768, 12),
+    "so150m": (896, 14),
+    "so150m2": (832, 13),
+    "large": (1024, 16),
+    "so400m": (1152, 16),
+    "huge": (1280, 16),
+    "giant": (1408, 16),
+    "giantopt": (1536, 16),
+    "gigantic": (1664, 16),
+}
+_TIMM_OTHERS = {  # where it has two
+    r"vit_base_patch\d+_plus(_clip)?_\d+": (896, 14),
+    r"vit_base_patch16_gap_224": (768, 16),
+    r"vit_giant_patch14_(reg\d_)?(dinov2|tipsv2)": (1536, 24),
+    r"vit_xsmall_patch16_clip_224": (256, 4),
+}
+_TIMM_VIT = re.compile(
+    rf"(vit|deit|deit3|flexivit)_({'|'.join(_TIMM_SIZES)}|xsmall)"
+    r"(_distilled)?(_patch\d+|_r\d*_s\d+(_p8)?)?(_36x1)?"
+    r"(_plus|_reg\d|_clip|_quickgelu|_siglip|_gap|_map|_dinov2|_tipsv2)*(_\d+)?(_miil)?"
+    r"|eva_large_patch14_\d+|test_vit2?"
+)
+_TIMM_FAMILIES = re.compile(
+    r"(mixer|gmlp)_[a-z]+\d+(_\d+)?(_miil|_goog)?\w*|twins_(svt|pcpvt)_\w+|mobilevit_(xxs|xs|s)"
+    r"|resnet(18|50)|resnetv2_(50|101|152)x\d_bit"
+)
+_TIMM_REASONS = {  # a part of the name
+    "resnetblur18": "a blur before its strides",
+    "resnetblur50": "a blur before its strides",
+    "resnetaa50": "a blur before its strides",
+    "rpn": "residual post-norm: norms behind attention and MLP",
+    "rope": "rotary positions, besides the table or instead of it",
+    "dinov3": "rotary positions",
+    "lingbot": "rotary positions",
+    "sapiens2": "rotary positions and grouped queries",
+    "pe": "a Perception Encoder: rotary positions besides the table",
+    "eva": "keys without bias",
+    "eva02": "rotary positions",
+    "relpos": "positions relative to each other",
+    "srelpos": "positions relative to each other",
+    "beit": "positions relative to each other",
+    "beitv2": "positions relative to each other",
+    "beit3": "norms within attention and MLP",
+    "samvit": "positions relative to each other, attention in windows",
+    "swin": "attention in windows",
+    "xp": "attention and MLP side by side",
+    "18x2": "two attentions side by side",
+    "dlittle": "differential attention",
+    "dwee": "differential attention",
+    "dpwee": "differential attention",
+    "pwee": "attention and MLP side by side",
+    "radio": "positions cropped from a table, several class tokens",
+    "aimv2": "RMS norms and a gated MLP",
+    "cait": "attention that mixes its heads",
+    "xcit": "attention across channels",
+    "mci": "MobileCLIP's stem of convolutions",
+    "resnet26d": "a ResNet-D before the encoder, not Google's ResNet",
+    "resnet50d": "a ResNet-D before the encoder, not Google's ResNet",
+    "intern300m": "no norm after the last block",
+    "naflexvit": "patches as vectors, positions of any grid",
+}
+
+_TRANSFORMERS = {
+    *("vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers"),
+    *("clip", "clip_vision_model", "siglip", "siglip_vision_model"),
+    *("bit", "mobilevit", "vision-text-dual-encoder"),
+}
+_TRANSFORMERS_REASONS = {
+    "audio-spectrogram-transformer": "spectrograms in overlapping patches",
+    "beit": "positions relative to each other",
+    "data2vec-vision": "positions relative to each other",
+    "dinov3_vit": "rotary positions",
+    "dpt": "a head for depth on several blocks",
+    "ijepa": "no class token, and another norm",
+    "mlcd": "rotary positions",
+    "mlcd_vision_model": "rotary positions",
+    "siglip2": "patches as vectors, positions of any grid",
+    "siglip2_vision_model": "patches as vectors, positions of any grid",
+    "timesformer": "videos",
+    "vit_hybrid": "a BiT before the encoder; transformers itself has dropped it",
+    "videomae": "videos",
+    "vivit": "videos",
+    "yolos": "tokens for detection, positions in every block",
+}
+
+_OPEN_CLIP_PLAIN: Mapping[str, Any] = {  # fields whose other values are other architectures
+    "attentional_pool": False,
+    "pool_type": "tok",
+    "block_type": None,
+    "qk_norm": False,
+    "scaled_cosine_attn": False,
+    "scale_heads": False,
+    "scale_attn_inner": False,
+    "scale_attn": False,
+    "scale_fc": False,
+    "act_kwargs": None,
+    "norm_kwargs": None,
+}
+
+
+def named(config: Mapping[str, Any]) -> str:
+    """What a config.json calls the architecture; empty if it does not.
+
+    >>> named({"architecture": "vit_base_patch16_224"})
+    "timm's vit_base_patch16_224"
+    """
+    if name := _timm_name(config):
+        return f"timm's {name}"
+    if "model_cfg" in config:
+        return "a tower of open_clip's"
+    kind = _kind(config)
+    return f"transformers' {kind}" if kind else ""
+
+
+def check_architecture(config: Mapping[str, Any], where: str) -> None:
+    """Raise `DataError` for a config.json that names an architecture which we do not have."""
+    why = _refusal(config)
+    if why is not None:
+        raise DataError(
+            f"{named(config)}, which the config.json beside {where} names, is not a model of "
+            f"vitrail ({why}): its tensors may fit, its outputs would be another model's. "
+            f"`vitrail models` lists what there is; if the config.json is of other weights, move "
+            f"it away"
+        )
+
+
+def told_by_timm(name: str) -> dict[str, Any]:
+    """Fields of our config that the name of a ViT of timm's settles.
+
+    >>> told_by_timm("vit_so400m_patch14_siglip_gap_224")
+    {'patch': (14, 14), 'width': 1152, 'heads': 16, 'activation': 'gelu_tanh'}
+    """
+    told: dict[str, Any] = {}
+    if not name.startswith(("vit_", "deit", "flexivit_", "eva_large")):
+        return told
+    words = name.split("_")
+    if patch := re.search(r"_patch(\d+)", name):
+        told["patch"] = (int(patch[1]), int(patch[1]))
+    others = (sizes for glob, sizes in _TIMM_OTHERS.items() if re.fullmatch(glob, name))
+    if sizes := next(others, _TIMM_SIZES.get(words[1])):
+        told |= zip(("width", "heads"), sizes, strict=True)
+    if "clip" not in words:  # those are known one by one
+        # timm runs some of the SigLIPs with the exact one; all were trained with the other.
+        told["activation"] = "gelu_tanh" if "siglip" in words else "gelu"
+    return told
+
+
+def _refusal(config: Mapping[str, Any]) -> str | None:
+    """Why we do not have it; None if we do, or if nothing is named."""
+    if name := _timm_name(config):
+        return _timm_refusal(name, config.get("model_args"))
+    if "model_cfg" in config:
+        return _open_clip_refusal(config["model_cfg"])
+    kind = _kind(config)
+    if not kind or kind in _TRANSFORMERS:
+        return None
+    return _TRANSFORMERS_REASONS.get(kind, "its name is not known here")
+
+
+def _timm_refusal(name: str, arguments: object) -> str | None:
+    if isinstance(arguments, dict) and arguments.get("pool_include_prefix"):
+        return "its mean is of the prefix tokens too"
+    if _TIMM_VIT.fullmatch(name) or _TIMM_FAMILIES.fullmatch(name):
+        return None
+    words = re.split("_", name)
+    found = (why for word, why in _TIMM_REASONS.items() if word in words)
+    return next(found, "its name is not known here")
+
+
+def _open_clip_refusal(model: object) -> str | None:
+    tower = model.get("vision_cfg") if isinstance(model, dict) else None
+    if not isinstance(tower, dict):
+        return None
+    if isinstance(tower.get("layers"), list):
+        return "CLIP's ResNet, with attention pooling"
+    for field, plain in _OPEN_CLIP_PLAIN.items():
+        if tower.get(field, plain) not in (plain, None):
+            return f"{field} {tower[field]!r}, where ours has {plain!r}"
+    return None
+
+
+def _timm_name(config: Mapping[str, Any]) -> str:
+    """The name of timm's that a config.json of timm's or of open_clip's gives."""
+    model = config.get("model_cfg")
+    tower = model.get("vision_cfg") if isinstance(model, dict) else None
+    name = tower.get("timm_model_name") if isinstance(tower, dict) else config.get("architecture")
+    return name.split(".")[0] if isinstance(name, str) else ""
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    """The `model_type` of transformers, of the image tower where there are two."""
+    tower = config.get("vision_config")
+    kinds = (part.get("model_type") for part in (tower, config) if isinstance(part, dict))
+    return next((kind for kind in kinds if isinstance(kind, str)), "")
