@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from close import close
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 
@@ -194,10 +195,10 @@ def test_normalise_and_call() -> None:
     levels = torch.from_numpy(preprocess.view(image))
     mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
     expected = (levels / 255 - mean) / std
-    torch.testing.assert_close(preprocess(image), expected, atol=1e-5, rtol=0)
+    close(preprocess(image), expected)
     floats = levels[None].float()
-    torch.testing.assert_close(preprocess.normalise(floats)[0], expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(floats[0], levels.float())  # the argument is left alone
+    close(preprocess.normalise(floats)[0], expected)
+    close(floats[0], levels.float())  # the argument is left alone
 
 
 def test_json_and_back() -> None:

@@ -1,13 +1,13 @@
 """Two sizes of patches in one sequence: one plane, whole maps, and a choice that can be learned."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from close import close
 from vitrail.errors import UsageError
 from vitrail.models import ViT, ViTConfig, build
 from vitrail.nn import SinCosPosition, cells_cut
@@ -22,7 +22,6 @@ ADAPTIVE = replace(TINY, scales="adaptive", fine=0.25)
 LEARNED = replace(ADAPTIVE, saliency="learned")
 KINDS = {"hierarchical": HIERARCHICAL, "variance": ADAPTIVE, "learned": LEARNED}
 every_kind = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 
 
 def lengths(model: ViT) -> list[int]:

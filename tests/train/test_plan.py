@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail import cli
@@ -557,6 +557,7 @@ def test_where_not_even_one_image_fits_that_is_said():
         auto_of(CONFIG, splits(), None, BATCH)
 
 
+@settings(deadline=None)
 @given(
     room=st.integers(1, 4000),
     images=st.integers(1, 3000),

@@ -263,7 +263,7 @@ def test_two_processes_train_on_the_same_stream(folder, tmp_path):
         return Run(tmp_path / out)
 
     one, two = trained("one"), trained("two", "--devices", "2")
-    assert losses(two) == pytest.approx(losses(one), rel=1e-6)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     states = [read_checkpoint(run.checkpoint("last")).state["stream"] for run in (one, two)]
     assert states[0] == states[1]
     # And one goes on with what two have begun.
