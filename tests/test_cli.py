@@ -361,7 +361,7 @@ def test_every_verb_has_one_rule_for_what_a_folder_holds(photos, capfd):
     assert counts == {"HEIC images": 1, "hidden and system files": 2, links: 1}
     assert all(one["reason"] for one in told["left_out"])
     assert "every image can be read" not in out and "every image that is used can be read" in out
-    sentence = "1 HEIC images left out (readable after pip install pillow-heif): red/IMG_1.HEIC"
+    sentence = "left out: HEIC images, 1 (readable after pip install pillow-heif): red/IMG_1.HEIC"
     assert sentence in out
     _, _, err = vitrail(capfd, "train", photos, *TINY, "--out", "r")
     assert sentence in re.sub(r"\s+", " ", err)

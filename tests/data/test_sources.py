@@ -449,7 +449,7 @@ def test_a_folder_without_images_says_what_is_looked_for(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"no images in .*: each class needs .*\.jpg .*\.webp"):
         open_data(tmp_path)
     (tmp_path / "cat/1.heic").write_bytes(HEIC)
-    with pytest.raises(DataError, match=r"1 HEIC images left out \(.*pillow-heif\): cat/1\.heic"):
+    with pytest.raises(DataError, match=r"left out: HEIC images, 1 \(.*pillow-heif\): cat/1\.heic"):
         open_data(tmp_path)
 
 

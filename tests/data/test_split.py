@@ -142,7 +142,7 @@ def test_test_images_without_labels_are_left_out(tmp_path: Path) -> None:
     splits = open_splits(tmp_path, seed=0)
     assert splits.test is None
     assert splits.notes[0] == (
-        "2 images outside the class folders left out (a folder is a class): test/0.png, test/1.png"
+        "left out: images outside the class folders, 2 (a folder is a class): test/0.png, test/1.png"
     )
 
 
@@ -376,7 +376,7 @@ def test_images_that_are_new_since_are_left_out_with_their_classes(tmp_path: Pat
     assert parts(restored) == parts(splits)
     assert restored.train.classes == ("cat", "dog")
     assert restored.train.targets.tolist() == splits.train.targets.tolist()
-    assert restored.notes[0].startswith("3 images left out (the split in ")
+    assert restored.notes[0].startswith("left out: images, 3 (the split in ")
     assert restored.notes[0].endswith("does not list them): ant/0.png, ant/1.png, dog/10.png")
 
 

@@ -75,7 +75,7 @@ class LeftOut:
         shown = ", ".join(self.examples[:3])
         more = self.count - len(self.examples[:3])
         names = f": {shown}{f' and {more:,} more' if more else ''}" if shown else ""
-        return f"{self.count:,} {self.kind} left out ({self.reason}){names}"
+        return f"left out: {self.kind}, {self.count:,} ({self.reason}){names}"
 
 
 class Tally:
