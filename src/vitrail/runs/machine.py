@@ -20,17 +20,26 @@ def native_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
 def matrix_rate(
     dtype: torch.dtype, device: torch.device, size: int = 2048, seconds: float = 0.5
 ) -> float:
-    """FLOP/s of the best of several square matrix products: `2 size^3` in its time."""
+    """FLOP/s of the best of several square matrix products: `2 side^3` in its time.
+
+    Sides are doubled up to `size` while the next product still fits into `seconds`: in a format
+    that is emulated, a large one takes a minute.
+    """
+    best, side = 0.0, min(size, 128)
     a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    out = torch.empty_like(a)
-    best, ends = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < ends or best == float("inf"):
+    torch.mm(a[:side, :side], b[:side, :side])  # the first one also loads libraries
+    ends = time.perf_counter() + seconds
+    while not best or time.perf_counter() < ends:
+        out = torch.empty(side, side, dtype=dtype, device=device)
         started = time.perf_counter()
-        torch.mm(a, b, out=out)
+        torch.mm(a[:side, :side], b[:side, :side], out=out)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+        taken = time.perf_counter() - started
+        best = max(best, 2 * side**3 / taken)
+        if side < size and time.perf_counter() + 8 * taken < ends:
+            side = min(size, 2 * side)
+    return best
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
