@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt $(PI
 demo: .venv/core            ## fine-tune on the sample set, measure it, write a report
 	$(BIN)/vitrail train samples:emoji --recipe demo
 
-test: .venv/dev             ## the default tests: under 10 minutes on 2 cores
+test: .venv/dev             ## the default tests: under 8 minutes of CPU time on 2 cores
 	$(BIN)/pytest -m "not slow and not gpu"
 
 test-slow: .venv/dev        ## the tests that take minutes

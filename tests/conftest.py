@@ -1,13 +1,19 @@
 """What every test gets: shapes checked at run time, fixed seeds, and models without zeros in them.
 
+And one thread, also in the processes that it starts: those of tiny tensors wait for each other
+longer than they compute, on busy cores ten times as long. OMP_NUM_THREADS=2 takes two.
+
 Shapes are checked by jaxtyping and beartype in `vitrail.nn` and `vitrail.models`; set
 JAXTYPING_DISABLE=1 for tests that compile or export (pytorch#122093).
 """
 
+import os
 import random
 import typing
 from collections.abc import Callable
 from typing import TypeVar
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 
 import jaxtyping
 import numpy as np

@@ -32,7 +32,7 @@ from vitrail.data.loader import EvalLoader, one_hot
 from vitrail.data.names import shortened, title_of
 from vitrail.data.source import PARTS, Joined, PartedSource, Subset, encoded
 from vitrail.data.stream import StreamSource
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, setting
 from vitrail.metrics import FEW, Metrics, classification, multi_label
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import open_data_of
@@ -205,14 +205,17 @@ def evaluate(
     for an unknown `tta`, or `tokens` that the model cannot do.
     """
     if any(columns or ()) and not data:
-        raise UsageError("columns are those of other images: name them with --data")
+        raise UsageError(f"columns are those of other images: name them with {setting('data')}")
     looks(tta)  # so that a wrong name is told at once
     loaded = load(run, checkpoint, tokens)
     named = data or loaded.config.data.path
     if data:
         chosen = _open_other(data, columns, rules, loaded.config, split)
     elif rules != USUAL:
-        raise UsageError("--data.parts and --data.follow-links go with --data: the run has its own")
+        raise UsageError(
+            f"{setting('data.parts')} and {setting('data.follow_links')} go with "
+            f"{setting('data')}: the run has its own"
+        )
     else:
         chosen = _open_own(loaded, split)
     source = _Matched(chosen.source, loaded, named)

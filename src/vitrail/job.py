@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,9 @@ from vitrail.data.source import refuse_inside
 from vitrail.data.stream import StreamSource
 from vitrail.data.stream_loader import StreamLoader
 from vitrail.doctor.machine import memory
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, setting
 from vitrail.evaluation import Evaluation, evaluate
-from vitrail.models import Model, ViTConfig, build
+from vitrail.models import Model, build
 from vitrail.nn import BatchNorm
 from vitrail.report import write_report
 from vitrail.runs import Run, RunLock, TrainConfig
@@ -101,7 +101,8 @@ def train(
         check_tuning(config)
         if config.distill.teacher == str(folder.resolve()):
             raise UsageError(
-                f"{folder} cannot be the run to make and its teacher: choose another --out"
+                f"{folder} cannot be the run to make and its teacher: choose another "
+                f"{setting('out')}"
             )
         teacher = open_teacher(
             config, splits.train.classes, multi_label=_several(splits), notify=notify
@@ -128,7 +129,10 @@ def find_lr(
     Raises as `train` does.
     """
     if config.method == "probe":
-        raise UsageError("method 'probe' has no learning rate to find: use method 'gradient'")
+        raise UsageError(
+            f"{setting('method', 'probe')} has no learning rate to find: use "
+            f"{setting('method', 'gradient')}"
+        )
     splits = _open(config)
     config = with_greys(_settled(config, splits), splits, notify)
     check_tuning(config)
@@ -336,7 +340,9 @@ def _open(
 ) -> Splits:
     splits = open_data_of(config, assignment, allow_missing=allow_missing)
     if splits.val is None:
-        raise UsageError("nothing would be held out to measure on: give data.val_fraction above 0")
+        raise UsageError(
+            f"nothing would be held out to measure on: give {setting('data.val_fraction')} above 0"
+        )
     return splits
 
 
@@ -456,23 +462,21 @@ def _train_loader(
 
 def _start(model: Model, config: TrainConfig, classes: tuple[str, ...], notify: Notify) -> str:
     """Give the model its published weights; what they were and what became of them, as JSON."""
-    told: dict[str, Any] = {}
-    if isinstance(config.model, ViTConfig):
-        told = {"heads": config.model.heads, "norm_eps": config.model.norm_eps}
-        if config.model.activation != "swiglu":
-            told["activation"] = config.model.activation
     assert config.weights is not None
-    opened = open_start(config.weights, told, notify=notify)
+    opened = open_start(config.weights, wanted=asdict(config.model), notify=notify)
     fitted = load_into(model, opened, classes)
-    for note in (*opened.notes, *fitted.notes):
-        notify(f"weights   {note}")
+    notes = [*opened.notes, *fitted.notes]
+    if "probe" in (config.method, config.tune.head_init):
+        notes.append("head: to begin with, it is solved as a linear probe of the data")
+    for words in (*(f"assumed: {each}" for each in opened.assumed), *notes):
+        notify(f"weights   {words}")
     return json.dumps(
         {
             "source": opened.source,
             "sha256": opened.sha256,
             "layout": opened.layout,
             "assumed": opened.assumed,
-            "notes": [*opened.notes, *fitted.notes],
+            "notes": notes,
             "new": fitted.new,
             "left_out": [*opened.left_out, *fitted.left_out],
         },

@@ -248,7 +248,7 @@ def test_rows_that_do_not_fit_are_refused_together_with_the_way_out(folder: Path
         ('"file,label\n1.png,cat\n', "line 1: a quotation mark opens a field, and none closes it"),
         (
             "file,kind,x\n1.png,cat,1\n",
-            r"no label column \(.*its columns are file, kind, x; .* --d",
+            r"no label column \(.*its columns are file, kind, x; .* label_column='x'",
         ),
         ("", "lists no images: it is empty"),
         ("file,label\n", "lists no images"),
@@ -309,7 +309,7 @@ def test_of_several_columns_without_names_one_is_asked_for(tmp_path: Path) -> No
     with pytest.raises(
         DataError,
         match=r"no header.*1 \(images/cell0001\.png\), 2 \(1\.0\), 3 \(mono\); .*"
-        r"--data\.label-column 3",
+        r"label_column='3'",
     ):
         CsvSource(file)
     assert labels(CsvSource(file, label_column="3")) == ["mono", "poly"]

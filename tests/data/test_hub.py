@@ -234,9 +234,7 @@ def test_a_column_that_is_not_clear_must_be_named(tmp_path: Path) -> None:
     for name in ("coarse", "fine"):
         made = made.cast_column(name, datasets.ClassLabel(names=["a", "b"]))
     made.save_to_disk(tmp_path / "saved")
-    with pytest.raises(
-        UsageError, match=r"which column .* holds the label\? .*--data.label-column"
-    ):
+    with pytest.raises(UsageError, match=r"which column .* holds the label\? .*data.label_column"):
         open_data(tmp_path / "saved")
     assert open_data(tmp_path / "saved", Columns(None, "fine")).targets.tolist() == [1, 0]
 
@@ -625,7 +623,7 @@ def test_the_beginning_of_a_stream_is_held_out_and_not_trained_on(parquet: Path)
     assert not held & trained and len(held | trained) == 18
     with pytest.raises(UsageError, match="val_fraction is 0"):
         divided(str(parquet), 0.0)
-    with pytest.raises(DataError, match=r"has only 18 images.*--data.stream.held-out 3"):
+    with pytest.raises(DataError, match=r"has only 18 images.*data.stream.held_out 3"):
         divided(str(parquet))
     # Where the data says how many there are, a share of them is enough.
     open_data(parquet)  # the library keeps that

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from close import close
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 
@@ -194,10 +195,10 @@ def test_normalise_and_call() -> None:
     levels = torch.from_numpy(preprocess.view(image))
     mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
     expected = (levels / 255 - mean) / std
-    torch.testing.assert_close(preprocess(image), expected, atol=1e-5, rtol=0)
+    close(preprocess(image), expected)
     floats = levels[None].float()
-    torch.testing.assert_close(preprocess.normalise(floats)[0], expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(floats[0], levels.float())  # the argument is left alone
+    close(preprocess.normalise(floats)[0], expected)
+    close(floats[0], levels.float())  # the argument is left alone
 
 
 def test_json_and_back() -> None:
@@ -236,10 +237,10 @@ def test_json_and_back() -> None:
         ({"size": [8, 8], "std": [1.0, 0.0, 1.0]}, "above 0"),
         ({"size": [8, 8], "background": 256}, "level 0 to 255"),
         ({"size": [8, 8], "patch": 4}, "patch 4: give"),
-        ({"size": [8, 8], "grey_range": [5]}, "--data.grey-range"),
-        ({"size": [8, 8], "grey_range": [5, 5]}, "--data.grey-range"),
-        ({"size": [8, 8], "grey_range": "ab"}, "--data.grey-range"),
-        ({"size": [8, 8], "grey_range": [0, float("nan")]}, "--data.grey-range"),
+        ({"size": [8, 8], "grey_range": [5]}, r"grey_range=\(0, 4095\)"),
+        ({"size": [8, 8], "grey_range": [5, 5]}, r"grey_range=\(0, 4095\)"),
+        ({"size": [8, 8], "grey_range": "ab"}, r"grey_range=\(0, 4095\)"),
+        ({"size": [8, 8], "grey_range": [0, float("nan")]}, r"grey_range=\(0, 4095\)"),
     ],
 )
 def test_a_wrong_value_is_named(values: dict[str, object], says: str) -> None:

@@ -189,7 +189,7 @@ def test_links_lead_to_files_and_within_the_data_but_not_in_a_circle(tmp_path: P
         ("devices, pipes and sockets", "they are no files"): ("cat/zero.png",),
         (
             "symbolic links to folders elsewhere",
-            "--data.follow-links True follows them",
+            "follow_links=True follows them",
         ): ("far",),
     }
     followed = FolderSource(data, FolderRules(follow_links=True))

@@ -210,7 +210,7 @@ def test_what_lies_beside_the_parts_is_told(tmp_path: Path) -> None:
     assert len(source) == 16
     (beside,) = source.left_out
     assert (beside.kind, beside.count) == ("images beside the parts", 16)
-    assert "--data.parts" in beside.reason and beside.examples[0] == "extra/cat/0.png"
+    assert "data.parts" in beside.reason and beside.examples[0] == "extra/cat/0.png"
     rules = FolderRules(parts="train=train,train=extra,train=train_part2,val=val")
     assert np.bincount(open_data(data, rules=rules).part).tolist() == [24, 8]
 
@@ -232,7 +232,7 @@ def test_where_parts_and_classes_cannot_be_told_apart_the_user_is_asked(
     tmp_path: Path, folders: tuple[str, ...], asked: str, answer: str
 ) -> None:
     save_parts(tmp_path, *folders)
-    with pytest.raises(UsageError, match=rf"{asked}.* --data\.parts none .*{answer}$"):
+    with pytest.raises(UsageError, match=rf"{asked}.* parts='none' .*parts='{answer}'$"):
         open_data(tmp_path)
     assert open_data(tmp_path, rules=FolderRules(parts="none")).classes == tuple(sorted(folders))
     parted = open_data(tmp_path, rules=FolderRules(parts=answer))
@@ -280,7 +280,7 @@ def test_parts_that_cannot_be(tmp_path: Path, parts: str, message: str) -> None:
 def test_only_folders_of_images_have_rules(tmp_path: Path) -> None:
     file = write_csv(tmp_path, "file,label,split", "1,a,train", "2,b,train2017", "3,a,dev")
     assert open_data(file).part.tolist() == [0, 0, 1]
-    with pytest.raises(UsageError, match=r"--data\.parts .* are for folders of images"):
+    with pytest.raises(UsageError, match=r"data\.parts .* are for folders of images"):
         open_data(file, rules=FolderRules(parts="none"))
 
 

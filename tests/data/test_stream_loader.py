@@ -189,7 +189,7 @@ def test_damaged_images_are_left_out_and_told() -> None:
     nothing = next(loader(OFF, stream(everything), max_unreadable=0.99).epoch(0))
     assert nothing.images.shape == (0, 3, 16, 16) and nothing.targets.shape == (0, 3)
     with pytest.raises(
-        DataError, match=r"cannot be read, more than the 2% .*(\n.*)*max-unreadable"
+        DataError, match=r"cannot be read, more than the 2% .*(\n.*)*max_unreadable"
     ):
         list(islice(endless(loader(OFF, stream(damaged), max_unreadable=0.02)), 15))
 
@@ -210,7 +210,7 @@ def test_what_cannot_be_shared() -> None:
         loader(OFF, part=(2, 2))
     told: list[str] = []
     loader(OFF, batch_size=9, part=(0, 3), notify=told.append)
-    assert "--data.stream.lanes 6" in told[0]
+    assert "data.stream.lanes 6" in told[0]
     assert loader(OFF, batch_size=500).batch_size == 40  # of an epoch
 
 

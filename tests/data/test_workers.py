@@ -215,7 +215,7 @@ def test_where_no_process_can_start_threads_are_named(
     image: Callable[[str], Path], pool: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/no/python")
-    with pytest.raises(DataError, match=r"no process can be started .*--data\.decoders threads"):
+    with pytest.raises(DataError, match=r"no process can be started .*data\.decoders threads"):
         pool.run(Request(image("fine.png")))
     monkeypatch.undo()
     monkeypatch.setattr(module, "_BOOT", "raise SystemExit(7)")

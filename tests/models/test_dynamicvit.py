@@ -1,7 +1,6 @@
 """DynamicViT: fewer tokens are really fewer, and training hides exactly those."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import timm
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from close import close
 from vitrail.data.loader import Batch
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
@@ -30,7 +30,6 @@ from vitrail.weights.layouts import understand
 TINY = DynamicViTConfig(
     depth=4, width=32, heads=4, mlp=48, classes=7, prune_before=(1, 2, 3), image_size=(64, 64)
 )
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_training_draws_decisions_that_only_ever_drop(randomised):
         before = left
     assert torch.equal(one.features.valid, before.bool())
     exact = model.masked(x, [d.detach() for d in one.decisions])
-    close(model.logits(one.features), model.logits(exact.features), atol=1e-4)
+    close(model.logits(one.features), model.logits(exact.features), 1e-4)
 
 
 def test_an_image_never_loses_its_last_tokens(randomised):
@@ -183,7 +182,7 @@ def test_a_decision_is_learned_from_what_the_token_would_have_changed():
     total = weights[[0, 1, 3]].sum()
     mean = (weights[[0, 1, 3]] @ v[0, 0, [0, 1, 3]]) / total
     expected = weights[2] / total * (v[0, 0, 2] - mean).sum()
-    close(left.grad[0, 2], expected, atol=1e-4)
+    close(left.grad[0, 2], expected, 1e-4)
 
 
 def test_bfloat16_takes_the_same_way(randomised):

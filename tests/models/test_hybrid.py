@@ -1,7 +1,6 @@
 """Hybrids R+ViT: Google's ResNet before the encoder, against timm, transformers and numpy."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import timm
 import torch
 import transformers as hf
 
+from close import close
 from models.families import HYBRID
 from vitrail.errors import UsageError
 from vitrail.models import ViT, ViTConfig, build, count_parameters, model_config
@@ -21,7 +21,6 @@ CASES = {  # r50_l32 is r26_s32 with other numbers
     "r50_b16": "vit_base_r50_s16_224",
 }
 SIZES = [(64, 96), (128, 64)]
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 
 
 def test_r_ti16_has_32_pixels_a_token_and_could_not_have_16():
@@ -198,7 +197,7 @@ def test_the_maps_are_the_resnets_and_then_the_tokens(randomised):
     cells = features.maps[1].unfold(2, 2, 2).unfold(3, 2, 2)  # 16 pixels are 2x2 cells
     weight, bias = model.stem.proj.weight, model.stem.proj.bias
     expected = torch.einsum("bcyxhw,dchw->byxd", cells, weight) + bias
-    close(tokens, expected.flatten(1, 2), atol=1e-4)
+    close(tokens, expected.flatten(1, 2), 1e-4)
 
 
 def test_without_stages_the_root_is_the_finest_map():

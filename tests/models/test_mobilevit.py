@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 from torch import nn
 
+from close import close
 from models.families import MOBILEVIT
 from models.theirs import images, lively, transformers_mobilevit
 from vitrail.models.mobilevit import (
@@ -21,9 +22,6 @@ from vitrail.models.mobilevit import (
     unfold,
 )
 from vitrail.weights import mobilevit as weights
-
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
-
 
 # --- the same outputs ---
 

@@ -10,12 +10,11 @@ import torchvision
 import transformers as hf
 from torch import nn
 
+from close import close
 from models.families import BASIC, BIT, RESNET
 from models.theirs import transformers_bit
 from vitrail.models import MODELS, BiTConfig, build
 from vitrail.weights import resnet as weights
-
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 
 
 def timm_bit(config: BiTConfig) -> nn.Module:

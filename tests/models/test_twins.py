@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from close import close
 from models.families import TWINS
 from vitrail.models.twins import ROWS, LocalAttention, SummaryAttention, Twins, TwinsConfig
 from vitrail.nn import Attention
 from vitrail.weights.twins import TWINS as LAYOUT
-
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
-
 
 # --- timm's outputs, where all is divisible ---
 

@@ -1,6 +1,7 @@
 import torch
 import torch.nn.functional as F
 
+from close import close
 from vitrail.nn import Attention
 from vitrail.nn.attention import attend
 
@@ -17,7 +18,7 @@ def test_equals_torch_multihead_attention_with_the_same_weights(randomised):
         }
     )
     x = torch.randn(3, 7, 48)
-    torch.testing.assert_close(ours(x), theirs(x, x, x)[0], atol=1e-5, rtol=0)
+    close(ours(x), theirs(x, x, x)[0])
 
 
 def test_without_bias_the_queries_keys_and_values_are_linear():
@@ -32,7 +33,7 @@ def test_qk_norm_is_a_layer_norm_over_each_head(randomised):
     k = F.layer_norm(k, (12,), attn.k_norm.weight, attn.k_norm.bias, 1e-3)
     out = (q @ k.mT / 12**0.5).softmax(dim=-1) @ v
     expected = attn.proj(out.transpose(1, 2).flatten(2))
-    torch.testing.assert_close(attn(x), expected, atol=1e-5, rtol=0)
+    close(attn(x), expected)
 
 
 def test_qk_norm_keeps_the_output_when_queries_grow_a_thousandfold(randomised):
@@ -42,7 +43,7 @@ def test_qk_norm_keeps_the_output_when_queries_grow_a_thousandfold(randomised):
     with torch.no_grad():
         attn.qkv.weight[:48] *= 1000
         attn.qkv.bias[:48] *= 1000
-    torch.testing.assert_close(attn(x), before, atol=1e-4, rtol=0)
+    close(attn(x), before, 1e-4)
 
 
 def test_dropout_acts_in_training_only(randomised):
@@ -56,7 +57,7 @@ def test_dropout_acts_in_training_only(randomised):
 def test_bfloat16_which_takes_another_way_on_a_cpu_says_the_same():
     q, k, v = torch.randn(3, 2, 4, 7, 16)
     expected = F.scaled_dot_product_attention(q, k, v)
-    torch.testing.assert_close(attend(q, k, v), expected)
+    close(attend(q, k, v), expected)
     half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
     assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), expected, atol=0.03, rtol=0)
+    close(half.float(), expected, 0.03)

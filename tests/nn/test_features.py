@@ -3,6 +3,7 @@ from typing import get_args
 import pytest
 import torch
 
+from close import close
 from vitrail.models import ViT, ViTConfig
 from vitrail.nn import Position
 
@@ -45,7 +46,7 @@ def test_pooling_reads_what_its_name_says(randomised):
     by_class = randomised(ViT(ViTConfig(**TINY, registers=2))).features(x)
     assert torch.equal(by_class.pooled, by_class.prefix[:, 0])
     by_mean = randomised(ViT(ViTConfig(**TINY, pool="mean", registers=2))).features(x)
-    torch.testing.assert_close(by_mean.pooled, by_mean.patches.mean(dim=1))
+    close(by_mean.pooled, by_mean.patches.mean(dim=1))
 
 
 def test_without_classes_the_model_gives_its_pooled_features(randomised):
@@ -59,14 +60,14 @@ def test_a_distilled_model_averages_its_two_heads(randomised):
     x = torch.randn(2, 3, 32, 48)
     features = model.features(x)
     one, two = model.head(features.prefix[:, 0]), model.head_distilled(features.prefix[:, 1])
-    torch.testing.assert_close(model.logits(features), torch.stack([one, two], dim=1))
-    torch.testing.assert_close(model(x), (one + two) / 2)
+    close(model.logits(features), torch.stack([one, two], dim=1))
+    close(model(x), (one + two) / 2)
 
 
 def test_each_image_of_a_batch_is_treated_alone(randomised):
     model = randomised(ViT(ViTConfig(**TINY, classes=7)))
     x = torch.randn(3, 3, 32, 48)
-    torch.testing.assert_close(model(x)[1:2], model(x[1:2]), atol=1e-5, rtol=0)
+    close(model(x)[1:2], model(x[1:2]))
 
 
 @pytest.mark.parametrize("position", ["sincos_moco", "rope", "peg", "learned"])
@@ -80,7 +81,7 @@ def test_without_positions_the_model_sees_a_set_of_patches(randomised):
     model = randomised(ViT(ViTConfig(**TINY, position="none", classes=7)))
     x = torch.randn(1, 3, 32, 48)
     shuffled = torch.cat([x[..., 24:], x[..., :24]], dim=-1)  # whole patches change places
-    torch.testing.assert_close(model(shuffled), model(x), atol=1e-5, rtol=0)
+    close(model(shuffled), model(x))
 
 
 def test_padding_a_model_to_whole_patches(randomised):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from close import close, largest
 from vitrail.errors import UsageError
 from vitrail.models import ViT, ViTConfig
 from vitrail.nn import Grids, Position
@@ -55,15 +56,12 @@ def test_an_image_in_a_batch_gets_what_it_gets_alone(kind, randomised):
     for i, image in enumerate(images):
         alone = model.features(image)
         assert alone.valid is None
-        near = {"atol": 1e-5, "rtol": 0}
-        torch.testing.assert_close(together.pooled[i], alone.pooled[0], **near)
-        torch.testing.assert_close(together.prefix[i], alone.prefix[0], **near)
-        torch.testing.assert_close(together.patches[i][together.valid[i]], alone.patches[0], **near)
+        close(together.pooled[i], alone.pooled[0])
+        close(together.prefix[i], alone.prefix[0])
+        close(together.patches[i][together.valid[i]], alone.patches[0])
         rows, columns = GRIDS[i]
-        torch.testing.assert_close(
-            together.maps[0][i, :, :rows, :columns], alone.maps[0][0], **near
-        )
-        torch.testing.assert_close(logits[i], model(image)[0], **near)
+        close(together.maps[0][i, :, :rows, :columns], alone.maps[0][0])
+        close(logits[i], model(image)[0])
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -85,7 +83,7 @@ def test_pixels_beside_an_image_change_nothing(kind, training, randomised):
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         outcomes.append([out, *grads, *model.state_dict().values()])
     for one, other in zip(*outcomes, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+        close(one, other, size=largest(outcomes[1]))
 
 
 def test_a_convolutional_stem_learns_its_statistics_from_what_is_shown(randomised):
@@ -94,9 +92,9 @@ def test_a_convolutional_stem_learns_its_statistics_from_what_is_shown(randomise
     images = torch.randn(2, 3, 16, 24)
     canvas = F.pad(images, (0, 8, 0, 16), value=9.0)
     together = one(canvas, torch.tensor([[2, 3], [2, 3]]))
-    torch.testing.assert_close(together, other(images), atol=1e-5, rtol=0)
+    close(together, other(images))
     for (name, here), there in zip(one.named_buffers(), other.buffers(), strict=True):
-        torch.testing.assert_close(here, there, msg=name)
+        close(here, there, msg=name)
 
 
 @pytest.mark.parametrize("position", ["learned", "rope", "peg"])
@@ -104,9 +102,9 @@ def test_a_batch_of_one(position, randomised):
     model = randomised(ViT(replace(TINY, position=position)))
     x = torch.randn(1, 3, 24, 24)
     alone = model(x[..., :16, :20])
-    torch.testing.assert_close(model(x, torch.tensor([[2, 5]])), alone, atol=1e-5, rtol=0)
+    close(model(x, torch.tensor([[2, 5]])), alone)
     whole = torch.tensor([[3, 6]])
-    torch.testing.assert_close(model(x, whole), model(x), atol=1e-5, rtol=0)
+    close(model(x, whole), model(x))
 
 
 def test_tokens_are_those_of_the_longest_sequence_and_not_of_the_canvas(randomised):
@@ -135,9 +133,9 @@ def test_bfloat16_which_takes_another_way_on_a_cpu_masks_the_same_keys():
     q, k, v = torch.randn(3, 2, 4, 7, 16)
     keys = torch.tensor([[True] * 5 + [False] * 2, [True] * 7])
     out = attend(q, k, v, keys)
-    torch.testing.assert_close(out[:1], attend(q[:1], k[:1, :, :5], v[:1, :, :5]))
+    close(out[:1], attend(q[:1], k[:1, :, :5], v[:1, :, :5]))
     half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), keys)
-    torch.testing.assert_close(half.float(), out, atol=0.03, rtol=0)
+    close(half.float(), out, 0.03)
 
 
 def test_gathering_and_scattering_are_inverse():
@@ -145,7 +143,7 @@ def test_gathering_and_scattering_are_inverse():
     tokens = torch.randn(len(GRIDS), 35, 4)
     assert grids.gather(tokens).shape == (len(GRIDS), 16, 4)
     back = grids.scatter(grids.gather(tokens))
-    torch.testing.assert_close(back, tokens * grids.shown[..., None])
+    close(back, tokens * grids.shown[..., None])
     assert Grids(torch.tensor([[2, 6], [3, 4]]), (5, 7)).keys() is None
 
 

@@ -1,13 +1,13 @@
 """Two sizes of patches in one sequence: one plane, whole maps, and a choice that can be learned."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from close import close
 from vitrail.errors import UsageError
 from vitrail.models import ViT, ViTConfig, build
 from vitrail.nn import SinCosPosition, cells_cut
@@ -22,7 +22,6 @@ ADAPTIVE = replace(TINY, scales="adaptive", fine=0.25)
 LEARNED = replace(ADAPTIVE, saliency="learned")
 KINDS = {"hierarchical": HIERARCHICAL, "variance": ADAPTIVE, "learned": LEARNED}
 every_kind = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 
 
 def lengths(model: ViT) -> list[int]:
@@ -405,7 +404,7 @@ def test_what_does_not_go_together_is_refused(config, changes, message):
 
 
 def test_images_of_different_sizes_are_refused():
-    with pytest.raises(UsageError, match="need scales='one': with 'adaptive' take resize crop"):
+    with pytest.raises(UsageError, match="need scales='one': with adaptive take resize crop"):
         ViT(ADAPTIVE)(torch.zeros(2, 3, 32, 48), torch.tensor([[2, 2], [4, 4]]))
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from close import close
 from vitrail.errors import UsageError
 from vitrail.nn import ConvStem, PatchEmbed, patch_grid
 
@@ -17,7 +18,7 @@ def test_the_convolution_is_unfold_and_one_matrix(channels, size, patch, randomi
     flat = F.unfold(x, patch, stride=patch).transpose(1, 2)  # each patch as (c, p, q)
     expected = F.linear(flat, embed.proj.weight.flatten(1), embed.proj.bias)
     assert grid == (size[0] // patch[0], size[1] // patch[1])
-    torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=0)
+    close(tokens, expected)
 
 
 def test_tokens_run_row_by_row(randomised):
@@ -25,13 +26,13 @@ def test_tokens_run_row_by_row(randomised):
     x = torch.randn(1, 3, 24, 40)
     tokens, grid = embed(x)
     alone, _ = embed(x[:, :, 8:16, 32:40])  # second row, fifth column
-    torch.testing.assert_close(tokens[:, 1 * grid[1] + 4], alone[:, 0])
+    close(tokens[:, 1 * grid[1] + 4], alone[:, 0])
 
 
 def test_the_optional_norm_normalises_each_token():
     tokens, _ = PatchEmbed(3, (8, 8), 64, norm_eps=1e-6)(torch.randn(2, 3, 16, 16))
-    torch.testing.assert_close(tokens.mean(-1), torch.zeros(2, 4), atol=1e-5, rtol=0)
-    torch.testing.assert_close(tokens.var(-1, correction=0), torch.ones(2, 4), atol=1e-3, rtol=0)
+    close(tokens.mean(-1), torch.zeros(2, 4), size=1)
+    close(tokens.var(-1, correction=0), torch.ones(2, 4), 1e-3)
 
 
 @pytest.mark.parametrize("stem", [PatchEmbed, ConvStem])

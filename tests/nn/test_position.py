@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 from timm.layers import RotaryEmbeddingDinoV3
@@ -12,6 +11,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import (
 )
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
 
+from close import close
 from vitrail.nn import LearnedPosition, Peg, RotaryPosition, SinCosPosition, sincos_table
 from vitrail.nn.position import resample_table, rotate
 
@@ -41,7 +41,7 @@ def test_each_fixed_table_is_as_published(kind, grid):
         for row in range(grid[0])
         for column in range(grid[1])
     ]
-    np.testing.assert_allclose(sincos_table(grid, 32, kind).numpy(), expected, atol=1e-6)
+    close(sincos_table(grid, 32, kind), torch.tensor(expected))
 
 
 def test_no_two_of_the_fixed_tables_agree():
@@ -54,7 +54,7 @@ def test_no_two_of_the_fixed_tables_agree():
 @pytest.mark.parametrize("grid", [(14, 14), (6, 9)])
 def test_mocos_table_is_timms_interleaved_one(grid):
     theirs = build_sincos2d_pos_embed(grid, 64, interleave_sin_cos=True)
-    torch.testing.assert_close(sincos_table(grid, 64, "sincos_moco"), theirs, atol=1e-5, rtol=0)
+    close(sincos_table(grid, 64, "sincos_moco"), theirs)
 
 
 def test_maes_table_is_that_of_transformers():
@@ -62,7 +62,7 @@ def test_maes_table_is_that_of_transformers():
     embeddings.initialize_weights()  # a whole new ViTMAEModel of transformers 5.23 has zeros
     theirs = embeddings.position_embeddings[0].detach()
     assert not theirs[0].any()  # the class token's
-    torch.testing.assert_close(sincos_table((14, 14), 64, "sincos_mae"), theirs[1:])
+    close(sincos_table((14, 14), 64, "sincos_mae"), theirs[1:])
 
 
 @pytest.mark.parametrize("kind", SINCOS)
@@ -96,35 +96,35 @@ def test_a_learned_table_serves_every_grid_from_8_to_30():
         for grid in [(side, side), (side, 38 - side)]:
             zeros = torch.zeros(1, grid[0] * grid[1], 8)
             patches, _ = flat(zeros, torch.zeros(1, 0, 8), grid)
-            torch.testing.assert_close(patches, zeros + 1, atol=1e-5, rtol=0)
+            close(patches, zeros + 1)
 
 
 def test_a_resampled_ramp_still_rises_along_the_same_axis():
     rows = torch.arange(6.0).repeat_interleave(4)[:, None]  # a table that tells the row
     finer = resample_table(rows, (6, 4), (12, 8)).view(12, 8)
     assert (finer.diff(dim=0) > 0).all()
-    torch.testing.assert_close(finer[:, :1].expand(12, 8), finer)
+    close(finer[:, :1].expand(12, 8), finer)
 
 
 @pytest.mark.parametrize("grid", [(7, 7), (3, 5)])
 def test_rotary_angles_are_timms_and_transformers(grid):
     sin, cos = RotaryPosition(32)(grid)
     theirs = RotaryEmbeddingDinoV3(32).get_embed(list(grid))
-    torch.testing.assert_close(torch.cat([sin, cos], -1), theirs, atol=1e-5, rtol=0)
+    close(torch.cat([sin, cos], -1), theirs)
 
     config = DINOv3ViTConfig(hidden_size=64, num_attention_heads=2, patch_size=16)
     image = torch.zeros(1, 3, grid[0] * 16, grid[1] * 16)
     cos_theirs, sin_theirs = DINOv3ViTRopePositionEmbedding(config).eval()(image)
-    torch.testing.assert_close(cos, cos_theirs, atol=1e-5, rtol=0)
-    torch.testing.assert_close(sin, sin_theirs, atol=1e-5, rtol=0)
+    close(cos, cos_theirs)
+    close(sin, sin_theirs)
 
 
 def test_rotation_is_that_of_transformers_and_spares_the_prefix():
     q, k = torch.randn(2, 3, 4 + 15, 32), torch.randn(2, 3, 4 + 15, 32)
     sin, cos = RotaryPosition(32)((3, 5))
     q_theirs, k_theirs = apply_rotary_pos_emb(q, k, cos, sin)
-    torch.testing.assert_close(rotate(q, (sin, cos)), q_theirs)
-    torch.testing.assert_close(rotate(k, (sin, cos)), k_theirs)
+    close(rotate(q, (sin, cos)), q_theirs)
+    close(rotate(k, (sin, cos)), k_theirs)
     assert torch.equal(rotate(q, (sin, cos))[:, :, :4], q[:, :, :4])
 
 
@@ -134,8 +134,7 @@ def test_rotary_attention_depends_on_offsets_only():
     q, k = same[:, None, None, None].expand(2, 1, 1, 24, 32)
     rotation = RotaryPosition(32)(grid)
     logits = (rotate(q, rotation) @ rotate(k, rotation).mT).view(*grid, *grid)
-    moved = (logits[1:, 2:, 1:, 2:] - logits[:-1, :-2, :-1, :-2]).abs().max()
-    assert moved < 1e-4
+    close(logits[1:, 2:, 1:, 2:], logits[:-1, :-2, :-1, :-2])
     assert logits.std() > 0.1
 
 
@@ -153,4 +152,4 @@ def test_a_peg_is_its_depthwise_convolution_by_hand_plus_the_input(randomised):
                     if 0 <= r < 2 and 0 <= c < 3:
                         near = x[0, r * 3 + c] * weight[:, 0, dy + 1, dx + 1]
                         expected[0, row * 3 + column] += near
-    torch.testing.assert_close(peg(x, (2, 3)), expected, atol=1e-5, rtol=0)
+    close(peg(x, (2, 3)), expected)

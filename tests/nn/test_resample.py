@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
+from close import close
 from vitrail.nn import adapt_channels, resample_patch, resample_table
 from vitrail.nn.resample import Resample
 
@@ -35,7 +36,7 @@ def test_a_table_for_its_own_grid_is_itself(mode):
 @pytest.mark.parametrize("new", [(8, 8), (20, 11), (30, 30)], ids=str)
 def test_what_is_the_same_everywhere_stays_so(mode, new):
     there = resample_table(torch.ones(14 * 14, 3), (14, 14), new, mode)
-    torch.testing.assert_close(there, torch.ones_like(there))
+    close(there, torch.ones_like(there))
 
 
 @pytest.mark.parametrize("new", [(8, 8), (24, 24), (10, 20)], ids=str)
@@ -43,7 +44,7 @@ def test_as_timm_does(new):
     table = torch.randn(14 * 14, 6)
     theirs = resample_abs_pos_embed(table[None], list(new), [14, 14], num_prefix_tokens=0)[0]
     ours = resample_table(table, (14, 14), new, "bicubic_antialias")
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    close(ours, theirs)
 
 
 def zoom(grid: np.ndarray, new: tuple[int, int]) -> np.ndarray:
@@ -61,9 +62,9 @@ def test_as_googles_code_does(new):
     table = torch.randn(14 * 14, 3)
     theirs = zoom(table.view(14, 14, 3).double().numpy(), new)
     ours = resample_table(table, (14, 14), new, "bilinear_aligned").view(*new, 3)
-    np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-5)
+    close(ours, torch.from_numpy(theirs).float())
     for there, here in ((0, 0), (-1, -1)):
-        torch.testing.assert_close(ours[here, here], table.view(14, 14, 3)[there, there])
+        close(ours[here, here], table.view(14, 14, 3)[there, there])
 
 
 @pytest.mark.parametrize("new", [(8, 8), (16, 30), (30, 16)], ids=str)
@@ -80,9 +81,7 @@ def test_as_dino_does(new):
 def test_a_row_and_a_column_are_treated_alike(mode):
     table = torch.randn(4, 3)
     row, column = ((1, 4), (1, 8)), ((4, 1), (8, 1))
-    torch.testing.assert_close(
-        resample_table(table, *row, mode), resample_table(table, *column, mode)
-    )
+    close(resample_table(table, *row, mode), resample_table(table, *column, mode))
 
 
 def test_the_modes_are_not_the_same():
@@ -97,7 +96,7 @@ def test_patch_kernels_as_timm_does(new):
     kernel = torch.randn(5, 3, 16, 16)
     theirs = resample_patch_embed(kernel, list(new))
     # theirs inverts in float32
-    torch.testing.assert_close(resample_patch(kernel, new), theirs, atol=5e-5, rtol=0)
+    close(resample_patch(kernel, new), theirs, 5e-5)
 
 
 def test_a_patch_may_grow_one_way_and_shrink_the_other():
@@ -111,9 +110,7 @@ def test_a_patch_twice_as_large_sees_the_same_in_an_image_twice_as_large():
     kernel, patch = torch.randn(4, 3, 8, 8), torch.randn(2, 3, 8, 8)
     larger = F.interpolate(patch, size=(16, 16), mode="bicubic", antialias=True)
     before = F.conv2d(patch, kernel)
-    torch.testing.assert_close(
-        F.conv2d(larger, resample_patch(kernel, (16, 16))), before, atol=1e-4, rtol=0
-    )
+    close(F.conv2d(larger, resample_patch(kernel, (16, 16))), before, 1e-4)
     interpolated = F.interpolate(kernel, size=(16, 16), mode="bicubic", antialias=True)
     assert (F.conv2d(larger, interpolated) - before).abs().max() > 1
 
@@ -121,7 +118,7 @@ def test_a_patch_twice_as_large_sees_the_same_in_an_image_twice_as_large():
 def test_a_grey_image_gives_what_its_rgb_copy_gave():
     kernel, grey = torch.randn(4, 3, 8, 8), torch.randn(2, 1, 8, 8)
     before = F.conv2d(grey.expand(-1, 3, -1, -1), kernel)
-    torch.testing.assert_close(F.conv2d(grey, adapt_channels(kernel, 1)), before)
+    close(F.conv2d(grey, adapt_channels(kernel, 1)), before)
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4, 5, 6, 13])
@@ -130,6 +127,6 @@ def test_more_channels_give_outputs_of_the_same_size(channels):
     wide = adapt_channels(kernel, channels)
     assert wide.shape == (4, channels, 8, 8)
     if channels % 3 == 0:
-        torch.testing.assert_close(wide.sum(1), kernel.sum(1))
+        close(wide.sum(1), kernel.sum(1))
     back = adapt_channels(adapt_channels(kernel, 1), channels)
-    torch.testing.assert_close(back.sum(1), kernel.sum(1))
+    close(back.sum(1), kernel.sum(1))

@@ -8,6 +8,7 @@ from timm.models.convnext import ConvNeXt
 from timm.models.pvt_v2 import OverlapPatchEmbed
 from torch import nn
 
+from close import close
 from vitrail.errors import UsageError
 from vitrail.models import ViT, build, model_config
 from vitrail.nn import ConvStem, PatchEmbed, PatchifyStem
@@ -16,7 +17,6 @@ from vitrail.nn.patch import ChannelNorm
 
 OverlapEmbed = partial(PatchEmbed, overlap=True)
 STEMS = {"overlap": OverlapEmbed, "patchify": PatchifyStem}
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 
 
 def convnext_parts(side: int, channels: int, width: int) -> nn.Sequential:

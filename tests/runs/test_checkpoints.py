@@ -344,9 +344,9 @@ def test_a_damaged_checkpoint_names_those_that_can_be_used(run):
     with pytest.raises(DataError) as error:
         load(run, "last")
     assert str(error.value).endswith(
-        "What can be used instead: --checkpoint step-3 (the best of them) or step-1"
+        "What can be used instead: checkpoint step-3 (the best of them) or step-1"
     )
-    with pytest.raises(DataError, match=r"no whole checkpoint in .*step-00000007.* --checkpoint s"):
+    with pytest.raises(DataError, match=r"no whole checkpoint in .*step-00000007.* checkpoint s"):
         load(run, "step-7")
 
 

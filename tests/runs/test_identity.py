@@ -81,7 +81,7 @@ def test_each_image_that_differs_is_named():
         "1 changed (cat/1.jpg), 1 relabelled (dog/5.jpg)"
     )
     assert differences(before, after) == (said,)
-    with pytest.raises(UsageError, match=r"1 relabelled \(dog/5.jpg\)[^$]*--accept-changes"):
+    with pytest.raises(UsageError, match=r"1 relabelled \(dog/5.jpg\)[^$]*accept_changes=True"):
         refuse_changes(before, after)
     assert refuse_changes(before, after, accept=True) == (said,)
 
@@ -158,7 +158,7 @@ def test_code_and_machine(place, value, said, refused):
     (sentence,) = differences(before, now)
     assert sentence.startswith(said)
     if refused:
-        with pytest.raises(UsageError, match="--accept-changes"):
+        with pytest.raises(UsageError, match="accept_changes=True"):
             refuse_changes(before, now)
     else:
         assert refuse_changes(before, now) == (sentence,)

@@ -163,5 +163,5 @@ def test_a_layout_that_cannot_be(config):
 def test_more_processes_than_gpus(config, monkeypatch):
     monkeypatch.setattr(worlds, "pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(DataError, match="it has 1: take --devices 1"):
+    with pytest.raises(DataError, match="it has 1: take devices 1"):
         check_layout(replace(config, device="cuda"), 2)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from close import close
 from train.striped import CLASSES, pictures
 from vitrail.cli import main
 from vitrail.data.augment import AugmentConfig
@@ -63,8 +64,8 @@ def test_hard_is_equation_3_written_out(randomised, distilled):
         expected += 0.7 * -(target * (labels[i].exp() / labels[i].exp().sum()).log()).sum()
         expected += 0.3 * -(taught[i].exp() / taught[i].exp().sum())[said[i].argmax()].log()
     losses = task.loss(batch)
-    torch.testing.assert_close(losses.total, expected / 4)
-    torch.testing.assert_close(losses.parts["labels"] + losses.parts["teacher"], losses.total)
+    close(losses.total, expected / 4)
+    close(losses.parts["labels"] + losses.parts["teacher"], losses.total)
 
 
 @pytest.mark.parametrize("distilled", [False, True])
@@ -79,7 +80,7 @@ def test_soft_is_equation_2_written_out(randomised, distilled):
     targets = batch.targets * 0.9 + 0.1 / 3
     cross = -(targets * labels.log_softmax(dim=1)).sum(dim=1).mean()
     expected = 0.2 * cross + 0.8 * 2.5**2 * (p * (p / q).log()).sum(dim=1).mean()
-    torch.testing.assert_close(task.loss(batch).total, expected)
+    close(task.loss(batch).total, expected)
 
 
 def test_several_labels_are_problems_of_their_own(randomised):
@@ -90,13 +91,13 @@ def test_several_labels_are_problems_of_their_own(randomised):
     labels = -(y * s.log() + (1 - y) * (1 - s).log()).mean()
     yes = (t > 0.5).float()
     taught = -(yes * s.log() + (1 - yes) * (1 - s).log()).mean()
-    torch.testing.assert_close(hard.loss(batch).total, 0.75 * labels + 0.25 * taught)
+    close(hard.loss(batch).total, 0.75 * labels + 0.25 * taught)
 
     config = DistillConfig(kind="soft", temperature=2.0)
     s, t = torch.randn(5, 3), torch.randn(5, 3)
     p, q = (t / 2).sigmoid(), (s / 2).sigmoid()
     expected = 4 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
-    torch.testing.assert_close(distillation(s, t, config, multi_label=True), expected)
+    close(distillation(s, t, config, multi_label=True), expected)
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -141,7 +142,7 @@ def test_what_the_teacher_says_in_bfloat16_is_what_the_loss_gets_in_float32(rand
         assert task.teacher(batch).dtype == torch.float32
     mixed.backward()
     assert mixed.dtype == torch.float32 and task.model.head_distilled.weight.grad.isfinite().all()
-    torch.testing.assert_close(mixed, task.loss(batch).total, rtol=0.05, atol=0.05)
+    close(mixed, task.loss(batch).total, 0.05)
 
 
 def pixels(n: int, height: int, width: int) -> torch.Tensor:
@@ -166,12 +167,8 @@ def test_another_normalisation_is_the_teachers_own(randomised):
     teacher = Teacher(randomised(build(SHAPE)), own, SEES)
     shown = pixels(3, 16, 16)
     batch = Batch(SEES.normalise(shown), torch.zeros(3, 3), np.arange(3))
-    torch.testing.assert_close(
-        teacher.shown(batch).images, own.normalise(shown), rtol=1e-5, atol=1e-5
-    )
-    torch.testing.assert_close(
-        teacher(batch), teacher.model(own.normalise(shown)), rtol=1e-4, atol=1e-5
-    )
+    close(teacher.shown(batch).images, own.normalise(shown))
+    close(teacher(batch), teacher.model(own.normalise(shown)))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +193,7 @@ def test_another_size_is_what_pillow_would_have_made(randomised, interpolation, 
     levels = (teacher.shown(batch).images - expected).abs() * torch.tensor(own.std)[:, None, None]
     assert levels.max() < most / 255 and levels.mean() < mean / 255
     if interpolation != "lanczos":
-        torch.testing.assert_close(teacher(batch), teacher.model(expected), atol=0.05, rtol=0)
+        close(teacher(batch), teacher.model(expected), 0.05)
 
 
 def test_a_teacher_of_any_shape_sees_images_of_one_size_at_its_own(randomised):
@@ -238,7 +235,7 @@ def test_a_teacher_of_any_shape_sees_them_in_theirs(randomised):
     assert torch.equal(found.extent, EXTENT)  # twice the size in patches of twice the size
     for i, view in enumerate(views):
         alone = teacher.model(teacher._converted(student.normalise(view[None])))
-        torch.testing.assert_close(teacher(batch)[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+        close(teacher(batch)[i : i + 1], alone)
     same = Teacher(randomised(build(SHAPE)), student, student).shown(batch)
     assert torch.equal(same.extent, EXTENT)
     x, y = collate([batch.images[0, :, :8], batch.images[1, :, :, :4]], (4, 4))
@@ -247,7 +244,7 @@ def test_a_teacher_of_any_shape_sees_them_in_theirs(randomised):
 
 def test_images_of_other_channels_are_refused(randomised):
     grey = Preprocess(size=(16, 16), mean=(0.5,), std=(0.5,))
-    with pytest.raises(UsageError, match=r"3 channels, the student of 1: .*--model\.channels 3"):
+    with pytest.raises(UsageError, match=r"3 channels, the student of 1: .*channels=3"):
         Teacher(build(SHAPE), SEES, grey)
 
 
@@ -312,14 +309,21 @@ def test_the_same_classes_in_another_order_are_put_right(weights):
     assert opened(weights(CLASSES)).record["order"] is None
 
 
-def test_a_file_that_names_no_classes_is_taken_at_its_number(weights, tmp_path):
+def test_a_file_that_names_no_classes_is_no_teacher_until_it_does(weights, tmp_path):
     config = replace(SHAPE, channels=1)
     for classes in (3, 4):
         model = build(replace(config, classes=classes))
         save_weights(tmp_path / f"{classes}.safetensors", model.config, model.state_dict())
+    with pytest.raises(UsageError, match=r"nothing names the classes .*--classes NAMES\.txt"):
+        opened(tmp_path / "3.safetensors")
+    names, named = tmp_path / "names.txt", tmp_path / "named.safetensors"
+    names.write_text("striped\nlight\ndark\n")
+    convert = ["weights", "convert", tmp_path / "3.safetensors", named, "--to", "vitrail"]
+    assert main([*map(str, convert), "--classes", str(names)]) == 0
     said: list[str] = []
-    found = opened(tmp_path / "3.safetensors", notify=said.append)
-    assert "names no classes" in said[0] and "normalised images is not known" in said[1]
+    found = opened(named, notify=said.append)
+    assert "order of the student's" in said[0] and "normalised images is not known" in said[1]
+    assert found.record["order"] == [2, 1, 0]
     assert found.teacher.preprocess.mean == CONFIG.train_preprocess().mean
     with pytest.raises(UsageError, match="tells 4 classes apart, the student is to learn 3"):
         opened(tmp_path / "4.safetensors")
@@ -531,9 +535,9 @@ def test_a_vit_that_learns_to_drop_tokens_has_itself_as_the_teacher(photos, capf
     assert vitrail(capfd, "predict", "drops", photos / "red" / "1.png")[0] == 0
 
     for asked, message in (
-        (["--distill.kind", "soft"], "set prune.logits and prune.tokens"),
-        (["--model.image-size", "48", "48"], "prune.tokens compares"),
-        (["--data.train-size", "24", "24"], "prune.tokens compares"),
+        (["--distill.kind", "soft"], "set --prune.logits and --prune.tokens"),
+        (["--model.image-size", "48", "48"], "--prune.tokens compares"),
+        (["--data.train-size", "24", "24"], "--prune.tokens compares"),
     ):
         code, said = vitrail(capfd, *drops, *asked, "--out", "x")
         assert code == 2 and message in said and not Path("x").exists()

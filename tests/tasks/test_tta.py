@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from close import close
 from vitrail.data.loader import Batch
 from vitrail.data.preprocess import Canvas
 from vitrail.errors import UsageError
@@ -35,7 +36,7 @@ def test_flip_is_the_mean_of_two_passes(model, multi_label):
     x = torch.randn(3, 3, 32, 16)
     batch = Batch(x, torch.zeros(3, 5), np.arange(3))
     expected = (task.predict(batch) + task.predict(batch._replace(images=x.flip(-1)))) / 2
-    torch.testing.assert_close(task.predict(batch, "flip"), expected)
+    close(task.predict(batch, "flip"), expected)
     assert not torch.equal(task.predict(batch), expected)
 
 
@@ -44,7 +45,7 @@ def test_scales_are_three_sizes_in_whole_patches():
     sizes = [seen(Canvas(x, None), look, PATCH).images.shape[2:] for look in LOOKS["scales"]]
     assert sizes == [(12 * 8, 6 * 4), (14 * 8, 7 * 4), (16 * 8, 8 * 4)]
     flat = seen(Canvas(torch.ones(1, 3, 32, 16), None), Look(scale=0.6), PATCH).images
-    torch.testing.assert_close(flat, torch.ones(1, 3, 16, 8))
+    close(flat, torch.ones(1, 3, 16, 8))
     assert {look.scale for look in LOOKS["flip+scales"] if look.mirrored} == {
         look.scale for look in LOOKS["scales"]
     }
@@ -57,7 +58,7 @@ def test_an_image_among_others_gets_the_looks_that_it_gets_alone(name, model):
     for i, (rows, columns) in enumerate(EXTENT.tolist()):
         image = canvas[i : i + 1, :, : rows * 8, : columns * 4]
         alone = probabilities(model, image, multi_label=False, tta=name)
-        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
+        close(together[i : i + 1], alone)
 
 
 def test_a_mirror_image_stays_at_the_top_left():

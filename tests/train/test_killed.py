@@ -35,10 +35,10 @@ def measured(*args: str) -> dict:
 
 
 def test_kills_at_random_times_change_nothing():
-    found = measured("--part", "kills", "--count", "20")["kills"]
-    assert found["kills"] == 20 and found["mismatches"] == found["orphans"] == 0
+    found = measured("--part", "kills", "--count", "12")["kills"]
+    assert found["kills"] == 12 and found["mismatches"] == found["orphans"] == 0
     # They did strike while something was going on.
-    assert found["killed"]["killed between them"] >= 3
+    assert found["killed"]["killed between them"] >= 1
 
 
 @pytest.mark.slow

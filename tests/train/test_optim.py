@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from close import close
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig, build
 from vitrail.nn.lora import add_lora
@@ -78,7 +79,7 @@ def test_steps_are_those_of_torch_and_timm(rule):
     mine = stepped(module, ours(rule, module))
     theirs = stepped(other, peer(rule, other))
     for start, a, b in zip(before, mine, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=2e-6)
+        close(a, b)
         assert (a - start).norm() > 1e-2 * start.norm()
     # In bfloat16 a momentum is right to 2^-9 at each step, and steps may cancel.
     half = stepped(rounded, ours(rule, rounded, "bfloat16"))
@@ -96,7 +97,7 @@ def test_lamb_leaves_adams_step_to_what_has_no_weight_decay():
     mine = stepped(module, build_optimizer(module, config))
     theirs = stepped(other, timm.optim.Lamb(groups, max_grad_norm=None))
     for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        close(a, b)
 
 
 def test_muons_steps_are_torchs_on_matrices_and_adamws_on_all_else():
@@ -147,7 +148,7 @@ def test_muons_steps_are_torchs_on_matrices_and_adamws_on_all_else():
             # rounding differs between one product and a stack of them.
             assert (value - theirs).norm() < 0.05 * (value - start).norm(), name
         elif not name.startswith(("prefix", "position")):  # those have no weight decay here
-            torch.testing.assert_close(value, all_adamw[name], rtol=1e-6, atol=1e-6)
+            close(value, all_adamw[name])
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one():
@@ -177,7 +178,7 @@ def test_a_direction_is_as_long_as_adamws_whatever_the_shape(shapes, parts):
         for piece, its in zip(update.chunk(parts), found.float().chunk(parts), strict=True):
             assert (piece * its).sum() > 0
             alone = next(iter(directions([piece], 1))).float()
-            torch.testing.assert_close(its, alone, atol=0.03 * its.abs().max().item(), rtol=0)
+            close(its, alone, 0.03)
 
 
 def test_where_bfloat16_is_emulated_directions_are_computed_in_float32(monkeypatch):
@@ -378,7 +379,7 @@ def test_a_gpu_takes_the_same_steps_and_resumes(name, state):
     optimizer = build_optimizer(gpu, config)
     stepped(gpu, optimizer, 4)
     for a, b in zip(slow, gpu.parameters(), strict=True):
-        torch.testing.assert_close(a, b.detach().cpu(), rtol=1e-2, atol=1e-2)
+        close(a, b.detach().cpu(), 1e-2)
     again = build_optimizer(gpu, config)
     restore_optimizer(again, {k: v.cpu() for k, v in flatten_optimizer(optimizer).items()})
     before = [p.detach().clone() for p in gpu.parameters()]

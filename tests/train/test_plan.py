@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail import cli
@@ -489,7 +489,7 @@ def test_memory_is_foreseen_as_it_is_measured(tmp_path, checkpointing):
 def test_what_takes_no_steps_has_no_plan():
     with pytest.raises(UsageError, match="takes no steps"):
         plan_of(replace(CONFIG, method="probe", augment=AugmentConfig.off()), splits())
-    with pytest.raises(UsageError, match="--accumulate 6"):
+    with pytest.raises(UsageError, match="set accumulate 6"):
         plan_of(replace(CONFIG, accumulate=7), splits())
 
 
@@ -551,12 +551,13 @@ def test_the_largest_batch_that_fits_is_taken():
 
 
 def test_where_not_even_one_image_fits_that_is_said():
-    with pytest.raises(DataError, match=r"1 would take .* --checkpointing True"):
+    with pytest.raises(DataError, match=r"1 would take .* checkpointing=True"):
         auto_of(CONFIG, splits(), 10_000, BATCH)
     with pytest.raises(DataError, match="how much memory is free on cpu"):
         auto_of(CONFIG, splits(), None, BATCH)
 
 
+@settings(deadline=None)
 @given(
     room=st.integers(1, 4000),
     images=st.integers(1, 3000),

@@ -158,7 +158,9 @@ def test_a_changed_stream_is_refused_or_gone_on_with(folder):
     run = job.train(replace(CONFIG, epochs=2), "runs/x").run
     longer = replace(run.config(), epochs=4.0)
     write_shard(folder / "train-00001-of-00004.parquet", 500, 11)
-    with pytest.raises(UsageError, match=r"the training stream is another(.*\n)*.*accept-changes"):
+    with pytest.raises(
+        UsageError, match=r"the training stream is another(.*\n)*.*accept_changes=True"
+    ):
         job.resume(run, longer)
     told = []
     job.resume(run, longer, accept_changes=True, notify=told.append)
@@ -183,7 +185,7 @@ def test_what_a_stream_cannot_do_is_refused():
 
 def test_a_length_in_epochs_needs_to_know_what_one_is(folder):
     data = replace(CONFIG.data, stream=StreamSettings(held_out=6))
-    with pytest.raises(UsageError, match=r"--data.stream.epoch 100000"):
+    with pytest.raises(UsageError, match=r"data.stream.epoch 100000"):
         job.train(replace(CONFIG, data=data), "runs/x")
     run = job.train(replace(CONFIG, data=data, epochs=None, minutes=0.005), "runs/y").run
     assert run.config().data.stream.epoch == 10_000
@@ -261,7 +263,7 @@ def test_two_processes_train_on_the_same_stream(folder, tmp_path):
         return Run(tmp_path / out)
 
     one, two = trained("one"), trained("two", "--devices", "2")
-    assert losses(two) == pytest.approx(losses(one), rel=1e-6)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     states = [read_checkpoint(run.checkpoint("last")).state["stream"] for run in (one, two)]
     assert states[0] == states[1]
     # And one goes on with what two have begun.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from close import close
 from train.striped import CLASSES, pictures
 from vitrail.data.augment import AugmentConfig
 from vitrail.data.loader import Batch, EvalLoader, TrainLoader
@@ -115,7 +116,7 @@ def test_a_decayed_rate_is_what_a_step_moves_by(tmp_path):
     optimizer.step()
     for name, parameter in task.model.named_parameters():
         expected = before[name] - 0.1 * tuning.scale(name) * parameter.grad
-        torch.testing.assert_close(parameter, expected, rtol=1e-6, atol=1e-7)
+        close(parameter, expected)
 
 
 def test_what_is_frozen_has_no_gradient_no_state_and_no_noise():
@@ -195,11 +196,11 @@ def test_lora_starts_as_the_base_and_merges_into_it(randomised):
     # y = W x + b + (alpha / r) B A x, written out
     row = torch.randn(5, 32)
     expected = row @ layer.weight.T + layer.bias + 3 * row @ layer.lora_down.T @ layer.lora_up.T
-    torch.testing.assert_close(layer(row), expected)
+    close(layer(row), expected)
     merged = build(CONFIG.model).eval()
     merged.load_state_dict(merged_state(model))
     assert not torch.allclose(model(x), base(x), atol=1e-2)
-    torch.testing.assert_close(merged(x), model(x), rtol=1e-5, atol=1e-6)
+    close(merged(x), model(x))
 
 
 def test_lora_keeps_the_names_and_learns_nothing_but_itself_and_the_head():
@@ -230,7 +231,7 @@ def test_a_run_with_lora_leaves_a_plain_checkpoint(tmp_path, ema):
     loaded = load(run).model
     if not ema:
         x = batch().images
-        torch.testing.assert_close(loaded(x), task.model.eval()(x), rtol=1e-5, atol=1e-6)
+        close(loaded(x), task.model.eval()(x))
 
 
 def test_a_layer_without_bias_and_a_base_in_place():

@@ -4,7 +4,6 @@ A name is either read, and then gives the outputs of its own code, or refused by
 """
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from close import close
 from vitrail.cli import main
 from vitrail.errors import DataError
 from vitrail.models import ViT
@@ -26,8 +26,6 @@ from vitrail.weights import open_weights
 from vitrail.weights.architectures import check_architecture, told_by_timm
 from vitrail.weights.beside import told_by_config
 from vitrail.weights.layouts import understand
-
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-4)
 
 MODULES = (
     *("vision_transformer", "eva", "deit", "vision_transformer_hybrid", "beit", "cait", "xcit"),

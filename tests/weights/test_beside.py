@@ -10,6 +10,7 @@ import torch
 import transformers as hf
 from PIL import Image
 
+from close import close
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError
 from vitrail.models import ViT, ViTConfig
@@ -36,7 +37,7 @@ def test_a_folder_of_transformers_needs_no_other_word(name, randomised, tmp_path
     model.load_state_dict(found.state)
     x = torch.randn(2, 3, *source.size)
     with torch.inference_mode():
-        torch.testing.assert_close(model(x), source.run(theirs, x), atol=1e-5, rtol=0)
+        close(model(x), source.run(theirs, x))
 
 
 def test_a_folder_of_timm_needs_no_other_word(randomised, tmp_path):
@@ -52,7 +53,7 @@ def test_a_folder_of_timm_needs_no_other_word(randomised, tmp_path):
     model.load_state_dict(found.state)
     x = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
-        torch.testing.assert_close(model(x), theirs(x), atol=1e-5, rtol=0)
+        close(model(x), theirs(x))
 
 
 @pytest.mark.parametrize(

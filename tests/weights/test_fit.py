@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 
+from close import close
 from vitrail.errors import DataError
 from vitrail.models import ViT, ViTConfig, model_config
 from vitrail.nn import resample_table
@@ -50,21 +51,21 @@ def test_a_fitted_table_gives_what_resampling_on_the_fly_gives(randomised):
     x = torch.randn(3, 3, 40, 64)
     with torch.inference_mode():
         expected = model(x)
-        torch.testing.assert_close(fitted(model, image_size=(40, 64))(x), expected)
+        close(fitted(model, image_size=(40, 64))(x), expected)
 
 
 def test_a_head_for_other_classes_is_new_and_the_rest_is_not(randomised):
     model = randomised(ViT(TINY))
     result = fit(model.state_dict(), TINY, replace(TINY, classes=3), "these")
     assert result.new == ("head.weight", "head.bias") == result.left_out
-    assert result.notes == ("head: a new one for 3 classes",)
+    assert result.notes == ("head: a new one for 3 classes; the old one tells 5 apart",)
     assert torch.equal(result.state["encoder.norm.bias"], model.encoder.norm.bias)
 
 
 def test_a_head_is_left_out_when_its_classes_are_others(randomised):
     model = randomised(ViT(TINY))
     assert fit(model.state_dict(), TINY, TINY, "these").new == ()
-    assert fit(model.state_dict(), TINY, TINY, "these", new_head=True).new == (
+    assert fit(model.state_dict(), TINY, TINY, "these", new_head="others").new == (
         "head.weight",
         "head.bias",
     )
@@ -81,7 +82,7 @@ def test_class_rows_merge_into_the_token_and_come_apart_again(there, here, rando
     model = randomised(ViT(replace(TINY, prefix_position=there)))
     x = torch.randn(2, 3, 56, 56)
     with torch.inference_mode():
-        torch.testing.assert_close(fitted(model, prefix_position=here)(x), model(x))
+        close(fitted(model, prefix_position=here)(x), model(x))
 
 
 def test_deits_second_token_and_head_may_be_left_out(randomised):
@@ -105,7 +106,7 @@ def test_the_first_blocks_of_a_deeper_model_are_a_model_too(randomised):
     model.encoder.blocks = model.encoder.blocks[:2]
     x = torch.randn(3, 3, 56, 56)
     with torch.inference_mode():
-        torch.testing.assert_close(shallow(x), model(x))
+        close(shallow(x), model(x))
 
 
 def test_patches_of_twice_the_size_see_the_same_in_an_image_of_twice_the_size(randomised):
@@ -118,7 +119,7 @@ def test_patches_of_twice_the_size_see_the_same_in_an_image_of_twice_the_size(ra
     )
     big = big.view(2, 3, 14, 14, 8, 8).permute(0, 1, 2, 4, 3, 5).reshape(2, 3, 112, 112)
     with torch.inference_mode():
-        torch.testing.assert_close(larger(big), model(x), atol=1e-4, rtol=0)
+        close(larger(big), model(x), 1e-4)
 
 
 def test_a_grey_model_sees_what_the_rgb_one_saw(randomised):
@@ -126,7 +127,7 @@ def test_a_grey_model_sees_what_the_rgb_one_saw(randomised):
     x = torch.randn(2, 1, 56, 56)
     with torch.inference_mode():
         expected = model(x.expand(-1, 3, -1, -1))
-        torch.testing.assert_close(fitted(model, channels=1)(x), expected)
+        close(fitted(model, channels=1)(x), expected)
     assert fitted(model, channels=5)(torch.randn(1, 5, 56, 56)).shape == (1, 5)
 
 

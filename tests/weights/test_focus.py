@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 
+from close import close
 from vitrail.models import build
 from vitrail.weights import load_into, open_weights, pretrained, started, to_timm
 from vitrail.weights.fetch import cached_file
@@ -44,8 +45,8 @@ def test_its_tokens_are_those_of_its_own_runtime(file, session):
         alone = model.features(x[1:2])
     ours = torch.cat([features.prefix, features.patches], dim=1)
     assert ours.std() > 0.5
-    torch.testing.assert_close(ours, torch.from_numpy(theirs), atol=2e-5, rtol=0)
-    torch.testing.assert_close(alone.patches[0], features.patches[1], atol=2e-5, rtol=0)
+    close(ours, torch.from_numpy(theirs), 2e-5)
+    close(alone.patches[0], features.patches[1], 2e-5)
 
 
 def test_timm_loads_our_export_strictly(file):
@@ -54,7 +55,7 @@ def test_timm_loads_our_export_strictly(file):
     theirs.load_state_dict(to_timm(opened.state, opened.config), strict=True)
     x = torch.randn(1, 3, 518, 518)
     with torch.inference_mode():
-        torch.testing.assert_close(pretrained("focus_s14")(x), theirs(x), atol=1e-5, rtol=0)
+        close(pretrained("focus_s14")(x), theirs(x))
 
 
 def test_what_is_no_part_of_the_backbone_is_named(file):

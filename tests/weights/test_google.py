@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 
+from close import close
 from vitrail.errors import DataError
 from vitrail.models import ViT, ViTConfig, build
 from vitrail.nn import resample_table
@@ -32,7 +33,6 @@ CONFIG = ViTConfig(
     activation="gelu_tanh",
     resample="bilinear_aligned",
 )
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 
 
 # --- files of every age, from the published key tables (systems.md, 3.1) ---

@@ -15,6 +15,7 @@ import torch
 from timm.models.vision_transformer_hybrid import _resnetv2
 from torch import nn
 
+from close import close
 from vitrail.errors import DataError
 from vitrail.models import ViT, ViTConfig
 from vitrail.weights.files import read_weights, write_npz
@@ -40,7 +41,6 @@ CONFIG = ViTConfig(
     resample="bilinear_aligned",
 )
 ROOT = replace(CONFIG, stem_depths=())
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 both = pytest.mark.parametrize("config", [CONFIG, ROOT], ids=["two stages", "the root alone"])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from vitrail.data.preprocess import Preprocess
@@ -85,14 +86,104 @@ def test_a_head_for_classes_of_other_names_is_new(model, tmp_path):
     path = tmp_path / "ours.safetensors"
     save_weights(path, CONFIG, model.state_dict(), None, tuple("abcde"))
     opened = open_weights(path)
-    same, other = build(CONFIG), build(CONFIG)
-    assert load_into(same, opened, tuple("abcde")).new == ()
-    assert load_into(other, opened, tuple("abcdf")).new == ("head.weight", "head.bias")
+    same, other, turned = build(CONFIG), build(CONFIG), build(CONFIG)
+    kept = load_into(same, opened, tuple("abcde"))
+    assert kept.new == () and kept.notes == ("head: kept, its 5 classes are those of the data",)
+    new = load_into(other, opened, tuple("abcdf"))
+    assert new.new == ("head.weight", "head.bias")
+    assert new.notes[0].endswith("does not know 'f'; it knows besides 'e'")
     assert not other.head.weight.any() and same.head.weight.all()
+    assert "in the order of the data's" in load_into(turned, opened, tuple("bacde")).notes[0]
+    assert torch.equal(turned.head.weight, model.head.weight[[1, 0, 2, 3, 4]])
+    assert torch.equal(turned.head.bias, model.head.bias[[1, 0, 2, 3, 4]])
+
+
+def test_as_many_classes_without_names_are_no_reason_to_keep_a_head(file):
+    opened = open_weights(file, HEADS)
+    config = started(opened, tuple("abcde"), classes=5)
+    other = build(config)
+    fitted = load_into(other, opened, tuple("abcde"))
+    assert fitted.notes == (
+        "head: a new one for 5 classes; nothing names the classes of the old one",
+    )
+    assert not other.head.weight.any()
+    with pytest.warns(UserWarning, match="head for 5 classes is a new one.*leave num_classes out"):
+        assert not pretrained(file, heads=3, num_classes=5).head.weight.any()
+    assert pretrained(file, heads=3).head.weight.all()
+
+
+@pytest.mark.parametrize("hub", ["transformers", "timm"])
+def test_a_config_json_beside_the_file_names_its_classes(hub, file):
+    named = {
+        "transformers": {"id2label": {str(i): name for i, name in enumerate("abcde")}},
+        "timm": {"label_names": list("abcde")},
+    }
+    beside = file.with_name("config.json")
+    beside.write_text(json.dumps(named[hub]))
+    assert open_weights(file, HEADS).classes == tuple("abcde")
+    beside.write_text(json.dumps({"id2label": {str(i): f"LABEL_{i}" for i in range(5)}}))
+    assert open_weights(file, HEADS).classes == (), "a number is no name"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"heads": 6}, {"activation": "gelu_tanh"}, {"norm_eps": 1e-3}], ids=str
+)
+def test_what_pretrained_is_told_arrives(changes, file):
+    model = pretrained(file, **{"heads": 3} | changes)
+    assert all(getattr(model.config, name) == value for name, value in changes.items())
+
+
+@pytest.mark.parametrize("asked", [(16, 40), (32, 80)], ids=str)
+def test_an_oblong_table_is_settled_by_the_size_that_is_asked_for(asked, randomised, tmp_path):
+    config = replace(CONFIG, image_size=(16, 40))  # 2x5
+    model, path = randomised(ViT(config)), tmp_path / "oblong.safetensors"
+    save_file(to_timm(model.state_dict(), config), path)
+    with pytest.raises(DataError, match=r"no square grid: .*image_size=\(16, 40\) if that was 2x5"):
+        pretrained(path, heads=3)
+    assert open_weights(path, HEADS | {"image_size": (16, 40)}).config == config
+    other = pretrained(path, heads=3, image_size=asked)
+    assert other.config.image_size == asked
+    x = torch.randn(2, 3, *asked)
+    with torch.inference_mode():
+        torch.testing.assert_close(other(x), model(x))
+
+
+def test_a_square_table_is_not_taken_for_the_oblong_one_that_is_asked_for(randomised, tmp_path):
+    model, path = randomised(ViT(CONFIG)), tmp_path / "square.safetensors"  # 4x4
+    save_file(to_timm(model.state_dict(), CONFIG), path)
+    opened = open_weights(path, HEADS, wanted={"image_size": (16, 64)})
+    assert opened.config == CONFIG
+    assert any("4x4, though 2x8 are as many" in words for words in opened.assumed)
+    told = open_weights(path, HEADS | {"image_size": (16, 64)})
+    assert told.config.grid == (2, 8)
+
+
+def test_what_is_told_against_the_tensors_is_refused(file):
+    with pytest.raises(UsageError, match=r"depth=3 is not what its tensors show, .* depth=2"):
+        open_weights(file, HEADS | {"depth": 3})
+    with pytest.raises(UsageError, match=r"image_size=\(16, 16\) is not what its tensors show"):
+        open_weights(file, HEADS | {"image_size": (16, 16)})
+    with pytest.raises(UsageError, match="unknown field of ViTConfig 'headz'"):
+        open_weights(file, HEADS | {"headz": 3})
+
+
+def test_a_grey_model_of_a_colour_one_says_of_a_grey_image_what_that_did(model, tmp_path):
+    path = tmp_path / "ours.safetensors"
+    shown = Preprocess(size=(32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    save_weights(path, CONFIG, model.state_dict(), shown)
+    grey = Image.effect_noise((32, 32), 80)
+    other = pretrained(path, channels=1)
+    with torch.inference_mode():
+        expected = model(shown(grey)[None])
+        found = other(shown.grey(grey)[None])
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    opened = open_weights(path)
+    notes = load_into(build(started(opened, channels=1)), opened).notes
+    assert "normalised by mean 0.449 and deviation 0.226, the means of the 3" in notes[0]
 
 
 def test_heads_that_nothing_says_are_asked_for(file):
-    with pytest.raises(DataError, match=r"the number of heads cannot be known.*heads=N"):
+    with pytest.raises(DataError, match=r"the number of heads cannot be known.*heads=1, or"):
         open_weights(file)
     opened = open_weights(file, HEADS)
     assert opened.config.heads == 3

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from close import close
 from models.families import GMLP, MIXER
 from models.theirs import timm_mixer
 from vitrail.errors import DataError
@@ -24,7 +24,6 @@ from vitrail.weights.mixer import resize_tokens
 State = dict[str, Tensor]
 Config = MixerConfig | GmlpConfig
 GOOGLE = replace(MIXER, activation="gelu_tanh")
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 
 
 def google(config: MixerConfig) -> State:

@@ -1,7 +1,6 @@
 """MobileViT's files: the order of the channels, and what lies beside Apple's."""
 
 import json
-from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
+from close import close
 from models.theirs import lively, transformers_mobilevit
 from vitrail.errors import DataError
 from vitrail.models import model_config
@@ -23,7 +23,6 @@ from vitrail.weights.table import WEIGHTS
 State = dict[str, Tensor]
 CLASSES = 7
 XXS = model_config("mobilevit_xxs", classes=CLASSES)
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 
 
 def transformers() -> nn.Module:

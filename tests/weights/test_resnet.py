@@ -1,7 +1,7 @@
 """ResNet's and BiT's files: Google's own, the oldest, and those of other ResNets."""
 
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from close import close
 from vitrail.errors import DataError
 from vitrail.models import build, model_config
 from vitrail.weights.files import write_npz
@@ -17,7 +18,6 @@ from vitrail.weights.resnet import GOOGLE_BIT, RESNET
 
 State = dict[str, Tensor]
 CLASSES = 7
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 
 
 def model_of(found: Found) -> nn.Module:

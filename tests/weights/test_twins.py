@@ -1,18 +1,16 @@
 """Twins' weights from a file to logits."""
 
-from functools import partial
-
 import pytest
 import timm
 import torch
 
+from close import close
 from vitrail.errors import DataError
 from vitrail.weights import open_weights, pretrained
 from vitrail.weights.files import write_safetensors
 from vitrail.weights.load import convert
 
 CLASSES = 7
-close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 
 
 def test_from_a_file_to_logits_and_back_to_a_file(randomised, tmp_path):

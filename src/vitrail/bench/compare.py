@@ -35,7 +35,7 @@ from vitrail.bench.measure import (
 )
 from vitrail.bench.memory import peak_memory
 from vitrail.data.layout import USUAL
-from vitrail.errors import DataError, UsageError, VitrailError
+from vitrail.errors import DataError, UsageError, VitrailError, setting
 from vitrail.metrics import Estimate, paired, share
 from vitrail.models import ModelConfig, build, count_parameters
 from vitrail.runs import Run, TrainConfig
@@ -163,7 +163,9 @@ def open_folder(out: Path, settings: Settings) -> None:
         try:
             before = json.loads(file.read_text(encoding="utf-8"))["settings"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file} is damaged: choose another folder with --out") from error
+            raise DataError(
+                f"{file} is damaged: choose another folder with {setting('out')}"
+            ) from error
         now = json.loads(json.dumps(asdict(settings)))
         before = asdict(USUAL) | before  # what folders of before do not say
         changed = [
@@ -174,11 +176,13 @@ def open_folder(out: Path, settings: Settings) -> None:
         if changed:
             raise UsageError(
                 f"{out} is another comparison, of {', '.join(changed)}: give it the same settings "
-                f"to go on with it, or choose another folder with --out"
+                f"to go on with it, or choose another folder with {setting('out')}"
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not empty and no comparison: choose another folder with --out")
+        raise UsageError(
+            f"{out} is not empty and no comparison: choose another folder with {setting('out')}"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -325,7 +329,7 @@ def _check_same_split(folders: Sequence[Path]) -> None:
         if split != splits[folders[0]]:
             raise DataError(
                 f"the images changed between the training of {folders[0].name} and of "
-                f"{folder.name}: compare again in another folder, with --out"
+                f"{folder.name}: compare again in another folder, with {setting('out')}"
             )
 
 

@@ -32,7 +32,7 @@ from vitrail.bench.measure import BATCH, Labeller
 from vitrail.data import Source, UnreadableImage, write_split
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.stream import StreamSource
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, setting
 from vitrail.metrics import classification
 from vitrail.runs import TrainConfig
 from vitrail.runs.config import open_data_of, with_greys
@@ -65,7 +65,7 @@ def check_installed() -> None:
     except ImportError as error:
         raise UsageError(
             f"{HOG} needs scikit-learn and scikit-image: pip install 'vitrail[baselines]', "
-            f"or leave {HOG} out of --models"
+            f"or leave {HOG} out of {setting('models')}"
         ) from error
 
 
@@ -110,7 +110,7 @@ def train_hog(
         raise UsageError(f"{HOG} gives one label an image, but these images may have several")
     preprocess = with_greys(config, splits, notify).preprocess()
     if not preprocess.one_size:
-        raise UsageError(f"{HOG} needs images of one size: data.resize crop or squash")
+        raise UsageError(f"{HOG} needs images of one size: {setting('data.resize')} crop or squash")
     held_out = splits.val if splits.test is None else splits.test
     cell = cell_of(preprocess.size)
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from vitrail import __version__
-from vitrail.errors import DataError, VitrailError, unknown_name
+from vitrail.errors import DataError, VitrailError, spell, unknown_name
 
 Result = dict[str, Any]
 """What a verb has to say to a program: the one line of --json."""
@@ -154,6 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_stdout()
         print(f"vitrail: cannot write: {error.strerror}. Make room, and try again", file=sys.stderr)
         return DataError.exit_code
+    finally:
+        spell()
     return int(result.get("exit_code", 0))
 
 

@@ -1,9 +1,13 @@
 """Arguments to a typed value, by tyro, with our exit code for bad usage."""
 
-from collections.abc import Sequence
-from typing import TypeVar
+import dataclasses
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
+
+from vitrail.errors import spell
 
 T = TypeVar("T")
 
@@ -19,8 +23,10 @@ def parse(
 ) -> T:
     """Parse `args` into the dataclass `kind`; tyro prints its own message and leaves with 2.
 
-    With `flags` a switch is `--again`, without a value; in a config it is `--name True`.
+    With `flags` a switch is `--again`, without a value; in a config it is `--name True`. From here
+    on messages name the flags of `kind`.
     """
+    spell_flags(kind, flags=flags)
     switch = tyro.conf.FlagCreatePairsOff if flags else tyro.conf.FlagConversionOff
     settings = (switch, tyro.conf.AvoidSubcommands)
     if default is None:
@@ -33,3 +39,46 @@ def parse(
         default=default,
         config=settings,
     )
+
+
+def spell_flags(kind: type[Any], *, flags: bool = False) -> None:
+    """Let messages name settings as the flags of `kind`, and in words where it has no such flag."""
+
+    def flag(name: str, value: tuple[object, ...]) -> str:
+        known = dict(_walk(kind, "", flags))
+        same = [path for path in known if path == name or path.endswith(f".{name}")]
+        path = min(
+            same or [path for path in known if name.endswith(f".{path}")], key=len, default=""
+        )
+        words = [f"--{path.replace('_', '-')}" if path else name.rpartition(".")[2]]
+        if value != (True,) or not known.get(path):
+            for each in value:
+                words += map(str, each) if isinstance(each, tuple) else [shlex.quote(str(each))]
+        return " ".join(words)
+
+    spell(flag)
+
+
+def _walk(kind: type[Any], prefix: str, flags: bool) -> Iterator[tuple[str, bool]]:
+    """The dotted names of all that a flag of `kind` can be for, and whether it is a switch."""
+    hints = get_type_hints(kind, include_extras=True)
+    for item in dataclasses.fields(kind):
+        hint = hints[item.name]
+        marks = getattr(hint, "__metadata__", ())
+        if tyro.conf.Positional in marks or tyro.conf.Suppress in marks:
+            continue
+        names = [mark.name for mark in marks if getattr(mark, "name", None) is not None]
+        path = f"{prefix}{(names or [item.name])[0].replace('-', '_')}"
+        switches = flags and tyro.conf.FlagConversionOff not in marks
+        nested = list(_dataclasses(hint))
+        for part in nested:  # several, where a value may be of one family or another
+            yield from _walk(part, f"{path}." if path else "", switches)
+        if not nested:
+            yield path, switches and hint is bool
+
+
+def _dataclasses(hint: Any) -> Iterator[type[Any]]:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        yield hint
+    for part in get_args(hint):
+        yield from _dataclasses(part)

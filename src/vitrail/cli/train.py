@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,15 +16,16 @@ import tyro
 
 from vitrail import job
 from vitrail.cli.measure import numbers
-from vitrail.cli.parse import parse
+from vitrail.cli.parse import parse, spell_flags
 from vitrail.cli.plan import show_plan
 from vitrail.cli.screen import TrainingScreen, clock, say
+from vitrail.cli.told import told_by
 from vitrail.data import open_data
 from vitrail.data.csvfile import Columns
 from vitrail.data.hub import STREAM_PREFIX, open_streams
 from vitrail.data.layout import FolderRules
 from vitrail.data.stream import StreamSettings
-from vitrail.errors import DataError, UsageError, VitrailError, unknown_name
+from vitrail.errors import DataError, UsageError, VitrailError, setting, unknown_name
 from vitrail.models import ModelConfig, ViTConfig, model_config, with_tokens
 from vitrail.recipes import RECIPES, Facts, facts
 from vitrail.runs import Run, TrainConfig
@@ -88,6 +89,7 @@ class TrainArgs:
 
 def train(args: Sequence[str]) -> dict[str, Any]:
     """Train, judge and report; or go on with a run."""
+    spell_flags(TrainArgs, flags=True)
     with _one_of_a_machine():
         args = [_dashed(arg) for arg in args]
         default = _defaults(args)
@@ -107,7 +109,9 @@ def train(args: Sequence[str]) -> dict[str, Any]:
     if given.plan:
         return _plan(given)
     if given.cluster != Cluster():
-        raise UsageError("--cluster is what --plan plans for: give --plan as well")
+        raise UsageError(
+            "--cluster.gpus and the like are what --plan plans for: give --plan as well"
+        )
     if given.settings.devices > 1 and "WORLD_SIZE" not in os.environ:
         return _in_processes(args, given)
     with TrainingScreen() as screen:
@@ -216,8 +220,13 @@ def _defaults(args: Sequence[str]) -> TrainArgs:
     name = asked["recipe"] or changes.pop("recipe", "finetune" if source else "scratch")
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
-    name, start = _start(name, source, row, _told(args, changes))
-    config = RECIPES[name].config(_facts(data, args, changes, start))
+    wanted = told_by(args, changes, "train")
+    name, start = _start(name, source, row, wanted)
+    found = _facts(data, args, changes, start)
+    channels = _value(args, "--model.channels") or changes.get("model.channels")
+    if str(channels).isdecimal():
+        found = found._replace(channels=int(str(channels)))
+    config = RECIPES[name].config(found)
     if row is not None:
         config = replace(config, model=_model(row, config, start), row=row)
     if asked["tokens"] is not None:
@@ -263,38 +272,21 @@ def _dashed(arg: str) -> str:
 
 
 def _start(
-    name: str, source: str | None, row: str | None, told: Mapping[str, Any]
+    name: str, source: str | None, row: str | None, wanted: Mapping[str, Any]
 ) -> tuple[str, Opened | None]:
     """The weights that a run starts from, and the recipe: another one where the network is not."""
     recipe = RECIPES[name]
     if source is not None:
-        opened = open_start(source, told, row=row, notify=say)
-        for words in opened.assumed:
-            say(f"weights   assumed: {words}")
-        return name, opened
+        return name, open_start(source, row=row, wanted=wanted, notify=say)
     if recipe.weights is None:
         return name, None
     try:
-        return name, open_start(recipe.weights, told, row=row, notify=say)
+        return name, open_start(recipe.weights, row=row, wanted=wanted, notify=say)
     except DataError as error:
         if recipe.offline is None:
             raise
         say(f"{error}\ntraining from scratch instead: recipe {recipe.offline}")
         return recipe.offline, None
-
-
-def _told(args: Sequence[str], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What the user says of weights that do not say it themselves."""
-    kinds: dict[str, Callable[[str], Any]] = {"heads": int, "activation": str, "norm_eps": float}
-    told = {}
-    for name, kind in kinds.items():
-        value = _value(args, f"--model.{name.replace('_', '-')}") or changes.get(f"model.{name}")
-        if value is not None:
-            try:
-                told[name] = kind(value)
-            except ValueError:
-                raise UsageError(f"model.{name} is a number, not '{value}'") from None
-    return told
 
 
 def _value(args: Sequence[str], flag: str) -> str | None:
@@ -374,7 +366,7 @@ def _refuse_another_run(before: TrainConfig, now: TrainConfig) -> None:
     old, new = known_fields(before), known_fields(now)
     changed = [f for f in old if old[f] != new.get(f) and f not in _OF_LENGTH]
     if changed:
-        shown = ", ".join(f"{f} was {old[f]}, now {new.get(f)}" for f in changed)
+        shown = ", ".join(f"{setting(f)} was {old[f]}, now {new.get(f)}" for f in changed)
         raise UsageError(
             f"a resumed run must stay the run it was, but {shown}. "
             f"Leave that out, or start a new run"

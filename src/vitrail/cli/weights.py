@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,12 +13,15 @@ import tyro
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import say
 from vitrail.cli.table import Column, print_table, print_text
+from vitrail.cli.told import Told
+from vitrail.data.shards import read_class_names
 from vitrail.errors import UsageError, unknown_name
 from vitrail.models import ModelConfig, build, count_parameters, model_config
 from vitrail.runs.start import open_start
-from vitrail.weights import Opened, convert
+from vitrail.weights import OURS, Opened, convert
 from vitrail.weights.fetch import cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
+from vitrail.weights.names import some
 from vitrail.weights.table import WEIGHTS
 
 _COLUMNS = (
@@ -32,8 +35,6 @@ _COLUMNS = (
     Column("source", 8, "left"),
     Column("cached", 7, "left"),
 )
-_TOLD = ("heads", "activation", "norm_eps", "image_size", "pool", "resample", "part")
-"""The fields of `ShowArgs` that `open_weights` is told of."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,12 @@ class ShowArgs:
     """A name of the list, a file or folder, an https:// address, hf:owner/name, or a run."""
     model: str | None = None
     """A row of `vitrail models` that it should be: says what becomes of it there."""
-    heads: int | None = None
-    """What no shape shows, where the file alone cannot tell; and those below."""
-    activation: str | None = None
-    norm_eps: float | None = None
-    image_size: tuple[int, int] | None = None
-    """Height and width that its position table is for, if that is no square."""
-    pool: str | None = None
-    """What the head reads: class or mean."""
-    resample: str | None = None
-    """How its makers bring positions to another grid: bicubic, bicubic_offset."""
+    told: Annotated[Told, tyro.conf.arg(name="model")] = field(default_factory=Told)
+    """What no tensor shows, where the file alone cannot tell."""
     part: str | None = None
     """Which model of a file that holds several: model_ema, or what stands before its keys."""
+    classes: Path | None = None
+    """A file with the names of its classes, one a line in the order of its logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +180,7 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
         "parameters": _parameters(opened.config),
         "config": asdict(opened.config),
         "preprocess": opened.preprocess and opened.preprocess.to_dict(),
+        "classes": list(opened.classes),
         "fits": list(opened.fits),
         "assumed": list(opened.assumed),
         "notes": list(opened.notes),
@@ -193,13 +189,16 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
     if given.model:
         result["into"] = _into(opened, given.model)
     for name, value in result.items():
-        if name not in ("config", "preprocess", "assumed", "notes", "left_out"):
+        if name not in ("config", "preprocess", "assumed", "notes", "left_out", "classes"):
             shown = "; ".join(value) if isinstance(value, list) else value
             print(f"{name:<12} {shown}")
+    if opened.config.classes:
+        named = some(list(opened.classes), 6) or "nothing names them"
+        print(f"{'classes':<12} {opened.config.classes}: {named}")
     for name in ("config", "preprocess"):
         print(name)
-        for field, value in (result[name] or {"": "not known"}).items():
-            print(f"  {field:<18} {value}")
+        for part, value in (result[name] or {"": "not known"}).items():
+            print(f"  {part:<18} {value}")
     for words in opened.assumed:
         print(f"assumed      {words}")
     for note in opened.notes:
@@ -218,13 +217,34 @@ def _convert(args: Sequence[str]) -> dict[str, Any]:
     for words in opened.assumed:
         print(f"assumed      {words}")
     print(f"{given.source} is in {out}, in the layout of {given.to}")
-    assumed = list(opened.assumed)
-    return {"source": given.source, "to": given.to, "file": str(out), "assumed": assumed}
+    kept = opened.classes if given.to == OURS else ()
+    if opened.classes:
+        how = "with" if kept else "without"
+        print(
+            f"classes      {how} the names of its {len(opened.classes)}: "
+            f"{some(list(opened.classes), 6)}"
+        )
+    return {
+        "source": given.source,
+        "to": given.to,
+        "file": str(out),
+        "assumed": list(opened.assumed),
+        "classes": list(kept),
+    }
 
 
 def _open(given: ShowArgs) -> Opened:
-    told = {name: value for name in _TOLD if (value := getattr(given, name)) is not None}
-    return open_start(given.source, told, row=given.model, notify=say)
+    told = given.told.fields() | ({} if given.part is None else {"part": given.part})
+    opened = open_start(given.source, told, row=given.model, notify=say)
+    if given.classes is None:
+        return opened
+    names = read_class_names(given.classes.expanduser())
+    if len(names) != opened.config.classes:
+        raise UsageError(
+            f"{given.classes} names {len(names)} classes, and {given.source} has "
+            f"{opened.config.classes} logits: one a line, in their order"
+        )
+    return opened._replace(classes=names)
 
 
 def _into(opened: Opened, model: str) -> list[str]:

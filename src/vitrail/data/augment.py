@@ -23,7 +23,7 @@ from vitrail.data.keyed import uniform
 from vitrail.data.ops import GEOMETRIC, PHOTOMETRIC, brightness, color, contrast, warp
 from vitrail.data.policy import Draw, Plan, Policy, randaugment, three, trivial
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import UsageError, unknown_name
+from vitrail.errors import UsageError, setting, unknown_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +63,17 @@ class AugmentConfig:
         for field, most in (("crop_scale", 1.0), ("crop_ratio", 100.0)):
             bounds = getattr(self, field)
             if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= most:
-                raise UsageError(f"{field} {bounds}: give 0 < least <= greatest <= {most:g}")
+                raise UsageError(
+                    f"{setting(field)} {bounds}: give 0 < least <= greatest <= {most:g}"
+                )
         if self.policy not in get_args(Policy):
             raise unknown_name("augmentation policy", str(self.policy), get_args(Policy))
         for field, (least, most) in _RANGES.items():
             value = getattr(self, field)
             if not least <= value <= most:
-                raise UsageError(f"{field} must be {least:g} to {most:g}, not {value}")
+                raise UsageError(f"{setting(field)} must be {least:g} to {most:g}, not {value}")
             if field in _WHOLE and not isinstance(value, int):
-                raise UsageError(f"{field} must be a whole number, not {value}")
+                raise UsageError(f"{setting(field)} must be a whole number, not {value}")
 
     @classmethod
     def off(cls) -> "AugmentConfig":

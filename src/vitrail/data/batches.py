@@ -24,7 +24,7 @@ from vitrail.data.cache import Picture, as_array, as_image
 from vitrail.data.mix import check_mixable, mix, share_unit
 from vitrail.data.preprocess import Canvas, Preprocess
 from vitrail.data.source import Source
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, setting
 
 
 class Batch(NamedTuple):
@@ -285,7 +285,7 @@ def share_of(
     raise UsageError(
         f"a batch of {batch} images cannot be shared evenly{pairs} by {parts} processes: "
         + (
-            f"set data.batch_size to {' or '.join(map(str, fitting))}"
+            f"set {setting('data.batch_size')} to {' or '.join(map(str, fitting))}"
             if fitting
             else f"there are only {images} images, so take fewer processes"
         )

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -20,7 +19,7 @@ from vitrail.data.parts import part_named
 from vitrail.data.source import PARTS, LeftOut, Targets, file_stamp
 from vitrail.data.table import Table, is_image_name, read_table, refuse_misfits, refuse_rows
 from vitrail.data.walk import walk
-from vitrail.errors import DataError
+from vitrail.errors import DataError, setting
 
 _COLUMN_NAMES = {
     "image": ("file", "image", "path", "filename", "file_name"),
@@ -177,7 +176,7 @@ def _place(file: Path, table: Table, kind: str, name: str) -> int:
         return columns.index(name.strip().lower())
     raise DataError(
         f"{file} has no column '{name}': its columns are {_told(table)}; name the one that holds "
-        f"the {kind} with --data.{kind}-column"
+        f"the {kind} with {setting(f'data.{kind}_column')}"
     )
 
 
@@ -226,7 +225,7 @@ def _undecided(file: Path, table: Table, kind: str, candidates: Sequence[int]) -
     name = table.columns[likely[0]] if likely else "NAME"
     return (
         f"{file} {lacking}: its columns are {_told(table)}; say which one holds the {kind}, as in "
-        f"--data.{kind}-column {shlex.quote(name)}"
+        f"{setting(f'data.{kind}_column', name)}"
     )
 
 

@@ -15,7 +15,7 @@ from vitrail.data.layout import USUAL, FolderRules, Layout, find_layout
 from vitrail.data.names import PackedNames, label_name, printable, shortened
 from vitrail.data.source import PARTS, LeftOut, Tally, Targets, file_stamp
 from vitrail.data.walk import Tree, walk
-from vitrail.errors import DataError
+from vitrail.errors import DataError, setting
 
 
 class FolderSource:
@@ -89,7 +89,7 @@ def _unused(tree: Tree, layout: Layout, folders: list[_ClassFolder]) -> tuple[Le
     places = [place for _, place in layout.places]
     around = {parent for place in places for parent in _upwards(place)}
     unused = Tally()
-    beside = f"beside {', '.join(map(printable, places))}; --data.parts can take them in"
+    beside = f"beside {', '.join(map(printable, places))}; {setting('data.parts')} can take them in"
     for path, folder in tree.folders.items():
         if folder.images and classes.isdisjoint(_upwards(path)):
             if path in around:

@@ -35,7 +35,7 @@ from vitrail.data.parts import most_usual, part_within
 from vitrail.data.shards import class_table, encoded_targets, read_class_names
 from vitrail.data.source import PARTS, LeftOut, PartedSource, Tally, file_stamp
 from vitrail.data.stream import Label, StreamSettings, StreamSource
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, setting
 
 HUB_PREFIX = "hf:"
 STREAM_PREFIX = "hf-stream:"
@@ -129,7 +129,7 @@ def open_streams(name: str, columns: Columns, *, seed: int, settings: StreamSett
             raise UsageError(
                 f"{name} does not name its classes, and a stream cannot be looked through for "
                 f"them: list them, one a line in the order of their numbers, in a file for "
-                f"--data.stream.classes{whole}"
+                f"{setting('data.stream.classes')}{whole}"
             )
         if table.num_shards < settings.lanes:
             with suppress(Exception), _silent_where_local(datasets, place):
@@ -397,7 +397,8 @@ def _column(
     if len(candidates) == 1 or best:
         return (best or candidates)[0]
     raise UsageError(
-        f"which column of {name} holds the {kind}? Name it with --data.{kind}-column: it has "
+        f"which column of {name} holds the {kind}? Name it with {setting(f'data.{kind}_column')}: "
+        f"it has "
         f"{', '.join(f'{column} ({_kind(feature)})' for column, feature in features.items())}"
     )
 

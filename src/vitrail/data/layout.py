@@ -7,7 +7,6 @@ as a class gives a model of nothing, and no number would show it.
 
 import posixpath
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from vitrail.data.names import printable, shortened
 from vitrail.data.parts import PartName, part_named, part_within
 from vitrail.data.source import PARTS
 from vitrail.data.walk import Tree
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, setting
 
 _PLAIN = ("train", "training", "val", "valid", "validation", "test", "testing")
 """Names of parts that go without saying."""
@@ -76,19 +75,21 @@ class _Finder:
             part, equals, folder = one.partition("=")
             if not equals or part not in PARTS:
                 raise UsageError(
-                    f"--data.parts {shlex.quote(parts)}: it is auto, none, or as in "
+                    f"{setting('data.parts', parts)}: it is auto, none, or as in "
                     "train=DIR,val=DIR,test=DIR"
                 )
             place = posixpath.normpath(folder) if folder not in (".", "./") else ""
             if place not in self._tree.folders:
                 near = get_close_matches(place, self._tree.folders, n=1)
                 hint = f": did you mean {printable(near[0])}?" if near else ""
-                raise UsageError(f"--data.parts: {self._name} has no folder {folder}{hint}")
+                raise UsageError(
+                    f"{setting('data.parts')}: {self._name} has no folder {folder}{hint}"
+                )
             places.append((part, self._through(place)))
         for _, one in places:
             if sum(not one or f"{other}/".startswith(f"{one}/") for _, other in places) > 1:
                 raise UsageError(
-                    f"--data.parts: {one or '.'} would be in two parts, or twice in one"
+                    f"{setting('data.parts')}: {one or '.'} would be in two parts, or twice in one"
                 )
         return Layout(tuple(places))
 
@@ -191,7 +192,7 @@ class _Finder:
             raise UsageError(
                 f"{self._name}: {shortened(map(printable, alike), 3)} hold {below} each, but parts "
                 f"hold the classes: let folders lie as in train/{posixpath.basename(alike[0])}; "
-                "or mix the parts with --data.parts none"
+                f"or mix the parts with {setting('data.parts', 'none')}"
             )
         raise self._asking({}, f"they hold the same folders: {below}", alike)
 
@@ -224,8 +225,8 @@ class _Finder:
             question = "is {} a part of a split, or a class?"
         return UsageError(
             f"{self._name}: {question.format(shortened(map(printable, asked), 3))} ({why}) "
-            f"Say which: --data.parts none if all folders are classes, or as in --data.parts "
-            f"{shlex.quote(value)}"
+            f"Say which: {setting('data.parts', 'none')} if all folders are classes, or as in "
+            f"{setting('data.parts', value)}"
         )
 
     def _notes(self, places: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
@@ -238,7 +239,7 @@ class _Finder:
             f"{part} is {' and '.join(printable(path) for one, path in places if one == part)}"
             for part in dict.fromkeys(parts)
         )
-        return (f"parts: {', '.join(told)}; to have it otherwise: --data.parts",)
+        return (f"parts: {', '.join(told)}; to have it otherwise: {setting('data.parts')}",)
 
 
 def _by_part(item: tuple[str, str]) -> int:

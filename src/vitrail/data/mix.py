@@ -13,7 +13,7 @@ from torch import Tensor
 from vitrail.data.augment import AugmentConfig
 from vitrail.data.keyed import uniform
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, setting
 
 
 def mix(
@@ -57,9 +57,10 @@ def check_mixable(config: AugmentConfig, preprocess: Preprocess) -> None:
     """Raise `UsageError` where images are to be mixed that have different sizes."""
     if config.mixes and not preprocess.one_size:
         raise UsageError(
-            f"resize='{preprocess.resize}' makes batches of images of different sizes, which "
-            f"mixup and cutmix cannot mix: switch them off (augment.mixup and augment.cutmix: 0), "
-            f"or use resize='crop' or 'squash'"
+            f"{setting('data.resize', preprocess.resize)} makes batches of images of different "
+            f"sizes, which mixup and cutmix cannot mix: switch them off "
+            f"({setting('augment.mixup', 0)} and {setting('augment.cutmix', 0)}), or use "
+            f"{setting('data.resize', 'crop')} or squash"
         )
 
 

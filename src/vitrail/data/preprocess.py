@@ -23,7 +23,7 @@ Scaling and cutting are one call here, so that only what is shown is ever comput
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from math import ceil, floor, log, sqrt
 from typing import Literal, NamedTuple, get_args
@@ -35,7 +35,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.decode import AnyPicture, eight_bits, read_image
-from vitrail.errors import DataError, UsageError, unknown_name
+from vitrail.errors import DataError, UsageError, setting, unknown_name
 
 Resize = Literal["crop", "squash", "pad", "native"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -107,7 +107,8 @@ class Preprocess:
         ):
             raise UsageError(
                 f"the range of deep greys {self.grey_range!r}: give two numbers, the value that is "
-                f"black and then a greater one that is white (--data.grey-range 0 4095)"
+                f"black and then a greater one that is white, as in "
+                f"{setting('data.grey_range', (0, 4095))}"
             )
 
     @property
@@ -119,6 +120,12 @@ class Preprocess:
     def channels(self) -> int:
         """1 for greyscale, 3 for RGB."""
         return len(self.mean)
+
+    @property
+    def grey(self) -> "Preprocess":
+        """The same for greyscale: by the mean of the channels' means, and of their deviations."""
+        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
+        return replace(self, mean=(mean,), std=(std,))
 
     @property
     def resampling(self) -> Image.Resampling:

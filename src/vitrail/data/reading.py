@@ -15,7 +15,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.source import Source, encoded
 from vitrail.data.stream import StreamSource
 from vitrail.data.workers import GivenUp, Request, Workers, decode, shared_workers
-from vitrail.errors import DataError, UsageError, unknown_name
+from vitrail.errors import DataError, UsageError, setting, unknown_name
 
 _FEW = 256
 """So many files are decoded before processes for that have paid off."""
@@ -49,7 +49,9 @@ class Reading:
             if getattr(self, name) not in kinds:
                 raise unknown_name(name, str(getattr(self, name)), kinds)
         if not self.image_seconds > 0:
-            raise UsageError(f"image_seconds must be above 0, not {self.image_seconds}")
+            raise UsageError(
+                f"{setting('image_seconds')} must be above 0, not {self.image_seconds}"
+            )
 
 
 USUAL = Reading()
@@ -135,5 +137,5 @@ def check_damage(skipped: Mapping[str, str], seen: int, most: float, look: str) 
     raise DataError(
         f"{len(skipped)} of {seen} images cannot be read, more than the {most:.0%} "
         f"that training goes on with:\n{shown}\n"
-        f"{look}mend or remove them, or allow more with --data.max-unreadable"
+        f"{look}mend or remove them, or allow more with {setting('data.max_unreadable')}"
     )

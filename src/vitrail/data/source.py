@@ -20,7 +20,7 @@ from PIL import Image
 
 from vitrail.data.decode import Encoded
 from vitrail.data.names import printable
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, setting
 
 PARTS = ("train", "val", "test")
 
@@ -258,7 +258,7 @@ def refuse_inside(place: Path, data: Path) -> None:
     if data.is_dir() and place.resolve().is_relative_to(data.resolve()):
         raise UsageError(
             f"{place} lies within the data, which is never written to: choose another place (of a "
-            f"run with --out)"
+            f"run with {setting('out')})"
         )
 
 

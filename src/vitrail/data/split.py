@@ -26,14 +26,13 @@ from vitrail.data.samples import SAMPLES, open_sample
 from vitrail.data.shards import ShardSource, has_shards
 from vitrail.data.source import PARTS, PartedSource, Source, Subset, Tally, Targets, label_counts
 from vitrail.data.stream import HeldImages, StreamSettings, StreamSource
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, setting
 
 _TRAIN, _VAL, _TEST = range(len(PARTS))
 _LEFT_OUT = 255
 _SAMPLES_PREFIX = "samples:"
 _SPLIT_HEADER = ("split", "key", "label")
 _CHOSEN_BY_TEST = "validation: the test images, so a best epoch is chosen by them"
-_NOTHING_HELD_OUT = "val_fraction is 0, but the data has no part for validation or test"
 
 _Part = UInt8[np.ndarray, " n"]
 
@@ -74,7 +73,9 @@ def open_splits(
     is not there or that nothing can be learned from.
     """
     if not 0 <= val_fraction < 1:
-        raise UsageError(f"val_fraction is {val_fraction}: it must be at least 0 and less than 1")
+        raise UsageError(
+            f"{setting('val_fraction')} is {val_fraction}: it must be at least 0 and less than 1"
+        )
     source = open_data(data, Columns(image_column, label_column, split_column), rules)
     _refuse_unlearnable(data, source)
     if assignment is None:
@@ -138,22 +139,22 @@ def open_streamed(
 def _beginning(data: str, stream: StreamSource, most: int, fraction: float) -> HeldImages:
     """Images of a stream to hold out of training."""
     if fraction == 0:
-        raise UsageError(_NOTHING_HELD_OUT)
+        raise _nothing_held_out()
     if stream.images is not None:
         most = min(most, max(1, round(fraction * stream.images)))
     held = stream.sample(most)
     if len(held) < most:
         raise DataError(
             f"{data} has only {len(held)} images, and all of them would be held out: hold out "
-            f"fewer, --data.stream.held-out {max(1, len(held) // 5)}"
+            f"fewer, {setting('data.stream.held_out')} {max(1, len(held) // 5)}"
         )
     seen = np.flatnonzero(label_counts(held))
     if len(seen) == 1:
         raise DataError(
             f"the {len(held)} images from the beginning of {data}, which are to be held out, are "
-            f"all of the class '{held.classes[seen[0]]}': hold out more (--data.stream.held-out); "
-            f"or, if the data lies sorted by class, which no stream can shuffle, read it whole: "
-            f"{HUB_PREFIX}{data.removeprefix(STREAM_PREFIX)}"
+            f"all of the class '{held.classes[seen[0]]}': hold out more "
+            f"({setting('data.stream.held_out')}); or, if the data lies sorted by class, which no "
+            f"stream can shuffle, read it whole: {HUB_PREFIX}{data.removeprefix(STREAM_PREFIX)}"
         )
     return held
 
@@ -176,7 +177,8 @@ def open_data(
         raise DataError(f"cannot open {data}: {error.strerror}") from error
     if rules != USUAL and not isinstance(source, FolderSource):
         raise UsageError(
-            f"--data.parts and --data.follow-links are for folders of images, but {data} is none"
+            f"{setting('data.parts')} and {setting('data.follow_links')} are for folders of "
+            f"images, but {data} is none"
         )
     return source
 
@@ -241,7 +243,7 @@ def _refuse_unlearnable(data: Path | str, source: PartedSource) -> None:
         there = [name for number, name in enumerate(PARTS) if (source.part == number).any()]
         raise DataError(
             f"{data} has no images to train with: all are for {' and '.join(there)} (which folder "
-            "is which part, --data.parts says)"
+            f"is which part, {setting('data.parts')} says)"
         )
     if source.targets.ndim == 1:
         _refuse_one_class(data, source.classes)
@@ -292,7 +294,13 @@ def _divide(source: PartedSource, seed: int, fraction: float) -> tuple[_Part, tu
         return part, (how,)
     if (part == _TEST).any():
         return part, (_CHOSEN_BY_TEST,)
-    raise UsageError(_NOTHING_HELD_OUT)
+    raise _nothing_held_out()
+
+
+def _nothing_held_out() -> UsageError:
+    return UsageError(
+        f"{setting('val_fraction')} is 0, but the data has no part for validation or test"
+    )
 
 
 def _validation(

@@ -31,7 +31,7 @@ from PIL import Image
 from vitrail.data import keyed
 from vitrail.data.decode import UnreadableImage, read_image
 from vitrail.data.source import Targets
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, setting
 
 LANES = 8
 """Divided by 1, 2, 4 and 8 processes; so many shards are open at once."""
@@ -70,7 +70,9 @@ class StreamSettings:
             ("epoch", self.epoch),
         ):
             if number is not None and number < 1:
-                raise UsageError(f"data.stream.{name} must be at least 1, not {number}")
+                raise UsageError(
+                    f"{setting(f'data.stream.{name}')} must be at least 1, not {number}"
+                )
 
 
 Label = int | tuple[int, ...]

@@ -22,6 +22,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.reading import USUAL, Reader, Reading, check_damage, decoders
 from vitrail.data.source import Source
 from vitrail.data.stream import HeldImages, Position, StreamSource
+from vitrail.errors import setting
 
 _AHEAD = 2
 """Batches whose images are fetched, encoded, while another one is made and trained on."""
@@ -75,7 +76,8 @@ class StreamLoader:
         if source.lanes % part[1]:
             notify(
                 f"{part[1]} processes cannot share the {source.lanes} lanes of the stream, so each "
-                f"reads all of it: --data.stream.lanes {-(-source.lanes // part[1]) * part[1]}"
+                f"reads all of it: {setting('data.stream.lanes')} "
+                f"{-(-source.lanes // part[1]) * part[1]}"
             )
 
     @property

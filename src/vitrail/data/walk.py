@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from vitrail.data.formats import FORMATS, HEAD_BYTES, IMAGE_EXTENSIONS, image_format, unread
 from vitrail.data.source import LeftOut, Tally
-from vitrail.errors import DataError
+from vitrail.errors import DataError, setting
 
 _SYSTEM = (
     *("__macosx", "_ds_store", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini"),
@@ -20,7 +20,6 @@ _SYSTEM = (
 """What file managers, archives and servers leave behind, in small letters."""
 
 HIDDEN = ("hidden and system files", "what begins with a dot or belongs to the system is no data")
-_FOLLOW = "--data.follow-links True follows them"
 
 
 def is_hidden(name: str) -> bool:
@@ -133,7 +132,8 @@ class _Walk:
             real = os.path.realpath(real)
             inside = os.path.join(real, "").startswith(os.path.join(self._real[""], ""))
             if not (inside or self._follow_links):
-                self._left_out.add("symbolic links to folders elsewhere", _FOLLOW, path)
+                follow = f"{setting('data.follow_links', True)} follows them"
+                self._left_out.add("symbolic links to folders elsewhere", follow, path)
                 return False
         if linked and real in self._above(parent):
             self._left_out.add("symbolic links", "they lead in a circle", path)

@@ -42,7 +42,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vitrail.data.decode import Encoded, UnreadableImage, file_name, read_pixels
-from vitrail.errors import DataError
+from vitrail.errors import DataError, setting
 
 _TRIES = 2
 """How often an image is tried: what killed a worker may have been something else."""
@@ -180,7 +180,7 @@ class Workers:
                 raise
         raise DataError(
             f"no process can be started to decode images: {reason}. To decode in threads of this "
-            f"process instead: --data.decoders threads"
+            f"process instead: {setting('data.decoders')} threads"
         )
 
     def _discard(self, worker: "_Worker") -> None:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, setting
 from vitrail.models.vit import ROWS as VIT_ROWS
 from vitrail.models.vit import ViT, ViTConfig
 from vitrail.nn import Block, Features, mean_of, take
@@ -42,24 +42,30 @@ class DynamicViTConfig(ViTConfig):
         super().__post_init__()
         if not 0 < self.keep <= 1:
             raise UsageError(
-                f"keep must be in (0, 1], not {self.keep}: the share of the patch tokens that each "
-                f"stage leaves, 0.7 as published"
+                f"{setting('model.keep')} must be in (0, 1], not {self.keep}: the share of the "
+                f"patch tokens that each stage leaves, 0.7 as published"
             )
         stages = self.prune_before
         if not stages or stages != tuple(sorted({i for i in stages if 0 < i < self.depth})):
             quarters = tuple(sorted({max(1, self.depth * i // 4) for i in (1, 2, 3)}))
             raise UsageError(
-                f"prune_before={stages}: give ascending numbers of blocks from 1 to "
+                f"{setting('prune_before', stages)}: give ascending numbers of blocks from 1 to "
                 f"{self.depth - 1}, {quarters} for instance"
             )
         if self.width % 4:
             raise UsageError(f"a DynamicViT's width must be divisible by 4, not {self.width}")
         if self.position == "peg":
-            raise UsageError("position='peg' needs whole maps, which a DynamicViT does not keep")
+            raise UsageError(
+                f"{setting('position', 'peg')} needs whole maps, which a DynamicViT does not keep"
+            )
         if self.scales != "one":
-            raise UsageError("a DynamicViT has patches of one size: use scales='one'")
+            raise UsageError(
+                f"a DynamicViT has patches of one size: use {setting('scales', 'one')}"
+            )
         if self.merge:
-            raise UsageError("a DynamicViT drops tokens, it cannot merge them too: use merge=0")
+            raise UsageError(
+                f"a DynamicViT drops tokens, it cannot merge them too: use {setting('merge', 0)}"
+            )
 
     def kept(self, n: int) -> tuple[int, ...]:
         """How many of `n` patch tokens are left after each stage; at least one.

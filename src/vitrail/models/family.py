@@ -14,7 +14,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, setting
 from vitrail.nn import Features
 
 
@@ -41,29 +41,31 @@ class FamilyConfig(ABC):
         self._check_pairs("image_size")
         self._check_counts("channels")
         if self.classes < 0:
-            raise UsageError("classes cannot be negative")
+            raise UsageError(f"{setting('classes')} cannot be negative")
         self._check_shares("drop_path")
 
     def _check_counts(self, *fields: str) -> None:
         for field in fields:
             if getattr(self, field) < 1:
-                raise UsageError(f"{field} must be at least 1, not {getattr(self, field)}")
+                raise UsageError(f"{setting(field)} must be at least 1, not {getattr(self, field)}")
 
     def _check_pairs(self, *fields: str) -> None:
         for field in fields:
             pair = getattr(self, field)
             if not (isinstance(pair, tuple) and len(pair) == 2 and min(pair) >= 1):
-                raise UsageError(f"{field} is a pair (height, width) in pixels, not {pair!r}")
+                raise UsageError(
+                    f"{setting(field)} is a pair (height, width) in pixels, not {pair!r}"
+                )
 
     def _check_shares(self, *fields: str) -> None:
         for field in fields:
             if not 0 <= getattr(self, field) < 1:
-                raise UsageError(f"{field} must be in [0, 1), not {getattr(self, field)}")
+                raise UsageError(f"{setting(field)} must be in [0, 1), not {getattr(self, field)}")
 
     def _check_eps(self, *fields: str) -> None:
         for field in fields:
             if not 0 < getattr(self, field) < 1:
-                raise UsageError(f"{field} must be in (0, 1), not {getattr(self, field)}")
+                raise UsageError(f"{setting(field)} must be in (0, 1), not {getattr(self, field)}")
 
     @property
     @abstractmethod
@@ -114,9 +116,11 @@ class StagedConfig(FamilyConfig):
         for field in fields:
             numbers = getattr(self, field)
             if not (isinstance(numbers, tuple) and numbers and min(numbers) >= 1):
-                raise UsageError(f"{field} has a number from 1 for each stage, not {numbers!r}")
+                raise UsageError(
+                    f"{setting(field)} has a number from 1 for each stage, not {numbers!r}"
+                )
         if len({len(getattr(self, field)) for field in fields}) > 1:
-            named = [f"{field} {getattr(self, field)}" for field in fields]
+            named = [f"{setting(field)} {getattr(self, field)}" for field in fields]
             raise UsageError(
                 f"{', '.join(named[:-1])} and {named[-1]} are of the same stages: give as many of "
                 f"each"
@@ -181,14 +185,14 @@ class Family(nn.Module, ABC):
         if x.shape[1] != self.config.channels:
             raise UsageError(
                 f"the images have {x.shape[1]} channels, the model takes {self.config.channels}: "
-                f"build it with channels={x.shape[1]}, or convert the images"
+                f"build it with {setting('channels', x.shape[1])}, or convert the images"
             )
 
     def check_images(self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None) -> None:
         """Raise `UsageError` for images that a family without `extent` cannot take."""
         if extent is not None:
             raise UsageError(
-                "images of different sizes in one batch (data.resize native or pad) are for ViTs: "
-                f"{self.config.family} takes resize crop or squash"
+                f"images of different sizes in one batch ({setting('data.resize')} native or pad) "
+                f"are for ViTs: {self.config.family} takes resize crop or squash"
             )
         self.check_channels(x)

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vitrail.errors import UsageError, unknown_name
+from vitrail.errors import UsageError, setting, unknown_name
 from vitrail.models.family import Family, FamilyConfig
 from vitrail.nn import (
     DropPath,
@@ -73,7 +73,7 @@ class _Config(FamilyConfig):
             raise UsageError(
                 f"this {self.family} has a weight for each place of {rows}x{columns} patches, so "
                 f"it takes images of {h}x{w} pixels (height x width), not {size[0]}x{size[1]}: "
-                f"scale them, or build it with image_size=({size[0]}, {size[1]})"
+                f"scale them, or build it with {setting('image_size', size)}"
             )
 
     @property

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vitrail.errors import UsageError, unknown_name
+from vitrail.errors import UsageError, setting, unknown_name
 from vitrail.models.family import Family, StagedConfig
 from vitrail.nn import (
     BatchNorm,
@@ -47,7 +47,9 @@ class ResNetConfig(StagedConfig):
         if self.block not in get_args(BlockKind):
             raise unknown_name("block", str(self.block), get_args(BlockKind))
         if self.block == "bottleneck" and any(width % 4 for width in self.widths):
-            raise UsageError(f"block='bottleneck' needs widths divisible by 4, not {self.widths}")
+            raise UsageError(
+                f"{setting('block', 'bottleneck')} needs widths divisible by 4, not {self.widths}"
+            )
 
     @property
     def shape(self) -> str:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, setting
 from vitrail.models.family import Family, StagedConfig, check_heads
 from vitrail.nn import (
     Attention,
@@ -70,7 +70,9 @@ class TwinsConfig(StagedConfig):
         for width, heads in zip(self.widths, self.heads, strict=True):
             check_heads(width, heads)
         if self.window < 0:
-            raise UsageError(f"window is a number of cells, or 0 for no windows, not {self.window}")
+            raise UsageError(
+                f"{setting('window')} is a number of cells, or 0 for no windows, not {self.window}"
+            )
         self._check_eps("norm_eps")
         self._check_shares("dropout")
 

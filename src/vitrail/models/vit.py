@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from vitrail.errors import UsageError, unknown_name
+from vitrail.errors import UsageError, setting, unknown_name
 from vitrail.models.family import Family, FamilyConfig, check_heads
 from vitrail.nn import (
     Activation,
@@ -136,32 +136,51 @@ class ViTConfig(FamilyConfig):
         check_heads(self.width, self.heads)
         for field in ("registers", "representation"):
             if getattr(self, field) < 0:
-                raise UsageError(f"{field} cannot be negative")
+                raise UsageError(f"{setting(field)} cannot be negative")
         if min(self.stem_depths, default=1) < 1:
             raise UsageError(
-                f"stem_depths has a number from 1 for each stage, not {self.stem_depths}"
+                f"{setting('stem_depths')} has a number from 1 for each stage, not "
+                f"{self.stem_depths}"
             )
         if self.stem != "resnet" and (self.stem_depths or self.stem_eps != "vision_transformer"):
-            raise UsageError(f"stem_depths and stem_eps are for stem='resnet', not '{self.stem}'")
+            raise UsageError(
+                f"{setting('stem_depths')} and {setting('stem_eps')} are for "
+                f"{setting('stem', 'resnet')}, not {self.stem}"
+            )
         if not 0 < self.fine <= 1:
-            raise UsageError(f"fine is a share of the patches, in (0, 1], not {self.fine}")
+            raise UsageError(
+                f"{setting('fine')} is a share of the patches, in (0, 1], not {self.fine}"
+            )
         parts = {"sincos_1d": 2}.get(self.position, 4)
         if self.position.startswith("sincos") and self.width % parts:
-            raise UsageError(f"position='{self.position}' needs a width divisible by {parts}")
+            raise UsageError(
+                f"{setting('position', self.position)} needs a width divisible by {parts}"
+            )
         if self.position == "rope" and self.width // self.heads % 4:
-            raise UsageError("position='rope' needs heads whose width is divisible by 4")
+            raise UsageError(
+                f"{setting('position', 'rope')} needs heads whose width is divisible by 4"
+            )
         if self.scales != "one":
             self._check_scales()
         if self.pool.startswith("class") and not self.class_token:
             raise UsageError(
-                f"pool='{self.pool}' needs class_token=True; or use pool='mean' or 'map'"
+                f"{setting('pool', self.pool)} needs {setting('class_token', True)}; or use "
+                f"{setting('pool', 'mean')} or map"
             )
         if self.distilled and self.pool != "class":
-            raise UsageError("distilled=True averages two tokens' heads, so it needs pool='class'")
+            raise UsageError(
+                f"{setting('distilled', True)} averages two tokens' heads, so it needs "
+                f"{setting('pool', 'class')}"
+            )
         if self.distilled and self.pool_norm:
-            raise UsageError("distilled=True reads two tokens: pool_norm=True would norm one")
+            raise UsageError(
+                f"{setting('distilled', True)} reads two tokens: {setting('pool_norm', True)} "
+                f"would norm one"
+            )
         if self.distilled and self.representation:
-            raise UsageError("distilled=True and a representation layer do not go together")
+            raise UsageError(
+                f"{setting('distilled', True)} and a representation layer do not go together"
+            )
         self.check_size(self.image_size)
         if self.merge:
             self._check_merge()
@@ -170,35 +189,37 @@ class ViTConfig(FamilyConfig):
         n = self.tokens
         if not 0 <= self.merge <= n // 2:
             raise UsageError(
-                f"merge={self.merge}: of the {n} patch tokens of an image of {self.image_size[0]}x"
-                f"{self.image_size[1]}, 0 to {n // 2} can be merged after each block, usually "
-                f"{n // 15}"
+                f"{setting('merge', self.merge)}: of the {n} patch tokens of an image of "
+                f"{self.image_size[0]}x{self.image_size[1]}, 0 to {n // 2} can be merged after "
+                f"each block, usually {n // 15}"
             )
         if self.position in ("rope", "peg"):
             raise UsageError(
-                f"position='{self.position}' tells the blocks where each token lies, and a merged "
-                f"one lies in several places: use merge=0"
+                f"{setting('position', self.position)} tells the blocks where each token lies, and "
+                f"a merged one lies in several places: use {setting('merge', 0)}"
             )
 
     def _check_scales(self) -> None:
         if self.position in ("peg", "sincos_1d"):
             raise UsageError(
-                f"scales='{self.scales}' has two grids in one plane, and position="
-                f"'{self.position}' is for the cells of one: use 'learned', 'sincos_mae' or 'rope'"
+                f"{setting('scales', self.scales)} has two grids in one plane, and "
+                f"{setting('position', self.position)} is for the cells of one: use "
+                f"'learned', 'sincos_mae' or 'rope'"
             )
         if self.stem == "resnet":
             raise UsageError(
-                f"scales='{self.scales}' has a stem for each size of patch, which would be two "
-                f"ResNets: use stem='patch', 'overlap', 'patchify' or 'conv'"
+                f"{setting('scales', self.scales)} has a stem for each size of patch, which would "
+                f"be two ResNets: use {setting('stem', 'patch')}, 'overlap', 'patchify' or 'conv'"
             )
         if self.merge:
             raise UsageError(
-                f"scales='{self.scales}' and merge={self.merge} do not go together: merge=0 "
-                "encodes both grids, scales='one' merges"
+                f"{setting('scales', self.scales)} and {setting('merge', self.merge)} do not go "
+                f"together: {setting('merge', 0)} encodes both grids, {setting('scales', 'one')} "
+                f"merges"
             )
         if self.scales == "adaptive" and (self.patch[0] % 2 or self.patch[1] % 2):
             raise UsageError(
-                f"scales='adaptive' halves patches, so their sides must be even, not "
+                f"{setting('scales', 'adaptive')} halves patches, so their sides must be even, not "
                 f"{self.patch[0]}x{self.patch[1]}"
             )
 
@@ -408,8 +429,9 @@ class ViT(Family):
         if self.stem_second is not None:
             if extent is not None:
                 raise UsageError(
-                    "images of different sizes in one batch (data.resize native or pad) need "
-                    f"scales='one': with '{self.config.scales}' take resize crop or squash"
+                    f"images of different sizes in one batch ({setting('data.resize')} native or "
+                    f"pad) need {setting('scales', 'one')}: with {self.config.scales} take resize "
+                    f"crop or squash"
                 )
             x, _ = pad_to_patches(x, self.config.coarsest, self.config.indivisible)
         stages: tuple[Tensor, ...] = ()
@@ -464,8 +486,9 @@ class ViT(Family):
         """Prefix, patches and vector of an encoder that merges: a patch has the token it is in."""
         if isinstance(grid, Grids):
             raise UsageError(
-                "images of different sizes in one batch (data.resize native or pad) cannot have "
-                "their tokens merged: use merge=0, or data.resize crop or squash"
+                f"images of different sizes in one batch ({setting('data.resize')} native or pad) "
+                f"cannot have their tokens merged: use {setting('merge', 0)}, or resize crop or "
+                f"squash"
             )
         k = 0 if self.prefix is None else len(self.prefix)
         tokens, sizes, home = encode_merging(self.encoder, tokens, k, self.config.merge)

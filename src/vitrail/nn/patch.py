@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, setting
 from vitrail.nn.conv import BatchNorm
 from vitrail.nn.grids import on_canvas
 
@@ -44,7 +44,8 @@ def patch_grid(
         down = tuple(max(p, s // p * p) for s, p in zip(size, patch, strict=True))
         raise UsageError(
             f"an image of {size[0]}x{size[1]} pixels (height x width) cannot be cut into patches "
-            f"of {patch[0]}x{patch[1]}: use {down[0]}x{down[1]}, or indivisible='pad'"
+            f"of {patch[0]}x{patch[1]}: use {down[0]}x{down[1]}, or "
+            f"{setting('indivisible', 'pad')}"
         )
     return math.ceil(size[0] / patch[0]), math.ceil(size[1] / patch[1])
 
@@ -138,13 +139,13 @@ class PatchifyStem(nn.Module):
         stages = int(math.log2(patch[0])) - 2
         if patch[0] != patch[1] or 2 ** (stages + 2) != patch[0] or stages < 0:
             raise UsageError(
-                f"stem='patchify' makes patches of 4x4 and doubles them, so the patch must be "
-                f"square and 4, 8, 16, 32 or so, not {patch[0]}x{patch[1]}"
+                f"{setting('stem', 'patchify')} makes patches of 4x4 and doubles them, so the "
+                f"patch must be square and 4, 8, 16, 32 or so, not {patch[0]}x{patch[1]}"
             )
         if width % 2**stages:
             raise UsageError(
-                f"stem='patchify' with patch {patch[0]} needs a width divisible by {2**stages}, "
-                f"not {width}"
+                f"{setting('stem', 'patchify')} with patch {patch[0]} needs a width divisible by "
+                f"{2**stages}, not {width}"
             )
         self.patch = patch
         self.indivisible = indivisible
@@ -193,12 +194,12 @@ class ConvStem(nn.Module):
         stages = int(math.log2(patch[0]))
         if patch[0] != patch[1] or 2**stages != patch[0] or stages < 1:
             raise UsageError(
-                f"stem='conv' halves the image step by step, so the patch must be square and a "
-                f"power of two (2, 4, 8, 16, 32), not {patch[0]}x{patch[1]}"
+                f"{setting('stem', 'conv')} halves the image step by step, so the patch must be "
+                f"square and a power of two (2, 4, 8, 16, 32), not {patch[0]}x{patch[1]}"
             )
         if width % 2 ** (stages - 1):
             raise UsageError(
-                f"stem='conv' with patch {patch[0]} needs a width divisible by "
+                f"{setting('stem', 'conv')} with patch {patch[0]} needs a width divisible by "
                 f"{2 ** (stages - 1)}, not {width}"
             )
         self.patch = patch

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, setting
 from vitrail.nn.conv import Eps, GroupNormReLU, StdConv2d, pad_same
 from vitrail.nn.patch import Indivisible, pad_to_patches
 
@@ -80,8 +80,8 @@ class ResNetStem(nn.Module):
         if patch[0] % stride or patch[1] % stride:
             build = f"stem_depths={depths}" if depths else "no stem_depths"
             raise UsageError(
-                f"stem='resnet' with {build} has a cell for every {stride}x{stride} pixels, so the "
-                f"patch must be a multiple of {stride}, not {patch[0]}x{patch[1]}"
+                f"{setting('stem', 'resnet')} with {build} has a cell for every {stride}x{stride} "
+                f"pixels, so the patch must be a multiple of {stride}, not {patch[0]}x{patch[1]}"
             )
         self.patch = patch
         self.indivisible = indivisible
@@ -110,8 +110,9 @@ class ResNetStem(nn.Module):
         """
         if extent is not None:
             raise UsageError(
-                "images of different sizes in one batch (data.resize native or pad) do not go with "
-                "stem='resnet', whose norms average over the canvas: take resize crop or squash"
+                f"images of different sizes in one batch ({setting('data.resize')} native or pad) "
+                f"do not go with {setting('stem', 'resnet')}, whose norms average over the canvas: "
+                f"take resize crop or squash"
             )
         x, _ = pad_to_patches(x, self.patch, self.indivisible)
         # -inf is never the greatest, as a zero could be; each window has a pixel of the image.

@@ -78,12 +78,14 @@ def dynamicvit(facts: Facts) -> TrainConfig:
 
     Otherwise as `deit`, but for two things that ours has differently: the rates follow no batch
     size, and each of the two parts has a warm-up and a cosine of its own. The teacher is left out
-    where the weights are for another number of classes.
+    where the weights are not known to be for the same classes.
     """
     config = finetune(facts)
     opened = facts.start
     assert opened is not None  # finetune refuses
-    model = started(opened, classes=facts.classes, channels=facts.channels, dropout=0.0)
+    model = started(
+        opened, facts.labels, classes=facts.classes, channels=facts.channels, dropout=0.0
+    )
     if not isinstance(model, ViTConfig):
         raise UsageError(
             f"recipe dynamicvit makes a ViT drop tokens: {opened.source} is of the family "
@@ -94,7 +96,7 @@ def dynamicvit(facts: Facts) -> TrainConfig:
         model = pruned(model, prune_before=tuple(sorted(quarters)))
     frozen = {"prefix": model.class_token or model.registers > 0}
     frozen["position.*"] = model.position == "learned"
-    taught = opened.config.classes == facts.classes
+    taught = opened.head_for(facts.labels).order is not None
     strong = deit(facts)
     return replace(
         strong,

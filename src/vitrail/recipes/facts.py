@@ -21,7 +21,7 @@ class Facts(NamedTuple):
     images: int
     classes: int
     channels: int
-    """1 when the images are greyscale arrays, else 3."""
+    """1 when the images are greyscale arrays or are to be seen as grey, else 3."""
     side: int
     """Median of the images' short sides in pixels."""
     gpu: bool
@@ -31,6 +31,8 @@ class Facts(NamedTuple):
     """Published weights that the user wants to start from."""
     streamed: bool = False
     """Whether the images can be read from front to back only."""
+    labels: tuple[str, ...] = ()
+    """The names of the classes."""
 
 
 def facts(data: str, source: Source | StreamSource, start: Opened | None = None) -> Facts:
@@ -58,4 +60,5 @@ def facts(data: str, source: Source | StreamSource, start: Opened | None = None)
         bfloat16=native_precision(device) == "bfloat16",
         start=start,
         streamed=streamed,
+        labels=source.classes,
     )

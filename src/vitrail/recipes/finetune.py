@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from vitrail.data.augment import AugmentConfig
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, setting
 from vitrail.models import ModelConfig, ViTConfig
 from vitrail.recipes.facts import Facts
 from vitrail.recipes.scratch import batch_size, precision
@@ -107,8 +107,8 @@ def vit_sgd(facts: Facts) -> TrainConfig:
     """As the ViT paper fine-tunes: SGD with momentum, no weight decay, cosine, clipped at norm 1.
 
     Command: `vitrail train my_photos/ --weights augreg_vit_b16 --recipe vit-sgd`. Crops are of
-    Inception's kind (5% to all of the area), the head starts at zero. The paper's learning rate of
-    0.03 is for batches of 512, and follows the batch here.
+    Inception's kind (5% to all of the area), a new head starts at zero. The paper's learning rate
+    of 0.03 is for batches of 512, and follows the batch here.
     """
     config = finetune(facts)
     return replace(
@@ -139,7 +139,7 @@ def demo(facts: Facts) -> TrainConfig:
 def _start(facts: Facts) -> Opened:
     if facts.start is None:
         raise UsageError(
-            "this recipe starts from published weights: add --weights NAME_OR_FILE "
+            f"this recipe starts from published weights: add {setting('weights')} NAME_OR_FILE "
             "(`vitrail weights` lists names)"
         )
     return facts.start
@@ -159,13 +159,13 @@ def _model(facts: Facts, opened: Opened, tokens: int) -> ModelConfig:
     config = opened.config
     changes: dict[str, Any] = {"classes": facts.classes, "channels": facts.channels}
     if not isinstance(config, ViTConfig):
-        return started(opened, **changes)
+        return started(opened, facts.labels, **changes)
     sides = (tokens * p if not facts.gpu else _SIDE_ON_GPU // p * p for p in config.patch)
     changes |= {"image_size": tuple(sides), "dropout": 0.0}
     if config.pool == "class" and not config.classes:
         # Self-supervised: nothing was ever read off the class token alone.
         changes["pool"] = "class_mean"
-    return started(opened, **changes)
+    return started(opened, facts.labels, **changes)
 
 
 def _data(facts: Facts, opened: Opened, batch: int) -> DataConfig:
@@ -173,7 +173,6 @@ def _data(facts: Facts, opened: Opened, batch: int) -> DataConfig:
     shown = opened.preprocess
     if shown is None:
         return data
-    mean, std = shown.mean, shown.std
     if facts.channels == 1:
-        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    return replace(data, mean=mean, std=std, interpolation=shown.interpolation)
+        shown = shown.grey
+    return replace(data, mean=shown.mean, std=shown.std, interpolation=shown.interpolation)

@@ -22,7 +22,7 @@ from vitrail.data.loader import Reading
 from vitrail.data.mix import check_mixable
 from vitrail.data.preprocess import Interpolation, Preprocess, Resize
 from vitrail.data.stream import StreamSettings, StreamSource
-from vitrail.errors import DataError, UsageError, unknown_name
+from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import ModelConfig, ViTConfig
 from vitrail.tasks import ClassifyConfig, DistillConfig, PruneConfig
 
@@ -142,17 +142,19 @@ class OptimConfig:
             ("muon_momentum", self.muon_momentum),
         ):
             if not 0 <= share < 1:
-                raise UsageError(f"optim.{name} must be in [0, 1), not {share}")
+                raise UsageError(f"{setting(f'optim.{name}')} must be in [0, 1), not {share}")
         if self.weight_decay < 0:
-            raise UsageError(f"optim.weight_decay cannot be negative: {self.weight_decay}")
+            raise UsageError(
+                f"{setting('optim.weight_decay')} cannot be negative: {self.weight_decay}"
+            )
         if self.clip is not None and self.clip <= 0:
-            raise UsageError(f"optim.clip must be above 0, or None, not {self.clip}")
+            raise UsageError(f"{setting('optim.clip')} must be above 0, or None, not {self.clip}")
         if not 0 < self.cooldown <= 1:
-            raise UsageError(f"optim.cooldown must be in (0, 1], not {self.cooldown}")
+            raise UsageError(f"{setting('optim.cooldown')} must be in (0, 1], not {self.cooldown}")
         if self.schedule == "trapezoid" and self.warmup + self.cooldown > 1:
             raise UsageError(
-                f"optim.warmup {self.warmup} and optim.cooldown {self.cooldown} are more than the "
-                f"run together: make one of them smaller"
+                f"{setting('optim.warmup')} {self.warmup} and {setting('optim.cooldown')} "
+                f"{self.cooldown} are more than the run together: make one of them smaller"
             )
 
 
@@ -174,7 +176,8 @@ class TuneConfig:
     """The head's learning rate, times `optim.lr`. Where tune says head, a DynamicViT's predictors
     are meant as well."""
     head_init: Literal["zeros", "probe"] = "zeros"
-    """probe: the head that solves the linear problem, before a step is taken (2202.10054)."""
+    """zeros: of a new head; that of weights for the very classes of the data is kept. probe: any
+    head becomes the one that solves the linear problem, before a step is taken (2202.10054)."""
     head_warmup: float = 0.0
     """Share of the run in which only the head learns; each of the two parts has a whole schedule
     of its own."""
@@ -189,21 +192,26 @@ class TuneConfig:
     def __post_init__(self) -> None:
         for name, share in (("layer_decay", self.layer_decay), ("head_lr", self.head_lr)):
             if not 0 < share < math.inf:
-                raise UsageError(f"tune.{name} must be above 0, not {share}")
+                raise UsageError(f"{setting(f'tune.{name}')} must be above 0, not {share}")
         if self.layer_decay > 1:
             raise UsageError(
-                f"tune.layer_decay must be in (0, 1], not {self.layer_decay}: early layers are to "
-                f"learn more slowly than late ones"
+                f"{setting('tune.layer_decay')} must be in (0, 1], not {self.layer_decay}: early "
+                f"layers are to learn more slowly than late ones"
             )
         if not 0 <= self.head_warmup < 1:
-            raise UsageError(f"tune.head_warmup must be in [0, 1), not {self.head_warmup}")
+            raise UsageError(
+                f"{setting('tune.head_warmup')} must be in [0, 1), not {self.head_warmup}"
+            )
         for name, number in (("last_blocks", self.last_blocks), ("lora_rank", self.lora_rank)):
             if number is not None and number < 0:
-                raise UsageError(f"tune.{name} cannot be negative: {number}")
+                raise UsageError(f"{setting(f'tune.{name}')} cannot be negative: {number}")
         if self.lora_rank and not self.lora_targets:
-            raise UsageError("tune.lora_rank is set, but tune.lora_targets is empty: name layers")
+            raise UsageError(
+                f"{setting('tune.lora_rank')} is set, but {setting('tune.lora_targets')} is empty: "
+                f"name layers"
+            )
         if not 0 < self.lora_alpha < math.inf:
-            raise UsageError(f"tune.lora_alpha must be above 0, not {self.lora_alpha}")
+            raise UsageError(f"{setting('tune.lora_alpha')} must be above 0, not {self.lora_alpha}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,12 +284,14 @@ class TrainConfig:
         for field_name, value in known_fields(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
             if any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
-                raise UsageError(f"{field_name} must be a finite number, not {value}")
+                raise UsageError(f"{setting(field_name)} must be a finite number, not {value}")
         for name, value in (("epochs", self.epochs), ("minutes", self.minutes)):
             if value is not None and value <= 0:
-                raise UsageError(f"{name} must be positive, not {value}")
+                raise UsageError(f"{setting(name)} must be positive, not {value}")
         if self.epochs is None and self.minutes is None:
-            raise UsageError("a run needs a length: set epochs or minutes")
+            raise UsageError(
+                f"a run needs a length: set {setting('epochs')} or {setting('minutes')}"
+            )
         for name, number in (
             ("data.batch_size", self.data.batch_size),
             ("data.workers", self.data.workers),
@@ -293,22 +303,24 @@ class TrainConfig:
             ("threads", self.threads),
         ):
             if number is not None and number < 1:
-                raise UsageError(f"{name} must be at least 1, not {number}")
+                raise UsageError(f"{setting(name)} must be at least 1, not {number}")
         if self.profile < 0:
-            raise UsageError(f"profile is a number of steps, and cannot be {self.profile}")
+            raise UsageError(
+                f"{setting('profile')} is a number of steps, and cannot be {self.profile}"
+            )
         if not abs(self.seed) < 2**63:
-            raise UsageError(f"seed must fit into 64 bits, and {self.seed} does not")
+            raise UsageError(f"{setting('seed')} must fit into 64 bits, and {self.seed} does not")
         if self.keep_checkpoints < 2:
             raise UsageError(
-                f"keep_checkpoints must be at least 2, not {self.keep_checkpoints}: if the newest "
-                f"is damaged, the one before it is there"
+                f"{setting('keep_checkpoints')} must be at least 2, not {self.keep_checkpoints}: "
+                f"if the newest is damaged, the one before it is there"
             )
         for name, least in (
             ("checkpoint_minutes", self.checkpoint_minutes),
             ("stall_seconds", self.stall_seconds),
         ):
             if not least > 0:
-                raise UsageError(f"{name} must be above 0, not {least}")
+                raise UsageError(f"{setting(name)} must be above 0, not {least}")
         for name, share in (
             ("data.val_fraction", self.data.val_fraction),
             ("data.max_unreadable", self.data.max_unreadable),
@@ -317,14 +329,15 @@ class TrainConfig:
             ("ema", self.ema),
         ):
             if not 0 <= share < 1:
-                raise UsageError(f"{name} must be in [0, 1), not {share}")
+                raise UsageError(f"{setting(name)} must be in [0, 1), not {share}")
         if self.optim.lr <= 0:
-            raise UsageError(f"optim.lr must be positive, not {self.optim.lr}")
+            raise UsageError(f"{setting('optim.lr')} must be positive, not {self.optim.lr}")
         if self.data.resize in ("pad", "native") and not isinstance(self.model, ViTConfig):
             raise UsageError(
-                f"data.resize {self.data.resize}: images of different sizes in one batch are for "
-                f"ViTs, not for the family '{self.model.family}'; take crop or squash"
+                f"{setting('data.resize')} {self.data.resize}: images of different sizes in one "
+                f"batch are for ViTs, not for the family '{self.model.family}'; take crop or squash"
             )
+        self._check_channels()
         check_mixable(self.augment, self.train_preprocess())
         self.data.reading()
         if self.data.train_size is not None:
@@ -340,18 +353,33 @@ class TrainConfig:
         if self.method == "probe":
             self._check_probe()
 
+    def _check_channels(self) -> None:
+        channels = self.model.channels
+        if channels not in (1, 3):
+            raise UsageError(
+                f"{setting('model.channels')} {channels}: images are read in grey (1) or in colour "
+                f"(3), and no model is trained here on others"
+            )
+        for name, given in (("data.mean", self.data.mean), ("data.std", self.data.std)):
+            if len(given) not in (1, channels):
+                raise UsageError(
+                    f"{setting(name)} has {len(given)} numbers, and {setting('model.channels')} is "
+                    f"{channels}: give one for all channels, or one for each"
+                )
+
     def _check_growth(self) -> None:
         first, whole = self.data.first_size, self.train_preprocess().size
         if first is None:
             return
         if any(f < 1 or f > w for f, w in zip(first, whole, strict=True)):
             raise UsageError(
-                f"data.first_size {first[0]}x{first[1]} must be within {whole[0]}x{whole[1]}, the "
-                f"size of training images"
+                f"{setting('data.first_size')} {first[0]}x{first[1]} must be within "
+                f"{whole[0]}x{whole[1]}, the size of training images"
             )
         if self.data.resize == "native" or self.distill.teacher is not None:
             raise UsageError(
-                "data.first_size is for images of one size and without a teacher: leave it out"
+                f"{setting('data.first_size')} is for images of one size and without a teacher: "
+                f"leave it out"
             )
         for size in self.train_sizes():
             self.model.check_size(size)
@@ -359,10 +387,11 @@ class TrainConfig:
     def _check_stream(self) -> None:
         """Refuse what needs all of the training images, or the same ones again."""
         asked = {
-            "method probe": self.method == "probe",
-            "tune.head_init probe": self.tune.head_init == "probe",
-            "classify.class_weights balanced": self.classify.class_weights == "balanced",
-            "data.cache disk": self.data.cache == "disk",
+            f"{setting('method')} probe": self.method == "probe",
+            f"{setting('tune.head_init')} probe": self.tune.head_init == "probe",
+            f"{setting('classify.class_weights')} balanced": self.classify.class_weights
+            == "balanced",
+            f"{setting('data.cache')} disk": self.data.cache == "disk",
         }
         if refused := [name for name, is_asked in asked.items() if is_asked]:
             raise UsageError(
@@ -375,17 +404,18 @@ class TrainConfig:
         """Refuse what a probe would have to ignore although it was asked for."""
         asked = asdict(self.augment) | {"hflip": 0.0}
         seen = asdict(AugmentConfig.off()) | {n: asked[n] for n in ("ops", "magnitude", "fill")}
-        ignored = [f"augment.{name}" for name in asked if asked[name] != seen[name]]
+        ignored = [setting(f"augment.{name}") for name in asked if asked[name] != seen[name]]
         if self.tune != TuneConfig():
             ignored.append("tune")
         if self.data.first_size is not None:
-            ignored.append("data.first_size")
+            ignored.append(setting("data.first_size"))
         if self.distill.teacher is not None:
-            ignored.append("distill.teacher")
+            ignored.append(setting("distill.teacher"))
         if ignored:
             raise UsageError(
-                f"method 'probe' looks at each image once, as it is, and learns the head alone, so "
-                f"it cannot follow {', '.join(ignored)}: leave that out, or use method 'gradient'"
+                f"{setting('method')} probe looks at each image once, as it is, and learns the "
+                f"head alone, so it cannot follow {', '.join(ignored)}: leave that out, or use "
+                f"{setting('method')} gradient"
             )
 
     def train_preprocess(self) -> Preprocess:
@@ -443,8 +473,9 @@ def open_data_of(
         if config.epochs is not None and not (splits.train.epoch or splits.train.images):
             raise UsageError(
                 f"nobody says how many images {config.data.path} has, so a run's length cannot be "
-                f"told in epochs: say what counts as one (--data.stream.epoch 100000), or give the "
-                f"length in minutes (--epochs None --minutes 60)"
+                f"told in epochs: say what counts as one ({setting('data.stream.epoch')} 100000), "
+                f"or give the length in minutes ({setting('epochs', None)} "
+                f"{setting('minutes', 60)})"
             )
         return splits
     return open_splits(
@@ -568,7 +599,7 @@ def from_dict(tree: Mapping[str, Any], origin: str) -> TrainConfig:
             loc = [p for i, p in enumerate(fault["loc"]) if (i, fault["loc"][0]) != (1, "model")]
             place = ".".join(map(str, loc))
             reason = fault["msg"].removeprefix("Value error, ")
-            faults.append(f"{place}: {reason}" if place else reason)
+            faults.append(f"{setting(place)}: {reason}" if place else reason)
         raise UsageError(f"{origin}: {'; '.join(faults)}") from error
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from vitrail.errors import DataError
+from vitrail.errors import DataError, setting
 
 
 def pick_device(name: str) -> torch.device:
@@ -16,5 +16,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise DataError(f"this machine has no device '{name}': use --device cpu") from error
+        raise DataError(
+            f"this machine has no device '{name}': use {setting('device')} cpu"
+        ) from error
     return device

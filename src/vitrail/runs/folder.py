@@ -35,7 +35,7 @@ from typing import Any, Self
 
 import torch
 
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, setting
 from vitrail.runs.checkpoint import read_state
 from vitrail.runs.config import TrainConfig, from_dict, read_tree, write_yaml
 
@@ -59,8 +59,8 @@ class Run:
         """A new run folder. Raises `UsageError` if there is one already, so that none is lost."""
         if path.is_dir() and {entry.name for entry in path.iterdir()} - {".config.yaml.writing"}:
             raise UsageError(
-                f"{path} is not empty: choose another folder with --out, or go on with that run: "
-                f"vitrail train --resume {shlex.quote(str(path))}"
+                f"{path} is not empty: choose another folder with {setting('out')}, or go on with "
+                f"that run: vitrail train --resume {shlex.quote(str(path))}"
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -256,7 +256,7 @@ class RunLock:
             self._file.close()
             raise DataError(
                 f"another process is training in {self.run.path}: wait for it, or choose another "
-                f"folder with --out"
+                f"folder with {setting('out')}"
             ) from error
         return self
 

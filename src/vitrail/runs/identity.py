@@ -26,7 +26,7 @@ from vitrail.data import Source, Splits
 from vitrail.data.names import shortened
 from vitrail.data.source import label_counts
 from vitrail.data.stream import StreamSource
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, setting
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.folder import Run, environment
 from vitrail.runs.sketch import Record, Sketch
@@ -119,8 +119,8 @@ def refuse_changes(
         )
     if not accept and any(change.what == "inexact" for change in found):
         raise UsageError(
-            f"this run would not go on as if nothing had happened: {_listed(sentences)}\n"
-            f"Put that back as it was; or go on with what there is: --accept-changes"
+            f"this run would not go on as if nothing had happened: {_listed(sentences)}\nPut that "
+            f"back as it was; or go on with what there is: {setting('accept_changes', True)}"
         )
     return sentences
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import DataError
+from vitrail.errors import DataError, setting
 from vitrail.models import Model, build, with_tokens
 from vitrail.runs.checkpoint import Checkpoint, check_checkpoint, model_sha256, read_checkpoint
 from vitrail.runs.config import TrainConfig
@@ -98,7 +98,7 @@ def _instead(run: Run, folder: Path) -> str:
         + (" (the best of them)" if other == best else "")
         for other in whole
     ]
-    return f"What can be used instead: --checkpoint {' or '.join(names)}"
+    return f"What can be used instead: {setting('checkpoint')} {' or '.join(names)}"
 
 
 def load_model(run: Run | Path | str, checkpoint: str | None = None) -> Model:

@@ -7,6 +7,7 @@ from typing import Any
 from vitrail.runs.folder import Run
 from vitrail.runs.load import load
 from vitrail.weights import OURS, Opened, open_weights
+from vitrail.weights.load import check_told
 
 
 def open_start(
@@ -14,13 +15,17 @@ def open_start(
     told: Mapping[str, Any] | None = None,
     *,
     row: str | None = None,
+    wanted: Mapping[str, Any] | None = None,
     notify: Callable[[str], None] = lambda sentence: None,
 ) -> Opened:
-    """What `--weights` names: as `open_weights`, or the folder of a run of our own."""
+    """What `--weights` names: as `open_weights`, or the folder of a run of our own, which says all
+    of itself.
+    """
     folder = Path(source).expanduser()
     if not (folder / "config.yaml").is_file():
-        return open_weights(source, told, row=row, notify=notify)
+        return open_weights(source, told, row=row, wanted=wanted, notify=notify)
     loaded = load(Run(folder))
+    check_told(told or {}, loaded.config.model, source)
     return Opened(
         source=source,
         sha256=loaded.sha256,

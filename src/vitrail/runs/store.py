@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from torch import Tensor
 
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, setting
 from vitrail.runs.checkpoint import (
     ENDING,
     Checkpoint,
@@ -190,7 +190,7 @@ class Checkpoints:
         if problems:
             raise DataError(
                 f"no checkpoint of {self.run.path} is whole: {'; '.join(problems)}. Put back a "
-                f"copy of one, or train again in another folder (--out)"
+                f"copy of one, or train again in another folder ({setting('out')})"
             )
         raise DataError(
             f"{self.run.path} has no checkpoint any more: put back a copy of one, or train again "
@@ -274,7 +274,7 @@ class Checkpoints:
             if not file.is_file() or file.stat().st_size != one.size:
                 raise DataError(
                     f"another process wrote {file}, but the first one cannot see it: the run's "
-                    f"folder must lie on a disk that all machines share (--out)"
+                    f"folder must lie on a disk that all machines share ({setting('out')})"
                 )
 
     def _retain(self, step: int) -> None:

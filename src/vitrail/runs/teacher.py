@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 from vitrail.data.greys import range_text
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import DataError, UsageError, VitrailError
-from vitrail.models import Model, build, model_config
+from vitrail.errors import DataError, UsageError, VitrailError, setting
+from vitrail.models import Model, build
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.folder import Run
 from vitrail.runs.load import load
 from vitrail.tasks import DistillConfig, PruneConfig, Teacher
 from vitrail.weights import OURS, WEIGHTS, open_weights
+from vitrail.weights.classes import match
 from vitrail.weights.files import read_json
-from vitrail.weights.names import some
 
 RECORD = "teacher.json"
 """What a run folder calls its record of the teacher."""
@@ -50,18 +50,25 @@ def open_teacher(
 
     Raises `DataError` where there is no such teacher, `UsageError` for one that does not suit.
     """
+    return _open_teacher(config, classes, multi_label=multi_label, named=True, notify=notify)
+
+
+def _open_teacher(
+    config: TrainConfig,
+    classes: tuple[str, ...],
+    *,
+    multi_label: bool,
+    named: bool,
+    notify: Callable[[str], None],
+) -> FoundTeacher | None:
     _check_asked(config)
     source = config.distill.teacher
     if source is None:
         return None
-    if source in WEIGHTS:
-        published = WEIGHTS[source]
-        # Known before anything is fetched.
-        _check_number(
-            source, model_config(published.model, **published.changes).classes, len(classes)
-        )
+    if source in WEIGHTS:  # known before anything is fetched: what is published names no classes
+        _order(source, WEIGHTS[source].config.classes, (), classes, named)
     opened = _open(source, notify)
-    order = _order(source, opened, classes)
+    order = _order(source, opened.model.config.classes, opened.classes, classes, named)
     if opened.multi_label is not None and opened.multi_label != multi_label:
         kinds = {True: "any number of labels an image", False: "one label an image"}
         raise UsageError(
@@ -86,7 +93,7 @@ def open_teacher(
     if preprocess.grey_range not in (None, student.grey_range):
         notes.append(
             f"deep greys of {range_text(preprocess.grey_range)} were its black to white, and are "
-            f"now the student's: --data.grey-range gives the student the same"
+            f"now the student's: {setting('data.grey_range')} gives the student the same"
         )
     if preprocess.size != student.size:
         height, width = preprocess.size
@@ -122,13 +129,14 @@ def reopen_teacher(
     if (config.distill.teacher is None) != (run.config().distill.teacher is None):
         raise UsageError(f"{run.path} cannot go on with a teacher if it had none, or without")
     try:
-        found = open_teacher(config, classes, multi_label=multi_label, notify=notify)
+        # One that names no classes was taken at its number once.
+        named = (before := read_json(run.path / RECORD)).get("classes") != []
+        found = _open_teacher(config, classes, multi_label=multi_label, named=named, notify=notify)
     except DataError as error:
         raise DataError(
             f"{run.path} needs its teacher to go on. {error}. If it has moved, say where it is: "
-            f"--distill.teacher PLACE"
+            f"{setting('distill.teacher')} PLACE"
         ) from error
-    before = read_json(run.path / RECORD)
     if found and before and found.record["sha256"] != before["sha256"]:
         raise UsageError(
             f"{run.path} has learnt from another teacher than {found.record['source']} is now "
@@ -144,13 +152,14 @@ def _check_asked(config: TrainConfig) -> None:
     how = replace(distill, teacher=None) != DistillConfig()
     if how and distill.teacher is None:
         raise UsageError(
-            "distill.kind, alpha and temperature are about a teacher, but there is none: give "
-            "--distill.teacher RUN_OR_WEIGHTS, or leave them out"
+            f"{setting('distill.kind')}, alpha and temperature are about a teacher, but there is "
+            f"none: give {setting('distill.teacher')} RUN_OR_WEIGHTS, or leave them out"
         )
     if how and prunes:
         raise UsageError(
             "a model that drops tokens learns from its teacher in a way of its own: leave out "
-            "distill.kind, alpha and temperature, and set prune.logits and prune.tokens"
+            f"{setting('distill.kind')}, alpha and temperature, and set {setting('prune.logits')} "
+            f"and {setting('prune.tokens')}"
         )
     if config.prune != PruneConfig() and not prunes:
         raise UsageError(
@@ -176,48 +185,42 @@ def _open(source: str, notify: Callable[[str], None]) -> _Opened:
     except VitrailError as error:
         kind = UsageError if isinstance(error, UsageError) else DataError
         raise kind(
-            f"distill.teacher: {error}. A teacher is the folder of a finished run, a name that "
-            f"`vitrail weights` lists, or a file of weights"
+            f"{setting('distill.teacher')}: {error}. A teacher is the folder of a finished run, a "
+            f"name that `vitrail weights` lists, or a file of weights"
         ) from error
     model = build(opened.config)
     model.load_state_dict(opened.state)
     return _Opened(model, opened.preprocess, opened.classes, None, opened.sha256, opened.layout)
 
 
-def _order(source: str, opened: _Opened, classes: tuple[str, ...]) -> list[int] | None:
+def _order(
+    source: str,
+    logits: int,
+    named: tuple[str, ...],
+    classes: tuple[str, ...],
+    must_be_named: bool,
+) -> list[int] | None:
     """The place of each of the student's classes among the teacher's; None: the same.
 
-    Raises `UsageError` where they are not the same classes.
+    Raises `UsageError` where they are not the same classes, or are not known to be.
     """
-    logits = opened.model.config.classes
-    if not (logits and opened.classes):
-        _check_number(source, logits, len(classes))
-        return None
-    if len(opened.classes) != logits:
-        raise DataError(
-            f"the teacher {source} names {len(opened.classes)} classes, but has {logits} logits"
-        )
-    lacks = [name for name in classes if name not in opened.classes]
-    extra = [name for name in opened.classes if name not in classes]
-    if lacks or extra:
-        differ = [
-            f"{words} {some(names)}"
-            for words, names in (("it does not know", lacks), ("it knows besides", extra))
-            if names
-        ]
-        raise UsageError(
-            f"the teacher {source} has other classes than the student: {'; '.join(differ)}. "
-            f"What works: {_SUITS}"
-        )
-    order = [opened.classes.index(name) for name in classes]
-    return None if order == list(range(len(order))) else order
-
-
-def _check_number(source: str, logits: int, classes: int) -> None:
     if not logits:
         raise UsageError(f"the teacher {source} has no head, and so no answers: {_SUITS}")
-    if logits != classes:
+    if named and len(named) != logits:
+        raise DataError(f"the teacher {source} names {len(named)} classes, but has {logits} logits")
+    if not named and logits != len(classes):
         raise UsageError(
             f"the teacher {source} tells {logits} classes apart, the student is to learn "
-            f"{classes}: {_SUITS}"
+            f"{len(classes)}: {_SUITS}"
         )
+    if not named and not must_be_named:
+        return None
+    found = match(named, classes)
+    if found.order is None:
+        raise UsageError(
+            f"the teacher {source} is not known to tell the student's classes apart: {found.why}. "
+            f"What works: {_SUITS}; or, if only the names differ or lack, write a file with the "
+            f"right ones, one a line in the order of its logits: vitrail weights convert FILE OUT "
+            f"--to vitrail --classes NAMES.txt"
+        )
+    return None if found.order == tuple(range(logits)) else list(found.order)

@@ -29,7 +29,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from vitrail.data.batches import share_of
-from vitrail.errors import DataError, UsageError, VitrailError
+from vitrail.errors import DataError, UsageError, VitrailError, setting
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.device import pick_device
 
@@ -98,7 +98,8 @@ class World:
                 raise DataError(
                     f"process {self.local_rank} of this machine has no GPU: there are "
                     f"{torch.cuda.device_count()}. Start as many processes as GPUs "
-                    f"(--devices {torch.cuda.device_count()}), or take --device cpu"
+                    f"({setting('devices')} {torch.cuda.device_count()}), or take "
+                    f"{setting('device')} cpu"
                 )
             device = torch.device("cuda", self.local_rank)
             torch.cuda.set_device(device)
@@ -179,20 +180,20 @@ def check_layout(config: TrainConfig, processes: int) -> None:
         return
     if config.method == "probe":
         raise UsageError(
-            f"method 'probe' solves one problem, which {processes} processes cannot share: leave "
-            f"out --devices"
+            f"{setting('method')} probe solves one problem, which {processes} processes cannot "
+            f"share: leave out {setting('devices')}"
         )
     if config.device not in ("auto", "cpu", "cuda"):
         raise UsageError(
-            f"device '{config.device}' is one device, but there are {processes} processes: take "
-            f"--device cuda (each gets a GPU of its own) or cpu"
+            f"{setting('device')} {config.device} is one device, but there are {processes} "
+            f"processes: take {setting('device')} cuda (each gets a GPU of its own) or cpu"
         )
     if pick_device(config.device).type == "cuda":
         here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
         if (there := torch.cuda.device_count()) < here:
             raise DataError(
                 f"{here} processes on this machine need a GPU each, but it has {there}: take "
-                f"--devices {there}, or --device cpu"
+                f"{setting('devices')} {there}, or {setting('device')} cpu"
             )
     share_of(config.data.batch_size, (0, processes), config.augment)
 
@@ -491,7 +492,7 @@ class Pulse:
     def _end(self, why: str) -> None:
         missing = self.missing()
         if not self._stop.is_set():
-            way_on = f"{_KEPT}. What needs longer is allowed with --stall-seconds"
+            way_on = f"{_KEPT}. What needs longer is allowed with {setting('stall_seconds')}"
             self._leave(f"{why}: {missing}", way_on)
             self._stop.set()
 

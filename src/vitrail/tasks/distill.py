@@ -28,7 +28,7 @@ from torch import Tensor
 
 from vitrail.data.loader import Batch
 from vitrail.data.preprocess import Canvas, Preprocess, collate
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, setting
 from vitrail.models import Model
 from vitrail.nn import Features
 from vitrail.tasks.classify import Classify, ClassifyConfig, Losses
@@ -49,9 +49,11 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
-            raise UsageError(f"distill.alpha must be in [0, 1], not {self.alpha}")
+            raise UsageError(f"{setting('distill.alpha')} must be in [0, 1], not {self.alpha}")
         if not 0 < self.temperature < math.inf:
-            raise UsageError(f"distill.temperature must be above 0, not {self.temperature}")
+            raise UsageError(
+                f"{setting('distill.temperature')} must be above 0, not {self.temperature}"
+            )
 
 
 class Teacher:
@@ -78,7 +80,7 @@ class Teacher:
             raise UsageError(
                 f"the teacher takes images of {channels} channels, the student of "
                 f"{student.channels}: give a teacher that was trained on such images, or the "
-                f"student --model.channels {channels}"
+                f"student {setting('model.channels', channels)}"
             )
         self.model = model.eval().requires_grad_(False)
         self.preprocess = preprocess

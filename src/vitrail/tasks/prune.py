@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.data.loader import Batch
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, setting
 from vitrail.models import Model, ViT
 from vitrail.models.dynamicvit import DynamicViT
 from vitrail.tasks.classify import Classify, ClassifyConfig, Losses
@@ -130,6 +130,7 @@ def _check_tokens(model: DynamicViT, teacher: Teacher) -> None:
             for c in (ours, theirs)
         )
         raise UsageError(
-            f"prune.tokens compares the patch tokens of model and teacher: {here} here, {there} "
-            f"there. Give the ViT that the model starts from as the teacher, or prune.tokens 0"
+            f"{setting('prune.tokens')} compares the patch tokens of model and teacher: {here} "
+            f"here, {there} there. Give the ViT that the model starts from as the teacher, or "
+            f"{setting('prune.tokens')} 0"
         )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from vitrail.data.cache import size_text
 from vitrail.data.mix import share_unit
-from vitrail.errors import DataError
+from vitrail.errors import DataError, setting
 from vitrail.runs import TrainConfig
 
 AUTO = "auto"
@@ -110,8 +110,9 @@ def _largest(
             return config, f"{name} {number} (auto): of {size_text(room)} {taken}, and {why}"
         why = taken
     raise DataError(
-        f"{name} auto: {why}, and {size_text(room)} can be had. Take --checkpointing True, or a "
-        f"smaller --model or --model.image-size"
+        f"{name} auto: {why}, and {size_text(room)} can be had. Take "
+        f"{setting('checkpointing', True)}, or a smaller {setting('model')} or "
+        f"{setting('model.image_size')}"
     )
 
 

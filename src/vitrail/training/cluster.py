@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from vitrail.data.batches import share_of
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, setting
 from vitrail.runs import TrainConfig
 from vitrail.training.paper import Line, Sizes
 
@@ -51,11 +51,11 @@ class Cluster:
                 raise UsageError(f"cluster.{name} must be above 0, not {number:g}")
         if not 0 < self.utilisation <= 1:
             raise UsageError(
-                f"cluster.utilisation is a share of the peak, above 0 and at most 1, not "
-                f"{self.utilisation:g}: ViTs reach 0.3 to 0.5"
+                f"{setting('cluster.utilisation')} is a share of the peak, above 0 and at most 1, "
+                f"not {self.utilisation:g}: ViTs reach 0.3 to 0.5"
             )
         if self.price is not None and not 0 <= self.price < math.inf:
-            raise UsageError(f"cluster.price cannot be negative: {self.price:g}")
+            raise UsageError(f"{setting('cluster.price')} cannot be negative: {self.price:g}")
 
     @property
     def room(self) -> float:
@@ -115,8 +115,9 @@ def steps_per_epoch(config: TrainConfig, images: int) -> int:
     batches = images // min(config.data.batch_size, images)
     if batches < config.accumulate:
         raise UsageError(
-            f"accumulate is {config.accumulate}, but an epoch has only {batches} batches: set "
-            f"--accumulate {batches}, or a smaller --data.batch-size"
+            f"{setting('accumulate')} is {config.accumulate}, but an epoch has only {batches} "
+            f"batches: set {setting('accumulate')} {batches}, or a smaller "
+            f"{setting('data.batch_size')}"
         )
     return batches // config.accumulate
 

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from vitrail.data.loader import Batch
-from vitrail.errors import DataError
+from vitrail.errors import DataError, setting
 from vitrail.models import Model
 from vitrail.nn import ConvStem
 from vitrail.nn.conv import StdConv2d
@@ -167,8 +167,8 @@ class Engine:
         text = f"not enough memory for {at_once} images at once on {self.device}"
         if self.world.size > 1 or at_once < 2:
             raise DataError(
-                f"{text}: take --micro-batch {max(1, at_once // 2)}, --checkpointing True, or "
-                f"smaller images"
+                f"{text}: take {setting('micro_batch', max(1, at_once // 2))}, "
+                f"{setting('checkpointing', True)}, or smaller images"
             ) from error
         self.micro = at_once // 2
         self.notify(f"{text}: from now on {self.micro}, as with --micro-batch {self.micro}")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vitrail.data import cache_folder
 from vitrail.data.loader import EvalLoader
 from vitrail.data.preprocess import Canvas
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, setting
 from vitrail.models import Model
 from vitrail.tasks.tta import Look, seen, whole_of
 
@@ -55,7 +55,7 @@ def heads(model: Model) -> list[nn.Linear]:
     """
     found = [head for name in HEADS if (head := getattr(model, name, None)) is not None]
     if not found or any(head.bias is None for head in found):
-        raise UsageError("a probe needs a head with a bias: set model.head_bias to true")
+        raise UsageError(f"a probe needs a head with a bias: {setting('model.head_bias', True)}")
     return found
 
 

@@ -18,7 +18,7 @@ from vitrail.data.batches import Batch, Loader
 from vitrail.data.loader import EvalLoader, TrainLoader
 from vitrail.data.stream import joined
 from vitrail.data.stream_loader import StreamLoader
-from vitrail.errors import DataError, UsageError, VitrailError
+from vitrail.errors import DataError, UsageError, VitrailError, setting
 from vitrail.nn.lora import has_lora, merged_state
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.checkpoint import flatten_optimizer, restore_optimizer
@@ -206,7 +206,7 @@ def _no_number(step: int, loss: float, norm: float, lr: float, place: str) -> st
     return (
         f"the loss is no longer a number at step {step} (loss {loss}, gradient norm {norm}, "
         f"learning rate {lr:.3g}). The weights before it and its batch are kept in {place}, and "
-        f"so is the last checkpoint. Try a smaller --optim.lr"
+        f"so is the last checkpoint. Try a smaller {setting('optim.lr')}"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, setting
 from vitrail.runs import OptimConfig
 from vitrail.training.features import HEADS
 from vitrail.training.rules import RuleOptimizer
@@ -88,8 +88,8 @@ def build_optimizer(
             return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
     if muon and not any(group["parts"] for group in groups):
         raise UsageError(
-            "optim.name muon is for the matrices between stem and head, and nothing of the kind "
-            "learns here: use adamw"
+            f"{setting('optim.name')} muon is for the matrices between stem and head, and nothing "
+            f"of the kind learns here: use adamw"
         )
     for group in groups:
         group["rule"] = config.name if not muon or group["parts"] else "adamw"

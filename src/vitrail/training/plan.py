@@ -17,7 +17,7 @@ from vitrail.data.decode import UnreadableImage
 from vitrail.data.loader import one_hot
 from vitrail.data.mix import share_unit
 from vitrail.data.stream import HeldImages, StreamSource
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, setting
 from vitrail.runs import TrainConfig
 from vitrail.training.auto import ALL_GIVEN, Auto, Chosen, choose
 from vitrail.training.cluster import (
@@ -264,7 +264,7 @@ def _chosen(
     if free is None:
         raise DataError(
             f"it cannot be told how much memory is free on {device}, so no number follows from it: "
-            f"say how many, with --data.batch-size or --micro-batch"
+            f"say how many, with {setting('data.batch_size')} or {setting('micro_batch')}"
         )
     return choose(
         auto,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw as fused_adamw
 from torch.optim.sgd import sgd as fused_sgd
 
-from vitrail.errors import DataError
+from vitrail.errors import DataError, setting
 from vitrail.training.muon import directions
 from vitrail.training.shards import held, norms, part_of, settled, whole
 
@@ -100,7 +100,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                     raise DataError(
                         f"the checkpoint's optimiser keeps {', '.join(sorted(loaded))}; "
                         f"{group['rule']} keeps {', '.join(sorted(fresh))}: it is of another "
-                        f"optimiser, so start a new run from its weights, with --weights"
+                        f"optimiser, so start a new run from its weights, with {setting('weights')}"
                     )
                 for name, value in fresh.items():
                     value.copy_(part_of(loaded[name].to(value.device), value))

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from vitrail.errors import UsageError, unknown_name
+from vitrail.errors import UsageError, setting, unknown_name
 from vitrail.models import Model, build
 from vitrail.nn.lora import add_lora
 from vitrail.runs import TrainConfig, TuneConfig
@@ -88,7 +88,10 @@ def prepare(model: Model, config: TuneConfig) -> None:
     if not learning:
         raise UsageError("tune freezes every parameter of the model: leave some to learn")
     if config.head_warmup and not any(_of(name, _NEW) for name in learning):
-        raise UsageError("tune.head_warmup needs a head that learns, but tune.freeze freezes it")
+        raise UsageError(
+            f"{setting('tune.head_warmup')} needs a head that learns, but {setting('tune.freeze')} "
+            f"freezes it"
+        )
 
 
 def layer_of(name: str, blocks: Sequence[str]) -> int:
@@ -128,8 +131,9 @@ def lr_warning(config: TrainConfig) -> str | None:
     if config.method == "probe" or config.optim.name in ("sgd", "lamb") or rate <= _MOST_FOR_ADAMW:
         return None
     return (
-        f"optim.lr {rate:g} is high for AdamW on pretrained weights, which 5e-5 to 5e-4 suits: if "
-        f"the result is poor, try --optim.lr 2e-4, or look with --find-lr"
+        f"{setting('optim.lr')} {rate:g} is high for AdamW on pretrained weights, which 5e-5 to "
+        f"5e-4 suits: if the result is poor, try {setting('optim.lr')} 2e-4, or look with "
+        f"{setting('find_lr')}"
     )
 
 
@@ -150,7 +154,8 @@ def _frozen(model: Model, config: TuneConfig) -> set[str]:
         blocks = model.block_names()
         if config.last_blocks > len(blocks):
             raise UsageError(
-                f"tune.last_blocks is {config.last_blocks}, but the model has {len(blocks)} blocks"
+                f"{setting('tune.last_blocks')} is {config.last_blocks}, but the model has "
+                f"{len(blocks)} blocks"
             )
         first = len(blocks) - config.last_blocks + 1
         frozen |= {name for name in names if layer_of(name, blocks) < first}
@@ -179,7 +184,7 @@ def _lora_targets(model: Model, config: TuneConfig) -> list[str]:
     known = {name.split(".")[-1] for name in layers}
     for target in config.lora_targets:
         if target not in known:
-            raise unknown_name("layer in tune.lora_targets:", target, known)
+            raise unknown_name(f"layer in {setting('tune.lora_targets')}:", target, known)
     return [
         name
         for name, layer in layers.items()

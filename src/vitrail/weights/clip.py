@@ -31,9 +31,9 @@ NAMES: Names = {
 }
 
 ACTIVATION = Ask(
-    "no tensor shows which GELU a CLIP was trained with: say activation=gelu_quick for OpenAI's "
-    "weights and for what open_clip calls -quickgelu, activation=gelu for its others (LAION-2B, "
-    "DataComp)"
+    "no tensor shows which GELU a CLIP was trained with: say {} for OpenAI's weights and for what "
+    "open_clip calls -quickgelu, {} for its others (LAION-2B, DataComp)",
+    ("gelu_quick", "gelu"),
 )
 
 

@@ -91,7 +91,8 @@ MOCO = replace(
     asks={
         "heads": Ask(
             "no shape shows the heads, and with width 384 MoCo v3's ViT-S has 12 and DeiT's 6: "
-            "say heads=12 or heads=6",
+            "say {} or {}",
+            (12, 6),
             when={"width": 384},
         )
     },

@@ -19,7 +19,7 @@ from torch import Size, Tensor
 
 from vitrail.errors import DataError, UsageError
 from vitrail.models import MODELS, ModelConfig
-from vitrail.weights.names import State, our_shapes, some
+from vitrail.weights.names import State, ask_for_grid, oblong, our_shapes, some
 
 BLOCK = re.compile(r"stages\.(\d+)\.(\d+)\.(.+)")
 """Our key of a part of a block, where there are stages: stage, block, part."""
@@ -94,15 +94,24 @@ class FamilyLayout:
             )
         return self.back(theirs, config)
 
-    def infer(self, state: State, told: Mapping[str, Any], where: str) -> ModelConfig:
-        """The row of the family whose tensors these are, for their classes, channels and images."""
+    def infer(
+        self,
+        state: State,
+        told: Mapping[str, Any],
+        where: str,
+        like: tuple[int, int] | None = None,
+    ) -> ModelConfig:
+        """The row of the family whose tensors these are, for their classes, channels and images.
+
+        `like` is an image size whose proportions count where nothing else tells them.
+        """
         turned = self.turn({k: v for k, v in state.items() if not self.leaves_out(k)})
         faults: dict[str, str] = {}
         for name, row in MODELS.items():
             if not isinstance(row, self.family):
                 continue
             try:
-                config = self._adapted(row, turned, told)
+                config = self._adapted(row, turned, told, like)
             except UsageError as error:
                 faults[name] = str(error)
                 continue
@@ -116,7 +125,9 @@ class FamilyLayout:
             f"of {near}: {faults[near]}"
         )
 
-    def _adapted(self, row: Any, turned: State, told: Mapping[str, Any]) -> Any:
+    def _adapted(
+        self, row: Any, turned: State, told: Mapping[str, Any], like: tuple[int, int] | None
+    ) -> Any:
         """The row with what the tensors show and what is told besides."""
         head, stem = (turned.get(self._names(key)[0]) for key in ("head.weight", self.stem))
         changes: dict[str, Any] = {
@@ -126,11 +137,13 @@ class FamilyLayout:
             **self.changes,
             **told,
         }
-        if changes.get("image_size", row.image_size) is None:
-            raise UsageError(
-                "its grid of tokens is no square: say the image size that it was trained at, as "
-                "height and width in pixels: image_size=HxW"
-            )
+        if (tokens := changes.pop("tokens", None)) and changes["image_size"] is None:
+            patch = changes["patch"]
+            changes["image_size"] = like and oblong([tokens], patch, like)
+            if changes["image_size"] is None:
+                raise UsageError(
+                    f"its grid of {tokens} tokens is no square: {ask_for_grid([tokens], patch)}"
+                )
         known = {item.name for item in fields(row)}
         return replace(row, **{name: value for name, value in changes.items() if name in known})
 

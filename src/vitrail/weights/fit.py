@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import Size, Tensor
 
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError
 from vitrail.models import MODELS, GmlpConfig, MixerConfig, ModelConfig, ViTConfig
 from vitrail.nn import adapt_channels, resample_patch, resample_table
@@ -47,11 +48,13 @@ def fit(
     stored: ModelConfig,
     wanted: ModelConfig,
     whose: str,
-    new_head: bool = False,
+    new_head: str = "",
+    shown: Preprocess | None = None,
 ) -> Fitted:
     """The weights `state` of a model `stored` for a model `wanted`.
 
-    `new_head` leaves the old head out even if it would fit: its classes are known to be others.
+    `new_head` is a reason to leave the old head out even if it would fit. `shown` is how the model
+    was shown its images, if that is known: a model of one channel is then for `shown.grey`.
 
     Raises `DataError` where the two differ in more than rules can bridge.
     """
@@ -69,10 +72,11 @@ def fit(
         notes.append(
             f"tokens: weights for {_x(stored.grid)} of them resampled to {_x(wanted.grid)}"
         )
-    _fit_channels(ours, stored, wanted, notes)
+    _fit_channels(ours, stored, wanted, shown, notes)
     if new_head or _head(stored) != _head(wanted):
         if wanted.classes:
-            notes.append(f"head: a new one for {wanted.classes} classes")
+            why = new_head or _other_head(stored, wanted)
+            notes.append(f"head: a new one for {wanted.classes} classes; {why}")
         ours = {k: v for k, v in ours.items() if not k.startswith(_HEADS)}
     shapes = our_shapes(wanted)
     new = tuple(key for key in shapes if key not in ours)
@@ -120,6 +124,15 @@ def _head(config: ModelConfig) -> tuple[object, ...]:
     """What a head is for: where any of it differs, the old one means nothing."""
     fields = ("classes", "pool", "representation", "head_bias")
     return tuple(getattr(config, name, None) for name in fields)
+
+
+def _other_head(stored: ModelConfig, wanted: ModelConfig) -> str:
+    """Why the head of the one is none for the other."""
+    if not stored.classes:
+        return "the weights have none"
+    if stored.classes != wanted.classes:
+        return f"the old one tells {stored.classes} apart"
+    return "the old one reads something else"
 
 
 def _differences(stored: ModelConfig, wanted: ModelConfig) -> list[str]:
@@ -230,15 +243,50 @@ def _fit_stem(
 
 
 def _fit_channels(
-    ours: dict[str, Tensor], stored: ModelConfig, wanted: ModelConfig, notes: list[str]
+    ours: dict[str, Tensor],
+    stored: ModelConfig,
+    wanted: ModelConfig,
+    shown: Preprocess | None,
+    notes: list[str],
 ) -> None:
     """The first kernel, for images of other channels."""
-    if stored.channels == wanted.channels:
+    there, here = stored.channels, wanted.channels
+    if there == here:
         return
     name = next(key for key, tensor in ours.items() if tensor.ndim == 4)
-    ours[name] = adapt_channels(ours[name], wanted.channels)
-    how = "summed" if wanted.channels == 1 else "repeated"
-    notes.append(f"channels: {stored.channels} {how} to {wanted.channels}")
+    if here == 1 and shown is not None and shown.channels == there:
+        _fold(ours, name, shown, notes)
+        return
+    ours[name] = adapt_channels(ours[name], here)
+    if here == 1:
+        how = "summed to 1"
+    elif here > there:
+        how = f"repeated to {here}"
+    else:
+        how = f"cut to the first {here}"
+    notes.append(f"channels: {there} {how}")
+
+
+def _fold(ours: dict[str, Tensor], name: str, shown: Preprocess, notes: list[str]) -> None:
+    """The kernel for greys normalised by `shown.grey`, which gives what the old one gave for the
+    same greys in all channels, normalised by `shown`.
+
+    Of a channel that has another mean than the grey one's, a share is the same for all images: the
+    bias takes it. A kernel without bias, before a norm, goes without.
+    """
+    grey = shown.grey
+    (m, s), kernel = (grey.mean[0], grey.std[0]), ours[name].double()
+    mean, std = (kernel.new_tensor(values)[:, None, None] for values in (shown.mean, shown.std))
+    ours[name] = (kernel * (s / std)).sum(dim=1, keepdim=True).to(ours[name].dtype)
+    bias = f"{name.removesuffix('weight')}bias"
+    if bias in ours:
+        moved = (kernel * ((m - mean) / std)).sum(dim=(1, 2, 3))
+        ours[bias] = (ours[bias].double() + moved).to(ours[bias].dtype)
+    notes.append(
+        f"channels: {shown.channels} folded into 1{'' if bias in ours else ', nearly,'} for greys "
+        f"normalised by mean {m:.4g} and deviation {s:.4g}, the means of the {shown.channels} "
+        f"channels'"
+    )
 
 
 def _x(pair: tuple[int, int]) -> str:

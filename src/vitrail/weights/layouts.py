@@ -12,13 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from torch import Size, Tensor
 
-from vitrail.errors import DataError, UsageError, unknown_name
+from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import MODELS, ModelConfig, ViTConfig
-from vitrail.nn import backbone_stride
+from vitrail.nn import Position, backbone_stride
 from vitrail.weights import (
     clip,
     dynamicvit,
@@ -33,7 +33,7 @@ from vitrail.weights import (
     twins,
 )
 from vitrail.weights.family import FamilyLayout
-from vitrail.weights.names import Layout, State, some, translate
+from vitrail.weights.names import Ask, Layout, State, ask_for_grid, oblong, some, translate
 from vitrail.weights.torchfile import PREFERRED
 
 
@@ -171,8 +171,28 @@ def write_as(to: str, state: State, config: ModelConfig) -> dict[str, Tensor]:
     raise DataError(f"{to} has no counterpart of the family '{config.family}' that vitrail knows")
 
 
-def understand(state: State, told: Mapping[str, Any], where: str, *, named: bool = False) -> Found:
+_LEFT_OPEN = (
+    "heads",
+    "activation",
+    "norm_eps",
+    "position",
+    "layer_scale",
+    "stem_eps",
+    "image_size",
+)
+"""Fields that a file may leave open, and the model that is to be made of it then settles."""
+
+
+def understand(
+    state: State,
+    told: Mapping[str, Any],
+    where: str,
+    wanted: Mapping[str, Any] | None = None,
+    *,
+    named: bool = False,
+) -> Found:
     """What the tensors of a file are. `told` has fields of the config that are known beforehand;
+    `wanted` has some of the model that is to be made of it, which count where nothing else tells;
     `named` says that the architecture is known by its name, to be one of ours.
 
     Raises `DataError` for tensors of no known layout, for one that lacks something or has too
@@ -180,18 +200,21 @@ def understand(state: State, told: Mapping[str, Any], where: str, *, named: bool
     """
     layout, prefix = recognise(state, where)
     inner = {key[len(prefix) :]: key for key in state if key.startswith(prefix)}
-    wanted = {name: state[key] for name, key in inner.items() if not layout.leaves_out(name)}
-    used = {inner[name] for name in wanted}
+    theirs = {name: state[key] for name, key in inner.items() if not layout.leaves_out(name)}
+    used = {inner[name] for name in theirs}
+    hints = {name: wanted[name] for name in _LEFT_OPEN if wanted and name in wanted}
+    if hints.get("activation") == "swiglu":  # which shapes show
+        del hints["activation"]
     config: ModelConfig
     if isinstance(layout, FamilyLayout):
-        config = layout.infer(wanted, told, where)
+        config = layout.infer(theirs, told, where, hints.get("image_size"))
         fixed = ((name, value) for name, value in layout.changes.items() if name not in told)
         assumed = tuple(f"{name} {x}, as in the code of {layout.whose}" for name, x in fixed)
         assumed += () if named else layout.takes
-        ours = layout.read(wanted, config)
+        ours = layout.read(theirs, config)
     else:
-        config, assumed = infer(wanted, layout, told, where, named)
-        ours = layout.read(wanted, config)
+        config, assumed = infer(theirs, layout, told, where, hints, named)
+        ours = layout.read(theirs, config)
     left_out = tuple(key for key in state if key not in used)
     return Found(layout, config, ours, left_out, assumed)
 
@@ -248,50 +271,55 @@ def _one_of(prefixes: list[str], where: str) -> str:
 
     first, *others = sorted(prefixes, key=rank)
     if others and rank(first) == rank(others[0]):
+        either, other = (setting("part", prefix.rstrip("./")) for prefix in (first, others[0]))
         raise DataError(
             f"{where} holds several models, under {some(prefixes)}: say which one is meant, "
-            f"part={first.rstrip('./')} or part={others[0].rstrip('./')}, or make a file of it: "
+            f"{either} or {other}, or make a file of it: "
             f"`vitrail weights convert FILE ONE.safetensors --to vitrail --part NAME`"
         )
     return first
 
 
 def infer(
-    state: State, layout: Layout, told: Mapping[str, Any], where: str, named: bool = False
+    state: State,
+    layout: Layout,
+    told: Mapping[str, Any],
+    where: str,
+    hints: Mapping[str, Any],
+    named: bool = False,
 ) -> tuple[ViTConfig, tuple[str, ...]]:
-    """The config of the model whose tensors these are, and what had to be assumed for it."""
+    """The config of the model whose tensors these are, and what had to be assumed for it.
+
+    A hint takes the place of an assumption. Where it is the same, there is still no proof of it,
+    and that is said: whoever hints may only have followed an earlier assumption.
+    """
     shapes = translate(layout.turn(state), layout.names)
-    facts = {**layout.shows(state), **_facts(shapes, layout, told, where)}
-    for name in ("width", "depth", "mlp", "patch"):
-        if told.get(name, facts[name]) != facts[name]:
-            raise DataError(
-                f"{where}: the config.json beside it says {name} {told[name]}, its tensors have "
-                f"{facts[name]}: one of the two belongs to other weights. Move the config.json away"
-            )
-    assumed = []
+    facts = {**layout.shows(state), **_facts(shapes, layout, told, where, hints)}
+    assumed = _of_the_grid(facts, told, hints)
     if (said := told.get("image_size")) and facts.get("image_size", said) != said:
         assumed.append(f"image_size {facts['image_size']}, by its positions, though {said} is said")
-    settled = {**{"resample": layout.resample}, **told, **facts}
+    known = {name: told[name] for name in told if name in ViTConfig.__dataclass_fields__}
+    settled = {"resample": layout.resample, **known, **facts}
     for name, value in layout.assumes.items():
         if name not in settled:
-            settled[name] = value
-            assumed.append(f"{name} {value}, as in the code of {layout.whose}")
+            settled[name] = hints.get(name, value)
+            if settled[name] == value:
+                assumed.append(f"{name} {value}, as in the code of {layout.whose}")
     for name, ask in layout.asks.items():
         if name not in settled and all(facts[k] == v for k, v in ask.when.items()):
-            flag = name.replace("_", "-")
-            raise DataError(
-                f"{where}: {ask.words} (of `vitrail weights`: --{flag}; of `vitrail train`: "
-                f"--model.{flag})"
-            )
+            if name not in hints:
+                raise DataError(f"{where}: {_question(name, ask)}")
+            settled[name] = hints[name]
     rivals = (facebook.DINO, facebook.MAE, facebook.MOCO) if layout is timm.TIMM else ()
     if "heads" not in settled:
-        settled["heads"], why = _heads(facts, where)
+        settled["heads"], why = _heads(facts, where, hints.get("heads"))
         others = [
-            f" ({doubt.words})"
+            f" ({_question('heads', doubt)})"
             for x in rivals
             if (doubt := x.asks.get("heads")) and all(facts[k] == v for k, v in doubt.when.items())
         ]
-        assumed.append(f"heads {settled['heads']}, {why}{''.join(others)}")
+        if why:
+            assumed.append(f"heads {settled['heads']}, {why}{''.join(others)}")
     if not named:
         modes = [f"{x.resample} in {x.whose}'s" for x in rivals if x.resample != layout.resample]
         if modes and "resample" not in told:
@@ -306,25 +334,60 @@ def infer(
         raise DataError(f"{where} holds no ViT that can be built: {error}") from error
 
 
-def _heads(facts: Mapping[str, Any], where: str) -> tuple[int, str]:
-    """The heads of the published models of this shape, if they agree."""
+def _question(name: str, ask: Ask) -> str:
+    """What to ask of a field, with the ways to answer."""
+    return ask.words.format(*(setting(f"model.{name}", answer) for answer in ask.answers))
+
+
+def _heads(facts: Mapping[str, Any], where: str, hint: int | None) -> tuple[int, str]:
+    """The heads of the published models of this shape, if they agree, and the reason; else `hint`,
+    with none.
+    """
     shape = {name: facts[name] for name in ("width", "depth", "mlp")}
     same = {
         name: row.heads
         for name, row in MODELS.items()
         if type(row) is ViTConfig and all(getattr(row, k) == v for k, v in shape.items())
     }
-    if len(set(same.values())) == 1:
+    if len(set(same.values())) == 1 and hint in (None, *same.values()):
         return next(iter(same.values())), f"as in {next(iter(same))}"
+    if hint is not None:
+        return hint, ""
     raise DataError(
         f"{where}: the number of heads cannot be known from the weights, and no published model "
         f"has width {shape['width']}, depth {shape['depth']} and MLP {shape['mlp']}. "
-        f"Say it: heads=N (of `vitrail weights`: --heads N; of `vitrail train`: --model.heads N)"
+        f"Say it: {setting('model.heads', max(1, shape['width'] // 64))}, or as many as it has"
     )
 
 
+def _of_the_grid(
+    facts: Mapping[str, Any], told: Mapping[str, Any], hints: Mapping[str, Any]
+) -> list[str]:
+    """What to say of a position table that may be for another grid, of as many cells."""
+    if facts.get("position") != "learned" or "image_size" in told or "image_size" not in hints:
+        return []
+    patch = facts["patch"]
+    (rows, columns), asked = (
+        tuple(side // p for side, p in zip(size, patch, strict=True))
+        for size in (facts["image_size"], hints["image_size"])
+    )
+    if rows != columns:
+        return [f"positions {rows}x{columns}, of the proportions that are asked for"]
+    if asked != (rows, columns) and asked[0] * asked[1] == rows * columns:
+        return [
+            f"positions {rows}x{columns}, though {asked[0]}x{asked[1]} are as many: if they are "
+            f"for that, write a file that says so: vitrail weights convert FILE OUT --to vitrail "
+            f"--model.image-size {hints['image_size'][0]} {hints['image_size'][1]}"
+        ]
+    return []
+
+
 def _facts(
-    shapes: Mapping[str, list[Size]], layout: Layout, told: Mapping[str, Any], where: str
+    shapes: Mapping[str, list[Size]],
+    layout: Layout,
+    told: Mapping[str, Any],
+    where: str,
+    hints: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the shapes do show."""
 
@@ -373,14 +436,20 @@ def _facts(
     if rows("encoder.blocks.0.mlp.fc1.weight") == 2 * hidden:
         facts["activation"] = "swiglu"
     if "encoder.blocks.0.scale1.gamma" in shapes:
-        facts["layer_scale"] = told.get("layer_scale") or 1e-5
+        facts["layer_scale"] = told.get("layer_scale") or hints.get("layer_scale") or 1e-5
     if "position.table" in shapes:
         table = shape("position.table", 3 if layout.batch_axis else 2)
         tokens = (int(class_token) + int(distilled), registers)
-        size, positioned = _grid(table[-2], tokens, patch, told, where)
+        size, positioned = _grid(table[-2], tokens, patch, told, hints, where)
         facts |= {"image_size": size, "prefix_position": positioned, "position": "learned"}
     elif "position" not in told:
-        raise DataError(f"{where} has no position table, and nothing says what it has instead")
+        if "position" not in hints:
+            others = [kind for kind in get_args(Position) if kind != "learned"]
+            raise DataError(
+                f"{where} has no position table, and nothing says what it has instead: say "
+                f"{setting('model.position', others[0])}, or {', '.join(others[1:])}"
+            )
+        facts |= {name: hints[name] for name in ("position", "image_size") if name in hints}
     return facts
 
 
@@ -404,11 +473,13 @@ def _grid(
     tokens: tuple[int, int],
     patch: list[int],
     told: Mapping[str, Any],
+    hints: Mapping[str, Any],
     where: str,
 ) -> tuple[tuple[int, int], bool]:
     """The image size that a table of so many rows is for, and whether prefix tokens are in it.
 
-    `tokens`: class and distillation tokens, and registers.
+    `tokens`: class and distillation tokens, and registers. What is told counts first, then a
+    square, then the proportions of images that the model is to be made for.
     """
     possible = dict.fromkeys((tokens[0], sum(tokens), 0))
     if "image_size" in told:
@@ -420,7 +491,12 @@ def _grid(
         side = math.isqrt(max(rows - prefix, 0))
         if side and side * side == rows - prefix:
             return (side * patch[0], side * patch[1]), prefix > 0
+    if "image_size" in hints:
+        for prefix in possible:
+            if size := oblong([rows - prefix], patch, hints["image_size"]):
+                return size, prefix > 0
+    counts = [rows - prefix for prefix in possible]
     raise DataError(
-        f"{where}: its position table has {rows} rows, no square grid: say the image size that it "
-        f"was trained at, as height and width in pixels: image_size=HxW"
+        f"{where}: its position table has {rows} rows, no square grid: "
+        f"{ask_for_grid(counts, patch)}"
     )

@@ -8,7 +8,8 @@ named, and positions, patches and channels are fitted to the model that is asked
 """
 
 import json
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -17,15 +18,16 @@ from pydantic import Discriminator, TypeAdapter, ValidationError
 from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import DataError, UsageError, unknown_name
+from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import MODELS, Model, ModelConfig, ViTConfig, build, model_config
 from vitrail.weights.architectures import check_architecture, named
 from vitrail.weights.beside import preprocess_by, told_by_config
+from vitrail.weights.classes import Match, match, named_by_config
 from vitrail.weights.family import FamilyLayout
 from vitrail.weights.fetch import fetch, parse_source
 from vitrail.weights.files import WeightsFile, read_weights, write_npz, write_safetensors
 from vitrail.weights.fit import Fitted, fit, models_like
-from vitrail.weights.layouts import recognise, understand, write_as
+from vitrail.weights.layouts import Found, recognise, understand, write_as
 from vitrail.weights.table import WEIGHTS, Published
 
 OURS = "vitrail"
@@ -47,7 +49,7 @@ class Opened(NamedTuple):
     preprocess: Preprocess | None
     """What the model was shown by its makers, if that is known."""
     classes: tuple[str, ...]
-    """The names of the logits, if the file says them."""
+    """The names of the logits, if the file, or one beside it, says them."""
     notes: tuple[str, ...]
     """What was assumed or chosen."""
     left_out: tuple[str, ...]
@@ -73,20 +75,31 @@ class Opened(NamedTuple):
         """The names in MODELS that these weights can be loaded into."""
         return models_like(self.config)
 
+    def head_for(self, classes: Sequence[str]) -> Match:
+        """Whether its head is one for images of these classes, and which row is for which."""
+        if not self.config.classes:
+            return Match(None, "the weights have none")
+        return match(self.classes, classes)
+
 
 def open_weights(
     source: str | Path,
     told: Mapping[str, Any] | None = None,
     *,
     row: str | None = None,
+    wanted: Mapping[str, Any] | None = None,
     notify: Callable[[str], None] = lambda sentence: None,
 ) -> Opened:
     """Read weights by name (`WEIGHTS`), path, https address or `hf:owner/name`; fetch if need be.
 
-    `told` has fields of the config that no shape shows (heads, activation, norm_eps, pool,
-    image_size, resample), and overrules what a row or a config.json says; its `part` names the
-    model that is meant in a file of several. `row` is the name in MODELS that the user expects.
-    Raises `DataError` for a file that is damaged, hostile, unknown, or ambiguous.
+    `told` has fields of the config that no shape shows (heads, activation, norm_eps, image_size,
+    position, pool, resample, ...), and overrules what a row or a config.json says; its `part` names
+    the model that is meant in a file of several. `wanted` has fields of a model that is to be made
+    of it, which may differ: they settle what nothing else tells. `row` is the name in MODELS that
+    the user expects.
+
+    Raises `DataError` for a file that is damaged, hostile, unknown, or ambiguous; `UsageError` for
+    what is told and no field, or which the tensors contradict.
     """
     place = parse_source(str(source))
     published = WEIGHTS.get(place) if isinstance(place, str) else None
@@ -99,7 +112,10 @@ def open_weights(
         check_architecture(file.config, str(source))
     known = _known(file, published, row) | said
     architecture = "" if published else named(file.config)
-    found = understand(file.tensors, known, str(source), named=bool(published or architecture))
+    sure = bool(published or architecture)
+    found = understand(file.tensors, known, str(source), wanted, named=sure)
+    check_told(said, found.config, str(source))
+    _check_beside({name: known[name] for name in known if name not in said}, found, str(source))
     preprocess = published.preprocess if published else preprocess_by(file, found.config)
     assumed = found.assumed
     if preprocess is None:
@@ -114,12 +130,23 @@ def open_weights(
         config=found.config,
         state=found.state,
         preprocess=preprocess,
-        classes=(),
+        classes=named_by_config(file.config, found.config.classes),
         notes=file.notes,
         left_out=found.left_out,
         assumed=assumed,
         named=architecture,
     )
+
+
+def _check_beside(known: Mapping[str, Any], found: Found, where: str) -> None:
+    """Raise `DataError` for a config.json beside the weights of another model."""
+    for name in ("width", "depth", "mlp", "patch"):
+        has = getattr(found.config, name, None)
+        if has is not None and known.get(name, has) != has:
+            raise DataError(
+                f"{where}: the config.json beside it says {name} {known[name]}, its tensors have "
+                f"{has}: one of the two belongs to other weights. Move the config.json away"
+            )
 
 
 def _known(file: WeightsFile, published: Published | None, row: str | None) -> dict[str, Any]:
@@ -156,14 +183,43 @@ def _open_ours(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Opene
     return Opened(source, file.sha256, OURS, config, state, read, classes, file.notes, ())
 
 
-def load_into(model: Model, opened: Opened, classes: tuple[str, ...] = ()) -> Fitted:
-    """Give `model` the weights, fitted to its geometry; only a head for other classes stays new.
+def check_told(told: Mapping[str, Any], config: ModelConfig, where: str) -> None:
+    """Raise `UsageError` for what is told of weights and is not so."""
+    known = asdict(config)
+    for name, value in told.items():
+        if name not in known:
+            raise unknown_name(f"field of {type(config).__name__}", name, known)
+        if known[name] != value:
+            raise UsageError(
+                f"{where}: {setting(f'model.{name}', value)} is not what its tensors show, which "
+                f"is {setting(f'model.{name}', known[name])}: leave it out"
+            )
 
-    `classes`: the names of the model's logits, if they are known. Raises `DataError` where the
-    weights are of another structure.
+
+def load_into(
+    model: Model, opened: Opened, classes: tuple[str, ...] | None = None, *, new_head: str = ""
+) -> Fitted:
+    """Give `model` the weights, fitted to its geometry.
+
+    `classes` are the names of the model's logits: the head is kept, its rows in their order, if
+    they are known to be its own, and else stays as new as it is. None: whatever it is for, it is
+    kept, unless `new_head` gives a reason not to. Raises `DataError` where the weights are of
+    another structure.
     """
-    others = bool(opened.classes and classes and opened.classes != classes)
-    fitted = fit(opened.state, opened.config, model.config, opened.source, new_head=others)
+    found = Match(None, new_head) if classes is None else opened.head_for(classes)
+    if found.order is None:
+        new_head = found.why
+    fitted = fit(
+        opened.state, opened.config, model.config, opened.source, new_head, opened.preprocess
+    )
+    if found.order is not None and "head.weight" in fitted.state:
+        state = {
+            key: tensor[list(found.order)]
+            if key.startswith(("head.", "head_distilled."))
+            else tensor
+            for key, tensor in fitted.state.items()
+        }
+        fitted = fitted._replace(state=state, notes=(*fitted.notes, f"head: {found.why}"))
     model.load_state_dict(model.state_dict() | fitted.state)
     return fitted
 
@@ -172,23 +228,36 @@ def pretrained(source: str | Path, **changes: Any) -> Model:
     """A model with published weights, in evaluation mode; `changes` as in `build`.
 
     `pretrained("deit_s16")` is the published model, bit by bit;
-    `pretrained("deit_s16", classes=10, image_size=(96, 160))` the start of a fine-tuning.
+    `pretrained("deit_s16", num_classes=10, image_size=(96, 160))` the start of a fine-tuning: with
+    a number of classes the head is a new one, for a number does not say which they are. What no
+    tensor of a file shows is told in the same way: `pretrained("x.pth", heads=6)`.
     """
-    opened = open_weights(source)
     if "num_classes" in changes:
         changes["classes"] = changes.pop("num_classes")
+    opened = open_weights(source, wanted=changes)
     model = build(started(opened, **changes))
-    load_into(model, opened)
+    asked, had = changes.get("classes"), opened.config.classes
+    if asked is not None and asked == had:
+        warnings.warn(
+            f"the head for {asked} classes is a new one: {source} has one for as many, but a "
+            f"number does not say which they are. To keep it, leave num_classes out",
+            stacklevel=2,
+        )
+    load_into(model, opened, new_head="" if asked is None else "a number does not say which")
     return model.eval()
 
 
-def started(opened: Opened, **changes: Any) -> ModelConfig:
+def started(
+    opened: Opened, classes_named: tuple[str, ...] | None = None, **changes: Any
+) -> ModelConfig:
     """The config of a model that starts from these weights, with fields changed.
 
-    With other classes the head is a new, plain one: a representation layer was part of the old.
+    With `classes` the head is a new, plain one, for a representation layer was part of the old;
+    unless `classes_named` are their names and the old one's too.
     """
     config = opened.config
-    if isinstance(config, ViTConfig) and changes.get("classes", config.classes) != config.classes:
+    kept = classes_named is not None and opened.head_for(classes_named).order is not None
+    if isinstance(config, ViTConfig) and "classes" in changes and not kept:
         changes = {"representation": 0, "head_bias": True, **changes}
     try:
         return replace(config, **changes)

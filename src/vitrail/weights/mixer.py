@@ -44,6 +44,7 @@ def _sized(
             "tokens_mlp": tokens.shape[0],
             "mlp": channels.shape[0],
             "patch": patch,
+            "tokens": tokens.shape[1],
             # So many tokens make more than one oblong grid: who knows which overrules this.
             "image_size": (side * patch[0], side * patch[1]) if square else None,
         }

@@ -5,8 +5,9 @@ one place where such a table is applied, and the one that knows how our tensors 
 theirs: q, k and v in one matrix, prefix tokens in one tensor, position tables without a batch axis.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import combinations
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Size, Tensor
 
-from vitrail.errors import DataError
+from vitrail.errors import DataError, setting
 from vitrail.models import ModelConfig, ViTConfig, build
 from vitrail.nn import Resample, sincos_table
 
@@ -31,7 +32,9 @@ class Ask(NamedTuple):
     """Something that only the user knows."""
 
     words: str
-    """What to say of it, and how to answer."""
+    """What to say of it, with a place for each answer."""
+    answers: tuple[Any, ...]
+    """Values of the field."""
     when: Mapping[str, Any] = {}
     """Asked only of models with these fields; of every one, if there are none."""
 
@@ -224,6 +227,36 @@ def _numbered(key: str) -> Iterator[tuple[str, dict[str, str]]]:
             for letter, match in reversed(list(zip(_LETTERS, chosen, strict=False))):
                 pattern = f"{pattern[: match.start()]}{{{letter}}}{pattern[match.end() :]}"
             yield pattern, {x: match[0] for x, match in zip(_LETTERS, chosen, strict=False)}
+
+
+def oblong(
+    counts: Iterable[int], patch: Sequence[int], like: tuple[int, int]
+) -> tuple[int, int] | None:
+    """The image size of the proportions of `like` that has one of these numbers of patches.
+
+    >>> oblong([20], (16, 16), like=(64, 320))
+    (32, 160)
+    """
+    height, width = (side / p for side, p in zip(like, patch, strict=True))
+    for count in counts:
+        rows = round(math.sqrt(count * height / width))
+        if rows and count % rows == 0 and rows * width == count // rows * height:
+            return rows * patch[0], count // rows * patch[1]
+    return None
+
+
+def ask_for_grid(counts: Iterable[int], patch: Sequence[int]) -> str:
+    """How to ask for the image size of so many positions as are no square, with an example."""
+    for count in counts:
+        for rows in range(math.isqrt(count), 1, -1):
+            if count % rows == 0:
+                grid = rows, count // rows
+                size = grid[0] * patch[0], grid[1] * patch[1]
+                return (
+                    f"say the image size that it was trained at, as height and width in pixels: "
+                    f"{setting('model.image_size', size)} if that was {grid[0]}x{grid[1]} patches"
+                )
+    return "and so many are no other grid either"
 
 
 def our_shapes(config: ModelConfig) -> dict[str, Size]:

@@ -1,0 +1,64 @@
+"""What a user tells of weights that do not say it themselves, in the same words in every verb."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+import tyro
+from pydantic import TypeAdapter, ValidationError
+
+from vitrail.errors import UsageError, setting
+from vitrail.nn import Activation, Pool, Position, Resample
+
+
+def _short(name: str) -> Any:
+    """The flag `--heads` as well as `--model.heads`."""
+    return tyro.conf.arg(aliases=(f"--{name.replace('_', '-')}",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """Fields of a model's config that no tensor shows. None: what the file or its makers say."""
+
+    heads: Annotated[int | None, _short("heads")] = None
+    activation: Annotated[Activation | None, _short("activation")] = None
+    norm_eps: Annotated[float | None, _short("norm_eps")] = None
+    image_size: Annotated[tuple[int, int] | None, _short("image_size")] = None
+    """Height and width in pixels that its position table is for, if that is no square."""
+    position: Annotated[Position | None, _short("position")] = None
+    """What it has instead of a position table."""
+    pool: Annotated[Pool | None, _short("pool")] = None
+    layer_scale: Annotated[float | None, _short("layer_scale")] = None
+    resample: Annotated[Resample | None, _short("resample")] = None
+    """How its makers brought a position table to another grid."""
+
+    def fields(self) -> dict[str, Any]:
+        """Those that are told."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _Flags:
+    told: Annotated[Told, tyro.conf.arg(name="model")] = field(default_factory=Told)
+
+
+def told_by(args: Sequence[str], changes: Mapping[str, Any], verb: str) -> dict[str, Any]:
+    """What flags among `args` tell, or else the fields of a file's `changes`."""
+    names = asdict(Told())
+    filed = {name: changes[f"model.{name}"] for name in names if f"model.{name}" in changes}
+    try:
+        told = TypeAdapter(Told).validate_python(filed).fields()
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = setting(f"model.{fault['loc'][0]}")
+        raise UsageError(f"{name}, by the config: {fault['msg']}") from error
+    flags = {f"--model.{name.replace('_', '-')}" for name in names}
+    kept: list[str] = []
+    taken = False
+    for arg in args:
+        if arg.startswith("--"):
+            taken = arg.partition("=")[0] in flags
+        if taken:
+            kept.append(arg)
+    found = tyro.cli(_Flags, args=kept, prog=f"vitrail {verb}")
+    return told | found.told.fields()
