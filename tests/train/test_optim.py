@@ -15,6 +15,7 @@ from vitrail.models import ViTConfig, build
 from vitrail.nn.lora import add_lora
 from vitrail.runs import OptimConfig, read_checkpoint, write_checkpoint
 from vitrail.runs.checkpoint import flatten_optimizer, restore_optimizer
+from vitrail.training import muon
 from vitrail.training.muon import directions, orthogonalised
 from vitrail.training.optim import build_optimizer, hidden_matrices, learning_rate
 from vitrail.training.rules import RuleOptimizer
@@ -143,8 +144,9 @@ def test_muons_steps_are_torchs_on_matrices_and_adamws_on_all_else():
         start = dict(small().named_parameters())[name]
         if name in pieces:
             theirs = torch.cat(list(pieces[name]))
-            # bfloat16's rounding, which differs between one product and a stack of them.
-            assert (value - theirs).norm() < 0.01 * (value - start).norm(), name
+            # torch's is in bfloat16; so is ours where the machine has that, and then only the
+            # rounding differs between one product and a stack of them.
+            assert (value - theirs).norm() < 0.05 * (value - start).norm(), name
         elif not name.startswith(("prefix", "position")):  # those have no weight decay here
             close(value, all_adamw[name])
 
@@ -177,6 +179,17 @@ def test_a_direction_is_as_long_as_adamws_whatever_the_shape(shapes, parts):
             assert (piece * its).sum() > 0
             alone = next(iter(directions([piece], 1))).float()
             close(its, alone, 0.03)
+
+
+def test_where_bfloat16_is_emulated_directions_are_computed_in_float32(monkeypatch):
+    update = torch.randn(64, 32)
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        monkeypatch.setattr(muon, "native_precision", lambda device, p=precision: p)
+        (direction,) = directions([update], 1)
+        assert direction.dtype == getattr(torch, precision)
+        found[precision] = direction.float()
+    assert (found["bfloat16"] - found["float32"]).norm() < 0.05 * found["float32"].norm()
 
 
 def test_muon_takes_a_convolution_for_the_matrix_of_a_patch():

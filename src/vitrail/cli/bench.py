@@ -27,7 +27,7 @@ from vitrail.models import MODELS, ViTConfig, build, count_parameters, model_con
 from vitrail.recipes import RECIPES, facts
 from vitrail.report import words
 from vitrail.report.comparison import write_comparison
-from vitrail.runs import Run, TrainConfig
+from vitrail.runs import OptimConfig, Run, TrainConfig
 from vitrail.runs.device import pick_device
 from vitrail.runs.machine import native_precision
 
@@ -196,7 +196,9 @@ def _names(listed: str, known: Sequence[str]) -> list[str]:
 def _base(given: CompareArgs) -> TrainConfig:
     """The recipe's config for the data, at the comparison's length and on its place."""
     source = open_data(given.data, given.how.columns(), given.how.rules())
-    config = RECIPES["scratch"].config(facts(given.data, source))
+    # The same on every machine, by the optimiser that all families were measured with.
+    found = facts(given.data, source)._replace(rate=math.inf)
+    config = replace(RECIPES["scratch"].config(found), optim=OptimConfig(lr=7e-4))
     path = Path(given.data).expanduser()
     return replace(
         config,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import shlex
 import sys
@@ -234,8 +235,21 @@ def _defaults(args: Sequence[str]) -> TrainArgs:
     if (_value(args, "--data.resize") or changes.get("data.resize")) in ("pad", "native"):
         # Images of different sizes are not mixed: no recipe's default should be in the way.
         config = replace(config, augment=replace(config.augment, mixup=0.0, cutmix=0.0))
+    size = _value(args, "--model.image-size") or changes.get("model.image_size")
+    if row is None and size is None:
+        _say_if_small(config, RECIPES[name].config(found._replace(rate=math.inf)), found)
     origin = asked["config"] or "the config"
     return TrainArgs(with_changes(config, changes, origin), data=data, recipe=name, auto=auto)
+
+
+def _say_if_small(config: TrainConfig, usual: TrainConfig, found: Facts) -> None:
+    """Say that a recipe takes smaller images than `usual`, because the machine is slow."""
+    sizes = ["x".join(map(str, each.model.image_size)) for each in (config, usual)]
+    if sizes[0] != sizes[1]:
+        say(
+            f"images of {sizes[0]} pixels, not {sizes[1]}: too few of those would be seen at the "
+            f"{found.rate / 1e9:.0f} GFLOP/s of this machine now ({setting('model.image_size')})"
+        )
 
 
 _TO_BE_FOUND = {"batch_size": "data.batch_size", "micro_batch": "micro_batch"}

@@ -1,16 +1,21 @@
 """What a recipe wants to know of the data and the machine before it chooses."""
 
+import math
 from statistics import median
 from typing import NamedTuple
+
+import torch
 
 from vitrail.data import Source, UnreadableImage
 from vitrail.data.stream import StreamSource
 from vitrail.runs.device import pick_device
-from vitrail.runs.machine import native_precision
+from vitrail.runs.machine import matrix_rate, native_precision
 from vitrail.weights import Opened
 
 _LOOKED_AT = 16
 """Images that are opened to learn their size; they are spread over the data."""
+_PRODUCT = 1024
+"""Rows and columns of the matrices whose product is timed."""
 
 
 class Facts(NamedTuple):
@@ -33,11 +38,15 @@ class Facts(NamedTuple):
     """Whether the images can be read from front to back only."""
     labels: tuple[str, ...] = ()
     """The names of the classes."""
+    rate: float = math.inf
+    """FLOP/s of a matrix product at this moment, in the precision that a run takes here: what else
+    the machine computes counts. Endless where nobody has looked."""
 
 
 def facts(data: str, source: Source | StreamSource, start: Opened | None = None) -> Facts:
     """Look at a source and the machine. A damaged image is no reason to stop here."""
     device = pick_device("auto")
+    precision = native_precision(device)
     images, streamed = len(source), isinstance(source, StreamSource)
     if isinstance(source, StreamSource):
         source = source.sample(_LOOKED_AT)
@@ -57,8 +66,9 @@ def facts(data: str, source: Source | StreamSource, start: Opened | None = None)
         channels=1 if modes == {"L"} else 3,
         side=int(median(sides)) if sides else 224,
         gpu=device.type == "cuda",
-        bfloat16=native_precision(device) == "bfloat16",
+        bfloat16=precision == "bfloat16",
         start=start,
         streamed=streamed,
         labels=source.classes,
+        rate=matrix_rate(getattr(torch, precision), device, size=_PRODUCT, seconds=0.2),
     )
