@@ -116,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] in ("--version", "-V"):
         print(f"vitrail {__version__}")
         return 0
+    _share_cores()
     if "RANK" in os.environ:  # one of several processes, of which the first talks
         # What torch's C++ part says of others that do not answer is said here, in words.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
@@ -157,6 +158,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         spell()
     return int(result.get("exit_code", 0))
+
+
+def _share_cores() -> None:
+    """Let torch's threads, which wait for each other after every operation, wait asleep.
+
+    libgomp lets them spin for milliseconds: where another program has one of the cores, they use up
+    the time that the one they wait for would need, and training is twenty times slower
+    (docs/decisions.md). It reads this when torch is imported, and the processes made here inherit
+    it. Whoever has set something of the kind knows better.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _open_streams() -> None:
