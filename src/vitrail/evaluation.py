@@ -40,6 +40,7 @@ from vitrail.runs.load import LoadedRun, load
 from vitrail.runs.world import ALONE, World
 from vitrail.tasks import Classify
 from vitrail.tasks.tta import looks
+from vitrail.weights.files import read_json
 
 Part = Literal["train", "val", "test", "all"]
 
@@ -406,8 +407,16 @@ def _predict(
 
 
 def _write(evaluation: Evaluation) -> None:
-    run = evaluation.loaded.run
-    run.write(f"metrics{evaluation.suffix}.json", _as_json(evaluation))
+    run, name = evaluation.loaded.run, f"metrics{evaluation.suffix}.json"
+    if evaluation.own and evaluation.suffix and (run.path / name).is_file():
+        # Before places were part of names, other data that is called `train` could be in there.
+        before = read_json(run.path / name).get("data")
+        if before not in (None, evaluation.data):
+            raise DataError(
+                f"{run.path / name} holds what was measured on {before}: move it away, and measure "
+                f"again"
+            )
+    run.write(name, _as_json(evaluation))
     run.write(f"predictions{evaluation.suffix}.csv", _as_csv(evaluation))
 
 

@@ -142,7 +142,8 @@ def test_test_images_without_labels_are_left_out(tmp_path: Path) -> None:
     splits = open_splits(tmp_path, seed=0)
     assert splits.test is None
     assert splits.notes[0] == (
-        "left out: images outside the class folders, 2 (a folder is a class): test/0.png, test/1.png"
+        "left out: images outside the class folders, 2 (a folder is a class): test/0.png, "
+        "test/1.png"
     )
 
 

@@ -140,6 +140,16 @@ def test_data_of_one_name_in_two_places_replaces_nothing(tiny, run, tmp_path, mo
     assert changed == {f"metrics{suffixes[0]}.json", f"predictions{suffixes[0]}.csv"}
 
 
+def test_results_that_an_earlier_version_called_like_a_part_are_not_replaced(run):
+    file = run.path / "metrics-train.json"
+    file.write_text('{"data": "elsewhere/train"}')
+    with pytest.raises(DataError, match="holds what was measured on elsewhere/train: move it away"):
+        evaluate(run, split="train")
+    assert json.loads(file.read_text()) == {"data": "elsewhere/train"}
+    file.unlink()
+    assert evaluate(run, split="train").suffix == evaluate(run, split="train").suffix == "-train"
+
+
 def test_the_runs_own_data_given_by_name_is_not_its_own_parts(run):
     """All of `--data PHOTOS --split train` and the part that was trained on are two sets."""
     own = evaluate(run, split="all")
