@@ -4,13 +4,14 @@ And one thread, also in the processes that it starts: those of tiny tensors wait
 longer than they compute, on busy cores ten times as long. OMP_NUM_THREADS=2 takes two.
 
 Shapes are checked by jaxtyping and beartype in `vitrail.nn` and `vitrail.models`; set
-JAXTYPING_DISABLE=1 for tests that compile or export (pytorch#122093).
+JAXTYPING_DISABLE=1 for tests that compile or export (pytorch#122093). Tests of weights and
+benchmarks run many large models, whose shapes tests/models has checked, without.
 """
 
 import os
 import random
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
@@ -23,6 +24,7 @@ import torch
 # Before anything imports these packages.
 jaxtyping.install_import_hook(["vitrail.nn", "vitrail.models"], "beartype.beartype")
 
+from vitrail.errors import spell  # noqa: E402
 from vitrail.models import FAMILIES  # noqa: E402
 
 for config in FAMILIES:
@@ -42,10 +44,23 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 @pytest.fixture(autouse=True)
+def shapes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.path.parent.name in ("weights", "bench"):
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(autouse=True)
 def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def spelling() -> Iterator[None]:
+    """A test that called a verb's function, and not `main`, has left its flags in messages."""
+    yield
+    spell()
 
 
 @torch.no_grad()

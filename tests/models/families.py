@@ -207,10 +207,10 @@ KINDS = {
         ),
         refused=(
             ({"stem_depths": (1, 0)}, r"a number from 1 for each stage, not \(1, 0\)"),
-            ({"stem": "patch"}, "are for stem='resnet', not 'patch'"),
+            ({"stem": "patch"}, "are for stem='resnet', not patch"),
             (
                 {"stem": "conv", "stem_depths": (), "stem_eps": "timm"},
-                "for stem='resnet', not 'conv'",
+                "for stem='resnet', not conv",
             ),
             ({"stem_eps": "tim"}, "'tim': did you mean 'timm'"),
             ({"scales": "adaptive"}, "a stem for each size of patch, which would be two ResNets"),

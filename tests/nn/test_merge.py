@@ -208,7 +208,7 @@ def test_what_cannot_be_merged_is_refused(changes, message):
 def test_images_of_different_sizes_are_refused():
     model = ViT(ViTConfig(**TINY, image_size=(64, 64), merge=5))
     extent = torch.tensor([[4, 4], [2, 4]])
-    with pytest.raises(UsageError, match=r"merge=0, or data\.resize crop or squash"):
+    with pytest.raises(UsageError, match=r"merge=0, or resize crop or squash"):
         model(torch.zeros(2, 3, 64, 64), extent)
 
 

@@ -189,16 +189,20 @@ def understand(
     where: str,
     wanted: Mapping[str, Any] | None = None,
     *,
+    beside: Mapping[str, Any] | None = None,
     named: bool = False,
 ) -> Found:
-    """What the tensors of a file are. `told` has fields of the config that are known beforehand;
-    `wanted` has some of the model that is to be made of it, which count where nothing else tells;
-    `named` says that the architecture is known by its name, to be one of ours.
+    """What the tensors of a file are. `told` has fields of the config that the user tells; `beside`
+    those that a config.json beside the file does, or a row of WEIGHTS; `wanted` has some of the
+    model that is to be made of it, which count where nothing else tells; `named` says that the
+    architecture is known by its name, to be one of ours.
 
     Raises `DataError` for tensors of no known layout, for one that lacks something or has too
     much, and for a model of which something has to be known that neither shapes nor `told` say.
     """
     layout, prefix = recognise(state, where)
+    beside = {name: value for name, value in (beside or {}).items() if name not in told}
+    told = {**beside, **told}
     inner = {key[len(prefix) :]: key for key in state if key.startswith(prefix)}
     theirs = {name: state[key] for name, key in inner.items() if not layout.leaves_out(name)}
     used = {inner[name] for name in theirs}
@@ -213,7 +217,7 @@ def understand(
         assumed += () if named else layout.takes
         ours = layout.read(theirs, config)
     else:
-        config, assumed = infer(theirs, layout, told, where, hints, named)
+        config, assumed = infer(theirs, layout, told, where, hints, beside, named)
         ours = layout.read(theirs, config)
     left_out = tuple(key for key in state if key not in used)
     return Found(layout, config, ours, left_out, assumed)
@@ -286,7 +290,8 @@ def infer(
     told: Mapping[str, Any],
     where: str,
     hints: Mapping[str, Any],
-    named: bool = False,
+    beside: Mapping[str, Any],
+    named: bool,
 ) -> tuple[ViTConfig, tuple[str, ...]]:
     """The config of the model whose tensors these are, and what had to be assumed for it.
 
@@ -295,6 +300,12 @@ def infer(
     """
     shapes = translate(layout.turn(state), layout.names)
     facts = {**layout.shows(state), **_facts(shapes, layout, told, where, hints)}
+    for name in ("width", "depth", "mlp", "patch"):
+        if beside.get(name, facts[name]) != facts[name]:
+            raise DataError(
+                f"{where}: the config.json beside it says {name} {beside[name]}, its tensors have "
+                f"{facts[name]}: one of the two belongs to other weights. Move the config.json away"
+            )
     assumed = _of_the_grid(facts, told, hints)
     if (said := told.get("image_size")) and facts.get("image_size", said) != said:
         assumed.append(f"image_size {facts['image_size']}, by its positions, though {said} is said")

@@ -27,7 +27,7 @@ from vitrail.weights.family import FamilyLayout
 from vitrail.weights.fetch import fetch, parse_source
 from vitrail.weights.files import WeightsFile, read_weights, write_npz, write_safetensors
 from vitrail.weights.fit import Fitted, fit, models_like
-from vitrail.weights.layouts import Found, recognise, understand, write_as
+from vitrail.weights.layouts import recognise, understand, write_as
 from vitrail.weights.table import WEIGHTS, Published
 
 OURS = "vitrail"
@@ -110,12 +110,11 @@ def open_weights(
         return _open_ours(str(source), file, said)
     if not published:
         check_architecture(file.config, str(source))
-    known = _known(file, published, row) | said
+    known = _known(file, published, row)
     architecture = "" if published else named(file.config)
     sure = bool(published or architecture)
-    found = understand(file.tensors, known, str(source), wanted, named=sure)
+    found = understand(file.tensors, said, str(source), wanted, beside=known, named=sure)
     check_told(said, found.config, str(source))
-    _check_beside({name: known[name] for name in known if name not in said}, found, str(source))
     preprocess = published.preprocess if published else preprocess_by(file, found.config)
     assumed = found.assumed
     if preprocess is None:
@@ -136,17 +135,6 @@ def open_weights(
         assumed=assumed,
         named=architecture,
     )
-
-
-def _check_beside(known: Mapping[str, Any], found: Found, where: str) -> None:
-    """Raise `DataError` for a config.json beside the weights of another model."""
-    for name in ("width", "depth", "mlp", "patch"):
-        has = getattr(found.config, name, None)
-        if has is not None and known.get(name, has) != has:
-            raise DataError(
-                f"{where}: the config.json beside it says {name} {known[name]}, its tensors have "
-                f"{has}: one of the two belongs to other weights. Move the config.json away"
-            )
 
 
 def _known(file: WeightsFile, published: Published | None, row: str | None) -> dict[str, Any]:
