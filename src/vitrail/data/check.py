@@ -41,7 +41,7 @@ class DeepGreys(NamedTuple):
         values = range_text((self.least, self.greatest), " to ")
         text = f"{self.images} images of more than 8 bits: values {values}"
         if self.range is not None:
-            text += f"; scaled from {range_text(self.range)} (--data.grey-range)"
+            text += f"; scaled from {range_text(self.range)}, unless training is told another range"
         return text + (f"; in {self.clipped} images some are outside" if self.clipped else "")
 
 
