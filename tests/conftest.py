@@ -8,6 +8,7 @@ JAXTYPING_DISABLE=1 for tests that compile or export (pytorch#122093). Tests of 
 benchmarks run many large models, whose shapes tests/models has checked, without.
 """
 
+import importlib
 import os
 import random
 import typing
@@ -47,6 +48,13 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 def shapes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.path.parent.name in ("weights", "bench"):
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(autouse=True)
+def speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a fast machine: what a recipe chooses is not to depend on what else this one does."""
+    facts = importlib.import_module("vitrail.recipes.facts")  # not the function of that name
+    monkeypatch.setattr(facts, "matrix_rate", lambda *args, **options: 1e13)
 
 
 @pytest.fixture(autouse=True)

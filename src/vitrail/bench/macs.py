@@ -7,6 +7,7 @@ twice these.
 """
 
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitrail.models import ModelConfig, build
 
 
+@cache
 def macs(config: ModelConfig, size: tuple[int, int] | None = None) -> int:
     """Multiply-accumulates for one image of `size` (height, width); None is the config's own.
 
