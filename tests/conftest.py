@@ -11,6 +11,7 @@ benchmarks run many large models, whose shapes tests/models has checked, without
 import importlib
 import os
 import random
+import sys
 import typing
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -21,6 +22,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from markupsafe import Markup
 
 # Before anything imports these packages.
 jaxtyping.install_import_hook(["vitrail.nn", "vitrail.models"], "beartype.beartype")
@@ -48,6 +50,14 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 def shapes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.path.parent.name in ("weights", "bench"):
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(autouse=True)
+def charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn in tests of reports alone: they take as long as the rest of a tiny run."""
+    module = sys.modules.get("vitrail.report.charts")
+    if module is not None and request.path.parent.name != "report":
+        monkeypatch.setattr(module, "_svg", lambda figure, name: Markup("<svg></svg>"))
 
 
 @pytest.fixture(autouse=True)

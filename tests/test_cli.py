@@ -521,7 +521,7 @@ def test_fine_tuning_from_a_file_and_then_from_that_run(photos, tmp_path, capsys
     config = model_config("vit_ti16", depth=2, image_size=(32, 32), classes=3)
     file, first, second = tmp_path / "a.safetensors", tmp_path / "one", tmp_path / "two"
     save_weights(file, config, build(config).state_dict())
-    short = ["--minutes", "0.03", "--evaluations", "1", "--model.image-size", "32", "48"]
+    short = ["--minutes", "0.005", "--evaluations", "1", "--model.image-size", "32", "48"]
     assert main(["train", str(photos), "--weights", str(file), "--out", str(first), *short]) == 0
     said = json.loads((first / "weights.json").read_text())
     assert said["source"] == str(file) and len(said["sha256"]) == 64

@@ -23,7 +23,7 @@ QUICK = [
     "--model.depth",
     "1",
     "--minutes",
-    "0.02",
+    "0.005",
     "--evaluations",
     "1",
 ]

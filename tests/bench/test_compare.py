@@ -17,7 +17,7 @@ from vitrail.bench.measure import Speed
 from vitrail.errors import VitrailError
 from vitrail.metrics import Estimate
 
-QUICK = ["--minutes", "0.01", "--threads", "1", "--precision", "float32"]
+QUICK = ["--minutes", "0.003", "--threads", "1", "--precision", "float32"]
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_comparison_from_photos_to_a_page_and_one_more_model_later(photos, cap
         assert row["speed"]["latency"] <= row["speed"]["latency_p95"]
     assert rows["vit_nano8"]["parameters"] == 1_430_920 - 997 * 129  # 3 classes, not 1000
     assert rows["vit_nano8"]["macs"] > rows["vit_mu16"]["macs"] > 0 == bool(rows["hog"]["macs"])
-    assert 0.6 <= rows["vit_nano8"]["training_seconds"] < 10 and rows["vit_nano8"]["epochs"] > 0
+    assert 0.18 <= rows["vit_nano8"]["training_seconds"] < 10 and rows["vit_nano8"]["epochs"] > 0
     own = json.loads(Path("runs/c/vit_nano8/metrics.json").read_text())
     assert rows["vit_nano8"]["accuracy"] == own["top1"]
 
