@@ -44,12 +44,24 @@ except RuntimeError:
     OPERATORS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 Module = TypeVar("Module", bound=torch.nn.Module)
+PAGES = ("test_readme.py", "test_compare.py")
+"""Files whose tests look at reports."""
 
 
 @pytest.fixture(autouse=True)
 def shapes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.path.parent.name in ("weights", "bench"):
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def charts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Drawing takes longer than a tiny run: charts are for the tests that look at pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name != "report" and request.path.name not in PAGES:
+            patch.setattr("vitrail.report.charts.curves", lambda events: {})
+            patch.setattr("vitrail.report.charts.calibration", lambda bins: "")
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -70,5 +70,5 @@ def facts(data: str, source: Source | StreamSource, start: Opened | None = None)
         start=start,
         streamed=streamed,
         labels=source.classes,
-        rate=matrix_rate(getattr(torch, precision), device, size=_PRODUCT, seconds=0.2),
+        rate=matrix_rate(getattr(torch, precision), device, size=_PRODUCT, seconds=0.05),
     )
