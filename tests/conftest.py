@@ -11,7 +11,6 @@ benchmarks run many large models, whose shapes tests/models has checked, without
 import importlib
 import os
 import random
-import sys
 import typing
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -22,7 +21,6 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from markupsafe import Markup
 
 # Before anything imports these packages.
 jaxtyping.install_import_hook(["vitrail.nn", "vitrail.models"], "beartype.beartype")
@@ -62,14 +60,6 @@ def charts(request: pytest.FixtureRequest) -> Iterator[None]:
             patch.setattr("vitrail.report.charts.curves", lambda events: {})
             patch.setattr("vitrail.report.charts.calibration", lambda bins: "")
         yield
-
-
-@pytest.fixture(autouse=True)
-def charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn in tests of reports alone: they take as long as the rest of a tiny run."""
-    module = sys.modules.get("vitrail.report.charts")
-    if module is not None and request.path.parent.name != "report":
-        monkeypatch.setattr(module, "_svg", lambda figure, name: Markup("<svg></svg>"))
 
 
 @pytest.fixture(autouse=True)
