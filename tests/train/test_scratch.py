@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from command import vitrail
-from vitrail.recipes import RECIPES, Facts, facts
+from vitrail.recipes import RECIPES, Facts
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,6 @@ def test_a_slow_machine_is_told_what_it_gets_and_the_flag_wins(tmp_path, monkeyp
     assert "--model.image-size" in err
     _, _, err = vitrail(capfd, "train", "photos", "--model.image-size", "96", "96", "--help")
     assert "GFLOP/s" not in err
-
-
-def test_the_rate_is_measured_where_it_counts():
-    from vitrail.data import open_data
-
-    assert 0 < facts("samples:emoji", open_data("samples:emoji")).rate < 1e17
 
 
 @pytest.mark.parametrize("own, found", [(None, "1000"), ("PASSIVE", None)])
