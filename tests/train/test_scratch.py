@@ -44,6 +44,12 @@ def test_a_slow_machine_is_told_what_it_gets_and_the_flag_wins(tmp_path, monkeyp
     assert "--model.image-size" in err
     _, _, err = vitrail(capfd, "train", "photos", "--model.image-size", "96", "96", "--help")
     assert "GFLOP/s" not in err
+    # Several processes would measure several rates, and have models of several sizes.
+    _, _, err = vitrail(capfd, "train", "photos", "--devices", "2", "--help")
+    assert "GFLOP/s" not in err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    _, out, err = vitrail(capfd, "train", "photos", "--help")
+    assert "GFLOP/s" not in err and "96 96" in out
 
 
 @pytest.mark.parametrize("own, found", [(None, "1000"), ("PASSIVE", None)])

@@ -227,6 +227,10 @@ def _defaults(args: Sequence[str]) -> TrainArgs:
     channels = _value(args, "--model.channels") or changes.get("model.channels")
     if str(channels).isdecimal():
         found = found._replace(channels=int(str(channels)))
+    devices = _value(args, "--devices") or changes.get("devices") or 1
+    if "WORLD_SIZE" in os.environ or str(devices) != "1":
+        # Each process reads its arguments itself, and no two of them measure the same rate.
+        found = found._replace(rate=math.inf)
     config = RECIPES[name].config(found)
     if row is not None:
         config = replace(config, model=_model(row, config, start), row=row)
