@@ -8,6 +8,7 @@ JAXTYPING_DISABLE=1 for tests that compile or export (pytorch#122093). Tests of 
 benchmarks run many large models, whose shapes tests/models has checked, without.
 """
 
+import gc
 import importlib
 import os
 import random
@@ -44,6 +45,12 @@ except RuntimeError:
 Module = TypeVar("Module", bound=torch.nn.Module)
 PAGES = ("test_readme.py", "test_compare.py")
 """Files whose tests look at reports."""
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: it need not be searched for garbage all the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -97,8 +97,15 @@ def test_the_main_job_from_photos_to_predictions(photos, capfd):
     assert code == 2 and "--optim.lr was" in err
 
 
-@pytest.mark.parametrize("resize", ["pad", "native"])
-@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize(
+    ("stem", "resize"),
+    [
+        ("patch", "pad"),
+        ("conv", "native"),
+        pytest.param("patch", "native", marks=pytest.mark.slow),
+        pytest.param("conv", "pad", marks=pytest.mark.slow),
+    ],
+)
 def test_oblong_photos_keep_their_shape(photos, capfd, resize, stem):
     for i in range(10):  # beside those of 80 x 100 pixels
         wide = np.full((30, 120, 3), (20 * i, 200, 90), np.uint8)

@@ -1,6 +1,7 @@
 """Optimisers take the steps that their papers and other people's code take, and resume exactly."""
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -328,7 +329,7 @@ def _sharded(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/met", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     for name in NAMES:
-        for state in ("float32", "bfloat16"):
+        for state in ("float32", "bfloat16")[: 2 if name in ("adamw", "muon") else 1]:
             whole, parts = small(depth=1), small(depth=1)
             for module in parts.modules():
                 for key, parameter in list(module._parameters.items()):
@@ -337,7 +338,7 @@ def _sharded(rank: int, folder: Path) -> None:
                         setattr(module, key, nn.Parameter(rows))
             config = OptimConfig(name=name, state=state)
             alone, together = build_optimizer(whole, config), build_optimizer(parts, config)
-            for step in range(4):
+            for step in range(3):
                 give_gradients(whole, step)
                 for mine, its in zip(whole.parameters(), parts.parameters(), strict=True):
                     its.grad = distribute_tensor(mine.grad, mesh, [Shard(0)])
@@ -361,12 +362,16 @@ def _sharded(rank: int, folder: Path) -> None:
             if rank == 0:
                 (folder / f"{name}-{state}.worst").write_text(str(worst))
     dist.destroy_process_group()
+    # Not by way of the interpreter's end: gloo's thread may still be letting go of the last tensor,
+    # for which it needs the interpreter, and would end the process with SIGABRT (1 in 40 did). A
+    # run has its last words over the store before it ends.
+    os._exit(0)
 
 
 def test_sharded_parameters_take_the_same_steps(tmp_path):
     torch.multiprocessing.spawn(_sharded, (tmp_path,), nprocs=2)
     worst = {file.name: float(file.read_text()) for file in tmp_path.glob("*.worst")}
-    assert len(worst) == 2 * len(NAMES)
+    assert len(worst) == len(NAMES) + 2
     assert max(worst.values()) < 1e-6, worst
 
 

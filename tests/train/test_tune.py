@@ -256,8 +256,16 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("stop_at", [2, 8])
-@pytest.mark.parametrize("kind", RESUMED)
+@pytest.mark.parametrize(
+    ("kind", "stop_at"),
+    [
+        *((kind, 8 if "warm-up" in kind else 2) for kind in RESUMED),
+        *(
+            pytest.param(kind, 2 if "warm-up" in kind else 8, marks=pytest.mark.slow)
+            for kind in RESUMED
+        ),
+    ],
+)
 def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, kind, stop_at):
     config = RESUMED[kind]
     whole = Run.create(tmp_path / "whole", config)

@@ -3,7 +3,8 @@
 Depth 2 and width 24 run every line that depth 12 and width 768 do.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,11 @@ SHAPE: dict[str, Any] = {
     "patch": (P, P),
     "classes": CLASSES,
 }
+
+
+def one_of_each(keys: Iterable[str]) -> list[str]:
+    """Of keys that differ in their first number, which is the block's, the first."""
+    return list({re.sub(r"\d+", "", key, count=1): key for key in reversed(list(keys))}.values())
 
 
 @dataclass(frozen=True, kw_only=True)

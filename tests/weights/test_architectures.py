@@ -4,6 +4,7 @@ A name is either read, and then gives the outputs of its own code, or refused by
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,28 @@ def beside(name: str, model: nn.Module, width: int, side: int) -> dict[str, Any]
     }
 
 
+def kind(name: str) -> str:
+    """What is left of a name without its sizes, whose models are built alike."""
+    sizes = r"_(tiny|wee|little|x?small|medium|betwixt|base|large|so\d+m2?|huge|giant|gigantic)\b"
+    return re.sub(r"(_patch\d+|_\d+$)", "", re.sub(sizes.replace(r"\b", "(?=_|$)"), "", name))
+
+
 @pytest.mark.parametrize("name", READ)
+def test_a_name_of_timms_tells_what_no_tensor_shows(name):
+    with torch.device("meta"):
+        theirs = timm.create_model(name, depth=1)
+    told = told_by_timm(name)
+    if "heads" in told:
+        assert told["heads"] == theirs.blocks[0].attn.num_heads
+    else:
+        assert name.startswith("test_vit")
+    if "siglip" not in name and "activation" in told:  # those as they were trained
+        gated = isinstance(theirs.blocks[0].mlp.act, nn.SiLU)  # which shapes show
+        assert told["activation"] == "gelu"
+        assert gated or isinstance(theirs.blocks[0].mlp.act, nn.GELU)
+
+
+@pytest.mark.parametrize("name", {kind(name): name for name in READ}.values())
 def test_a_name_of_timms_that_is_read_gives_the_outputs_of_its_own_code(name, randomised):
     """Its heads, activation and pooling follow from the name alone."""
     width = 8 * told_by_timm(name).get("heads", 2)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import shlex
 import struct
 import subprocess
 import sys
@@ -333,7 +334,9 @@ WHOLE: dict[str, Callable[[torch.nn.Module], Any]] = {
 
 
 @pytest.mark.parametrize("whole", WHOLE)
-def test_the_recipe_for_a_pickle_of_more_than_weights_works(tmp_path: Path, whole: str) -> None:
+def test_the_recipe_for_a_pickle_of_more_than_weights_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: str
+) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2, bias=False))
     model[1].weight = torch.nn.Parameter(model[0].weight.T)  # a view, of the same memory
     torch.save(WHOLE[whole](model), file := tmp_path / "it's whole.pth")
@@ -341,10 +344,20 @@ def test_the_recipe_for_a_pickle_of_more_than_weights_works(tmp_path: Path, whol
         read_weights(file)
     command = str(caught.value).partition("python -c")[2]
     assert command
-    ran = subprocess.run(
-        f"{sys.executable} -c{command}", shell=True, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
+    if whole == "weights beside an object":  # as it is typed
+        ran = subprocess.run(
+            f"{sys.executable} -c{command}",
+            shell=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == 0, ran.stderr
+    else:
+        monkeypatch.chdir(tmp_path)
+        program, name = shlex.split(command)
+        monkeypatch.setattr(sys, "argv", ["-c", name])
+        exec(program, {})
     assert same(read_weights(tmp_path / "weights.safetensors").tensors, model.state_dict())
 
 
@@ -533,6 +546,23 @@ def test_a_full_disk_leaves_nothing(
     with pytest.raises(DataError, match=r"No space left on device.*Make room"):
         write(tmp_path / "w.x", TENSORS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_entry_of_a_zip_that_covers_the_others_is_damage(tmp_path: Path) -> None:
+    """A wrong length in the list of contents: zipfile reads what is left, without a word."""
+    np.savez(file := tmp_path / "w.npz", a=np.ones(3), b=np.ones(4), c=np.ones(5))
+    content = bytearray(file.read_bytes())
+    first, second, end = (
+        content.index(b"PK\1\2"),
+        content.index(b"PK\1\2", content.index(b"PK\1\2") + 1),
+        content.index(b"PK\5\6"),
+    )
+    content[first + 32 : first + 34] = (end - second).to_bytes(2, "little")  # of its comment
+    file.write_bytes(content)
+    with zipfile.ZipFile(file) as archive:
+        assert archive.namelist() == ["a.npy"]
+    with pytest.raises(DataError, match="its list of contents has 1 entries of 3"):
+        read_weights(file)
 
 
 @settings(

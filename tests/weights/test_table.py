@@ -32,7 +32,7 @@ def output(config: ModelConfig, size: tuple[int, int]) -> torch.Size:
     Blocks are repeated less often: all are counted in tests/models/test_parameters.py.
     """
     if isinstance(config, ViTConfig) and config.family == "vit":
-        config = replace(config, depth=2)
+        config = replace(config, depth=1)
     elif isinstance(config, ResNetConfig | BiTConfig):
         config = replace(config, depths=(1,) * len(config.depths))
     with torch.device("meta"):

@@ -37,7 +37,7 @@ from vitrail.bench.memory import peak_memory
 from vitrail.data.layout import USUAL
 from vitrail.errors import DataError, UsageError, VitrailError, setting
 from vitrail.metrics import Estimate, paired, share
-from vitrail.models import ModelConfig, build, count_parameters
+from vitrail.models import ModelConfig, parameters_of
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.device import pick_device
 from vitrail.runs.folder import environment
@@ -267,14 +267,12 @@ def _result(name: str, config: TrainConfig, folder: Path) -> Row:
         return replace(row, parameters=about["parameters"], training_seconds=about["seconds"])
     run = Run(folder)
     own = run.config()
-    with torch.device("meta"):
-        parameters = count_parameters(build(own.model))
     steps = [event for event in run.metrics() if "loss" in event]
     batches = _images(folder, "train") // min(own.data.batch_size, _images(folder, "train"))
     return replace(
         row,
         size=own.model.image_size,
-        parameters=parameters,
+        parameters=parameters_of(own.model),
         macs=macs(own.model),
         training_seconds=steps[-1]["seconds"],
         epochs=steps[-1]["step"] * own.accumulate / batches,

@@ -23,7 +23,7 @@ from vitrail.cli.screen import TrainingScreen, say
 from vitrail.cli.table import Column, print_table, print_text
 from vitrail.data import open_data
 from vitrail.errors import UsageError, VitrailError, unknown_name
-from vitrail.models import MODELS, ViTConfig, build, count_parameters, model_config
+from vitrail.models import MODELS, ViTConfig, model_config, parameters_of
 from vitrail.recipes import RECIPES, facts
 from vitrail.report import words
 from vitrail.report.comparison import write_comparison
@@ -348,8 +348,7 @@ def _speed(args: Sequence[str]) -> dict[str, Any]:
     memories = peak_memory(configs, place)
     rows, cells = [], []
     for name, config in configs.items():
-        with torch.device("meta"):
-            parameters = count_parameters(build(config))
+        parameters = parameters_of(config)
         count, memory, speed = macs(config), memories[name], found[name]
         size = "x".join(map(str, config.image_size))
         cells.append((name, size, *_measures(parameters, count, speed, memory)))

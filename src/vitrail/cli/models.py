@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from textwrap import shorten
 from typing import Annotated, Any
 
-import torch
 import tyro
 
 from vitrail.bench.macs import macs
@@ -17,9 +15,8 @@ from vitrail.models import (
     DynamicViTConfig,
     ModelConfig,
     ViTConfig,
-    build,
-    count_parameters,
     model_config,
+    parameters_of,
     with_tokens,
 )
 
@@ -79,15 +76,12 @@ def fewer_tokens(config: ModelConfig) -> list[dict[str, Any]]:
     return [{"tokens": way, "macs": macs(with_tokens(config, way)), "of": of} for way in ways]
 
 
-@cache
 def describe(name: str) -> dict[str, Any]:
-    """A model's size in numbers; built on the meta device, so that even the largest is instant."""
+    """A model's size in numbers."""
     config = model_config(name)
-    with torch.device("meta"):
-        parameters = count_parameters(build(config))
     return {
         "name": name,
-        "parameters": parameters,
+        "parameters": parameters_of(config),
         "family": config.family,
         "shape": config.shape,
         "stride": list(config.stride),

@@ -3,11 +3,9 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 
 from vitrail.cli.parse import parse
@@ -16,7 +14,7 @@ from vitrail.cli.table import Column, print_table, print_text
 from vitrail.cli.told import Told
 from vitrail.data.shards import read_class_names
 from vitrail.errors import UsageError, unknown_name
-from vitrail.models import ModelConfig, build, count_parameters, model_config
+from vitrail.models import model_config, parameters_of
 from vitrail.runs.start import open_start
 from vitrail.weights import OURS, Opened, convert
 from vitrail.weights.fetch import cached_file, fetch, parse_source
@@ -113,7 +111,7 @@ def _list(args: Sequence[str]) -> dict[str, Any]:
 
 def _describe(name: str) -> dict[str, Any]:
     row = WEIGHTS[name]
-    parameters = _parameters(row.config)
+    parameters = parameters_of(row.config)
     return {
         "name": name,
         "model": row.model,
@@ -131,13 +129,6 @@ def _describe(name: str) -> dict[str, Any]:
         "file": str(cached_file(name)),
         "cached": cached_file(name).is_file(),
     }
-
-
-@cache
-def _parameters(config: ModelConfig) -> int:
-    """Of the model; built on the meta device, without memory for it."""
-    with torch.device("meta"):
-        return count_parameters(build(config))
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -177,7 +168,7 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
         "architecture": opened.architecture,
         "layout": opened.layout,
         "sha256": opened.sha256,
-        "parameters": _parameters(opened.config),
+        "parameters": parameters_of(opened.config),
         "config": asdict(opened.config),
         "preprocess": opened.preprocess and opened.preprocess.to_dict(),
         "classes": list(opened.classes),

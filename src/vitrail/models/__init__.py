@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from vitrail.errors import UsageError, unknown_name
@@ -103,3 +105,14 @@ def build(model: str | ModelConfig, **changes: Any) -> Model:
 def count_parameters(model: nn.Module) -> int:
     """How many numbers the model learns."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+@cache
+def parameters_of(config: ModelConfig) -> int:
+    """How many a model of this config learns; built on the meta device, without memory for it.
+
+    >>> parameters_of(model_config("vit_b16"))
+    86567656
+    """
+    with torch.device("meta"):
+        return count_parameters(build(config))

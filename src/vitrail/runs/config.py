@@ -7,6 +7,7 @@ keeps it as config.yaml: enough to run it again. This module reads and writes; i
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -585,13 +586,22 @@ def with_changes(config: TrainConfig, changes: Mapping[str, Any], origin: str) -
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """Plain values: what YAML and JSON can hold."""
-    return TypeAdapter(dict[str, Any]).dump_python(asdict(config), mode="json")
+    return _PLAIN.dump_python(asdict(config), mode="json")
+
+
+_PLAIN = TypeAdapter(dict[str, Any])
+
+
+@cache
+def _reader() -> TypeAdapter[TrainConfig]:
+    """Made once, and not at import: it takes longer than any reading."""
+    return TypeAdapter(TrainConfig)
 
 
 def from_dict(tree: Mapping[str, Any], origin: str) -> TrainConfig:
     """The inverse of `to_dict`, for values from a file: text such as 3e-4 becomes its number."""
     try:
-        return TypeAdapter(TrainConfig).validate_python(dict(tree))
+        return _reader().validate_python(dict(tree))
     except ValidationError as error:
         faults = []
         for fault in error.errors():

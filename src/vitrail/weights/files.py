@@ -217,11 +217,26 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
                     f"{path} would unpack to {claimed / 2**30:,.1f} GiB, more than weights do: "
                     f"it is damaged or hostile"
                 )
+            if len(archive.infolist()) != _members(path):  # one damaged entry may cover others
+                raise DataError(
+                    f"{path} is damaged or cut short: its list of contents has "
+                    f"{len(archive.infolist())} entries of {_members(path)}. Fetch it again"
+                )
             yield archive
     except DataError:
         raise
     except Exception as error:  # whatever zipfile throws at damage, the file is at fault
         raise DataError(f"{path} is damaged or cut short: {error}. Fetch it again") from error
+
+
+def _members(path: Path) -> int:
+    """How many members a zip archive says it has, at its end (PKWARE's APPNOTE.TXT, 4.3.14, 16)."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 16) - 200))
+        tail = file.read()
+    end, wide = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
+    count = int.from_bytes(tail[end + 10 : end + 12], "little")
+    return int.from_bytes(tail[wide + 32 : wide + 40], "little") if count == 0xFFFF else count
 
 
 def _read_safetensors(path: Path) -> Content:
