@@ -54,12 +54,12 @@ def test_what_is_left_out_and_assumed_is_named(name, randomised, tmp_path):
     fields = [words for words in found.assumed if words not in found.layout.takes]
     assumed = {words.split(" ")[0]: words.split(" ")[1].rstrip(",") for words in fields}
     assert len(found.assumed) == len(fields) + len(found.layout.takes)
-    missing = set(found.layout.assumes) - set(source.told)
+    missing = {*found.layout.assumes, "pool"} - set(source.told)
     if found.layout is TIMM:  # others have the same names: DINO, MAE, MoCo v3
         missing |= {"resample"}
     if found.config.activation == "swiglu":  # which the shapes show
         missing -= {"activation"}
-    if found.config.pool != "class" or found.config.pool_norm:  # so are these
+    if found.config.pool == "map":  # so is this
         missing -= {"pool"}
     assert assumed == {field: str(getattr(found.config, field)) for field in missing}
 
