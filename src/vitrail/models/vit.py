@@ -170,8 +170,8 @@ class ViTConfig(FamilyConfig):
         if self.pool == "first" and (self.merge or self.scales != "one"):
             raise UsageError(
                 f"{setting('pool', 'first')} reads the first patch, which has no token of its own "
-                f"with {setting('merge', self.merge)} or {setting('scales', self.scales)}: use "
-                f"{setting('merge', 0)} and {setting('scales', 'one')}"
+                f"where patches are merged or of two sizes: use {setting('merge', 0)} and "
+                f"{setting('scales', 'one')}"
             )
         if self.distilled and self.pool != "class":
             raise UsageError(

@@ -178,8 +178,16 @@ def write_as(
         return _VIT_WRITERS[to](state, config, like or {})
     for layout in FAMILY_LAYOUTS.values():
         if layout.family is type(config) and to in layout.writes:
-            return layout.write(state, config)
+            theirs = layout.write(state, config)
+            return _prefixed(theirs, like) if like and to == google.GOOGLE.name else theirs
     raise DataError(f"{to} has no counterpart of the family '{config.family}' that vitrail knows")
+
+
+def _prefixed(theirs: dict[str, Tensor], like: Mapping[str, Size]) -> dict[str, Tensor]:
+    """The tensors behind the prefix that they had in the file `like`: params/, opt/target/."""
+    first = next(iter(theirs))
+    prefix = next((key.removesuffix(first) for key in like if key.endswith(f"/{first}")), "")
+    return {prefix + key: tensor for key, tensor in theirs.items()}
 
 
 def understand(
