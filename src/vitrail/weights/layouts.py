@@ -35,7 +35,7 @@ from vitrail.weights import (
 from vitrail.weights.family import FamilyLayout
 from vitrail.weights.names import Ask, Layout, State, ask_for_grid, oblong, some, translate
 from vitrail.weights.torchfile import PREFERRED
-from vitrail.weights.unseen import IF_ASKED, UNSEEN, Settled, Unseen, lines
+from vitrail.weights.unseen import IF_ASKED, SHOWN, UNSEEN, Settled, Unseen, lines
 
 
 class Found(NamedTuple):
@@ -224,7 +224,7 @@ def understand(
         fixed = ((name, value) for name, value in layout.changes.items() if name not in told)
         assumed = tuple(f"{name} {x}, as in the code of {layout.whose}" for name, x in fixed)
         assumed += () if named else layout.takes
-        from_where = dict.fromkeys(UNSEEN, "by its tensors")
+        from_where = dict.fromkeys(UNSEEN, SHOWN)
         from_where |= dict.fromkeys(layout.changes, f"as in the code of {layout.whose}")
         from_where |= {name: whence if name in beside else "as told" for name in told}
         unseen = lines(config, from_where, layout.changes.keys() - told.keys())
@@ -317,18 +317,17 @@ def infer(
     """
     shapes = translate(layout.turn(state), layout.names)
     facts = {**layout.shows(state), **_facts(shapes, layout, told, where, hints)}
-    for name in ("width", "depth", "mlp", "patch"):
-        if beside.get(name, facts[name]) != facts[name]:
-            raise DataError(
-                f"{where}: the config.json beside it says {name} {beside[name]}, its tensors have "
-                f"{facts[name]}: one of the two belongs to other weights. Move the config.json away"
-            )
+    _check_beside(facts, beside, where)
     notes = _of_the_grid(facts, told, hints)
     if (said := told.get("image_size")) and facts.get("image_size", said) != said:
         notes.append(f"image_size {facts['image_size']}, by its positions, though {said} is said")
     known = {name: told[name] for name in told if name in ViTConfig.__dataclass_fields__}
     hints = _possible(hints, facts)
     settled = Settled(facts, known, hints, beside=beside, whence=whence)
+    if facts.get("position") == "learned":
+        rows, columns = (s // p for s, p in zip(facts["image_size"], facts["patch"], strict=True))
+        square = f"the square that its {rows * columns} positions make"
+        settled.explain("image_size", square if rows == columns else IF_ASKED)
     code = f"as in the code of {layout.whose}"
     if "pool_norm" not in facts:  # there is one name for the last norm, wherever it acts
         settled.take("pool_norm", False, code, aloud=False)
@@ -343,9 +342,8 @@ def infer(
     if "heads" not in settled.fields:
         heads, why = _heads(facts, where, hints.get("heads"))
         doubts = (_doubt(x, "heads", facts, x.asks) for x in rivals)
-        settled.take(
-            "heads", heads, f"{why}{''.join(doubts)}" if why else IF_ASKED, aloud=why != ""
-        )
+        why = f"{why}{''.join(doubts)}" if why else ""
+        settled.take("heads", heads, why or IF_ASKED, aloud=why != "")
     modes = [f"{x.resample} in {x.whose}'s" for x in rivals if x.resample != layout.resample]
     other = f"; under the same names {', '.join(modes)}" if modes else ""
     other += _doubt(layout, "resample", facts)
@@ -360,6 +358,16 @@ def infer(
     except UsageError as error:
         raise DataError(f"{where} holds no ViT that can be built: {error}") from error
     return config, settled.lines(config), tuple(notes)
+
+
+def _check_beside(facts: Mapping[str, Any], beside: Mapping[str, Any], where: str) -> None:
+    """Raise `DataError` for a config.json that tells another shape than the tensors show."""
+    for name in ("width", "depth", "mlp", "patch"):
+        if beside.get(name, facts[name]) != facts[name]:
+            raise DataError(
+                f"{where}: the config.json beside it says {name} {beside[name]}, its tensors have "
+                f"{facts[name]}: one of the two belongs to other weights. Move the config.json away"
+            )
 
 
 _USUAL: Mapping[str, Any] = {

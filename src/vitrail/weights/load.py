@@ -117,7 +117,8 @@ def open_weights(
     known = _known(file, published, row)
     architecture = "" if published else named(file.config)
     sure = bool(published or architecture)
-    whence = f"by {source}'s row in WEIGHTS" if published else "by the config.json beside it"
+    whence = "by the config.json beside it" if file.config else f"by {row}, which it should be"
+    whence = f"by {source}'s row in WEIGHTS" if published else whence
     found = understand(
         file.tensors, said, str(source), wanted, beside=known, named=sure, whence=whence
     )

@@ -26,6 +26,7 @@ UNSEEN: Mapping[str, str] = {
 }
 """Field of the config -> what it is. The flags of `vitrail.cli.told` are these."""
 
+SHOWN = "by its tensors"
 IF_ASKED = "as the model that is asked for"
 
 
@@ -60,7 +61,7 @@ class Settled:
         """
         self.fields: dict[str, Any] = {**told, **facts}
         self._hints = hints
-        self._how = dict.fromkeys(facts, "by its tensors")
+        self._how = dict.fromkeys(facts, SHOWN)
         self._assumed: set[str] = set()
         for name, value in told.items():
             if facts.get(name, value) == value:
@@ -75,6 +76,11 @@ class Settled:
         self._how[name] = why if same else IF_ASKED
         if same and aloud:
             self._assumed.add(name)
+
+    def explain(self, name: str, why: str) -> None:
+        """Say why a field is what it is, where tensors show it less than wholly."""
+        if self._how.get(name) == SHOWN:
+            self._how[name] = why
 
     def lines(self, config: ModelConfig) -> tuple[Unseen, ...]:
         """Each unseen field of `config`."""
