@@ -397,7 +397,6 @@ def test_rows_for_registers_come_back_to_the_model_they_came_from(changes, rando
     "name, changes",
     [
         ("vit_so150m_patch16_reg4_gap_256", {"width": 896, "depth": 18, "heads": 14, "mlp": 2304}),
-        ("vit_so150m_patch16_reg4_map_256", {"pool": "map", "pool_norm": False}),
         ("vit_so150m2_patch16_reg1_gap_256", {"width": 832, "depth": 21, "heads": 13}),
         ("vit_mediumd_patch16_reg4_gap_256", {}),
     ],

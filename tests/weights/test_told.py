@@ -127,15 +127,13 @@ def test_to_show_and_to_convert(case, tmp_path, capsys):
         assert torch.equal(again.state[key], tensor), key
 
 
-@pytest.mark.parametrize("by", ["flags", "a file"])
-def test_to_train(case, by, tmp_path):
+def test_to_train(case, tmp_path):
+    """The first field by a config file, the others by flags."""
     file, _, told = case
-    said = flags(told)
-    if by == "a file":
-        config = tmp_path / "config.yaml"
-        model = {name: list(x) if isinstance(x, tuple) else x for name, x in told.items()}
-        config.write_text(json.dumps({"model": model}))  # which is YAML too
-        said = ["--config", str(config)]
+    config = tmp_path / "config.yaml"
+    (name, value), *others = told.items()
+    config.write_text(json.dumps({"model": {name: value}}))  # which is YAML too
+    said = ["--config", str(config), *flags(dict(others))]
     asked = ["samples:emoji", "--weights", str(file), "--recipe", "probe", *said]
     found = verb.parse(
         verb.TrainArgs, asked, "train", "", default=verb._defaults(asked), flags=True
