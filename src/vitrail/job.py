@@ -476,6 +476,7 @@ def _start(model: Model, config: TrainConfig, classes: tuple[str, ...], notify: 
             "sha256": opened.sha256,
             "layout": opened.layout,
             "assumed": opened.assumed,
+            "unseen": [one._asdict() for one in opened.unseen],
             "notes": notes,
             "new": fitted.new,
             "left_out": [*opened.left_out, *fitted.left_out],

@@ -27,6 +27,7 @@ EVERY_KIND = [
     {"pool": "mean"},
     {"pool": "mean", "class_token": False, "position": "peg"},
     {"pool": "map"},
+    {"pool": "first", "class_token": False},
     {"pool": "class_mean", "pre_norm": True},
     {"pool": "mean", "pool_norm": True, "representation": 8},
     {"pool": "map", "class_token": False, "position": "rope"},

@@ -85,8 +85,12 @@ def test_a_row_and_a_column_are_treated_alike(mode):
 
 
 def test_the_modes_are_not_the_same():
+    """But for FlexiViT's, which differs in kernels from the one of its tables."""
     table = torch.randn(14 * 14, 4)
-    made = [resample_table(table, (14, 14), (9, 12), mode) for mode in MODES]
+    flexivit = resample_table(table, (14, 14), (9, 12), "flexivit")
+    assert torch.equal(flexivit, resample_table(table, (14, 14), (9, 12), "bilinear_antialias"))
+    others = [mode for mode in MODES if mode != "flexivit"]
+    made = [resample_table(table, (14, 14), (9, 12), mode) for mode in others]
     for i, one in enumerate(made):
         assert all((one - other).abs().max() > 1e-3 for other in made[:i])
 
@@ -97,6 +101,55 @@ def test_patch_kernels_as_timm_does(new):
     theirs = resample_patch_embed(kernel, list(new))
     # theirs inverts in float32
     close(resample_patch(kernel, new), theirs, 5e-5)
+
+
+def triangles(old: int, new: int, antialias: bool) -> np.ndarray:
+    """The matrix of bilinear resizing along one axis, from its definition: a triangle at each new
+    pixel's centre, as wide as a pixel or, with antialiasing, as the larger of the two pixels.
+
+    What lies beyond the border is left out with antialiasing (jax.image.resize, torch), and is the
+    border's own pixel without (tf.image.resize).
+    """
+    scale = old / new
+    width = max(scale, 1.0) if antialias else 1.0
+    matrix = np.zeros((new, old))
+    for i in range(new):
+        centre = (i + 0.5) * scale - 0.5
+        for j in range(-2 * old, 3 * old):
+            weight = max(0.0, 1 - abs(j - centre) / width)
+            if 0 <= j < old or not antialias:
+                matrix[i, min(max(j, 0), old - 1)] += weight
+    return matrix / matrix.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("new", [(3, 3), (5, 12), (12, 5), (15, 30)], ids=str)
+@pytest.mark.parametrize("mode", ["bilinear_antialias", "flexivit"])
+def test_tables_as_tips_and_flexivit_do(mode, new):
+    """jax.image.resize, written from its definition; and timm's function, which has the mode."""
+    table = torch.randn(7 * 7, 6)
+    rows, columns = (triangles(7, n, antialias=True) for n in new)
+    theirs = np.einsum("ai,bj,ijd->abd", rows, columns, table.view(7, 7, 6).double().numpy())
+    ours = resample_table(table, (7, 7), new, mode)
+    close(ours, torch.from_numpy(theirs).float().flatten(0, 1))
+    timms = resample_abs_pos_embed(
+        table[None], list(new), [7, 7], num_prefix_tokens=0, interpolation="bilinear"
+    )
+    close(ours, timms[0])
+
+
+@pytest.mark.parametrize("new", [(16, 16), (4, 4), (12, 12), (4, 6)], ids=str)
+def test_patch_kernels_as_flexivit_does(new):
+    """The pseudo-inverse of the whole matrix of both axes, bilinear and not antialiased."""
+    old = (8, 8)
+    kernel = torch.randn(5, 3, *old)
+    matrix = np.kron(*(triangles(o, n, antialias=False) for o, n in zip(old, new, strict=True)))
+    theirs = np.linalg.pinv(matrix.T) @ kernel.double().flatten(2).numpy()[..., None]
+    ours = resample_patch(kernel, new, "flexivit")
+    close(ours, torch.from_numpy(theirs).float().view(5, 3, *new))
+    timms = resample_patch_embed(kernel, list(new), interpolation="bilinear", antialias=False)
+    close(ours, timms, 5e-5)  # theirs inverts in float32
+    if min(new) < 8:
+        assert (ours - resample_patch(kernel, new)).abs().max() > 0.1, "timm's bicubic is another"
 
 
 def test_a_patch_may_grow_one_way_and_shrink_the_other():

@@ -264,6 +264,13 @@ FACEBOOK = {
         config=DINOV2_CONFIG,
         left_out=frozenset({"mask_token"}),
     ),
+    "TIPS": Source(
+        layout="tips",
+        build=partial(DINOV2_TIMM, reg_tokens=1),
+        file=_dinov2,
+        config={**DINOV2_CONFIG, "registers": 1, "resample": "bilinear_antialias"},
+        left_out=frozenset({"mask_token"}),
+    ),
     "DINOv2, in chunks": Source(
         layout="dinov2-registers",
         build=DINOV2_TIMM,

@@ -67,7 +67,7 @@ def test_a_folder_of_timm_needs_no_other_word(randomised, tmp_path):
         # openai/clip-vit-large-patch14: a part's defaults are not in the file
         (
             {"model_type": "clip", "vision_config": {"model_type": "clip_vision_model"}},
-            {"activation": "gelu_quick"},
+            {"activation": "gelu_quick", "pool": "class"},
         ),
         (
             {"vision_config": {"hidden_act": "gelu", "num_attention_heads": 16}},
@@ -118,11 +118,13 @@ def test_a_folder_of_timm_needs_no_other_word(randomised, tmp_path):
                     "vision_cfg": {"image_size": 224, "width": 768},
                 }
             },
-            {"heads": 12, "width": 768, "activation": "gelu_quick", "image_size": (224, 224)},
+            {"heads": 12, "width": 768, "activation": "gelu_quick", "image_size": (224, 224)}
+            | {"pool": "class"},
         ),
         (
             {"model_cfg": {"vision_cfg": {"image_size": 224, "width": 1280, "head_width": 80}}},
-            {"heads": 16, "width": 1280, "activation": "gelu", "image_size": (224, 224)},
+            {"heads": 16, "width": 1280, "activation": "gelu", "image_size": (224, 224)}
+            | {"pool": "class"},
         ),
         (
             {"model_cfg": {"vision_cfg": {"image_size": 256, "timm_model_name": "vit_siglip"}}},

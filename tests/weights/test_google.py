@@ -13,9 +13,10 @@ from close import close
 from vitrail.errors import DataError
 from vitrail.models import ViT, ViTConfig, build
 from vitrail.nn import resample_table
+from vitrail.weights import convert, open_weights, pretrained
 from vitrail.weights.files import read_weights, write_npz
 from vitrail.weights.google import from_google, to_google
-from vitrail.weights.layouts import Found, understand
+from vitrail.weights.layouts import Found, understand, write_as
 from weights.sources import one_of_each
 
 Arrays = dict[str, np.ndarray]
@@ -151,6 +152,13 @@ def lit() -> Arrays:
     return under("params/img/", big_vision()) | under("params/", text)
 
 
+def sincos() -> Arrays:
+    """big_vision's posemb="sincos2d", as its ViT-S/16 of 90 to 300 epochs: no table, pre-logits."""
+    arrays = big_vision(cls=False) | flat({"pre_logits": dense(D, D)})
+    del arrays["pos_embedding"]
+    return arrays
+
+
 FILES: dict[str, Callable[[], Arrays]] = {
     "original": original,
     "original, with pre-logits": partial(original, representation=True),
@@ -165,7 +173,22 @@ FILES: dict[str, Callable[[], Arrays]] = {
     "params/": lambda: under("params/", big_vision()),
     "scanned": lambda: under("params/", scanned(big_vision())),
     "LiT": lit,
+    "fixed positions": sincos,
+    "the first patch": partial(big_vision, cls=False),
 }
+TOLD: dict[str, dict[str, str]] = {
+    "fixed positions": {"position": "sincos_bigvision"},
+    "the first patch": {"pool": "first"},
+}
+"""What no array of these shows."""
+
+
+def fixed_table() -> np.ndarray:
+    """`posemb_sincos_2d` of big_vision: columns, then rows, the last frequency 1 / 10000."""
+    y, x = np.mgrid[: SIZE[0] // P, : SIZE[1] // P].reshape(2, -1, 1)
+    omega = 1 / 10_000 ** (np.arange(D // 4) / (D // 4 - 1))
+    parts = (np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega))
+    return np.concatenate(parts, axis=1)
 
 
 # --- the oracle: one image after the other, one head after the other, in float64 ---
@@ -178,7 +201,9 @@ def gelu(x: np.ndarray) -> np.ndarray:
 class Oracle:
     """The forward pass of google-research/vision_transformer and big_vision on a flat file."""
 
-    def __init__(self, arrays: Arrays) -> None:
+    def __init__(self, arrays: Arrays, first: bool = False) -> None:
+        """`first`: big_vision's pool_type="0"."""
+        self.first, self.size, self.patch = first, SIZE, P
         prefix = next(k for k in arrays if k.endswith("embedding/kernel"))
         prefix = prefix.removesuffix("embedding/kernel")
         self.p = {k.removeprefix(prefix): v.astype(np.float64) for k, v in arrays.items()}
@@ -217,20 +242,22 @@ class Oracle:
         return self.dense(gelu(self.dense(x, f"{name}/Dense_0")), f"{name}/Dense_1")
 
     def tokens(self, image: np.ndarray) -> np.ndarray:
-        kernel = self.p["embedding/kernel"]
+        kernel, p = self.p["embedding/kernel"], self.patch
         tokens = [
-            np.einsum("chw,hwcd->d", image[:, y : y + P, x : x + P], kernel)
-            for y in range(0, SIZE[0], P)
-            for x in range(0, SIZE[1], P)
+            np.einsum("chw,hwcd->d", image[:, y : y + p, x : x + p], kernel)
+            for y in range(0, self.size[0], p)
+            for x in range(0, self.size[1], p)
         ]
         x = np.stack(tokens) + self.bias("embedding")
         old = "Transformer/posembed_input/pos_embedding", "Transformer/pos_embedding"
-        table = self.p[self.find("pos_embedding", *old)][0]
-        if len(table) == N:
+        fixed = not any("pos_embedding" in key for key in self.p)
+        table = fixed_table() if fixed else self.p[self.find("pos_embedding", *old)][0]
+        whole = len(table) > len(x)  # with a row for the class token
+        if not whole:
             x = x + table
         if "cls" in self.p:
             x = np.concatenate([self.p["cls"][0], x])
-        return x + table if len(table) > N else x
+        return x + table if whole else x
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         x = self.tokens(image)
@@ -249,7 +276,7 @@ class Oracle:
             x = self.attend(self.p[f"{at}probe"][0], x, f"{at}MultiHeadDotProductAttention_0")[0]
             x = x + self.mlp(self.norm(x, f"{at}LayerNorm_0"), f"{at}MlpBlock_0")
         else:
-            x = x.mean(0)
+            x = x[0] if self.first else x.mean(0)
         if "pre_logits/kernel" in self.p:
             x = np.tanh(self.dense(x, "pre_logits"))
         return self.dense(x, "head")
@@ -269,20 +296,43 @@ def model_of(found: Found) -> ViT:
 @pytest.mark.parametrize("file", FILES)
 def test_logits_are_those_of_the_numpy_forward_pass(file):
     arrays = FILES[file]()
-    found = read(arrays)
+    found = read(arrays, **TOLD.get(file, {}))
     assert found.layout.name == "google"
     assert found.config.heads == H, "which the shapes show"
     assert found.config.resample == "bilinear_aligned"
-    assert set(found.assumed) == {
-        "activation gelu_tanh, as in the code of Google",
-        "norm_eps 1e-06, as in the code of Google",
-    }
+    oracle = Oracle(arrays, first=file == "the first patch")
     x = torch.randn(3, 3, *SIZE)
-    expected = torch.from_numpy(np.stack([Oracle(arrays)(image.numpy()) for image in x])).float()
+    expected = torch.from_numpy(np.stack([oracle(image.numpy()) for image in x])).float()
     assert 0.2 < expected.std() < 5, "logits of order 1"
     with torch.inference_mode():
         close(model_of(found)(x), expected)
         close(model_of(found)(x[:1]), expected[:1])
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_no_array_shows_is_told_or_said_to_be_assumed(file):
+    told = TOLD.get(file, {})
+    found = read(FILES[file](), **told)
+    assumed = {words.split(" ")[0]: words for words in found.assumed}
+    expected = {"activation", "norm_eps", "pool", "resample"} - set(told)
+    if found.config.pool == "map":
+        expected -= {"pool"}  # its probe shows it
+    if found.config.position != "learned":
+        expected -= {"resample"}
+    assert set(assumed) == expected
+    if not found.config.class_token and "pool" in expected:
+        assert "pool_type '0' has the same tensors: for that say pool='first'" in assumed["pool"]
+    lines = {one.field: one for one in found.unseen}
+    assert {name for name, one in lines.items() if one.assumed} == expected
+    assert all(lines[name].how == "as told" for name in told)
+    assert all(one.value == getattr(found.config, name) for name, one in lines.items())
+
+
+def test_files_without_a_table_say_what_to_tell():
+    with pytest.raises(
+        DataError, match="say position='sincos_bigvision' for big_vision's posemb='sincos2d', or"
+    ):
+        read(sincos())
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -291,27 +341,95 @@ def test_what_is_no_image_model_is_left_out_and_named(file):
         "LiT": {"params/txt/head/kernel", "params/txt/Embed_0/embedding", "params/t"},
         "original, in an optimiser": {"opt/state/step"},
     }
-    assert set(read(FILES[file]()).left_out) == expected.get(file, set())
+    found = read(FILES[file](), **TOLD.get(file, {}))
+    assert set(found.left_out) == expected.get(file, set())
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_comes_back_bit_by_bit(file):
+    """Whatever its age: with its prefix, its names, its counters, its place for the table."""
+    arrays = FILES[file]()
+    found = read(arrays, **TOLD.get(file, {}))
+    back = write_as("google", found.state, found.config, found.keys)
+    assert back.keys() == arrays.keys() - set(found.left_out)
+    for key, array in back.items():
+        assert array.shape == arrays[key].shape, key
+        assert np.array_equal(array.numpy(), arrays[key]), key
+
+
+@pytest.mark.parametrize("file", ["original", "params/", "fixed positions"])
+def test_converting_a_file_of_googles_to_googles_layout_gives_it_back(file, tmp_path):
+    arrays = FILES[file]()
+    path, out = tmp_path / "in.npz", tmp_path / "out.npz"
+    np.savez(path, **arrays)
+    opened = open_weights(path, {"image_size": SIZE} | TOLD.get(file, {}))
+    convert(opened, "google", out)
+    with np.load(out) as back:
+        assert set(back.files) == arrays.keys()
+        assert all(np.array_equal(back[key], array) for key, array in arrays.items())
+
+
+def shapes_of_vit_jax(config: ViTConfig) -> dict[str, tuple[int, ...]]:
+    """The parameters of vit_jax's VisionTransformer (models_vit.py): its table has a row for the
+    class token, if there is one, and always lies in a module of its own."""
+    head = (H, D // H)
+    blocks: dict[str, tuple[int, ...]] = {}
+    for i in range(DEPTH):
+        at = f"Transformer/encoderblock_{i}"
+        for part in ("query", "key", "value"):
+            blocks[f"{at}/MultiHeadDotProductAttention_0/{part}/kernel"] = (D, *head)
+            blocks[f"{at}/MultiHeadDotProductAttention_0/{part}/bias"] = head
+        blocks[f"{at}/MultiHeadDotProductAttention_0/out/kernel"] = (*head, D)
+        blocks[f"{at}/MultiHeadDotProductAttention_0/out/bias"] = (D,)
+        for n, (n_in, n_out) in enumerate(((D, M), (M, D))):
+            blocks[f"{at}/MlpBlock_0/Dense_{n}/kernel"] = (n_in, n_out)
+            blocks[f"{at}/MlpBlock_0/Dense_{n}/bias"] = (n_out,)
+            blocks |= {f"{at}/LayerNorm_{n}/{leaf}": (D,) for leaf in ("scale", "bias")}
+    return {
+        **({"cls": (1, 1, D)} if config.class_token else {}),
+        "embedding/kernel": (P, P, 3, D),
+        "embedding/bias": (D,),
+        "Transformer/posembed_input/pos_embedding": (1, N + int(config.class_token), D),
+        **blocks,
+        **{f"Transformer/encoder_norm/{leaf}": (D,) for leaf in ("scale", "bias")},
+        "head/kernel": (D, CLASSES),
+        "head/bias": (CLASSES,),
+    }
+
+
+def convert_pre_linen(arrays: Arrays) -> Arrays:
+    """As flax does, and so both codes when they load: a counter for each class of parts."""
+    renamed = {}
+    for key, array in arrays.items():
+        for new, old in PRE_LINEN.items():
+            key = key.replace(old, new)
+        renamed[key] = array
+    return renamed
 
 
 @pytest.mark.parametrize(
-    "file",
+    "changes",
     [
-        "original",
-        "original, with pre-logits",
-        "big_vision",
-        "big_vision, no class token",
-        "big_vision, attention pooling",
+        {},
+        {"prefix_position": False},
+        {"class_token": False, "pool": "mean"},
+        {"class_token": False, "pool": "first"},
+        {"position": "sincos_mae"},
+        {"class_token": False, "pool": "mean", "position": "sincos_bigvision"},
     ],
+    ids=str,
 )
-def test_a_file_comes_back_bit_by_bit(file):
-    arrays = FILES[file]()
-    found = read(arrays)
-    back = to_google(found.state, found.config)
-    assert back.keys() == arrays.keys()
-    for key, array in arrays.items():
-        assert back[key].shape == array.shape, key
-        assert np.array_equal(back[key].numpy(), array), key
+def test_what_we_write_has_the_parameters_of_vit_jax(changes, randomised):
+    config = ViTConfig(**{**vars(CONFIG), **changes})
+    ours = randomised(ViT(config))
+    written = {key: t.numpy() for key, t in to_google(ours.state_dict(), config).items()}
+    theirs = convert_pre_linen(written)
+    assert {key: a.shape for key, a in theirs.items()} == shapes_of_vit_jax(config)
+    x = torch.randn(2, 3, *SIZE)
+    oracle = Oracle(written, first=config.pool == "first")
+    with torch.inference_mode():
+        expected = np.stack([oracle(image.numpy()) for image in x])
+        close(ours(x), torch.from_numpy(expected).float())
 
 
 @pytest.mark.parametrize(
@@ -333,7 +451,13 @@ def test_our_weights_come_back_bit_by_bit_through_a_file(changes, randomised, tm
     state = randomised(ViT(config)).state_dict()
     write_npz(tmp_path / "weights.npz", to_google(state, config))
     found = understand(read_weights(tmp_path / "weights.npz").tensors, {"image_size": SIZE}, "it")
-    assert found.config == config
+    if config.class_token and not config.prefix_position:  # there it always has one: zeros
+        assert found.config == ViTConfig(**{**vars(config), "prefix_position": True})
+        assert not found.state["position.table"][0].any()
+        table = torch.cat([torch.zeros(1, D), state["position.table"]])
+        state = state | {"position.table": table}
+    else:
+        assert found.config == config
     assert found.state.keys() == state.keys()
     for key, tensor in state.items():
         assert torch.equal(found.state[key], tensor), key
@@ -429,6 +553,50 @@ def test_googles_own_resampling_keeps_the_corners(new):
     )
     ours = resample_table(torch.from_numpy(table).flatten(0, 1), old, new, "bilinear_aligned")
     close(ours, torch.from_numpy(both).flatten(0, 1).float())
+
+
+# --- FlexiViT: patches of any size (arXiv 2212.08013) ---
+
+
+def linear(old: int, new: int, antialias: bool) -> np.ndarray:
+    """The matrix of resizing one axis: triangles at the new centres, borders repeated."""
+    scale = old / new
+    width = max(scale, 1.0) if antialias else 1.0
+    matrix = np.zeros((new, old))
+    for i, j in np.ndindex(new, 5 * old):
+        place = j - 2 * old
+        weight = max(0.0, 1 - abs(place - (i + 0.5) * scale + 0.5) / width)
+        if 0 <= place < old or not antialias:
+            matrix[i, min(max(place, 0), old - 1)] += weight
+    return matrix / matrix.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("patch", [4, 8, 12], ids=str)
+def test_a_flexivit_at_another_patch_size(patch, tmp_path):
+    """Its own code, in numpy: kernels by the pseudo-inverse of bilinear resizing, the table of
+    FlexiViT's grid by jax.image.resize, then the plain model with both."""
+    arrays = big_vision()
+    np.savez(tmp_path / "flexivit.npz", **arrays)
+    scale = patch / P
+    height, width = (round(s * 3 * scale) // patch * patch for s in SIZE)  # 6 x 9 patches
+    grid, old = (height // patch, width // patch), (SIZE[0] // P, SIZE[1] // P)
+    model = pretrained(
+        tmp_path / "flexivit.npz",
+        **{"resample": "flexivit", "patch": (patch, patch), "image_size": (height, width)},
+    )
+    assert model.config.patch == (patch, patch) and model.config.grid == grid
+    resize = np.kron(*(linear(P, patch, antialias=False) for _ in range(2)))
+    kernel = arrays["embedding/kernel"].reshape(P * P, -1)
+    kernel = (np.linalg.pinv(resize.T) @ kernel).reshape(patch, patch, 3, D)
+    rows, columns = (linear(o, n, antialias=True) for o, n in zip(old, grid, strict=True))
+    table = arrays["pos_embedding"].reshape(*old, D)
+    table = np.einsum("ai,bj,ijd->abd", rows, columns, table).reshape(1, -1, D)
+    oracle = Oracle(arrays | {"embedding/kernel": kernel, "pos_embedding": table})
+    oracle.size, oracle.patch = (height, width), patch
+    x = torch.randn(2, 3, height, width)
+    expected = torch.from_numpy(np.stack([oracle(image.numpy()) for image in x])).float()
+    with torch.inference_mode():
+        close(model(x), expected)
 
 
 # --- what cannot be read or written ---

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,9 +14,10 @@ from close import close
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViT, ViTConfig, build
 from vitrail.nn import resample_table
+from vitrail.weights.architectures import told_by_timm
 from vitrail.weights.layouts import LAYOUTS, Found, recognise, understand, write_as
 from vitrail.weights.timm import TIMM
-from weights.sources import CLASSES, HUGGING_FACE, SOURCES, SQUARE, Source, one_of_each
+from weights.sources import CLASSES, HUGGING_FACE, SOURCES, SQUARE, P, Source, one_of_each
 
 every_source = pytest.mark.parametrize("name", SOURCES)
 
@@ -54,12 +56,12 @@ def test_what_is_left_out_and_assumed_is_named(name, randomised, tmp_path):
     fields = [words for words in found.assumed if words not in found.layout.takes]
     assumed = {words.split(" ")[0]: words.split(" ")[1].rstrip(",") for words in fields}
     assert len(found.assumed) == len(fields) + len(found.layout.takes)
-    missing = set(found.layout.assumes) - set(source.told)
+    missing = {*found.layout.assumes, "pool"} - set(source.told)
     if found.layout is TIMM:  # others have the same names: DINO, MAE, MoCo v3
         missing |= {"resample"}
     if found.config.activation == "swiglu":  # which the shapes show
         missing -= {"activation"}
-    if found.config.pool != "class" or found.config.pool_norm:  # so are these
+    if found.config.pool == "map":  # so is this
         missing -= {"pool"}
     assert assumed == {field: str(getattr(found.config, field)) for field in missing}
 
@@ -246,6 +248,25 @@ def test_dinos_own_formula(randomised):
     close(ours, expected.permute(0, 2, 3, 1).reshape(-1, table.shape[1]))
 
 
+@pytest.mark.parametrize("size", [(40, 24), (16, 16)], ids=str)
+def test_tips_resamples_its_table_bilinearly(size, randomised, tmp_path):
+    """google-deepmind/tips: DINOv2's code with `interpolate_antialias`, bilinear, no offset; its
+    JAX twin calls jax.image.resize(..., "bilinear")."""
+    source = replace(SOURCES["TIPS"], size=SQUARE)
+    theirs = randomised(source.build(img_size=SQUARE))
+    ours = model_of(opened(source, source.tensors(theirs, tmp_path)))
+    grid = tuple(side // P for side in SQUARE)
+    state = theirs.state_dict()
+    table = state["pos_embed"].view(1, *grid, -1).permute(0, 3, 1, 2)
+    new = [side // P for side in size]
+    table = nn.functional.interpolate(table, size=new, mode="bilinear", antialias=True)
+    other = source.build(img_size=size).eval()
+    other.load_state_dict({**state, "pos_embed": table.flatten(2).mT})
+    x = torch.randn(2, 3, *size)
+    with torch.inference_mode():
+        close(ours(x), other(x))
+
+
 # --- what is not read, or not written ---
 
 
@@ -355,3 +376,63 @@ def test_timms_heads_have_a_bias(randomised):
     x = torch.randn(2, 3, *source.size)
     with torch.inference_mode():
         close(model_of(found)(x), ours(x))
+
+
+@pytest.mark.parametrize("changes", [{}, {"class_token": False, "global_pool": "avg"}], ids=str)
+def test_rows_for_registers_come_back_to_the_model_they_came_from(changes, randomised):
+    """A table without them would not load there; with zeros for them it is the same function."""
+    source = SOURCES["timm, registers with positions"]
+    theirs = randomised(source.build(**changes))
+    told = {"heads": 3, "image_size": source.size}
+    found = understand(theirs.state_dict(), told, "a file", named=True)
+    back = write_as("timm", found.state, found.config, found.keys)
+    again = source.build(**changes).eval()
+    again.load_state_dict(back)
+    x = torch.randn(2, 3, *source.size)
+    with torch.inference_mode():
+        close(again(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("vit_so150m_patch16_reg4_gap_256", {"width": 896, "depth": 18, "heads": 14, "mlp": 2304}),
+        ("vit_so150m2_patch16_reg1_gap_256", {"width": 832, "depth": 21, "heads": 13}),
+        ("vit_mediumd_patch16_reg4_gap_256", {}),
+    ],
+)
+def test_what_is_written_has_the_shapes_that_timm_has_for_registers(name, changes):
+    """so150m's tables have rows for them, other models' have not: whatever the model came from."""
+    with torch.device("meta"):
+        theirs = timm.create_model(name).state_dict()
+    found = understand(theirs, told_by_timm(name), "a file", named=True)
+    assert all(getattr(found.config, field) == value for field, value in changes.items())
+    written = write_as("timm", build_meta(found.config), found.config)
+    assert {key: t.shape for key, t in written.items()} == {k: t.shape for k, t in theirs.items()}
+
+
+def build_meta(config: ViTConfig) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return build(config).state_dict()
+
+
+def test_timm_has_no_pooling_of_the_first_patch():
+    config = ViTConfig(**{**vars(OURS), "class_token": False, "pool": "first"})
+    with pytest.raises(DataError, match="timm has no counterpart of pool='first'"):
+        write_as("timm", build(config).state_dict(), config)
+
+
+def test_where_there_is_one_norm_it_is_told_that_it_acts_on_the_pooled_vector(randomised):
+    """open_clip's CLIPA with a norm before its blocks: `final_ln_after_pool`, the same tensors."""
+    source = SOURCES["open_clip"]
+    config = ViTConfig(**{**vars(source.expected), "pool": "mean", "pool_norm": True})
+    ours = randomised(ViT(config))
+    names = {"pool_norm.weight": "encoder.norm.weight", "pool_norm.bias": "encoder.norm.bias"}
+    plain = {names.get(key, key): tensor for key, tensor in ours.state_dict().items()}
+    file = LAYOUTS["open_clip"].write(plain, source.expected)
+    told = {"heads": 3, "image_size": source.size, **source.told, "pool_norm": True}
+    found = understand(file, told, "a file")
+    assert found.config == config, "the class token is not what a norm after pooling is for"
+    assert torch.equal(found.state["pool_norm.weight"], file["ln_post.weight"])
+    with pytest.raises(DataError, match=r"no counterpart of pool='mean'"):
+        found.layout.write(found.state, found.config)

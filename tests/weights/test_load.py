@@ -157,6 +157,8 @@ def test_a_square_table_is_not_taken_for_the_oblong_one_that_is_asked_for(random
     assert any("4x4, though 2x8 are as many" in words for words in opened.assumed)
     told = open_weights(path, HEADS | {"image_size": (16, 64)})
     assert told.config.grid == (2, 8)
+    hows = [{one.field: one.how for one in x.unseen}["image_size"] for x in (opened, told)]
+    assert hows == ["the square that its 16 positions make", "as told"]
 
 
 def test_what_is_told_against_the_tensors_is_refused(file):

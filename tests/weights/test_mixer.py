@@ -125,6 +125,9 @@ def test_a_file_of_googles(age, prefix, tmp_path):
     assert (found.layout.name, found.config) == (age, GOOGLE)
     assert found.left_out == tuple(beside)
     same(write_as("google", found.state, found.config), file)
+    if age == "google-mixer":
+        back = write_as("google", found.state, found.config, found.keys)
+        same({**back, **beside}, aged)  # as it came, with its prefix
 
 
 def test_the_ages_are_one_function():

@@ -106,6 +106,10 @@ def test_what_no_shape_shows_is_told() -> None:
         ("augreg_vit_b16", 86_567_656),
         ("augreg_vit_b16_384", 86_859_496),
         ("augreg_vit_b16_in21k", 102_595_923),
+        # timm's ViT-S/16 without class token and table, with a layer of 384 before its head
+        ("vit_s16_in1k_90ep", 22_050_664 - 198 * 384 + 385 * 384),
+        # timm's ViT-S/32 without a row for the class token
+        ("flexivit_s", 22_878_952 - 384),
         ("deit_b16_distilled_384", 87_630_032),
         ("deit3_h14", 632_126_440),
         ("dinov2_g14", 1_136_479_232),

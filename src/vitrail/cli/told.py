@@ -8,7 +8,7 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from vitrail.errors import UsageError, setting
-from vitrail.nn import Activation, Pool, Position, Resample
+from vitrail.nn import Activation, Eps, Pool, Position, Resample
 
 
 def _short(name: str) -> Any:
@@ -18,7 +18,10 @@ def _short(name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """Fields of a model's config that no tensor shows. None: what the file or its makers say."""
+    """Fields of a model's config that no tensor shows: those of `vitrail.weights.unseen`.
+
+    None: what the file or its makers say.
+    """
 
     heads: Annotated[int | None, _short("heads")] = None
     activation: Annotated[Activation | None, _short("activation")] = None
@@ -28,9 +31,13 @@ class Told:
     position: Annotated[Position | None, _short("position")] = None
     """What it has instead of a position table."""
     pool: Annotated[Pool | None, _short("pool")] = None
+    pool_norm: Annotated[bool | None, _short("pool_norm")] = None
+    """Whether the final norm acts on the pooled vector, and not on the tokens."""
     layer_scale: Annotated[float | None, _short("layer_scale")] = None
     resample: Annotated[Resample | None, _short("resample")] = None
-    """How its makers brought a position table to another grid."""
+    """How its makers bring a position table to another grid, and patch kernels to another size."""
+    stem_eps: Annotated[Eps | None, _short("stem_eps")] = None
+    """Whose epsilons the ResNet of a hybrid has."""
 
     def fields(self) -> dict[str, Any]:
         """Those that are told."""

@@ -173,6 +173,7 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
         "preprocess": opened.preprocess and opened.preprocess.to_dict(),
         "classes": list(opened.classes),
         "fits": list(opened.fits),
+        "unseen": [one._asdict() for one in opened.unseen],
         "assumed": list(opened.assumed),
         "notes": list(opened.notes),
         "left_out": list(opened.left_out),
@@ -180,7 +181,7 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
     if given.model:
         result["into"] = _into(opened, given.model)
     for name, value in result.items():
-        if name not in ("config", "preprocess", "assumed", "notes", "left_out", "classes"):
+        if name not in _BY_LINES:
             shown = "; ".join(value) if isinstance(value, list) else value
             print(f"{name:<12} {shown}")
     if opened.config.classes:
@@ -190,13 +191,24 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
         print(name)
         for part, value in (result[name] or {"": "not known"}).items():
             print(f"  {part:<18} {value}")
-    for words in opened.assumed:
-        print(f"assumed      {words}")
+    _print_unseen(opened)
     for note in opened.notes:
         print(f"note         {note}")
     if opened.left_out:
         print(f"left out     {len(opened.left_out)} tensors: {', '.join(opened.left_out[:6])}")
     return result
+
+
+_BY_LINES = {"config", "preprocess", "unseen", "assumed", "notes", "left_out", "classes"}
+
+
+def _print_unseen(opened: Opened) -> None:
+    """What no tensor shows, a line each: what was only taken to be so, and what is known."""
+    for words in opened.assumed:
+        print(f"assumed      {words}")
+    for one in opened.unseen:
+        if not one.assumed:
+            print(f"known        {one}")
 
 
 def _convert(args: Sequence[str]) -> dict[str, Any]:
@@ -205,8 +217,7 @@ def _convert(args: Sequence[str]) -> dict[str, Any]:
     )
     opened = _open(given)
     out = convert(opened, given.to, given.out, overwrite=given.overwrite)
-    for words in opened.assumed:
-        print(f"assumed      {words}")
+    _print_unseen(opened)
     print(f"{given.source} is in {out}, in the layout of {given.to}")
     kept = opened.classes if given.to == OURS else ()
     if opened.classes:
@@ -219,6 +230,7 @@ def _convert(args: Sequence[str]) -> dict[str, Any]:
         "source": given.source,
         "to": given.to,
         "file": str(out),
+        "unseen": [one._asdict() for one in opened.unseen],
         "assumed": list(opened.assumed),
         "classes": list(kept),
     }

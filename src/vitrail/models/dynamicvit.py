@@ -58,6 +58,11 @@ class DynamicViTConfig(ViTConfig):
             raise UsageError(
                 f"{setting('position', 'peg')} needs whole maps, which a DynamicViT does not keep"
             )
+        if self.pool == "first":
+            raise UsageError(
+                f"{setting('pool', 'first')} reads a patch which a DynamicViT may drop: use "
+                f"{setting('pool', 'mean')}"
+            )
         if self.scales != "one":
             raise UsageError(
                 f"a DynamicViT has patches of one size: use {setting('scales', 'one')}"

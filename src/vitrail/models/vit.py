@@ -167,6 +167,12 @@ class ViTConfig(FamilyConfig):
                 f"{setting('pool', self.pool)} needs {setting('class_token', True)}; or use "
                 f"{setting('pool', 'mean')} or map"
             )
+        if self.pool == "first" and (self.merge or self.scales != "one"):
+            raise UsageError(
+                f"{setting('pool', 'first')} reads the first patch, which has no token of its own "
+                f"where patches are merged or of two sizes: use {setting('merge', 0)} and "
+                f"{setting('scales', 'one')}"
+            )
         if self.distilled and self.pool != "class":
             raise UsageError(
                 f"{setting('distilled', True)} averages two tokens' heads, so it needs "
@@ -473,6 +479,8 @@ class ViT(Family):
             pooled = self.pool(patches, keys)
         elif self.config.pool == "class":
             pooled = prefix[:, 0]
+        elif self.config.pool == "first":
+            pooled = patches[:, 0]
         else:
             pooled = mean_of(patches, keys)
             if self.config.pool == "class_mean":

@@ -1,5 +1,12 @@
-"""Many tokens to one vector: the class token, the patches' mean, both side by side (DINOv2's linear
-evaluation, arXiv 2304.07193), or attention with a learned query.
+"""Many tokens to one vector.
+
+| `pool`       | what it is                                   | source                          |
+|--------------|----------------------------------------------|---------------------------------|
+| `class`      | the class token                              | ViT, 2010.11929                 |
+| `mean`       | the patches' mean                            | big_vision's "gap"              |
+| `class_mean` | both side by side                            | DINOv2's evaluation, 2304.07193 |
+| `map`        | attention with a learned query               | Set Transformer, 1810.00825     |
+| `first`      | the first patch, where no token is a class's | big_vision's "0"                |
 """
 
 from typing import Literal
@@ -11,7 +18,7 @@ from torch import Tensor, nn
 from vitrail.nn.attention import attend
 from vitrail.nn.mlp import Activation, build_mlp
 
-Pool = Literal["class", "mean", "class_mean", "map"]
+Pool = Literal["class", "mean", "class_mean", "map", "first"]
 
 
 class AttentionPool(nn.Module):

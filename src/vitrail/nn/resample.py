@@ -1,25 +1,62 @@
 """Weights for another geometry: position tables for another grid, patch kernels for another patch.
 
-Published code resizes position tables in five ways that give five results. Which one a checkpoint's
+Published code resizes position tables in six ways that give six results. Which one a checkpoint's
 makers used is part of what the checkpoint is, so each has a name:
 
-| name                | what it is                                     | whose                     |
-|---------------------|------------------------------------------------|---------------------------|
-| `bicubic_antialias` | pixels are areas; low-pass when shrinking      | timm, DINOv2 registers    |
-| `bicubic`           | pixels are areas                               | DeiT, MAE, Hugging Face   |
-| `bicubic_offset`    | the same, the new grid taken 0.1 larger        | DINO, DINOv2              |
-| `bilinear`          | pixels are areas                               | timm reading Google files |
-| `bilinear_aligned`  | corners stay where they are (scipy's zoom)     | Google's ViT, big_vision  |
+| name                 | what it is                                 | whose                     |
+|----------------------|--------------------------------------------|---------------------------|
+| `bicubic_antialias`  | pixels are areas; low-pass when shrinking  | timm, DINOv2 registers    |
+| `bicubic`            | pixels are areas                           | DeiT, MAE, Hugging Face   |
+| `bicubic_offset`     | the same, the new grid taken 0.1 larger    | DINO, DINOv2              |
+| `bilinear`           | pixels are areas                           | timm reading Google files |
+| `bilinear_antialias` | pixels are areas; low-pass when shrinking  | TIPS, SigLIP 2 NaFlex     |
+| `bilinear_aligned`   | corners stay where they are (scipy's zoom) | Google's ViT, big_vision  |
+| `flexivit`           | as `bilinear_antialias`, and its kernels'  | FlexiViT, 2212.08013      |
+
+Patch kernels get the pseudo-inverse of how a patch is resized: bilinearly in FlexiViT's own code,
+bicubically with a low-pass in timm, which all others here follow.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-Resample = Literal["bicubic_antialias", "bicubic", "bicubic_offset", "bilinear", "bilinear_aligned"]
+Resample = Literal[
+    "bicubic_antialias",
+    "bicubic",
+    "bicubic_offset",
+    "bilinear",
+    "bilinear_antialias",
+    "bilinear_aligned",
+    "flexivit",
+]
+
+
+class _Way(NamedTuple):
+    """How one code resizes."""
+
+    kind: Literal["bicubic", "bilinear"]
+    antialias: bool = False
+    aligned: bool = False
+    offset: float = 0.0
+    """How much larger than it is the new grid is taken."""
+
+
+_TABLES: Mapping[Resample, _Way] = {
+    "bicubic_antialias": _Way("bicubic", antialias=True),
+    "bicubic": _Way("bicubic"),
+    "bicubic_offset": _Way("bicubic", offset=0.1),
+    "bilinear": _Way("bilinear"),
+    "bilinear_antialias": _Way("bilinear", antialias=True),
+    "bilinear_aligned": _Way("bilinear", aligned=True),
+    "flexivit": _Way("bilinear", antialias=True),
+}
+_PATCHES: Mapping[Resample, _Way] = {"flexivit": _Way("bilinear")}
+"""How images of patches are resized, where it is not as by timm."""
 
 
 def resample_table(
@@ -35,52 +72,56 @@ def resample_table(
     """
     if old == new:
         return table
+    way = _TABLES[mode]
     x = table.float().T.reshape(1, -1, *old)
-    if mode == "bicubic_offset":
+    if way.offset:
         # The 0.1 guards against a rounded-down size; it also moves every sampling point a little.
-        scale = [(n + 0.1) / o for n, o in zip(new, old, strict=True)]
-        x = F.interpolate(x, scale_factor=scale, mode="bicubic")
-    elif mode == "bicubic_antialias":
-        x = _antialiased(_antialiased(x, new[1]).mT, new[0]).mT
+        scale = [(n + way.offset) / o for n, o in zip(new, old, strict=True)]
+        x = F.interpolate(x, scale_factor=scale, mode=way.kind)
+    elif way.antialias:
+        x = _resized(_resized(x, new[1], way).mT, new[0], way).mT
     else:
-        kind, aligned = mode.removesuffix("_aligned"), mode == "bilinear_aligned"
-        x = F.interpolate(x, size=new, mode=kind, align_corners=aligned)
+        x = F.interpolate(x, size=new, mode=way.kind, align_corners=way.aligned)
     return x.flatten(2)[0].T.to(table.dtype)
 
 
-def _antialiased(x: Float[Tensor, "*b n"], new: int) -> Float[Tensor, "*b m"]:
-    """The last axis resampled, by bicubic interpolation with antialiasing.
+def _resized(x: Float[Tensor, "*b n"], new: int, way: _Way) -> Float[Tensor, "*b m"]:
+    """The last axis resampled.
 
     One axis at a time: torch 2.13 gives wrong values for whole maps that are one row or column.
     """
     rows = x.reshape(-1, 1, 1, x.shape[-1])
-    rows = F.interpolate(rows, size=(1, new), mode="bicubic", antialias=True)
+    rows = F.interpolate(rows, size=(1, new), mode=way.kind, antialias=way.antialias)
     return rows.view(*x.shape[:-1], new)
 
 
 def resample_patch(
-    kernel: Float[Tensor, "d c _p _q"], new: tuple[int, int]
+    kernel: Float[Tensor, "d c _p _q"],
+    new: tuple[int, int],
+    mode: Resample = "bicubic_antialias",
 ) -> Float[Tensor, "d c p q"]:
     """A patch kernel for patches of another size: FlexiViT's pseudo-inverse (arXiv 2212.08013).
 
     With `B` the matrix that resizes a patch, `w' = pinv(B^T) w` is the kernel whose products with
     resized patches are nearest to the old ones, and equal to them when the patch grows (equation
-    5). Interpolating the kernel itself would change their scale and more.
+    5). Interpolating the kernel itself would change their scale and more. `mode` is how the
+    model's makers resample: it says which `B`.
     """
     if kernel.shape[-2:] == new:
         return kernel
+    way = _PATCHES.get(mode, _TABLES["bicubic_antialias"])
     rows, columns = (
-        _inverse(o, n).to(kernel.device) for o, n in zip(kernel.shape[-2:], new, strict=True)
+        _inverse(o, n, way).to(kernel.device) for o, n in zip(kernel.shape[-2:], new, strict=True)
     )
     return (rows @ kernel.double() @ columns.T).to(kernel.dtype)
 
 
-def _inverse(old: int, new: int) -> Float64[Tensor, "n o"]:
+def _inverse(old: int, new: int, way: _Way) -> Float64[Tensor, "n o"]:
     """`pinv(B^T)` along one axis: resizing is separable, and so is its pseudo-inverse.
 
     Of both axes at once the matrix would have no full rank where one grows and the other shrinks.
     """
-    return torch.linalg.pinv(_antialiased(torch.eye(old, dtype=torch.float64), new))
+    return torch.linalg.pinv(_resized(torch.eye(old, dtype=torch.float64), new, way))
 
 
 def adapt_channels(

@@ -31,6 +31,7 @@ _READ_OUT = {
     "mean": "mean of the tokens",
     "class_mean": "class token and mean of the tokens",
     "map": "attention pooling",
+    "first": "first patch",
 }
 
 

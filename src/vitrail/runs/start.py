@@ -8,6 +8,7 @@ from vitrail.runs.folder import Run
 from vitrail.runs.load import load
 from vitrail.weights import OURS, Opened, open_weights
 from vitrail.weights.load import check_told
+from vitrail.weights.unseen import UNSEEN, lines
 
 
 def open_start(
@@ -36,4 +37,5 @@ def open_start(
         classes=loaded.classes,
         notes=(),
         left_out=(),
+        unseen=lines(loaded.config.model, dict.fromkeys(UNSEEN, "by the run's config")),
     )

@@ -71,6 +71,16 @@ def preprocess_by(file: WeightsFile, config: ModelConfig) -> Preprocess | None:
     return found if found is not None and found.channels == config.channels else None
 
 
+_TRANSFORMERS_POOLS = dict.fromkeys(
+    (
+        *("vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers"),
+        *("clip", "clip_vision_model"),
+    ),
+    "class",
+)
+"""How their code makes one vector of the tokens: of every model of the type."""
+
+
 def _told_by_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     act = config.get("hidden_act")
     if act is None and str(config.get("model_type")).startswith("clip"):
@@ -84,6 +94,7 @@ def _told_by_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
         "heads": _whole(config.get("num_attention_heads")),
         "activation": _ACTIVATIONS.get(str(act)),
         "norm_eps": eps if isinstance(eps, float) else None,
+        "pool": _TRANSFORMERS_POOLS.get(str(config.get("model_type"))),
         "image_size": _pair(config.get("image_size")),
         "width": _whole(config.get("hidden_size")),
         "depth": _whole(config.get("num_hidden_layers")),
@@ -140,6 +151,7 @@ def _told_by_open_clip(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "heads": max(1, width // head),
         "activation": "gelu_quick" if config.get("quick_gelu") is True else "gelu",
+        "pool": "class",  # `architectures.py` refuses its others
         "image_size": size,
         "width": _whole(tower.get("width")),
         "depth": _whole(tower.get("layers")),

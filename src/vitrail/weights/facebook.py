@@ -1,4 +1,5 @@
-"""What Facebook's own files call otherwise than timm: DeiT-III, DINO, DINOv2, MAE, MoCo v3.
+"""What Facebook's own files call otherwise than timm: DeiT-III, DINO, DINOv2, MAE, MoCo v3; and
+TIPS, which Google publishes in DINOv2's names.
 
 DeiT's files have timm's names throughout, and so have the bare encoders of DINO, MAE and MoCo v3.
 Those of the last two are known by their position tables, which are fixed sines and cosines; a bare
@@ -139,4 +140,19 @@ DINOV2_REGISTERS = replace(
     name="dinov2-registers",
     marks=(*DINOV2.marks, "register_tokens"),
     resample="bicubic_antialias",
+)
+
+
+def _one_register(state: State, prefix: str) -> bool:
+    """DINOv2 has four; TIPS has one, a second class token."""
+    tokens = state[f"{prefix}register_tokens"]
+    return tokens.ndim == 3 and tokens.shape[1] == 1
+
+
+TIPS = replace(  # arXiv 2410.16512, 2604.12012: DINOv2's code, resized otherwise
+    DINOV2_REGISTERS,
+    name="tips",
+    whose="TIPS",
+    own=_one_register,
+    resample="bilinear_antialias",
 )

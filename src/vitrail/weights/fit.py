@@ -238,8 +238,12 @@ def _fit_stem(
 ) -> None:
     """The patch kernel, for patches of another size."""
     if wanted.stem == "patch" and stored.patch != wanted.patch:
-        ours["stem.proj.weight"] = resample_patch(ours["stem.proj.weight"], wanted.patch)
-        notes.append(f"patches: {_x(stored.patch)} to {_x(wanted.patch)} by pseudo-inverse")
+        kernel = ours["stem.proj.weight"]
+        ours["stem.proj.weight"] = resample_patch(kernel, wanted.patch, wanted.resample)
+        flexible = ", flexivit" if wanted.resample == "flexivit" else ""
+        notes.append(
+            f"patches: {_x(stored.patch)} to {_x(wanted.patch)} by pseudo-inverse{flexible}"
+        )
 
 
 def _fit_channels(

@@ -9,20 +9,23 @@ One family of files, written by flax over five years under changing names:
 - attention pooling once lay at the top, later in `MAPHead_0`
 - a hybrid has its ResNet's arrays besides, stages (`block1`) and units counted from 1
 
-`turn` brings all of them to big_vision's names and torch's order of axes. A ViT whose class token
-has a position is written as the original was, any other as big_vision writes it; both codes read
-both. Arrays: systems.md, section 3.1, from the repositories' own loaders.
+`turn` brings all of them to big_vision's names and torch's order of axes. A file of Google's goes
+back as it came. Anything else is written as the original code has it, whose table has a row for the
+class token, which big_vision reads too; with attention pooling, as big_vision has it, for the
+original has none. Arrays: systems.md, section 3.1, from the repositories' own loaders.
 """
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Size, Tensor
 
 from vitrail.errors import DataError
 from vitrail.models import ViTConfig
-from vitrail.weights.names import Layout, Names, State, rename
+from vitrail.weights.names import Ask, Layout, Names, State, position_rows, rename
 
 _BLOCK = "Transformer/encoderblock_{i}"
 _ATTENTION = f"{_BLOCK}/MultiHeadDotProductAttention_0"
@@ -64,6 +67,7 @@ _PRE_LINEN = {  # in a block, behind its number
 _TABLES = ("Transformer/posembed_input/pos_embedding", "Transformer/pos_embedding")
 _INLINED = ("probe", "MultiHeadDotProductAttention_0/", "LayerNorm_0/", "MlpBlock_0/")
 _SCANNED = "Transformer/encoderblock/"
+_EMBEDDING = "embedding/kernel"
 
 
 def _turn(state: State) -> dict[str, Tensor]:
@@ -74,7 +78,7 @@ def _turn(state: State) -> dict[str, Tensor]:
 
 
 def _back(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
-    """The inverse, for the original code or for big_vision."""
+    """The inverse, under big_vision's names."""
     arrays = {}
     for key, tensor in state.items():
         module, _, leaf = key.rpartition(".")
@@ -82,8 +86,24 @@ def _back(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
             leaf = "kernel" if tensor.ndim > 1 else "scale"
         name = f"{module}/{leaf}" if module else key
         arrays[name] = _to_flax(name, tensor, config.heads)
-    arrays = rename(arrays, _from_one)
-    return rename(arrays, _original) if config.class_token and config.prefix_position else arrays
+    return arrays
+
+
+def _as_it_came(arrays: State, like: Mapping[str, Size]) -> dict[str, Tensor]:
+    """Arrays under big_vision's names as the ones in the file `like` were called and shaped."""
+    kernel = next(key for key in like if key.endswith(_EMBEDDING))
+    prefix = kernel.removesuffix(_EMBEDDING)
+    back = {}
+    for key, shape in like.items():
+        name = key.removeprefix(prefix)
+        if name.startswith(_SCANNED):
+            part = name.removeprefix(_SCANNED)
+            blocks = (f"Transformer/encoderblock_{i}/{part}" for i in range(shape[0]))
+            array = torch.stack([arrays[_modern(block)] for block in blocks])
+        else:
+            array = arrays[_modern(name)]
+        back[key] = array.reshape(shape)
+    return back
 
 
 def _unscanned(state: State) -> dict[str, Tensor]:
@@ -176,13 +196,22 @@ def _shows(state: State) -> Mapping[str, Any]:
 GOOGLE = Layout(
     name="google",
     whose="Google",
-    marks=("embedding/kernel", "Transformer/encoder_norm/scale"),
+    marks=(_EMBEDDING, "Transformer/encoder_norm/scale"),
     names=NAMES,
     turn=_turn,
     back=_back,
     shows=_shows,
     aside=("txt/*", "t", "b"),  # of two towers without a prefix: LiT, SigLIP
     assumes={"activation": "gelu_tanh", "norm_eps": 1e-6},
+    doubts={
+        "pool": Ask(
+            "big_vision's pool_type '0' has the same tensors: for that say {}",
+            ("first",),
+            when={"class_token": False},
+        ),
+        "resample": Ask("a FlexiViT has the same tensors: for that say {}", ("flexivit",)),
+    },
+    tableless=("sincos_bigvision", " for big_vision's posemb='sincos2d'"),
     always={
         "activation": ("gelu_tanh",),
         "norm_eps": (1e-6,),
@@ -203,11 +232,22 @@ def from_google(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Ten
     return GOOGLE.read(state, config)
 
 
-def to_google(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
-    """The inverse of `from_google`, for `write_npz`."""
+def to_google(
+    state: Mapping[str, Tensor], config: ViTConfig, like: Mapping[str, Size] | None = None
+) -> dict[str, Tensor]:
+    """The inverse of `from_google`, for `write_npz`.
+
+    `like` has the names and shapes of the file of Google's that the weights came from, if they
+    did: it goes back as it came. Raises `DataError` for a model that Google has no counterpart of.
+    """
     if config.class_token and config.pool != "class":
         raise DataError(
             f"Google has no counterpart of pool='{config.pool}' beside a class token: its code "
             f"reads the class token where there is one"
         )
-    return GOOGLE.write(state, config)
+    if like:
+        return _as_it_came(GOOGLE.write(state, config), like)
+    if config.class_token and config.position == "learned" and not config.prefix_position:
+        state, config = position_rows(state, 0, 1), replace(config, prefix_position=True)
+    arrays = rename(GOOGLE.write(state, config), _from_one)
+    return arrays if config.pool == "map" else rename(arrays, _original)

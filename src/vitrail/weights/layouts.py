@@ -1,10 +1,10 @@
 """Which checkpoint layouts there are, which one a file has, and which model is in it.
 
 A layout is recognised by keys that no other has, the model by the shapes of its tensors. Some
-things no shape shows: how many heads, which GELU, the norms' epsilon. Those come from what was
-told (a row of WEIGHTS, a config.json beside the file, the user), else from what the layout's own
-code fixes; and where that leaves a choice, the user is asked. Nothing is guessed in silence:
-`Found.assumed` says what was taken to be so, and why.
+things no shape shows (`unseen.py` lists them): how many heads, which GELU, the norms' epsilon.
+Those come from what was told (a row of WEIGHTS, a config.json beside the file, the user), else
+from what the layout's own code fixes; and where that leaves a choice, the user is asked. Nothing
+is guessed in silence: `Found.assumed` says what was taken to be so, and why.
 """
 
 import math
@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 from torch import Size, Tensor
 
@@ -35,6 +35,7 @@ from vitrail.weights import (
 from vitrail.weights.family import FamilyLayout
 from vitrail.weights.names import Ask, Layout, State, ask_for_grid, oblong, some, translate
 from vitrail.weights.torchfile import PREFERRED
+from vitrail.weights.unseen import IF_ASKED, SHOWN, UNSEEN, Settled, Unseen, lines
 
 
 class Found(NamedTuple):
@@ -48,6 +49,10 @@ class Found(NamedTuple):
     """Their keys that are no part of an image model."""
     assumed: tuple[str, ...]
     """What no shape shows and nobody told, in words."""
+    unseen: tuple[Unseen, ...] = ()
+    """Each thing that shapes do not show of every such model, and where it is from."""
+    keys: Mapping[str, Size] = {}
+    """What the tensors that are used are called in the file, and their shapes there."""
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -56,6 +61,7 @@ LAYOUTS: dict[str, Layout] = {
         google.GOOGLE,
         facebook.DEIT3,
         facebook.MAE,
+        facebook.TIPS,
         facebook.DINOV2_REGISTERS,
         facebook.DINOV2,
         facebook.DINO,
@@ -149,38 +155,39 @@ REFUSED: tuple[Refused, ...] = (
     ),
 )
 
-_VIT_WRITERS: Mapping[str, Callable[[State, ViTConfig], dict[str, Tensor]]] = {
+_Writer: TypeAlias = Callable[[State, ViTConfig, Mapping[str, Size]], dict[str, Tensor]]
+_VIT_WRITERS: Mapping[str, _Writer] = {
     "timm": timm.to_timm,
-    "huggingface": huggingface.to_huggingface,
+    "huggingface": lambda state, config, like: huggingface.to_huggingface(state, config),
     "google": google.to_google,
 }
 
 
-def write_as(to: str, state: State, config: ModelConfig) -> dict[str, Tensor]:
+def write_as(
+    to: str, state: State, config: ModelConfig, like: Mapping[str, Size] | None = None
+) -> dict[str, Tensor]:
     """Our state dict in the layout of `timm`, `huggingface` or `google`.
 
+    Where a layout knows several ways to write the same model, `like` has the tensors' names and
+    shapes in the file of that layout that it came from (`Found.keys`): it goes back as it came.
     Raises `DataError` for a model that has no counterpart there, and says what it lacks.
     """
     if to not in _VIT_WRITERS:
         raise unknown_name("layout to write", to, _VIT_WRITERS)
     if type(config) is ViTConfig:
-        return _VIT_WRITERS[to](state, config)
+        return _VIT_WRITERS[to](state, config, like or {})
     for layout in FAMILY_LAYOUTS.values():
         if layout.family is type(config) and to in layout.writes:
-            return layout.write(state, config)
+            theirs = layout.write(state, config)
+            return _prefixed(theirs, like) if like and to == google.GOOGLE.name else theirs
     raise DataError(f"{to} has no counterpart of the family '{config.family}' that vitrail knows")
 
 
-_LEFT_OPEN = (
-    "heads",
-    "activation",
-    "norm_eps",
-    "position",
-    "layer_scale",
-    "stem_eps",
-    "image_size",
-)
-"""Fields that a file may leave open, and the model that is to be made of it then settles."""
+def _prefixed(theirs: dict[str, Tensor], like: Mapping[str, Size]) -> dict[str, Tensor]:
+    """The tensors behind the prefix that they had in the file `like`: params/, opt/target/."""
+    first = next(iter(theirs))
+    prefix = next((key.removesuffix(first) for key in like if key.endswith(f"/{first}")), "")
+    return {prefix + key: tensor for key, tensor in theirs.items()}
 
 
 def understand(
@@ -191,11 +198,12 @@ def understand(
     *,
     beside: Mapping[str, Any] | None = None,
     named: bool = False,
+    whence: str = "by the config.json beside it",
 ) -> Found:
     """What the tensors of a file are. `told` has fields of the config that the user tells; `beside`
-    those that a config.json beside the file does, or a row of WEIGHTS; `wanted` has some of the
-    model that is to be made of it, which count where nothing else tells; `named` says that the
-    architecture is known by its name, to be one of ours.
+    those that a config.json beside the file does, or a row of WEIGHTS, which `whence` says;
+    `wanted` has some of the model that is to be made of it, which count where nothing else tells;
+    `named` says that the architecture is known by its name, to be one of ours.
 
     Raises `DataError` for tensors of no known layout, for one that lacks something or has too
     much, and for a model of which something has to be known that neither shapes nor `told` say.
@@ -206,21 +214,28 @@ def understand(
     inner = {key[len(prefix) :]: key for key in state if key.startswith(prefix)}
     theirs = {name: state[key] for name, key in inner.items() if not layout.leaves_out(name)}
     used = {inner[name] for name in theirs}
-    hints = {name: wanted[name] for name in _LEFT_OPEN if wanted and name in wanted}
+    hints = {name: x for name in UNSEEN if wanted and (x := wanted.get(name)) is not None}
     if hints.get("activation") == "swiglu":  # which shapes show
         del hints["activation"]
     config: ModelConfig
+    unseen: tuple[Unseen, ...] = ()
     if isinstance(layout, FamilyLayout):
         config = layout.infer(theirs, told, where, hints.get("image_size"))
         fixed = ((name, value) for name, value in layout.changes.items() if name not in told)
         assumed = tuple(f"{name} {x}, as in the code of {layout.whose}" for name, x in fixed)
         assumed += () if named else layout.takes
+        from_where = dict.fromkeys(UNSEEN, SHOWN)
+        from_where |= dict.fromkeys(layout.changes, f"as in the code of {layout.whose}")
+        from_where |= {name: whence if name in beside else "as told" for name in told}
+        unseen = lines(config, from_where, layout.changes.keys() - told.keys())
         ours = layout.read(theirs, config)
     else:
-        config, assumed = infer(theirs, layout, told, where, hints, beside, named)
+        config, unseen, notes = infer(theirs, layout, told, where, hints, beside, named, whence)
+        assumed = (*(str(one) for one in unseen if one.assumed), *notes)
         ours = layout.read(theirs, config)
     left_out = tuple(key for key in state if key not in used)
-    return Found(layout, config, ours, left_out, assumed)
+    keys = {key: state[key].shape for key in state if key in used}
+    return Found(layout, config, ours, left_out, assumed, unseen, keys)
 
 
 def recognise(state: State, where: str) -> tuple[Layout | FamilyLayout, str]:
@@ -292,57 +307,101 @@ def infer(
     hints: Mapping[str, Any],
     beside: Mapping[str, Any],
     named: bool,
-) -> tuple[ViTConfig, tuple[str, ...]]:
-    """The config of the model whose tensors these are, and what had to be assumed for it.
+    whence: str,
+) -> tuple[ViTConfig, tuple[Unseen, ...], tuple[str, ...]]:
+    """The config of the model whose tensors these are; of what they do not show, where each is
+    from; and what else had to be assumed for it.
 
     A hint takes the place of an assumption. Where it is the same, there is still no proof of it,
     and that is said: whoever hints may only have followed an earlier assumption.
     """
     shapes = translate(layout.turn(state), layout.names)
     facts = {**layout.shows(state), **_facts(shapes, layout, told, where, hints)}
+    _check_beside(facts, beside, where)
+    notes = _of_the_grid(facts, told, hints)
+    if (said := told.get("image_size")) and facts.get("image_size", said) != said:
+        notes.append(f"image_size {facts['image_size']}, by its positions, though {said} is said")
+    known = {name: told[name] for name in told if name in ViTConfig.__dataclass_fields__}
+    hints = _possible(hints, facts)
+    settled = Settled(facts, known, hints, beside=beside, whence=whence)
+    if facts.get("position") == "learned":
+        rows, columns = (s // p for s, p in zip(facts["image_size"], facts["patch"], strict=True))
+        square = f"the square that its {rows * columns} positions make"
+        settled.explain("image_size", square if rows == columns else IF_ASKED)
+    code = f"as in the code of {layout.whose}"
+    if "pool_norm" not in facts:  # there is one name for the last norm, wherever it acts
+        settled.take("pool_norm", False, code, aloud=False)
+    for name, value in _fixed(layout, settled.fields).items():
+        settled.take(name, value, f"{code}{_doubt(layout, name, facts)}")
+    for name, ask in layout.asks.items():
+        if name not in settled.fields and all(facts[k] == v for k, v in ask.when.items()):
+            if name not in hints:
+                raise DataError(f"{where}: {_question(name, ask)}")
+            settled.take(name, None, "")
+    rivals = (facebook.DINO, facebook.MAE, facebook.MOCO) if layout is timm.TIMM else ()
+    if "heads" not in settled.fields:
+        heads, why = _heads(facts, where, hints.get("heads"))
+        doubts = (_doubt(x, "heads", facts, x.asks) for x in rivals)
+        why = f"{why}{''.join(doubts)}" if why else ""
+        settled.take("heads", heads, why or IF_ASKED, aloud=why != "")
+    modes = [f"{x.resample} in {x.whose}'s" for x in rivals if x.resample != layout.resample]
+    other = f"; under the same names {', '.join(modes)}" if modes else ""
+    other += _doubt(layout, "resample", facts)
+    aloud = bool(other) and not named
+    settled.take("resample", layout.resample, f"{code}{other}", aloud=aloud)
+    for name, usual in _USUAL.items():
+        settled.take(name, usual, "by default", aloud=False)
+    if not named:
+        notes += layout.takes
+    try:
+        config = ViTConfig(**settled.fields)
+    except UsageError as error:
+        raise DataError(f"{where} holds no ViT that can be built: {error}") from error
+    return config, settled.lines(config), tuple(notes)
+
+
+def _check_beside(facts: Mapping[str, Any], beside: Mapping[str, Any], where: str) -> None:
+    """Raise `DataError` for a config.json that tells another shape than the tensors show."""
     for name in ("width", "depth", "mlp", "patch"):
         if beside.get(name, facts[name]) != facts[name]:
             raise DataError(
                 f"{where}: the config.json beside it says {name} {beside[name]}, its tensors have "
                 f"{facts[name]}: one of the two belongs to other weights. Move the config.json away"
             )
-    assumed = _of_the_grid(facts, told, hints)
-    if (said := told.get("image_size")) and facts.get("image_size", said) != said:
-        assumed.append(f"image_size {facts['image_size']}, by its positions, though {said} is said")
-    known = {name: told[name] for name in told if name in ViTConfig.__dataclass_fields__}
-    settled = {"resample": layout.resample, **known, **facts}
-    for name, value in layout.assumes.items():
-        if name not in settled:
-            settled[name] = hints.get(name, value)
-            if settled[name] == value:
-                assumed.append(f"{name} {value}, as in the code of {layout.whose}")
-    for name, ask in layout.asks.items():
-        if name not in settled and all(facts[k] == v for k, v in ask.when.items()):
-            if name not in hints:
-                raise DataError(f"{where}: {_question(name, ask)}")
-            settled[name] = hints[name]
-    rivals = (facebook.DINO, facebook.MAE, facebook.MOCO) if layout is timm.TIMM else ()
-    if "heads" not in settled:
-        settled["heads"], why = _heads(facts, where, hints.get("heads"))
-        others = [
-            f" ({_question('heads', doubt)})"
-            for x in rivals
-            if (doubt := x.asks.get("heads")) and all(facts[k] == v for k, v in doubt.when.items())
-        ]
-        if why:
-            assumed.append(f"heads {settled['heads']}, {why}{''.join(others)}")
-    if not named:
-        modes = [f"{x.resample} in {x.whose}'s" for x in rivals if x.resample != layout.resample]
-        if modes and "resample" not in told:
-            assumed.append(
-                f"resample {layout.resample}, as in the code of {layout.whose}; "
-                f"under the same names {', '.join(modes)}"
-            )
-        assumed += layout.takes
-    try:
-        return ViTConfig(**settled), tuple(assumed)
-    except UsageError as error:
-        raise DataError(f"{where} holds no ViT that can be built: {error}") from error
+
+
+_USUAL: Mapping[str, Any] = {
+    "layer_scale": 1e-5,  # no output depends on what it began with
+    "position": "learned",
+    "image_size": (224, 224),
+    "stem_eps": "vision_transformer",
+}
+"""What is taken where neither tensors nor code say it."""
+
+
+def _fixed(layout: Layout, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that its code fixes. How tokens become one vector it always does."""
+    pool = layout.assumes.get("pool", "class")
+    if pool.startswith("class") and (not fields["class_token"] or fields["pool_norm"]):
+        pool = "mean"
+    return {**layout.assumes, "pool": pool}
+
+
+def _possible(hints: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The hints that a model with these tensors can follow."""
+    pool = str(hints.get("pool", ""))
+    never = pool == "map" or (pool.startswith("class") and not facts["class_token"])
+    return {name: hint for name, hint in hints.items() if name != "pool" or not never}
+
+
+def _doubt(
+    layout: Layout, name: str, facts: Mapping[str, Any], asks: Mapping[str, Ask] | None = None
+) -> str:
+    """What else a field may be, with the way to say so; empty if its code knows one value alone."""
+    doubt = (layout.doubts if asks is None else asks).get(name)
+    if doubt is None or any(facts[k] != v for k, v in doubt.when.items()):
+        return ""
+    return f" ({_question(name, doubt)})"
 
 
 def _question(name: str, ask: Ask) -> str:
@@ -437,8 +496,8 @@ def _facts(
         "distilled": distilled,
         "registers": registers,
         "pre_norm": "pre_norm.weight" in shapes,
-        **_pool(shapes),
-        "pool_norm": "pool_norm.weight" in shapes,
+        **({"pool": "map"} if "pool.probe" in shapes else {}),
+        **({"pool_norm": "pool_norm.weight" in shapes} if "pool_norm" in layout.names else {}),
         "qkv_bias": "encoder.blocks.0.attn.qkv.bias" in shapes,
         "qk_norm": "encoder.blocks.0.attn.q_norm.weight" in shapes,
         "representation": rows("representation.weight"),
@@ -446,21 +505,21 @@ def _facts(
     }
     if rows("encoder.blocks.0.mlp.fc1.weight") == 2 * hidden:
         facts["activation"] = "swiglu"
-    if "encoder.blocks.0.scale1.gamma" in shapes:
-        facts["layer_scale"] = told.get("layer_scale") or hints.get("layer_scale") or 1e-5
+    if "encoder.blocks.0.scale1.gamma" not in shapes:
+        facts["layer_scale"] = None
     if "position.table" in shapes:
         table = shape("position.table", 3 if layout.batch_axis else 2)
         tokens = (int(class_token) + int(distilled), registers)
         size, positioned = _grid(table[-2], tokens, patch, told, hints, where)
         facts |= {"image_size": size, "prefix_position": positioned, "position": "learned"}
-    elif "position" not in told:
-        if "position" not in hints:
-            others = [kind for kind in get_args(Position) if kind != "learned"]
-            raise DataError(
-                f"{where} has no position table, and nothing says what it has instead: say "
-                f"{setting('model.position', others[0])}, or {', '.join(others[1:])}"
-            )
-        facts |= {name: hints[name] for name in ("position", "image_size") if name in hints}
+    elif "position" not in told and "position" not in hints:
+        others = [kind for kind in get_args(Position) if kind != "learned"]
+        first, whose = layout.tableless or (others[0], "")
+        raise DataError(
+            f"{where} has no position table, and nothing says what it has instead: say "
+            f"{setting('model.position', first)}{whose}, or "
+            f"{', '.join(kind for kind in others if kind != first)}"
+        )
     return facts
 
 
@@ -469,14 +528,6 @@ def _depths(shapes: Mapping[str, list[Size]]) -> tuple[int, ...]:
     blocks = {tuple(key.split(".")[2:4]) for key in shapes if key.startswith("stem.stages.")}
     counts = Counter(stage for stage, _ in blocks)
     return tuple(counts[str(i)] for i in range(len(counts)))
-
-
-def _pool(shapes: Mapping[str, list[Size]]) -> dict[str, Any]:
-    if "pool.probe" in shapes:
-        return {"pool": "map"}
-    if "prefix.class" not in shapes or "pool_norm.weight" in shapes:
-        return {"pool": "mean"}
-    return {}
 
 
 def _grid(

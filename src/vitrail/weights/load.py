@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Discriminator, TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Size, Tensor
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, setting, unknown_name
@@ -29,6 +29,7 @@ from vitrail.weights.files import WeightsFile, read_weights, write_npz, write_sa
 from vitrail.weights.fit import Fitted, fit, models_like
 from vitrail.weights.layouts import recognise, understand, write_as
 from vitrail.weights.table import WEIGHTS, Published
+from vitrail.weights.unseen import UNSEEN, Unseen, lines
 
 OURS = "vitrail"
 """Our own layout: safetensors whose header holds the config, the preprocessing and the classes."""
@@ -58,6 +59,10 @@ class Opened(NamedTuple):
     """What no tensor shows and nobody said, and is taken to be so; a line each."""
     named: str = ""
     """What the config.json beside the file calls the architecture."""
+    unseen: tuple[Unseen, ...] = ()
+    """What no tensor of such a model shows, and where each of it is from."""
+    keys: Mapping[str, Size] = {}
+    """What the tensors of `state` were called in the file, and their shapes there."""
 
     @property
     def architecture(self) -> str:
@@ -92,11 +97,10 @@ def open_weights(
 ) -> Opened:
     """Read weights by name (`WEIGHTS`), path, https address or `hf:owner/name`; fetch if need be.
 
-    `told` has fields of the config that no shape shows (heads, activation, norm_eps, image_size,
-    position, pool, resample, ...), and overrules what a row or a config.json says; its `part` names
-    the model that is meant in a file of several. `wanted` has fields of a model that is to be made
-    of it, which may differ: they settle what nothing else tells. `row` is the name in MODELS that
-    the user expects.
+    `told` has fields of the config that no shape shows (`unseen.UNSEEN`), and overrules what a row
+    or a config.json says; its `part` names the model that is meant in a file of several. `wanted`
+    has fields of a model that is to be made of it, which may differ: they settle what nothing else
+    tells. `row` is the name in MODELS that the user expects.
 
     Raises `DataError` for a file that is damaged, hostile, unknown, or ambiguous; `UsageError` for
     what is told and no field, or which the tensors contradict.
@@ -113,7 +117,11 @@ def open_weights(
     known = _known(file, published, row)
     architecture = "" if published else named(file.config)
     sure = bool(published or architecture)
-    found = understand(file.tensors, said, str(source), wanted, beside=known, named=sure)
+    whence = "by the config.json beside it" if file.config else f"by {row}, which it should be"
+    whence = f"by {source}'s row in WEIGHTS" if published else whence
+    found = understand(
+        file.tensors, said, str(source), wanted, beside=known, named=sure, whence=whence
+    )
     check_told(said, found.config, str(source))
     preprocess = published.preprocess if published else preprocess_by(file, found.config)
     assumed = found.assumed
@@ -134,6 +142,8 @@ def open_weights(
         left_out=found.left_out,
         assumed=assumed,
         named=architecture,
+        unseen=found.unseen,
+        keys=found.keys,
     )
 
 
@@ -141,8 +151,8 @@ def _known(file: WeightsFile, published: Published | None, row: str | None) -> d
     """What is known of a model besides its weights: by its row in WEIGHTS, or beside the file."""
     if published:
         expected = model_config(published.model, **published.changes)
-        names = ("heads", "activation", "norm_eps", "resample", "pool", "layer_scale", "image_size")
-        return {name: getattr(expected, name) for name in names if hasattr(expected, name)}
+        said = {name: getattr(expected, name, None) for name in UNSEEN}
+        return {name: value for name, value in said.items() if value is not None}
     if row is not None and row not in MODELS:
         raise unknown_name("model", row, MODELS)
     layout, _ = recognise(file.tensors, str(file.path))
@@ -168,7 +178,9 @@ def _open_ours(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Opene
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise DataError(f"{source}: the header is not vitrail's: {_line(error)}") from error
     state = fit(file.tensors, config, config, source).state
-    return Opened(source, file.sha256, OURS, config, state, read, classes, file.notes, ())
+    opened = Opened(source, file.sha256, OURS, config, state, read, classes, file.notes, ())
+    how = {name: "as told" if name in told else "by its header" for name in UNSEEN}
+    return opened._replace(unseen=lines(config, how))
 
 
 def check_told(told: Mapping[str, Any], config: ModelConfig, where: str) -> None:
@@ -270,11 +282,17 @@ def convert(opened: Opened, to: str, out: Path, *, overwrite: bool = False) -> P
             out, opened.config, opened.state, opened.preprocess, opened.classes, overwrite=overwrite
         )
     elif to == "google":
-        write_npz(out, write_as(to, opened.state, opened.config), overwrite=overwrite)
+        write_npz(out, _written(opened, to), overwrite=overwrite)
     else:
-        tensors = write_as(to, opened.state, opened.config)
+        tensors = _written(opened, to)
         write_safetensors(out, tensors, {"format": "pt"}, overwrite=overwrite)
     return out
+
+
+def _written(opened: Opened, to: str) -> dict[str, Tensor]:
+    """The weights in another layout, or as they came if it is their own."""
+    own = opened.layout == to or opened.layout.startswith(f"{to}-")
+    return write_as(to, opened.state, opened.config, opened.keys if own else None)
 
 
 def save_weights(

@@ -18,7 +18,7 @@ from torch import Size, Tensor
 
 from vitrail.errors import DataError, setting
 from vitrail.models import ModelConfig, ViTConfig, build
-from vitrail.nn import Resample, sincos_table
+from vitrail.nn import Position, Resample, sincos_table
 
 Names: TypeAlias = Mapping[str, str | tuple[str, ...]]
 """Our module or tensor -> theirs; `{i}` is the block, or the stage and `{j}` its block. Several are
@@ -70,6 +70,10 @@ class Layout:
     """What else no shape shows of models with these names, and is taken to be so, in words."""
     asks: Mapping[str, Ask] = field(default_factory=dict)
     """Fields that its files differ in, though their shapes do not."""
+    doubts: Mapping[str, Ask] = field(default_factory=dict)
+    """Fields that are as its code has them, unless it is a rarer model with the same tensors."""
+    tableless: tuple[Position, str] | None = None
+    """What its code has for positions where there is no table, and what it calls that."""
     always: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Fields of which its code knows these values alone: another model cannot be written so."""
     resample: Resample = "bicubic_antialias"
@@ -85,7 +89,11 @@ class Layout:
         Raises `DataError` with the name of a key that is missing, unexpected or of another shape.
         """
         wanted = {key: tensor for key, tensor in state.items() if not self.leaves_out(key)}
-        return gather(self.turn(wanted), config, self)
+        layout = self
+        if config.pool_norm and "pool_norm" not in self.names:  # its one norm, told to be there
+            names = {ours: x for ours, x in self.names.items() if ours != "encoder.norm"}
+            layout = replace(self, names=names | {"pool_norm": self.names["encoder.norm"]})
+        return gather(self.turn(wanted), config, layout)
 
     def write(self, state: State, config: ViTConfig) -> dict[str, Tensor]:
         """The inverse of `read`. Raises `DataError` for what has no counterpart there."""

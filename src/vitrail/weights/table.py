@@ -84,14 +84,16 @@ _GOOGLE = "https://storage.googleapis.com/vit_models"
 _JAX: dict[str, Any] = {"activation": "gelu_tanh", "resample": "bilinear_aligned"}
 
 
-def _google(model: str, file: str, side: int, crop: float | None, **row: Any) -> Published:
+def _google(
+    model: str, file: str, side: int, crop: float | None, bucket: str = _GOOGLE, **row: Any
+) -> Published:
     """A .npz of Google's; `crop` None scales to the size whatever the aspect."""
     changes = row.pop("changes", {})
     return Published(
         model=model,
         changes=_JAX | _square(side) | changes,
         layout="google",
-        place=Url(f"{_GOOGLE}/{file}.npz"),
+        place=Url(f"{bucket}/{file}.npz"),
         preprocess=Preprocess(
             size=(side, side),
             resize="crop" if crop else "squash",
@@ -217,6 +219,55 @@ _AUGREG_IN1K = {
     "vit_b16": ("B_16-i1k-300ep-lr_0.001-aug_strong2-wd_0.1-do_0.1-sd_0.1", 79.154),
 }
 _README_2020 = "google-research/vision_transformer README"
+
+
+# --- big_vision: "Better plain ViT baselines" (2205.01580), FlexiViT (2212.08013) ---
+
+_BIG_VISION = "https://storage.googleapis.com/big_vision"
+
+
+def _better_plain(epochs: int, score: Score | None = None) -> Published:
+    return _google(
+        "vit_s16",
+        f"vit_s16_i1k_{epochs}ep",
+        224,
+        224 / 256,
+        _BIG_VISION,
+        paper="2205.01580",
+        changes={
+            "position": "sincos_bigvision",
+            "class_token": False,
+            "pool": "mean",
+            "representation": VIT_ROWS["vit_s16"].width,
+        },
+        score=score,
+        note=f"{epochs} epochs, with fixed positions and a tanh layer before its head",
+    )
+
+
+def _flexivit(model: str, file: str, **changes: Any) -> Published:
+    """Stored, as the paper's algorithm 1 has it, with kernels of 32x32 and a table of 7x7."""
+    return _google(
+        model,
+        f"flexivit/{file}",
+        224,
+        7 / 8,
+        _BIG_VISION,
+        paper="2212.08013",
+        changes={"prefix_position": False, "resample": "flexivit", **changes},
+        note="trained at 240 pixels for patches of 8 to 48: patch=(16, 16), image_size=(240, 240)",
+    )
+
+
+_BIG_VISION_ROWS = {
+    "vit_s16_in1k_90ep": _better_plain(90, Score(76.5, "big_vision README")),
+    "vit_s16_in1k_150ep": _better_plain(150),
+    "vit_s16_in1k_300ep": _better_plain(300, Score(80.0, "the paper's abstract")),
+    "flexivit_s": _flexivit("vit_s32", "flexivit_s_i1k"),
+    "flexivit_b": _flexivit("vit_b32", "flexivit_b_i1k"),
+    "flexivit_l": _flexivit("vit_l32", "flexivit_l_i1k"),
+    "flexivit_b_in21k": _flexivit("vit_b32", "flexivit_b_i21k_300ep", classes=21843),
+}
 
 _GOOGLE_ROWS = {
     "vit_b32_in21k": _original_in21k("vit_b32", "ViT-B_32"),
@@ -706,6 +757,7 @@ _HUB_ROWS = {
 
 WEIGHTS: dict[str, Published] = {
     **_GOOGLE_ROWS,
+    **_BIG_VISION_ROWS,
     **_FACEBOOK_ROWS,
     **_RESNET_ROWS,
     **_MIXER_ROWS,

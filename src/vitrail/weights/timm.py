@@ -9,7 +9,8 @@ they call otherwise).
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import Tensor
+import torch
+from torch import Size, Tensor
 
 from vitrail.models import ViTConfig
 from vitrail.weights.clip import ACTIVATION
@@ -57,6 +58,7 @@ TIMM = Layout(
         "norms before attention and MLP (timm's vit_*_rpn has them behind, under the same names)",
         "no positions but the table's (timm's vit_*_rope_ape turns queries and keys besides)",
     ),
+    always={"pool": ("class", "mean", "class_mean", "map")},
 )
 TIMM_SIGLIP = replace(
     TIMM,
@@ -116,20 +118,43 @@ def from_timm(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tenso
     return _layout(config).read(state, config)
 
 
-def to_timm(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+def to_timm(
+    state: Mapping[str, Tensor], config: ViTConfig, like: Mapping[str, Size] | None = None
+) -> dict[str, Tensor]:
     """The inverse of `from_timm`: our state dict under timm's names.
 
     With registers the layout is timm's own for DINOv2, `no_embed_class=True`: the class token's
-    position is added to the token. timm's heads have a bias, so one without gets zeros. Such files
-    come back as the same function, not bit by bit.
+    position is added to the token. Only so150m and so150m2, and a file whose names and shapes
+    `like` has, have rows for registers too; here these are zeros. timm's heads have a bias, so one
+    without gets zeros. Such files come back as the same function, not bit by bit.
     """
-    if config.registers and config.position == "learned" and config.prefix_position:
-        tokens = int(config.class_token) + int(config.distilled)
-        state, config = position_rows(state, tokens, 0), replace(config, prefix_position=False)
+    tokens = int(config.class_token) + int(config.distilled)
+    learned = config.registers > 0 and config.position == "learned"
+    rows = learned and _rows_for_registers(config, like)
+    if learned and config.prefix_position != rows and tokens:
+        given, wanted = (tokens, 0) if config.prefix_position else (0, tokens)
+        state, config = position_rows(state, given, wanted), replace(config, prefix_position=rows)
     theirs = _layout(config).write(state, config)
+    if rows:
+        table = theirs["pos_embed"]
+        zeros = table.new_zeros(1, config.registers, config.width)
+        theirs["pos_embed"] = torch.cat([table[:, :tokens], zeros, table[:, tokens:]], dim=1)
     if config.classes and not config.head_bias:
         theirs["head.bias"] = theirs["head.weight"].new_zeros(config.classes)
     return theirs
+
+
+_ROWS_FOR_REGISTERS = {(896, 18), (832, 21)}
+"""Width and depth of timm's so150m and so150m2."""
+
+
+def _rows_for_registers(config: ViTConfig, like: Mapping[str, Size] | None) -> bool:
+    """Whether timm's table has a row for every prefix token, registers too."""
+    tables = [shape for key, shape in (like or {}).items() if key.endswith("pos_embed")]
+    if not tables:
+        return not config.class_token and (config.width, config.depth) in _ROWS_FOR_REGISTERS
+    prefix = int(config.class_token) + int(config.distilled) + config.registers
+    return tables[0][1] == config.grid[0] * config.grid[1] + prefix
 
 
 def _layout(config: ViTConfig) -> Layout:
