@@ -7,6 +7,10 @@
 - DINOv2 (2304.07193): patch 14, LayerScale; registers (2309.16588); a gated MLP in the giant
 - CLIP's image tower (2103.00020): a norm before the encoder; its projection is the "head"
 - SigLIP's (2303.15343): attention pooling, no class token
+- EVA-02 (2303.11331), EVA-CLIP (2303.15389): rotary positions besides the table, norms within
+  attention and MLP; EVA (2211.07636), which has neither
+- Perception Encoder (2504.13181): rotary positions besides the table, a norm before the encoder
+- RoPE-ViT (2403.13298) and timm's ViTs with registers: rotary positions alone
 - g, G, e (2106.04560, 2209.06794) and So400m (2305.13035) of the scaling studies
 - small rows of our own, with a convolutional stem (2106.14881), for small images and CPUs
 
@@ -45,6 +49,7 @@ from vitrail.nn import (
     Position,
     Resample,
     ResNetStem,
+    Rope,
     RotaryPosition,
     Saliency,
     Scales,
@@ -100,6 +105,11 @@ class ViTConfig(FamilyConfig):
     """Whether class and distillation token have rows in the learned position table."""
     resample: Resample = "bicubic_antialias"
     """How the learned position table is brought to another grid: as its makers did."""
+    rope: Rope = "dinov3"
+    """Of rotary positions: by whose angles queries and keys are turned."""
+    rope_grid: tuple[int, int] | None = None
+    """Of rotary positions that are counted in cells, as all but DINOv3's are: the rows and columns
+    to which they are scaled, whatever the grid. None: they are not."""
     pre_norm: bool = False
     """CLIP's LayerNorm between the embeddings and the first block."""
     class_token: bool = True
@@ -109,9 +119,21 @@ class ViTConfig(FamilyConfig):
     pool: Pool = "class"
     pool_norm: bool = False
     """The final norm acts on the pooled vector, not on the tokens: MAE fine-tuned, timm's "avg"."""
+    pool_prefix: bool = False
+    """The mean and attention pooling are of the prefix tokens too, not of the patches alone."""
+    pool_heads: int = 0
+    """Of attention pooling: its heads; 0 is as many as a block has."""
+    pool_mlp: int = 0
+    """Of attention pooling: the hidden width of its MLP; 0 is that of a block."""
+    final_norm: bool = True
+    """Whether there is a norm after the last block at all."""
     activation: Activation = "gelu"
     qkv_bias: bool = True
     qk_norm: bool = False
+    attn_norm: bool = False
+    """A norm within attention, of what the heads have found (EVA-02-CLIP's sub-LN)."""
+    mlp_norm: bool = False
+    """A norm within the MLP, of the hidden channels (EVA-02 from B on)."""
     layer_scale: float | None = None
     """Initial value of LayerScale; None leaves it out."""
     norm_eps: float = 1e-6
@@ -134,7 +156,7 @@ class ViTConfig(FamilyConfig):
         self._check_shares("dropout")
         self._check_eps("norm_eps")
         check_heads(self.width, self.heads)
-        for field in ("registers", "representation"):
+        for field in ("registers", "representation", "pool_heads", "pool_mlp"):
             if getattr(self, field) < 0:
                 raise UsageError(f"{setting(field)} cannot be negative")
         if min(self.stem_depths, default=1) < 1:
@@ -156,9 +178,14 @@ class ViTConfig(FamilyConfig):
             raise UsageError(
                 f"{setting('position', self.position)} needs a width divisible by {parts}"
             )
-        if self.position == "rope" and self.width // self.heads % 4:
+        if self.turned:
+            self._check_rope()
+        if self.pool == "map" and self.pool_heads:
+            check_heads(self.width, self.pool_heads)
+        if self.pool_norm and not self.final_norm:
             raise UsageError(
-                f"{setting('position', 'rope')} needs heads whose width is divisible by 4"
+                f"{setting('pool_norm', True)} says where the final norm is, and "
+                f"{setting('final_norm', False)} that there is none"
             )
         if self.scales != "one":
             self._check_scales()
@@ -185,6 +212,23 @@ class ViTConfig(FamilyConfig):
         if self.merge:
             self._check_merge()
 
+    def _check_rope(self) -> None:
+        if self.width // self.heads % 4:
+            raise UsageError(
+                f"{setting('position', self.position)} needs heads whose width is divisible by 4"
+            )
+        if self.rope_grid is None:
+            return
+        if min(self.rope_grid) < 1:
+            raise UsageError(
+                f"{setting('rope_grid')} has the rows and columns of a grid, not {self.rope_grid}"
+            )
+        if self.rope == "dinov3":
+            raise UsageError(
+                f"{setting('rope_grid', self.rope_grid)} scales positions that are counted in "
+                f"cells, and {setting('rope', 'dinov3')} has them as shares of the image"
+            )
+
     def _check_merge(self) -> None:
         n = self.tokens
         if not 0 <= self.merge <= n // 2:
@@ -193,7 +237,7 @@ class ViTConfig(FamilyConfig):
                 f"{self.image_size[0]}x{self.image_size[1]}, 0 to {n // 2} can be merged after "
                 f"each block, usually {n // 15}"
             )
-        if self.position in ("rope", "peg"):
+        if self.turned or self.position == "peg":
             raise UsageError(
                 f"{setting('position', self.position)} tells the blocks where each token lies, and "
                 f"a merged one lies in several places: use {setting('merge', 0)}"
@@ -222,6 +266,16 @@ class ViTConfig(FamilyConfig):
                 f"{setting('scales', 'adaptive')} halves patches, so their sides must be even, not "
                 f"{self.patch[0]}x{self.patch[1]}"
             )
+
+    @property
+    def has_table(self) -> bool:
+        """Whether it learns a row for each position."""
+        return self.position in ("learned", "learned_rope")
+
+    @property
+    def turned(self) -> bool:
+        """Whether queries and keys are turned by where their tokens lie."""
+        return self.position in ("rope", "learned_rope")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -274,6 +328,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "saliency": get_args(Saliency),
     "position": get_args(Position),
     "resample": get_args(Resample),
+    "rope": get_args(Rope),
     "pool": get_args(Pool),
     "activation": get_args(Activation),
 }
@@ -319,12 +374,16 @@ class ViT(Family):
         prefix = positioned + config.registers
         self.prefix = nn.Parameter(torch.zeros(prefix, d)) if prefix else None
         self.position: LearnedPosition | SinCosPosition | None = None
-        if config.position == "learned":
+        if config.has_table:
             rows = positioned if config.prefix_position else 0
             self.position = LearnedPosition(config.grid, d, rows, config.resample)
         elif config.position in ("sincos_moco", "sincos_mae", "sincos_bigvision", "sincos_1d"):
             self.position = SinCosPosition(config.grid, d, config.position)
-        self.rotary = RotaryPosition(d // config.heads) if config.position == "rope" else None
+        self.rotary = (
+            RotaryPosition(d // config.heads, config.rope, config.rope_grid)
+            if config.turned
+            else None
+        )
         self.drop = nn.Dropout(config.dropout)
         self.pre_norm = nn.LayerNorm(d, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.encoder = Encoder(
@@ -340,15 +399,23 @@ class ViT(Family):
                     norm_eps=config.norm_eps,
                     dropout=config.dropout,
                     drop_path=rate,
+                    attn_norm=config.attn_norm,
+                    mlp_norm=config.mlp_norm,
                 )
                 for rate in drop_path_rates(config.drop_path, config.depth)
             ),
             d,
-            None if config.pool_norm else config.norm_eps,
+            config.norm_eps if config.final_norm and not config.pool_norm else None,
             peg=config.position == "peg",
         )
         self.pool = (
-            AttentionPool(d, config.heads, config.mlp, config.activation, config.norm_eps)
+            AttentionPool(
+                d,
+                config.pool_heads or config.heads,
+                config.pool_mlp or config.mlp,
+                config.activation,
+                config.norm_eps,
+            )
             if config.pool == "map"
             else None
         )
@@ -469,6 +536,10 @@ class ViT(Family):
         keys: Shaped[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b e"]:
         """An image's one vector. `keys`: which patches count, or for how many each; None is all."""
+        if self.config.pool_prefix:
+            patches = torch.cat([prefix, patches], dim=1)
+            if keys is not None:
+                keys = torch.cat([keys.new_ones(prefix.shape[:2]), keys], dim=1)
         if self.pool is not None:
             pooled = self.pool(patches, keys)
         elif self.config.pool == "class":

@@ -54,6 +54,13 @@ LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
         google.GOOGLE,
+        timm.TIMM_PE,
+        timm.TIMM_PE_DENSE,
+        timm.TIMM_EVA02,
+        timm.TIMM_ROPE_GAP,
+        timm.TIMM_ROPE_VIT,
+        timm.TIMM_EVA02_PACKED,
+        timm.TIMM_EVA,
         facebook.DEIT3,
         facebook.MAE,
         facebook.DINOV2_REGISTERS,
@@ -129,18 +136,10 @@ REFUSED: tuple[Refused, ...] = (
         ("*blocks.0.attn.rel_pos*",),
         "timm's vit_relpos, Segment Anything or their like: positions relative to each other",
     ),
-    Refused(
-        ("*blocks.0.attn.q_bias",),
-        "EVA, BEiT or their like: keys without bias, positions that are turned or relative",
-    ),
     Refused(("*rope.freqs",), "timm's vit_*_rope_mixed: learned rotary positions"),
     Refused(("*blocks.0.attn.lambda_q1",), "timm's differential attention"),
     Refused(("*blocks.0.attn.proj_l.*",), "CaiT: attention that mixes its heads"),
     Refused(("*blocks.0.attns.1.*",), "timm's parallel blocks: two attentions side by side"),
-    Refused(
-        ("*norm_pre.weight", "*attn_pool.latent"),
-        "a Perception Encoder (timm's vit_pe_core_*): rotary positions besides its table",
-    ),
     Refused(
         ("*class_embedding", "*transformer.resblocks.0.*", "*conv1.weight", "*ln_post.weight"),
         "CLIPA's in open_clip's names: no norm before the first block, and the mean of the tokens "
@@ -176,6 +175,8 @@ _LEFT_OPEN = (
     "activation",
     "norm_eps",
     "position",
+    "rope",
+    "rope_grid",
     "layer_scale",
     "stem_eps",
     "image_size",
@@ -311,8 +312,9 @@ def infer(
         assumed.append(f"image_size {facts['image_size']}, by its positions, though {said} is said")
     known = {name: told[name] for name in told if name in ViTConfig.__dataclass_fields__}
     settled = {"resample": layout.resample, **known, **facts}
-    for name, value in layout.assumes.items():
+    for name, fixed in layout.assumes.items():
         if name not in settled:
+            value = fixed(facts) if callable(fixed) else fixed
             settled[name] = hints.get(name, value)
             if settled[name] == value:
                 assumed.append(f"{name} {value}, as in the code of {layout.whose}")
@@ -338,7 +340,8 @@ def infer(
                 f"resample {layout.resample}, as in the code of {layout.whose}; "
                 f"under the same names {', '.join(modes)}"
             )
-        assumed += layout.takes
+        turned = settled.get("position") == "learned_rope"
+        assumed += [words for words in layout.takes if not (turned and words == timm.TABLE_ALONE)]
     try:
         return ViTConfig(**settled), tuple(assumed)
     except UsageError as error:
@@ -375,7 +378,7 @@ def _of_the_grid(
     facts: Mapping[str, Any], told: Mapping[str, Any], hints: Mapping[str, Any]
 ) -> list[str]:
     """What to say of a position table that may be for another grid, of as many cells."""
-    if facts.get("position") != "learned" or "image_size" in told or "image_size" not in hints:
+    if "prefix_position" not in facts or "image_size" in told or "image_size" not in hints:
         return []
     patch = facts["patch"]
     (rows, columns), asked = (
@@ -437,10 +440,12 @@ def _facts(
         "distilled": distilled,
         "registers": registers,
         "pre_norm": "pre_norm.weight" in shapes,
-        **_pool(shapes),
+        **_pool(shapes, hidden),
         "pool_norm": "pool_norm.weight" in shapes,
         "qkv_bias": "encoder.blocks.0.attn.qkv.bias" in shapes,
         "qk_norm": "encoder.blocks.0.attn.q_norm.weight" in shapes,
+        "attn_norm": "encoder.blocks.0.attn.norm.weight" in shapes,
+        "mlp_norm": "encoder.blocks.0.mlp.norm.weight" in shapes,
         "representation": rows("representation.weight"),
         "head_bias": "head.bias" in shapes or "head.weight" not in shapes,
     }
@@ -452,10 +457,12 @@ def _facts(
         table = shape("position.table", 3 if layout.batch_axis else 2)
         tokens = (int(class_token) + int(distilled), registers)
         size, positioned = _grid(table[-2], tokens, patch, told, hints, where)
-        facts |= {"image_size": size, "prefix_position": positioned, "position": "learned"}
-    elif "position" not in told:
+        facts |= {"image_size": size, "prefix_position": positioned}
+        if told.get("position", layout.assumes.get("position")) != "learned_rope":
+            facts["position"] = "learned"
+    elif "position" not in {**told, **layout.assumes}:
         if "position" not in hints:
-            others = [kind for kind in get_args(Position) if kind != "learned"]
+            others = [kind for kind in get_args(Position) if not kind.startswith("learned")]
             raise DataError(
                 f"{where} has no position table, and nothing says what it has instead: say "
                 f"{setting('model.position', others[0])}, or {', '.join(others[1:])}"
@@ -471,9 +478,10 @@ def _depths(shapes: Mapping[str, list[Size]]) -> tuple[int, ...]:
     return tuple(counts[str(i)] for i in range(len(counts)))
 
 
-def _pool(shapes: Mapping[str, list[Size]]) -> dict[str, Any]:
+def _pool(shapes: Mapping[str, list[Size]], hidden: int) -> dict[str, Any]:
     if "pool.probe" in shapes:
-        return {"pool": "map"}
+        own = shapes.get("pool.mlp.fc2.weight", [Size()])[0][1:].numel()
+        return {"pool": "map", "pool_mlp": own if own != hidden else 0}
     if "prefix.class" not in shapes or "pool_norm.weight" in shapes:
         return {"pool": "mean"}
     return {}
