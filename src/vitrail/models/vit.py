@@ -21,7 +21,7 @@ tokens, d width. One row of `ROWS` is one published shape; everything else is a 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -645,7 +645,75 @@ def _siglip(config: ViTConfig) -> ViTConfig:
     return replace(config, classes=0, class_token=False, pool="map", activation="gelu_tanh")
 
 
+def _pe(config: ViTConfig, side: int, **changes: Any) -> ViTConfig:
+    """A Perception Encoder, whose output is the last block's: Spatial and Lang."""
+    config = replace(config, image_size=(side, side))
+    dense = replace(
+        config,
+        position="learned_rope",
+        rope="pe",
+        rope_grid=config.grid,
+        pre_norm=True,
+        stem_bias=False,
+        norm_eps=1e-5,
+        classes=0,
+        pool="mean",
+        final_norm=False,
+    )
+    return replace(dense, **changes)
+
+
+def _pe_core(config: ViTConfig, side: int, embedding: int, **changes: Any) -> ViTConfig:
+    """One trained with texts: the classes are the joint embedding's axes."""
+    pooled = {"pool": "map", "pool_heads": 8, "pool_prefix": True, "final_norm": True}
+    return _pe(config, side, classes=embedding, **pooled, **changes)
+
+
+def _eva(config: ViTConfig) -> ViTConfig:
+    return replace(_patch(config, 14), pool="mean", pool_norm=True)
+
+
+def _eva02(config: ViTConfig, mlp: int, **changes: Any) -> ViTConfig:
+    rope: dict[str, Any] = {"position": "learned_rope", "rope": "eva", "rope_grid": (16, 16)}
+    return replace(_eva(config), activation="swiglu", mlp=mlp, **rope | changes)
+
+
+def _eva02_clip(config: ViTConfig, mlp: int, embedding: int, **changes: Any) -> ViTConfig:
+    inner = {"attn_norm": True, "mlp_norm": True}
+    changes = {"pool": "class", "pool_norm": False, "classes": embedding, **inner, **changes}
+    return _eva02(config, mlp, **changes)
+
+
+def _rope_vit(config: ViTConfig) -> ViTConfig:
+    return replace(config, position="rope", rope="axial", layer_scale=1e-5)
+
+
+def _rope_ape(config: ViTConfig) -> ViTConfig:
+    return replace(_rope_vit(config), position="learned_rope", prefix_position=False)
+
+
+def _rope_gap(config: ViTConfig, registers: int) -> ViTConfig:
+    return replace(
+        config,
+        image_size=(256, 256),
+        position="rope",
+        rope="eva",
+        rope_grid=(16, 16),
+        layer_scale=1e-5,
+        class_token=False,
+        registers=registers,
+        pool="mean",
+        pool_norm=True,
+    )
+
+
 _SMALL = ViTConfig(depth=6, stem="conv", class_token=False, pool="mean")
+
+_EVA_G = replace(_H, width=1408, depth=40, mlp=6144)
+_PE_G = ViTConfig(
+    width=1536, depth=50, heads=16, mlp=8960, patch=(14, 14), class_token=False, pool="mean"
+)
+_PE_LANG_L = replace(_patch(_L, 14), depth=23)
 
 _DINOV2_G = ViTConfig(width=1536, depth=40, heads=24, mlp=4096, activation="swiglu")
 
@@ -710,6 +778,39 @@ ROWS: dict[str, ViTConfig] = {
     # SigLIP's, whose embedding is what the pooling gives
     "siglip_b16": _siglip(_B),
     "siglip_l16": replace(_siglip(_L), image_size=(256, 256)),
+    # Perception Encoders: Core, with texts; Spatial and Lang, whose output is the last block's
+    "pe_core_ti16": _pe_core(_TI, 384, 512),
+    "pe_core_s16": _pe_core(_S, 384, 512),
+    "pe_core_b16": _pe_core(_B, 224, 1024),
+    "pe_core_l14": _pe_core(_patch(_L, 14), 336, 1024),
+    "pe_core_g14": _pe_core(_PE_G, 448, 1280, pool_mlp=6144),
+    "pe_spatial_ti16": _pe(_TI, 512),
+    "pe_spatial_s16": _pe(_S, 512),
+    "pe_spatial_b16": _pe(_B, 512),
+    "pe_spatial_l14": _pe(_patch(_L, 14), 448),
+    "pe_spatial_g14": _pe(_PE_G, 448, layer_scale=0.1),
+    "pe_lang_l14": _pe(_PE_LANG_L, 448, layer_scale=0.1),
+    "pe_lang_g14": _pe(replace(_PE_G, depth=47), 448, layer_scale=0.1),
+    # EVA and EVA-02, as fine-tuned on ImageNet, and as CLIP's image towers
+    "eva_g14": _eva(_EVA_G),
+    "eva_g14_clip": replace(_EVA_G, classes=1024),
+    "eva02_ti14": _eva02(_TI, 512),
+    "eva02_s14": _eva02(_S, 1024),
+    "eva02_b14": _eva02(_B, 2048, mlp_norm=True),
+    "eva02_l14": _eva02(_L, 2730, mlp_norm=True),
+    "eva02_b16_clip": _eva02_clip(_B, 2048, 512, patch=(16, 16)),
+    "eva02_l14_clip": _eva02_clip(_L, 2730, 768),
+    # RoPE-ViT (ape: with a position table besides), and timm's own with registers
+    "vit_s16_rope": _rope_vit(_S),
+    "vit_b16_rope": _rope_vit(_B),
+    "vit_l16_rope": _rope_vit(_L),
+    "vit_s16_rope_ape": _rope_ape(_S),
+    "vit_b16_rope_ape": _rope_ape(_B),
+    "vit_l16_rope_ape": _rope_ape(_L),
+    "vit_m16_rope_reg1_gap": _rope_gap(_M, 1),
+    "vit_mediumd16_rope_reg1_gap": _rope_gap(replace(_M, depth=20, qkv_bias=False), 1),
+    "vit_betwixt16_rope_reg4_gap": _rope_gap(ViTConfig(width=640, heads=10, mlp=2560), 4),
+    "vit_b16_rope_reg1_gap": _rope_gap(_B, 1),
     # Ours, to learn from few images or on few cores: see vitrail.recipes.scratch
     "vit_mini16": replace(_SMALL, width=192, heads=6, mlp=768, image_size=(96, 96)),
     "vit_nano8": replace(_patch(_SMALL, 8), width=128, heads=4, mlp=512, image_size=(32, 32)),

@@ -109,6 +109,8 @@ class Refused(NamedTuple):
     why: str
     unless: str = "-"
     """Glob of a key that such a file does not have."""
+    width: int | None = None
+    """How many channels the tensor of the last of `keys` has, where only that tells."""
 
 
 REFUSED: tuple[Refused, ...] = (
@@ -137,6 +139,11 @@ REFUSED: tuple[Refused, ...] = (
         "timm's vit_relpos, Segment Anything or their like: positions relative to each other",
     ),
     Refused(("*rope.freqs",), "timm's vit_*_rope_mixed: learned rotary positions"),
+    Refused(
+        ("*blocks.0.attn.q_bias", "*cls_token"),
+        "EVA-02-CLIP-E (timm's eva02_enormous_*): norms behind attention and MLP",
+        width=1792,
+    ),
     Refused(("*blocks.0.attn.lambda_q1",), "timm's differential attention"),
     Refused(("*blocks.0.attn.proj_l.*",), "CaiT: attention that mixes its heads"),
     Refused(("*blocks.0.attns.1.*",), "timm's parallel blocks: two attentions side by side"),
@@ -226,8 +233,12 @@ def understand(
 
 def recognise(state: State, where: str) -> tuple[Layout | FamilyLayout, str]:
     """The layout of a file's keys, and the prefix that the image model's keys have in it."""
-    for keys, why, unless in REFUSED:
-        if all(_any(state, glob) for glob in keys) and not _any(state, unless):
+    for keys, why, unless, width in REFUSED:
+        if (
+            all(_any(state, glob) for glob in keys)
+            and not _any(state, unless)
+            and (width is None or _width(state, keys[-1]) == width)
+        ):
             raise DataError(f"{where} has a layout that vitrail does not read: {why}")
     layouts: list[Layout | FamilyLayout] = [*FAMILY_LAYOUTS.values(), *LAYOUTS.values()]
     found = [
@@ -254,6 +265,10 @@ def recognise(state: State, where: str) -> tuple[Layout | FamilyLayout, str]:
 
 def _any(state: State, glob: str) -> bool:
     return any(fnmatchcase(key, glob) for key in state)
+
+
+def _width(state: State, glob: str) -> int:
+    return next(t.shape[-1] if t.ndim else 0 for key, t in state.items() if fnmatchcase(key, glob))
 
 
 def _prefixes(state: State, marks: tuple[str, ...]) -> list[str]:
