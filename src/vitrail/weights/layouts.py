@@ -60,6 +60,8 @@ LAYOUTS: dict[str, Layout] = {
         timm.TIMM_ROPE_GAP,
         timm.TIMM_ROPE_VIT,
         timm.TIMM_EVA02_PACKED,
+        timm.EVA02,
+        timm.EVA02_PACKED,
         timm.TIMM_EVA,
         facebook.DEIT3,
         facebook.MAE,
@@ -82,6 +84,8 @@ LAYOUTS: dict[str, Layout] = {
         huggingface.CLIP,
         huggingface.CLIP_BARE,
         huggingface.SIGLIP,
+        clip.PE,
+        clip.PE_DENSE,
         clip.OPEN_CLIP,
         torchvision.TORCHVISION,
     )
@@ -333,6 +337,15 @@ def infer(
             settled[name] = hints.get(name, value)
             if settled[name] == value:
                 assumed.append(f"{name} {value}, as in the code of {layout.whose}")
+    if settled.get("position") in ("rope", "learned_rope") and "rope" not in settled:
+        if settled["position"] == "learned_rope" and "rope" not in hints:
+            raise DataError(
+                f"{where}: no tensor shows by whose angles queries and keys are turned: say "
+                f"{setting('model.rope', 'axial')} for RoPE-ViT, {setting('model.rope', 'eva')} "
+                f"for EVA-02, {setting('model.rope', 'pe')} for Perception Encoders"
+            )
+        settled["rope"] = hints.get("rope", "dinov3")
+        assumed.append(f"rope {settled['rope']}: nothing says whose angles it has")
     for name, ask in layout.asks.items():
         if name not in settled and all(facts[k] == v for k, v in ask.when.items()):
             if name not in hints:

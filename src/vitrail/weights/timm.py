@@ -191,6 +191,7 @@ TIMM_EVA = replace(
     names={**_EVA, **_QV_BIAS},
     turn=_with_key_bias,
     back=_without_key_bias,
+    aside=("mask_token", "lm_head.*"),
     takes=(_BEHIND,),
 )
 TIMM_EVA02_PACKED = replace(
@@ -208,6 +209,36 @@ TIMM_EVA02 = replace(
     marks=(MARKS[0], "blocks.0.attn.q_proj.weight", "blocks.0.mlp.fc1_g.weight"),
     own=_is(pos_embed=True),
     names={**_EVA, **_APART},
+)
+_OWN_MLP: Names = {
+    "encoder.blocks.{i}.mlp.norm": "blocks.{i}.mlp.ffn_ln",
+    "encoder.blocks.{i}.mlp.fc2": "blocks.{i}.mlp.w3",
+}
+_BESIDE_EVA = ("*rope.freqs_cos", "*rope.freqs_sin", "mask_token", "lm_head.*")
+EVA02_PACKED = replace(  # EVA-02's own names, as BAAI's files have them; EVA's are timm's
+    TIMM_EVA02_PACKED,
+    name="eva02-packed",
+    marks=(MARKS[0], "blocks.0.attn.q_bias", "blocks.0.mlp.w12.weight"),
+    own=_is(pos_embed=True),
+    names={
+        **TIMM_EVA02_PACKED.names,
+        **_OWN_MLP,
+        "encoder.blocks.{i}.mlp.fc1": "blocks.{i}.mlp.w12",
+    },
+    aside=_BESIDE_EVA,
+)
+EVA02 = replace(
+    EVA02_PACKED,
+    name="eva02",
+    marks=(MARKS[0], "blocks.0.attn.q_proj.weight", "blocks.0.mlp.w1.weight"),
+    names={
+        **_EVA,
+        **_OWN_MLP,
+        f"{_QKV}.weight": tuple(f"blocks.{{i}}.attn.{x}_proj.weight" for x in "qkv"),
+        f"{_QKV}.bias": _QV_BIAS[f"{_QKV}.bias"],
+        "encoder.blocks.{i}.attn.norm": "blocks.{i}.attn.inner_attn_ln",
+        "encoder.blocks.{i}.mlp.fc1": ("blocks.{i}.mlp.w1", "blocks.{i}.mlp.w2"),
+    },
 )
 TIMM_ROPE_GAP = replace(
     TIMM_EVA,
