@@ -322,7 +322,7 @@ def test_dinos_own_formula(randomised):
         (["layers.0.blocks.0.attn.relative_position_bias_table"], "Swin, BEiT"),
         (
             ["conv1.weight", "bn1.weight"],
-            "no model that vitrail knows.*'conv1.weight'.*Google, DeiT",
+            "no model that vitrail knows.*'conv1.weight'.*Google, .*, DeiT-III",
         ),
     ],
 )
