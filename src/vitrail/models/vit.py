@@ -711,7 +711,14 @@ _SMALL = ViTConfig(depth=6, stem="conv", class_token=False, pool="mean")
 
 _EVA_G = replace(_H, width=1408, depth=40, mlp=6144)
 _PE_G = ViTConfig(
-    width=1536, depth=50, heads=16, mlp=8960, patch=(14, 14), class_token=False, pool="mean"
+    width=1536,
+    depth=50,
+    heads=16,
+    mlp=8960,
+    patch=(14, 14),
+    class_token=False,
+    prefix_position=False,
+    pool="mean",
 )
 _PE_LANG_L = replace(_patch(_L, 14), depth=23)
 

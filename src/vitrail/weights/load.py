@@ -137,13 +137,17 @@ def open_weights(
     )
 
 
+_ROTARY = ("position", "rope", "rope_grid", "pool_heads", "pool_prefix")
+"""What models with rotary positions have besides, and no tensor shows."""
+
+
 def _known(file: WeightsFile, published: Published | None, row: str | None) -> dict[str, Any]:
     """What is known of a model besides its weights: by its row in WEIGHTS, or beside the file."""
     if published:
         expected = model_config(published.model, **published.changes)
         names = (
             *("heads", "activation", "norm_eps", "resample", "pool", "layer_scale", "image_size"),
-            *(("position", "rope", "rope_grid") if getattr(expected, "turned", False) else ()),
+            *(_ROTARY if getattr(expected, "turned", False) else ()),
         )
         return {name: getattr(expected, name) for name in names if hasattr(expected, name)}
     if row is not None and row not in MODELS:
