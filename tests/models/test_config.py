@@ -84,6 +84,8 @@ ROWS = {
     "dinov2_s14_reg": _BLOCK,
     "vit_mini16": _BLOCK,  # a convolutional stem
     "vit_so400m14": _BLOCK,
+    "pe_core_ti16": _BLOCK,
+    "eva02_b16_clip": _BLOCK,  # norms within attention and MLP
     "r26_s32": {**_BLOCK, "stem_depths": (1, 2)},
     "resnet18": _STAGES,
     "resnet50": _STAGES,

@@ -7,6 +7,7 @@ from vitrail.models import MODELS, model_config, parameters_of
 # with the row's sizes: nobody publishes the count. [timm + d] as [timm], and one row of `width`:
 # timm adds the class token's position to the token; Facebook's and Hugging Face's files keep it,
 # and have our count. [sum] ours alone, by hand: stem + positions + 6 blocks + norm + head.
+# [timm + k] as [timm], and zeros for the bias of the keys, depth * width, which EVA's have not.
 # [formula] by the formula of the Mixers that are published. [logs] the authors' logs. [tv]
 # torchvision's models of that name.
 COUNTS = {
@@ -57,6 +58,36 @@ COUNTS = {
     "clip_l14": 303_966_208,  # [oc]
     "siglip_b16": 92_884_224,  # [timm] vit_base_patch16_siglip_224
     "siglip_l16": 315_956_224,  # [timm] vit_large_patch16_siglip_256
+    "pe_core_ti16": 6_141_056,  # [timm] vit_pe_core_tiny_patch16_384 and so on
+    "pe_core_s16": 23_783_168,  # [timm]
+    "pe_core_b16": 93_673_984,  # [timm]
+    "pe_core_l14": 317_152_256,  # [timm]
+    "pe_core_g14": 1_882_033_920,  # [timm]
+    "pe_spatial_ti16": 5_683_200,  # [timm]
+    "pe_spatial_s16": 21_983_232,  # [timm]
+    "pe_spatial_b16": 86_433_792,  # [timm]
+    "pe_spatial_l14": 303_964_160,  # [timm]
+    "pe_spatial_g14": 1_851_887_104,  # [timm]
+    "pe_lang_l14": 291_415_040,  # [timm]
+    "pe_lang_g14": 1_740_922_624,  # [timm]
+    "eva_g14": 1_012_611_432,  # [timm + k] 1_012_555_112 + 40 * 1408
+    "eva_g14_clip": 1_012_645_248,  # [timm + k] 1_012_588_928 + 40 * 1408
+    "eva02_ti14": 5_697_448,  # [timm + k] 5_695_144 + 12 * 192, with 1000 classes at 224
+    "eva02_s14": 22_010_728,  # [timm + k] 22_006_120 + 12 * 384
+    "eva02_b14": 86_536_936,  # [timm + k] 86_527_720 + 12 * 768
+    "eva02_l14": 304_318_376,  # [timm + k] 304_293_800 + 24 * 1024
+    "eva02_b16_clip": 86_272_256,  # [timm + k] 86_263_040 + 12 * 768
+    "eva02_l14_clip": 304_129_728,  # [timm + k] 304_105_152 + 24 * 1024
+    "vit_s16_rope": 21_984_232,  # [timm] vit_small_patch16_rope_224 and so on
+    "vit_b16_rope": 86_434_792,  # [timm]
+    "vit_l16_rope": 304_174_056,  # [timm]
+    "vit_s16_rope_ape": 22_059_496,  # [timm]
+    "vit_b16_rope_ape": 86_585_320,  # [timm]
+    "vit_l16_rope_ape": 304_374_760,  # [timm]
+    "vit_m16_rope_reg1_gap": 38_749_160,  # [timm + k] 38_743_016 + 12 * 512
+    "vit_mediumd16_rope_reg1_gap": 63_945_704,  # [timm] it has no biases there at all
+    "vit_betwixt16_rope_reg4_gap": 60_234_600,  # [timm + k] 60_226_920 + 12 * 640
+    "vit_b16_rope_reg1_gap": 86_434_792,  # [timm + k] 86_425_576 + 12 * 768
     "vit_mini16": 3_125_632,  # [sum] 256_152 + 6_912 + 6 * 444_864 + 384 + 193_000
     "vit_nano8": 1_430_920,  # [sum] 109_984 + 2_048 + 6 * 198_272 + 256 + 129_000
     "dynamicvit_ti16": 5_899_582,  # [sum] deit_ti16 and three predictors of 60_722

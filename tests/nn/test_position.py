@@ -1,8 +1,9 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
-from timm.layers import RotaryEmbeddingDinoV3
+from timm.layers import RotaryEmbeddingCat, RotaryEmbeddingDinoV3, apply_rot_embed_cat
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from transformers import DINOv3ViTConfig, ViTMAEConfig
 from transformers.models.dinov3_vit.modeling_dinov3_vit import (
@@ -13,7 +14,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
 
 from close import close
 from vitrail.nn import LearnedPosition, Peg, RotaryPosition, SinCosPosition, sincos_table
-from vitrail.nn.position import resample_table, rotate
+from vitrail.nn.position import ROPES, Rope, resample_table, rotate
 
 SINCOS = ["sincos_moco", "sincos_mae", "sincos_bigvision", "sincos_1d"]
 
@@ -108,7 +109,7 @@ def test_a_resampled_ramp_still_rises_along_the_same_axis():
 
 @pytest.mark.parametrize("grid", [(7, 7), (3, 5)])
 def test_rotary_angles_are_timms_and_transformers(grid):
-    sin, cos = RotaryPosition(32)(grid)
+    sin, cos, _ = RotaryPosition(32)(grid)
     theirs = RotaryEmbeddingDinoV3(32).get_embed(list(grid))
     close(torch.cat([sin, cos], -1), theirs)
 
@@ -121,18 +122,71 @@ def test_rotary_angles_are_timms_and_transformers(grid):
 
 def test_rotation_is_that_of_transformers_and_spares_the_prefix():
     q, k = torch.randn(2, 3, 4 + 15, 32), torch.randn(2, 3, 4 + 15, 32)
-    sin, cos = RotaryPosition(32)((3, 5))
-    q_theirs, k_theirs = apply_rotary_pos_emb(q, k, cos, sin)
-    close(rotate(q, (sin, cos)), q_theirs)
-    close(rotate(k, (sin, cos)), k_theirs)
-    assert torch.equal(rotate(q, (sin, cos))[:, :, :4], q[:, :, :4])
+    rotation = RotaryPosition(32)((3, 5))
+    q_theirs, k_theirs = apply_rotary_pos_emb(q, k, rotation.cos, rotation.sin)
+    close(rotate(q, rotation), q_theirs)
+    close(rotate(k, rotation), k_theirs)
+    assert torch.equal(rotate(q, rotation)[:, :, :4], q[:, :, :4])
 
 
-def test_rotary_attention_depends_on_offsets_only():
+TIMMS = {
+    "eva": {"temperature": 10_000.0},
+    "pe": {"temperature": 10_000.0, "grid_offset": 1.0, "grid_indexing": "xy"},
+    "axial": {"temperature": 100.0, "grid_indexing": "xy"},
+}
+
+
+@pytest.mark.parametrize("reference", [None, (16, 16), (2, 9)], ids=str)
+@pytest.mark.parametrize("grid", [(7, 7), (3, 5)])
+@pytest.mark.parametrize("rope", TIMMS)
+def test_rotation_is_that_of_timm(rope, grid, reference):
+    theirs = RotaryEmbeddingCat(32, in_pixels=False, ref_feat_shape=reference, **TIMMS[rope])
+    x, embedded = torch.randn(2, 3, 4 + grid[0] * grid[1], 32), theirs.get_embed(list(grid))
+    rotation = RotaryPosition(32, rope, reference)(grid)
+    close(torch.cat(rotation[:2], -1), embedded)
+    turned = rotate(x, rotation)
+    close(turned[:, :, 4:], apply_rot_embed_cat(x[:, :, 4:], embedded))
+    assert torch.equal(turned[:, :, :4], x[:, :, :4])
+
+
+def test_every_rope_has_a_test_and_no_two_agree():
+    assert ROPES.keys() == {"dinov3", *TIMMS} == set(get_args(Rope))
+    angles = [RotaryPosition(32, rope).angles((4, 6)) for rope in ROPES]
+    for i, one in enumerate(angles):
+        for other in angles[:i]:
+            assert (one.sin() - other.sin()).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("reference", [None, (16, 16)], ids=str)
+@pytest.mark.parametrize("rope", ROPES)
+def test_a_coarse_cell_lies_amid_the_patches_below_it(rope, reference):
+    rotary = RotaryPosition(32, rope, reference)
+    fine, coarse = rotary.angles((4, 6)), rotary.angles((2, 3), 2.0)
+    close(coarse, fine.view(2, 2, 3, 2, 32).mean((1, 3)).view(6, 32))
+
+
+def test_a_finer_grid_samples_the_plane_of_the_reference():
+    """EVA-02 at 448 pixels: its cells lie from 0 to 16, as they do at 224."""
+    places = RotaryPosition(8, "eva", (16, 16)).angles((32, 32)).view(32, 32, 8)
+    close(places[:, 0, 0], torch.arange(32) / 2)  # the first period is 1
+    assert RotaryPosition(8, "eva").angles((32, 32)).max() == 31
+
+
+def test_tokens_at_some_places_are_turned_as_there():
+    rotation = RotaryPosition(32, "pe")((3, 5))
+    places = torch.tensor([[0, 7], [14, 3]])
+    x = torch.randn(2, 3, 15, 32)
+    some = torch.stack([x[i, :, places[i]] for i in range(2)])
+    whole = rotate(x, rotation)
+    close(rotate(some, rotation.at(places)), torch.stack([whole[i, :, places[i]] for i in (0, 1)]))
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_rotary_attention_depends_on_offsets_only(rope):
     grid = (4, 6)
     same = torch.randn(2, 32)  # one query and one key, at every place
     q, k = same[:, None, None, None].expand(2, 1, 1, 24, 32)
-    rotation = RotaryPosition(32)(grid)
+    rotation = RotaryPosition(32, rope)(grid)
     logits = (rotate(q, rotation) @ rotate(k, rotation).mT).view(*grid, *grid)
     close(logits[1:, 2:, 1:, 2:], logits[:-1, :-2, :-1, :-2])
     assert logits.std() > 0.1

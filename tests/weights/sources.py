@@ -350,6 +350,182 @@ FACEBOOK = {
 }
 
 
+_EVA = partial(_timm, timm.models.eva.Eva)
+_TURNED: dict[str, Any] = {"use_rot_pos_emb": True, "ref_feat_shape": (16, 16)}
+_PE = partial(
+    _EVA,
+    img_size=SQUARE,
+    attn_type="rope",
+    use_pre_transformer_norm=True,
+    use_rot_pos_emb=True,
+    ref_feat_shape=(3, 3),
+    rope_grid_offset=1.0,
+    rope_grid_indexing="xy",
+    norm_layer=partial(nn.LayerNorm, eps=1e-5),
+)
+_PE_CORE = partial(_PE, global_pool="map", attn_pool_num_heads=8, attn_pool_mlp_ratio=3.0)
+_PE_DENSE = partial(
+    _PE, num_classes=0, use_post_transformer_norm=False, use_fc_norm=False, init_values=0.1
+)
+_EVA02 = partial(_EVA, swiglu_mlp=True, **_TURNED)
+_EVA02_NORMS = partial(_EVA02, qkv_fused=False, scale_mlp=True)
+
+POOLED = {"pool": "mean", "pool_norm": True}
+EVA_ROPE = {"position": "learned_rope", "rope": "eva", "rope_grid": (16, 16)}
+EVA02 = {**POOLED, **EVA_ROPE, "activation": "swiglu"}
+EVA02_CLIP = {**EVA02, "mlp_norm": True, "attn_norm": True, "pool": "class", "pool_norm": False}
+PE = {
+    "position": "learned_rope",
+    "rope": "pe",
+    "rope_grid": (3, 3),
+    "norm_eps": 1e-5,
+    "pre_norm": True,
+    "stem_bias": False,
+}
+PE_CORE = {**PE, "pool": "map", "pool_heads": 8, "pool_mlp": 72, "pool_prefix": True}
+PE_DENSE = {**PE, "classes": 0, "pool": "mean", "final_norm": False, "layer_scale": 1e-5}
+
+_META = (  # what timm's function for these files renames, in its order
+    *(("attn_pool.latent", "attn_pool.probe"), ("attn_pool.norm", "attn_pool.layernorm")),
+    *(("attn_pool.proj", "attn_pool.attn.out_proj"), ("norm_pre", "ln_pre")),
+    *(("patch_embed.proj", "conv1"), ("pos_embed", "positional_embedding")),
+    *(("cls_token", "class_embedding"), (".attn.qkv.", ".attn.in_proj_")),
+    *((".attn.proj.", ".attn.out_proj."), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")),
+    *(("blocks.", "transformer.resblocks."), (".norm1", ".ln_1"), (".norm2", ".ln_2")),
+    *(("gamma_1", "ls_1.gamma"), ("gamma_2", "ls_2.gamma")),
+)
+
+
+def _meta(state: State) -> State:
+    """As Meta's own file has a Perception Encoder."""
+    theirs = {}
+    for key, tensor in state.items():
+        name = f"ln_post.{key[5:]}" if key.startswith("norm.") else key
+        for old, new in _META:
+            name = name.replace(old, new)
+        theirs[name] = (
+            tensor.reshape(tensor.shape[-1 if "class" in name else -2 :])
+            if (name in ("class_embedding", "positional_embedding"))
+            else tensor
+        )
+    if "head.weight" in theirs:
+        theirs["proj"] = theirs.pop("head.weight").T
+        del theirs["head.bias"]
+    for leaf in ("weight", "bias"):
+        parts = [theirs.pop(f"attn_pool.{x}.{leaf}", None) for x in ("q", "kv")]
+        if parts[0] is not None:
+            theirs[f"attn_pool.attn.in_proj_{leaf}"] = torch.cat(parts)
+    return theirs
+
+
+_BAAI = (
+    *(("attn.q_proj.bias", "attn.q_bias"), ("attn.v_proj.bias", "attn.v_bias")),
+    *(("mlp.norm", "mlp.ffn_ln"), ("attn.norm", "attn.inner_attn_ln")),
+    *(("mlp.fc1_g", "mlp.w1"), ("mlp.fc1_x", "mlp.w2"), ("mlp.fc1", "mlp.w12")),
+    ("mlp.fc2", "mlp.w3"),
+)
+
+
+def _baai(state: State) -> State:
+    """As BAAI's own files have EVA-02, with the angles that its code stores."""
+    theirs = {"rope.freqs_cos": torch.ones(6, 8), "blocks.0.attn.rope.freqs_sin": torch.ones(6, 8)}
+    for key, tensor in state.items():
+        for old, new in _BAAI:
+            key = key.replace(old, new)
+        theirs[key] = tensor
+    return theirs
+
+
+_ANGLES = frozenset({"rope.freqs_cos", "blocks.0.attn.rope.freqs_sin"})
+
+EVA = {
+    "timm, EVA": Source(layout="timm-eva", build=_EVA, config=POOLED),
+    "timm, EVA-CLIP": Source(layout="timm-eva", build=partial(_EVA, global_pool="token")),
+    "timm, EVA-02, small": Source(layout="timm-eva02-packed", build=_EVA02, config=EVA02),
+    "timm, EVA-02": Source(
+        layout="timm-eva02", build=_EVA02_NORMS, config={**EVA02, "mlp_norm": True}
+    ),
+    "timm, EVA-02-CLIP": Source(
+        layout="timm-eva02",
+        build=partial(_EVA02_NORMS, global_pool="token", scale_attn_inner=True),
+        config=EVA02_CLIP,
+    ),
+    "EVA-02, small": Source(
+        layout="eva02-packed", build=_EVA02, file=_baai, config=EVA02, left_out=_ANGLES
+    ),
+    "EVA-02-CLIP": Source(
+        layout="eva02",
+        build=partial(_EVA02_NORMS, global_pool="token", scale_attn_inner=True),
+        file=_baai,
+        config=EVA02_CLIP,
+        left_out=_ANGLES,
+    ),
+    "timm, rotary, registers": Source(
+        layout="timm-rope-gap",
+        build=partial(
+            _EVA,
+            class_token=False,
+            num_reg_tokens=2,
+            use_abs_pos_emb=False,
+            init_values=0.1,
+            **_TURNED,
+        ),
+        config={
+            **POOLED,
+            **EVA_ROPE,
+            "position": "rope",
+            "class_token": False,
+            "registers": 2,
+            "layer_scale": 1e-5,
+        },
+    ),
+    "timm, RoPE-ViT": Source(
+        layout="timm-rope-vit",
+        build=partial(
+            _EVA,
+            global_pool="token",
+            attn_type="rope",
+            use_abs_pos_emb=False,
+            use_rot_pos_emb=True,
+            rope_grid_indexing="xy",
+            rope_temperature=100.0,
+            init_values=0.1,
+        ),
+        config={"position": "rope", "rope": "axial", "layer_scale": 1e-5},
+    ),
+    "timm, PE Core": Source(layout="timm-pe", build=_PE_CORE, size=SQUARE, config=PE_CORE),
+    "timm, PE Core without class token": Source(
+        layout="timm-pe",
+        build=partial(_PE_CORE, class_token=False, rope_grid_offset=0.0),
+        size=SQUARE,
+        config={**PE_CORE, "class_token": False, "prefix_position": False},
+    ),
+    "timm, PE Lang": Source(layout="timm-pe-dense", build=_PE_DENSE, size=SQUARE, config=PE_DENSE),
+    "PE Core": Source(
+        layout="pe",
+        build=partial(_PE_CORE, ref_feat_shape=None),
+        run=lambda model, x: model(x) - model.head.bias,
+        file=lambda state: _under("visual.", logit_scale=torch.zeros(()))(_meta(state)),
+        size=SQUARE,
+        config={**PE_CORE, "rope_grid": None, "head_bias": False, "resample": "bilinear"},
+        left_out=frozenset({"logit_scale"}),
+    ),
+    "PE Lang": Source(
+        layout="pe-dense",
+        build=partial(_PE_DENSE, ref_feat_shape=None, class_token=False),
+        file=_meta,
+        size=SQUARE,
+        config={
+            **PE_DENSE,
+            "rope_grid": None,
+            "class_token": False,
+            "prefix_position": False,
+            "resample": "bilinear",
+        },
+    ),
+}
+
+
 def _hf(kind: type, config: type, size: tuple[int, int] = OBLONG, **changes: Any) -> nn.Module:
     arguments = {
         "hidden_size": D,
@@ -606,4 +782,4 @@ OTHERS = {
     ),
 }
 
-SOURCES: dict[str, Source] = {**TIMM, **FACEBOOK, **HUGGING_FACE, **OTHERS}
+SOURCES: dict[str, Source] = {**TIMM, **EVA, **FACEBOOK, **HUGGING_FACE, **OTHERS}

@@ -17,6 +17,7 @@ from vitrail.nn import resample_table
 from vitrail.weights.architectures import told_by_timm
 from vitrail.weights.layouts import LAYOUTS, Found, recognise, understand, write_as
 from vitrail.weights.timm import TIMM
+from vitrail.weights.unseen import UNSEEN
 from weights.sources import CLASSES, HUGGING_FACE, SOURCES, SQUARE, P, Source, one_of_each
 
 every_source = pytest.mark.parametrize("name", SOURCES)
@@ -54,13 +55,14 @@ def test_what_is_left_out_and_assumed_is_named(name, randomised, tmp_path):
     found = opened(source, source.tensors(randomised(source.build()), tmp_path))
     assert set(found.left_out) == source.left_out
     fields = [words for words in found.assumed if words not in found.layout.takes]
-    assumed = {words.split(" ")[0]: words.split(" ")[1].rstrip(",") for words in fields}
+    assumed = dict(words.split(", as in ")[0].split(" ", 1) for words in fields)
     assert len(found.assumed) == len(fields) + len(found.layout.takes)
     missing = {*found.layout.assumes, "pool"} - set(source.told)
     if found.layout is TIMM:  # others have the same names: DINO, MAE, MoCo v3
         missing |= {"resample"}
     if found.config.activation == "swiglu":  # which the shapes show
         missing -= {"activation"}
+    missing &= UNSEEN.keys()
     if found.config.pool == "map":  # so is this
         missing -= {"pool"}
     assert assumed == {field: str(getattr(found.config, field)) for field in missing}
@@ -94,12 +96,65 @@ def test_our_weights_come_back_bit_by_bit(name, randomised):
     source = SOURCES[name]
     layout, config = LAYOUTS[source.layout], source.expected
     state = randomised(ViT(config)).state_dict()
+    if "eva" in source.layout or "gap" in source.layout:
+        with pytest.raises(DataError, match=r"keys of EVA's code have no bias.* set the middle"):
+            layout.write(state, config)
+        for key, tensor in state.items():
+            if key.endswith("qkv.bias"):
+                tensor.chunk(3)[1].zero_()
     before = {key: tensor.clone() for key, tensor in state.items()}
     found = layout.read(layout.write(state, config), config)
     assert found.keys() == state.keys()
     for key, tensor in before.items():
         assert torch.equal(found[key], tensor), key
         assert torch.equal(state[key], tensor), f"{key} was changed in place"
+
+
+@pytest.mark.parametrize("name", ["PE Core", "PE Lang", "EVA-02, small", "EVA-02-CLIP"])
+def test_their_own_names_are_those_that_timm_reads(name, randomised):
+    theirs = randomised(SOURCES[name].build())
+    file = SOURCES[name].file(dict(theirs.state_dict()))
+    read = timm.models.eva.checkpoint_filter_fn(file, theirs)
+    for key, tensor in theirs.state_dict().items():
+        if key == "head.bias" and "PE" in name:  # their projection has none
+            tensor = torch.zeros(CLASSES)
+        assert torch.equal(read.pop(key), tensor), key
+    assert not read
+
+
+def test_a_table_and_turned_queries_are_told_of_what_looks_like_deit3(randomised):
+    """RoPE-ViT with a position table, in whose tensors nothing shows that queries are turned."""
+    theirs = timm.models.eva.Eva(
+        img_size=SQUARE,
+        patch_size=8,
+        embed_dim=24,
+        depth=2,
+        num_heads=3,
+        mlp_ratio=2.0,
+        num_classes=CLASSES,
+        global_pool="token",
+        attn_type="rope",
+        no_embed_class=True,
+        use_rot_pos_emb=True,
+        rope_grid_indexing="xy",
+        rope_temperature=100.0,
+        init_values=0.1,
+        dynamic_img_size=True,
+    )
+    file = randomised(theirs).state_dict()
+    told = {"heads": 3, "position": "learned_rope", "resample": "bicubic_antialias"}
+    with pytest.raises(DataError, match=r"by whose angles .*: say rope='axial' for RoPE-ViT"):
+        understand(file, told, "a file")
+    found = understand(file, {**told, "rope": "axial"}, "a file")
+    assert not any(words.startswith("no positions but") for words in found.assumed)
+    for size in (SQUARE, (16, 40)):
+        x = torch.randn(2, 3, *size)
+        with torch.inference_mode():
+            close(model_of(found)(x), theirs(x))
+    back = write_as("timm", found.state, found.config)
+    assert back.keys() == file.keys()
+    assert all(torch.equal(back[key], tensor) for key, tensor in file.items())
+    assert understand(file, {"heads": 3}, "a file").config.position == "learned"
 
 
 # --- however it was wrapped ---
@@ -212,6 +267,13 @@ RESAMPLED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "HF SigLIP, the image tower": lambda model, x: interpolating(model, x).pooler_output,
     "timm": SOURCES["timm"].run,
     "timm, no_embed_class and registers": SOURCES["timm, no_embed_class and registers"].run,
+    **{
+        name: SOURCES[name].run
+        for name in (
+            *("timm, EVA-02-CLIP", "timm, EVA-02, small", "timm, rotary, registers"),
+            *("timm, RoPE-ViT", "timm, PE Core", "timm, PE Lang"),
+        )
+    },
 }
 
 
@@ -281,7 +343,7 @@ def test_tips_resamples_its_table_bilinearly(size, randomised, tmp_path):
         (["layers.0.blocks.0.attn.relative_position_bias_table"], "Swin, BEiT"),
         (
             ["conv1.weight", "bn1.weight"],
-            "no model that vitrail knows.*'conv1.weight'.*Google, DeiT",
+            "no model that vitrail knows.*'conv1.weight'.*Google, .*, DeiT-III",
         ),
     ],
 )
@@ -324,6 +386,15 @@ OURS = SOURCES["timm"].expected
         ("timm", {"stem": "conv"}, r"timm has no counterpart of 'stem\.convs\.0\.0\.weight'"),
         ("timm", {"representation": 8}, "timm has no counterpart of 'representation.weight'"),
         ("timm", {"position": "none"}, "timm has no counterpart of position='none'"),
+        ("timm", {"position": "rope"}, "timm has no counterpart of position='rope'"),
+        ("timm", {"pool": "mean", "pool_prefix": True}, "no counterpart of pool_prefix=True"),
+        ("timm", {"final_norm": False}, "timm has no counterpart of final_norm=False"),
+        ("timm", {"mlp_norm": True}, r"no counterpart of 'encoder\.blocks\.0\.mlp\.norm"),
+        (
+            "timm",
+            {"position": "rope", "rope": "axial", "rope_grid": (9, 9), "heads": 3},
+            r"RoPE-ViT in timm's names has no counterpart of rope_grid=\(9, 9\)",
+        ),
         ("google", {}, "Google has no counterpart of activation='gelu': there it is 'gelu_tanh'"),
         ("huggingface", {"pool": "mean"}, "pool='mean': there it is 'class'"),
         ("huggingface", {"prefix_position": False}, "ViT has no counterpart of prefix_position"),

@@ -83,7 +83,7 @@ def test_no_two_rows_are_one_file() -> None:
     )
     google, facebook = "storage.googleapis.com", "dl.fbaipublicfiles.com"
     assert set(hosts) == {google, facebook, "download.pytorch.org"}
-    assert sum(isinstance(row.place, Hub) for row in WEIGHTS.values()) == 33
+    assert sum(isinstance(row.place, Hub) for row in WEIGHTS.values()) == 82
     assert sum(isinstance(row.place, WheelMember) for row in WEIGHTS.values()) == 1
 
 
@@ -197,3 +197,35 @@ def test_places_are_those_of_timm(name: str) -> None:
         assert place.repo == (f"timm/{theirs}" if config.hf_hub_id == "timm/" else config.hf_hub_id)
     assert WEIGHTS[name].preprocess.mean == config.mean
     assert WEIGHTS[name].licence.lower() == config.license or name.startswith("clip")
+
+
+EVA = [name for name in NAMES if re.match(r"eva|pe_|vit_.*_rope", name)]
+
+
+@pytest.mark.parametrize("name", EVA)
+def test_a_row_of_timms_class_eva_is_as_timm_has_it(name: str) -> None:
+    row = WEIGHTS[name]
+    assert isinstance(row.place, Hub)
+    theirs = pytest.importorskip("timm.models").get_pretrained_cfg(row.place.repo[5:])
+    look = row.preprocess
+    assert (3, *look.size) == (3, *row.config.image_size) == theirs.input_size
+    assert (look.mean, look.std, look.interpolation) == (
+        theirs.mean,
+        theirs.std,
+        theirs.interpolation,
+    )
+    crop = theirs.crop_mode.replace("center", "crop")
+    assert (look.crop, look.resize) == (theirs.crop_pct, crop)
+    assert row.licence.lower() == theirs.license
+    assert row.config.classes == theirs.num_classes
+
+
+def test_every_published_file_of_timms_class_eva_has_a_row() -> None:
+    """But for those that others' rows are for, and those that are no models of ours."""
+    timm = pytest.importorskip("timm")
+    others = ("dinov3", "lingbot", "sapiens2", "mixed", "enormous")
+    models = [
+        name for name in timm.list_models(module="eva") if not any(word in name for word in others)
+    ]
+    theirs = {f"timm/{x}" for name in models for x in timm.list_pretrained(f"{name}.*")}
+    assert theirs == {row.place.repo for row in map(WEIGHTS.get, EVA) if row is not None}

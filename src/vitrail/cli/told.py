@@ -8,7 +8,7 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from vitrail.errors import UsageError, setting
-from vitrail.nn import Activation, Eps, Pool, Position, Resample
+from vitrail.nn import Activation, Eps, Pool, Position, Resample, Rope
 
 
 def _short(name: str) -> Any:
@@ -29,7 +29,11 @@ class Told:
     image_size: Annotated[tuple[int, int] | None, _short("image_size")] = None
     """Height and width in pixels that its position table is for, if that is no square."""
     position: Annotated[Position | None, _short("position")] = None
-    """What it has instead of a position table."""
+    """What it has instead of a position table, or besides: learned_rope."""
+    rope: Annotated[Rope | None, _short("rope")] = None
+    """By whose angles rotary positions turn queries and keys."""
+    rope_grid: Annotated[tuple[int, int] | None, _short("rope_grid")] = None
+    """Rows and columns that rotary positions are scaled to."""
     pool: Annotated[Pool | None, _short("pool")] = None
     pool_norm: Annotated[bool | None, _short("pool_norm")] = None
     """Whether the final norm acts on the pooled vector, and not on the tokens."""

@@ -220,7 +220,7 @@ class DynamicViT(ViT):
                     tokens = take(tokens, torch.cat([first, k + best], dim=1))
                     places = places.gather(1, best)
                     if whole is not None:
-                        rotation = (whole[0][places][:, None], whole[1][places][:, None])
+                        rotation = whole.at(places)
                 made.append(tokens.new_zeros(b, n).scatter(1, places, 1.0))
             tokens = block(tokens, rotation)
         prefix, patches = self.split(self.encoder.norm(tokens))

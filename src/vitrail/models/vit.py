@@ -7,6 +7,10 @@
 - DINOv2 (2304.07193): patch 14, LayerScale; registers (2309.16588); a gated MLP in the giant
 - CLIP's image tower (2103.00020): a norm before the encoder; its projection is the "head"
 - SigLIP's (2303.15343): attention pooling, no class token
+- EVA-02 (2303.11331), EVA-CLIP (2303.15389): rotary positions besides the table, norms within
+  attention and MLP; EVA (2211.07636), which has neither
+- Perception Encoder (2504.13181): rotary positions besides the table, a norm before the encoder
+- RoPE-ViT (2403.13298) and timm's ViTs with registers: rotary positions alone
 - g, G, e (2106.04560, 2209.06794) and So400m (2305.13035) of the scaling studies
 - small rows of our own, with a convolutional stem (2106.14881), for small images and CPUs
 
@@ -17,7 +21,7 @@ tokens, d width. One row of `ROWS` is one published shape; everything else is a 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -45,6 +49,7 @@ from vitrail.nn import (
     Position,
     Resample,
     ResNetStem,
+    Rope,
     RotaryPosition,
     Saliency,
     Scales,
@@ -100,6 +105,11 @@ class ViTConfig(FamilyConfig):
     """Whether class and distillation token have rows in the learned position table."""
     resample: Resample = "bicubic_antialias"
     """How the learned position table is brought to another grid: as its makers did."""
+    rope: Rope = "dinov3"
+    """Of rotary positions: by whose angles queries and keys are turned."""
+    rope_grid: tuple[int, int] | None = None
+    """Of rotary positions that are counted in cells, as all but DINOv3's are: the rows and columns
+    to which they are scaled, whatever the grid. None: they are not."""
     pre_norm: bool = False
     """CLIP's LayerNorm between the embeddings and the first block."""
     class_token: bool = True
@@ -109,9 +119,21 @@ class ViTConfig(FamilyConfig):
     pool: Pool = "class"
     pool_norm: bool = False
     """The final norm acts on the pooled vector, not on the tokens: MAE fine-tuned, timm's "avg"."""
+    pool_prefix: bool = False
+    """The mean and attention pooling are of the prefix tokens too, not of the patches alone."""
+    pool_heads: int = 0
+    """Of attention pooling: its heads; 0 is as many as a block has."""
+    pool_mlp: int = 0
+    """Of attention pooling: the hidden width of its MLP; 0 is that of a block."""
+    final_norm: bool = True
+    """Whether there is a norm after the last block at all."""
     activation: Activation = "gelu"
     qkv_bias: bool = True
     qk_norm: bool = False
+    attn_norm: bool = False
+    """A norm within attention, of what the heads have found (EVA-02-CLIP's sub-LN)."""
+    mlp_norm: bool = False
+    """A norm within the MLP, of the hidden channels (EVA-02 from B on)."""
     layer_scale: float | None = None
     """Initial value of LayerScale; None leaves it out."""
     norm_eps: float = 1e-6
@@ -134,7 +156,7 @@ class ViTConfig(FamilyConfig):
         self._check_shares("dropout")
         self._check_eps("norm_eps")
         check_heads(self.width, self.heads)
-        for field in ("registers", "representation"):
+        for field in ("registers", "representation", "pool_heads", "pool_mlp"):
             if getattr(self, field) < 0:
                 raise UsageError(f"{setting(field)} cannot be negative")
         if min(self.stem_depths, default=1) < 1:
@@ -156,9 +178,14 @@ class ViTConfig(FamilyConfig):
             raise UsageError(
                 f"{setting('position', self.position)} needs a width divisible by {parts}"
             )
-        if self.position == "rope" and self.width // self.heads % 4:
+        if self.turned:
+            self._check_rope()
+        if self.pool == "map" and self.pool_heads:
+            check_heads(self.width, self.pool_heads)
+        if self.pool_norm and not self.final_norm:
             raise UsageError(
-                f"{setting('position', 'rope')} needs heads whose width is divisible by 4"
+                f"{setting('pool_norm', True)} says where the final norm is, and "
+                f"{setting('final_norm', False)} that there is none"
             )
         if self.scales != "one":
             self._check_scales()
@@ -191,6 +218,23 @@ class ViTConfig(FamilyConfig):
         if self.merge:
             self._check_merge()
 
+    def _check_rope(self) -> None:
+        if self.width // self.heads % 4:
+            raise UsageError(
+                f"{setting('position', self.position)} needs heads whose width is divisible by 4"
+            )
+        if self.rope_grid is None:
+            return
+        if min(self.rope_grid) < 1:
+            raise UsageError(
+                f"{setting('rope_grid')} has the rows and columns of a grid, not {self.rope_grid}"
+            )
+        if self.rope == "dinov3":
+            raise UsageError(
+                f"{setting('rope_grid', self.rope_grid)} scales positions that are counted in "
+                f"cells, and {setting('rope', 'dinov3')} has them as shares of the image"
+            )
+
     def _check_merge(self) -> None:
         n = self.tokens
         if not 0 <= self.merge <= n // 2:
@@ -199,7 +243,7 @@ class ViTConfig(FamilyConfig):
                 f"{self.image_size[0]}x{self.image_size[1]}, 0 to {n // 2} can be merged after "
                 f"each block, usually {n // 15}"
             )
-        if self.position in ("rope", "peg"):
+        if self.turned or self.position == "peg":
             raise UsageError(
                 f"{setting('position', self.position)} tells the blocks where each token lies, and "
                 f"a merged one lies in several places: use {setting('merge', 0)}"
@@ -228,6 +272,16 @@ class ViTConfig(FamilyConfig):
                 f"{setting('scales', 'adaptive')} halves patches, so their sides must be even, not "
                 f"{self.patch[0]}x{self.patch[1]}"
             )
+
+    @property
+    def has_table(self) -> bool:
+        """Whether it learns a row for each position."""
+        return self.position in ("learned", "learned_rope")
+
+    @property
+    def turned(self) -> bool:
+        """Whether queries and keys are turned by where their tokens lie."""
+        return self.position in ("rope", "learned_rope")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -280,6 +334,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "saliency": get_args(Saliency),
     "position": get_args(Position),
     "resample": get_args(Resample),
+    "rope": get_args(Rope),
     "pool": get_args(Pool),
     "activation": get_args(Activation),
 }
@@ -325,12 +380,16 @@ class ViT(Family):
         prefix = positioned + config.registers
         self.prefix = nn.Parameter(torch.zeros(prefix, d)) if prefix else None
         self.position: LearnedPosition | SinCosPosition | None = None
-        if config.position == "learned":
+        if config.has_table:
             rows = positioned if config.prefix_position else 0
             self.position = LearnedPosition(config.grid, d, rows, config.resample)
         elif config.position in ("sincos_moco", "sincos_mae", "sincos_bigvision", "sincos_1d"):
             self.position = SinCosPosition(config.grid, d, config.position)
-        self.rotary = RotaryPosition(d // config.heads) if config.position == "rope" else None
+        self.rotary = (
+            RotaryPosition(d // config.heads, config.rope, config.rope_grid)
+            if config.turned
+            else None
+        )
         self.drop = nn.Dropout(config.dropout)
         self.pre_norm = nn.LayerNorm(d, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.encoder = Encoder(
@@ -346,15 +405,23 @@ class ViT(Family):
                     norm_eps=config.norm_eps,
                     dropout=config.dropout,
                     drop_path=rate,
+                    attn_norm=config.attn_norm,
+                    mlp_norm=config.mlp_norm,
                 )
                 for rate in drop_path_rates(config.drop_path, config.depth)
             ),
             d,
-            None if config.pool_norm else config.norm_eps,
+            config.norm_eps if config.final_norm and not config.pool_norm else None,
             peg=config.position == "peg",
         )
         self.pool = (
-            AttentionPool(d, config.heads, config.mlp, config.activation, config.norm_eps)
+            AttentionPool(
+                d,
+                config.pool_heads or config.heads,
+                config.pool_mlp or config.mlp,
+                config.activation,
+                config.norm_eps,
+            )
             if config.pool == "map"
             else None
         )
@@ -475,6 +542,10 @@ class ViT(Family):
         keys: Shaped[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b e"]:
         """An image's one vector. `keys`: which patches count, or for how many each; None is all."""
+        if self.config.pool_prefix:
+            patches = torch.cat([prefix, patches], dim=1)
+            if keys is not None:
+                keys = torch.cat([keys.new_ones(prefix.shape[:2]), keys], dim=1)
         if self.pool is not None:
             pooled = self.pool(patches, keys)
         elif self.config.pool == "class":
@@ -582,7 +653,82 @@ def _siglip(config: ViTConfig) -> ViTConfig:
     return replace(config, classes=0, class_token=False, pool="map", activation="gelu_tanh")
 
 
+def _pe(config: ViTConfig, side: int, **changes: Any) -> ViTConfig:
+    """A Perception Encoder, whose output is the last block's: Spatial and Lang."""
+    config = replace(config, image_size=(side, side))
+    dense = replace(
+        config,
+        position="learned_rope",
+        rope="pe",
+        rope_grid=config.grid,
+        pre_norm=True,
+        stem_bias=False,
+        norm_eps=1e-5,
+        classes=0,
+        pool="mean",
+        final_norm=False,
+    )
+    return replace(dense, **changes)
+
+
+def _pe_core(config: ViTConfig, side: int, embedding: int, **changes: Any) -> ViTConfig:
+    """One trained with texts: the classes are the joint embedding's axes."""
+    pooled = {"pool": "map", "pool_heads": 8, "pool_prefix": True, "final_norm": True}
+    return _pe(config, side, classes=embedding, **pooled, **changes)
+
+
+def _eva(config: ViTConfig) -> ViTConfig:
+    return replace(_patch(config, 14), pool="mean", pool_norm=True)
+
+
+def _eva02(config: ViTConfig, mlp: int, **changes: Any) -> ViTConfig:
+    rope: dict[str, Any] = {"position": "learned_rope", "rope": "eva", "rope_grid": (16, 16)}
+    return replace(_eva(config), activation="swiglu", mlp=mlp, **rope | changes)
+
+
+def _eva02_clip(config: ViTConfig, mlp: int, embedding: int, **changes: Any) -> ViTConfig:
+    inner = {"attn_norm": True, "mlp_norm": True}
+    changes = {"pool": "class", "pool_norm": False, "classes": embedding, **inner, **changes}
+    return _eva02(config, mlp, **changes)
+
+
+def _rope_vit(config: ViTConfig) -> ViTConfig:
+    return replace(config, position="rope", rope="axial", layer_scale=1e-5)
+
+
+def _rope_ape(config: ViTConfig) -> ViTConfig:
+    return replace(_rope_vit(config), position="learned_rope", prefix_position=False)
+
+
+def _rope_gap(config: ViTConfig, registers: int) -> ViTConfig:
+    return replace(
+        config,
+        image_size=(256, 256),
+        position="rope",
+        rope="eva",
+        rope_grid=(16, 16),
+        layer_scale=1e-5,
+        class_token=False,
+        registers=registers,
+        pool="mean",
+        pool_norm=True,
+    )
+
+
 _SMALL = ViTConfig(depth=6, stem="conv", class_token=False, pool="mean")
+
+_EVA_G = replace(_H, width=1408, depth=40, mlp=6144)
+_PE_G = ViTConfig(
+    width=1536,
+    depth=50,
+    heads=16,
+    mlp=8960,
+    patch=(14, 14),
+    class_token=False,
+    prefix_position=False,
+    pool="mean",
+)
+_PE_LANG_L = replace(_patch(_L, 14), depth=23)
 
 _DINOV2_G = ViTConfig(width=1536, depth=40, heads=24, mlp=4096, activation="swiglu")
 
@@ -647,6 +793,39 @@ ROWS: dict[str, ViTConfig] = {
     # SigLIP's, whose embedding is what the pooling gives
     "siglip_b16": _siglip(_B),
     "siglip_l16": replace(_siglip(_L), image_size=(256, 256)),
+    # Perception Encoders: Core, with texts; Spatial and Lang, whose output is the last block's
+    "pe_core_ti16": _pe_core(_TI, 384, 512),
+    "pe_core_s16": _pe_core(_S, 384, 512),
+    "pe_core_b16": _pe_core(_B, 224, 1024),
+    "pe_core_l14": _pe_core(_patch(_L, 14), 336, 1024),
+    "pe_core_g14": _pe_core(_PE_G, 448, 1280, pool_mlp=6144),
+    "pe_spatial_ti16": _pe(_TI, 512),
+    "pe_spatial_s16": _pe(_S, 512),
+    "pe_spatial_b16": _pe(_B, 512),
+    "pe_spatial_l14": _pe(_patch(_L, 14), 448),
+    "pe_spatial_g14": _pe(_PE_G, 448, layer_scale=0.1),
+    "pe_lang_l14": _pe(_PE_LANG_L, 448, layer_scale=0.1),
+    "pe_lang_g14": _pe(replace(_PE_G, depth=47), 448, layer_scale=0.1),
+    # EVA and EVA-02, as fine-tuned on ImageNet, and as CLIP's image towers
+    "eva_g14": _eva(_EVA_G),
+    "eva_g14_clip": replace(_EVA_G, classes=1024),
+    "eva02_ti14": _eva02(_TI, 512),
+    "eva02_s14": _eva02(_S, 1024),
+    "eva02_b14": _eva02(_B, 2048, mlp_norm=True),
+    "eva02_l14": _eva02(_L, 2730, mlp_norm=True),
+    "eva02_b16_clip": _eva02_clip(_B, 2048, 512, patch=(16, 16)),
+    "eva02_l14_clip": _eva02_clip(_L, 2730, 768),
+    # RoPE-ViT (ape: with a position table besides), and timm's own with registers
+    "vit_s16_rope": _rope_vit(_S),
+    "vit_b16_rope": _rope_vit(_B),
+    "vit_l16_rope": _rope_vit(_L),
+    "vit_s16_rope_ape": _rope_ape(_S),
+    "vit_b16_rope_ape": _rope_ape(_B),
+    "vit_l16_rope_ape": _rope_ape(_L),
+    "vit_m16_rope_reg1_gap": _rope_gap(_M, 1),
+    "vit_mediumd16_rope_reg1_gap": _rope_gap(replace(_M, depth=20, qkv_bias=False), 1),
+    "vit_betwixt16_rope_reg4_gap": _rope_gap(ViTConfig(width=640, heads=10, mlp=2560), 4),
+    "vit_b16_rope_reg1_gap": _rope_gap(_B, 1),
     # Ours, to learn from few images or on few cores: see vitrail.recipes.scratch
     "vit_mini16": replace(_SMALL, width=192, heads=6, mlp=768, image_size=(96, 96)),
     "vit_nano8": replace(_patch(_SMALL, 8), width=128, heads=4, mlp=512, image_size=(32, 32)),

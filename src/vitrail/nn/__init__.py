@@ -44,6 +44,7 @@ from vitrail.nn.pooling import mean_of as mean_of
 from vitrail.nn.position import LearnedPosition as LearnedPosition
 from vitrail.nn.position import Peg as Peg
 from vitrail.nn.position import Position as Position
+from vitrail.nn.position import Rope as Rope
 from vitrail.nn.position import RotaryPosition as RotaryPosition
 from vitrail.nn.position import SinCosPosition as SinCosPosition
 from vitrail.nn.position import sincos_table as sincos_table

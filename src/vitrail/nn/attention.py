@@ -26,7 +26,11 @@ class Attention(nn.Module):
         qk_norm: bool = False,
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
+        norm: bool = False,
     ) -> None:
+        """`norm`: what the heads have found is normalised before the projection (sub-LN, Wang et
+        al., arXiv 2210.06423).
+        """
         super().__init__()
         self.heads = heads
         # One matrix for the three, rows in the order q, k, v: one large product is faster than
@@ -34,6 +38,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.q_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
+        self.norm = nn.LayerNorm(width, eps=norm_eps) if norm else nn.Identity()
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
@@ -63,7 +68,7 @@ class Attention(nn.Module):
 
     def joined(self, x: Float[Tensor, "b h t e"]) -> Float[Tensor, "b t d"]:
         """What the heads have found, side by side, projected."""
-        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+        return self.proj_drop(self.proj(self.norm(x.transpose(1, 2).flatten(2))))
 
 
 def attend(

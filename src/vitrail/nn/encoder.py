@@ -55,13 +55,17 @@ class Block(nn.Module):
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        attn_norm: bool = False,
+        mlp_norm: bool = False,
     ) -> None:
+        """`attn_norm` and `mlp_norm`: norms within the two, before their last linear map."""
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(width, heads, qkv_bias, qk_norm, norm_eps, dropout)
+        self.attn = Attention(width, heads, qkv_bias, qk_norm, norm_eps, dropout, attn_norm)
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = build_mlp(width, mlp, activation, dropout)
+        inner_eps = norm_eps if mlp_norm else None
+        self.mlp = build_mlp(width, mlp, activation, dropout, inner_eps)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.drop_path = DropPath(drop_path)
 

@@ -18,17 +18,27 @@ class Mlp(nn.Module):
     activation).
     """
 
-    def __init__(self, width: int, hidden: int, act: nn.Module, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        act: nn.Module,
+        dropout: float = 0.0,
+        norm_eps: float | None = None,
+    ) -> None:
+        """`norm_eps`: of a norm of the hidden channels; None leaves it out."""
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.act = act
         self.drop = nn.Dropout(dropout)
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         x = self.fc1(x)
         if (
             isinstance(self.act, nn.GELU)
+            and isinstance(self.norm, nn.Identity)
             and type(self.fc2) is nn.Linear
             and x.dtype == self.fc2.weight.dtype == torch.bfloat16
             and x.device.type == "cpu"
@@ -38,7 +48,7 @@ class Mlp(nn.Module):
             return _GeluLinear.apply(  # type: ignore[no-untyped-call]
                 x, self.fc2.weight, self.fc2.bias, self.act.approximate
             )
-        return self.drop(self.fc2(self.drop(self.act(x))))
+        return self.drop(self.fc2(self.norm(self.drop(self.act(x)))))
 
 
 class _GeluLinear(torch.autograd.Function):
@@ -80,26 +90,34 @@ class SwiGLU(nn.Module):
     `hidden` is the width after gating, so `fc1` has `2 * hidden` rows.
     """
 
-    def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, hidden: int, dropout: float = 0.0, norm_eps: float | None = None
+    ) -> None:
+        """`norm_eps`: of a norm of the gated channels (EVA-02); None leaves it out."""
         super().__init__()
         self.fc1 = nn.Linear(width, 2 * hidden)
         self.drop = nn.Dropout(dropout)
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         a, gate = self.fc1(x).chunk(2, dim=-1)
-        return self.drop(self.fc2(self.drop(F.silu(a) * gate)))
+        return self.drop(self.fc2(self.norm(self.drop(F.silu(a) * gate))))
 
 
 def build_mlp(
-    width: int, hidden: int, activation: Activation, dropout: float = 0.0
+    width: int,
+    hidden: int,
+    activation: Activation,
+    dropout: float = 0.0,
+    norm_eps: float | None = None,
 ) -> Mlp | SwiGLU:
-    """The MLP that `activation` names."""
+    """The MLP that `activation` names; `norm_eps` as for `Mlp`."""
     if activation == "swiglu":
-        return SwiGLU(width, hidden, dropout)
+        return SwiGLU(width, hidden, dropout, norm_eps)
     if activation == "gelu_quick":
-        return Mlp(width, hidden, QuickGELU(), dropout)
+        return Mlp(width, hidden, QuickGELU(), dropout, norm_eps)
     if activation == "silu":
-        return Mlp(width, hidden, nn.SiLU(), dropout)
+        return Mlp(width, hidden, nn.SiLU(), dropout, norm_eps)
     approximate = "tanh" if activation == "gelu_tanh" else "none"
-    return Mlp(width, hidden, nn.GELU(approximate), dropout)
+    return Mlp(width, hidden, nn.GELU(approximate), dropout, norm_eps)

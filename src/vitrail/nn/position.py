@@ -8,18 +8,19 @@
 | `sincos_mae`       | the same, with the axes and layout of MAE's code    | MAE, 2111.06377     |
 | `sincos_bigvision` | the same, last frequency exactly 1/10000            | 2205.01580          |
 | `sincos_1d`        | the transformer's own, over the row-major index     | 1706.03762          |
-| `rope`             | queries and keys turned by their place in the plane | DINOv3, 2508.10104  |
+| `rope`             | queries and keys turned by their place in the plane | RoFormer 2104.09864 |
+| `learned_rope`     | both at once: a table, and queries and keys turned  | EVA-02, 2303.11331  |
 | `peg`              | a depth-wise convolution over the tokens            | CPVT, 2102.10882    |
 
 The four tables look alike and are not interchangeable: a checkpoint trained with one gives wrong
-answers, silently, with another.
+answers, silently, with another. So are the angles of rotary positions: `ROPES` has each maker's.
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.nn.features import tokens_to_map
@@ -28,7 +29,7 @@ from vitrail.nn.initial import normal_
 from vitrail.nn.resample import Resample, resample_table
 
 SinCos = Literal["sincos_moco", "sincos_mae", "sincos_bigvision", "sincos_1d"]
-Position = Literal["none", "learned", SinCos, "rope", "peg"]
+Position = Literal["none", "learned", SinCos, "rope", "learned_rope", "peg"]
 
 
 class LearnedPosition(nn.Module):
@@ -138,53 +139,116 @@ def _frequencies(count: int, last: int) -> Float[Tensor, " f"]:
     return 10_000.0 ** (-torch.arange(count, dtype=torch.float64) / max(last, 1))
 
 
-Rotation = tuple[Float[Tensor, "*b n e"], Float[Tensor, "*b n e"]]
-"""Sine and cosine of each patch token's angles, `e` the width of one head: of all images `[n e]`,
-or of each image, for all its heads, `[b 1 n e]`."""
+Rope = Literal["dinov3", "eva", "pe", "axial"]
+"""Whose rotary positions: a row of `ROPES`."""
+Pairs = Literal["halves", "neighbours"]
+"""Which two channels of a head are turned into each other: `i` and `e / 2 + i`, or `2 i` and
+`2 i + 1`."""
+
+
+class Turns(NamedTuple):
+    """By which angles a model turns the channels of its queries and keys.
+
+    Pair `k` of the quarter of a head's channels that belongs to an axis is turned by
+    `place / base ** (k / quarter)` radians, `place` being where the token lies on that axis.
+    """
+
+    base: float
+    axes: Literal["yx", "xy"]
+    """Which axis has the first pairs, and which the others."""
+    pairs: Pairs
+    first: int | None
+    """The number of the first row and of the first column, from which on places are counted. It
+    cancels between patches, but not between a patch and a prefix token, whose place is 0. None: a
+    place is where the cell's centre lies between the borders, from -2 pi to 2 pi."""
+
+
+ROPES: dict[Rope, Turns] = {
+    "dinov3": Turns(100.0, "yx", "halves", None),  # 2508.10104
+    "eva": Turns(10_000.0, "yx", "neighbours", 0),  # EVA-02, 2303.11331, and timm's own ViTs
+    "pe": Turns(10_000.0, "xy", "neighbours", 1),  # Perception Encoder, 2504.13181
+    "axial": Turns(100.0, "xy", "neighbours", 0),  # RoPE-ViT, 2403.13298
+}
+"""Name -> angles. One trained with one gives wrong answers with another."""
+
+
+class Rotation(NamedTuple):
+    """What turns the patch tokens of all images `[n e]`, or of each image, for all its heads,
+    `[b 1 n e]`; `e` is the width of one head.
+    """
+
+    sin: Float[Tensor, "*b n e"]
+    cos: Float[Tensor, "*b n e"]
+    pairs: Pairs
+
+    def at(self, places: Int[Tensor, "b m"]) -> "Rotation":
+        """That of some tokens of each image: those with these numbers of the `n`."""
+        return Rotation(self.sin[places][:, None], self.cos[places][:, None], self.pairs)
 
 
 class RotaryPosition(nn.Module):
-    """2-D rotary positions on normalised coordinates, as in DINOv3 (arXiv 2508.10104).
-
-    Each head's channels hold two halves, rotated into each other; of each half the first part
-    turns with the row, the rest with the column. Coordinates are cell centres in [-1, 1] and the
-    angle is `2 pi coordinate / period`, periods from 1 to `base`: another grid is a finer
-    sampling of the same plane.
+    """Rotary positions in the plane: of each head's channels, one half turns with the row, the
+    other with the column (RoFormer, arXiv 2104.09864, for two axes; `ROPES` has whose).
     """
 
-    def __init__(self, head_width: int, base: float = 100.0) -> None:
-        """`head_width` must be divisible by 4."""
+    def __init__(
+        self, head_width: int, rope: Rope = "dinov3", reference: tuple[int, int] | None = None
+    ) -> None:
+        """`head_width` must be divisible by 4.
+
+        `reference`: rows and columns of the grid to whose places those of another are scaled, so
+        that it is a finer sampling of the same plane (EVA-02); None counts the cells that come.
+        """
         super().__init__()
+        self.turns = ROPES[rope]
+        self.reference = reference
         quarter = head_width // 4
-        periods = base ** (torch.arange(quarter, dtype=torch.float32) / quarter)
+        periods = self.turns.base ** (torch.arange(quarter, dtype=torch.float32) / quarter)
         self.register_buffer("periods", periods, persistent=False)
         self.periods: Tensor
 
     def forward(self, grid: Grid) -> Rotation:
         """The rotation of every patch token of `grid`."""
-        # Coordinates are shares of the image, so that the cells' size is in their number.
-        angles = table_of(lambda cells, _: self.angles(cells), grid)
+        angles = table_of(self.angles, grid)
         if angles.ndim == 3:
             angles = angles[:, None]
-        return angles.sin(), angles.cos()
+        return Rotation(angles.sin(), angles.cos(), self.turns.pairs)
 
-    def angles(self, grid: tuple[int, int]) -> Float[Tensor, "n e"]:
-        """What every patch token of `grid` is turned by, in radians."""
-        y, x = (
-            (torch.arange(size, device=self.periods.device) + 0.5) / size * 2 - 1 for size in grid
-        )
+    def angles(self, grid: tuple[int, int], step: float = 1.0) -> Float[Tensor, "n e"]:
+        """What every patch token of `grid` is turned by, in radians; cells are `step` patches wide
+        and high, and lie where their centres do.
+        """
+        y, x = (self._places(axis, size, step) for axis, size in enumerate(grid))
         places = torch.cartesian_prod(y, x)
-        angles = 2 * math.pi * places[:, :, None] / self.periods
-        return angles.flatten(1).tile(2)
+        if self.turns.axes == "xy":
+            places = places.flip(1)
+        angles = (places[:, :, None] / self.periods).flatten(1)
+        if self.turns.pairs == "halves":
+            return angles.tile(2)
+        return angles.repeat_interleave(2, dim=1)
+
+    def _places(self, axis: int, size: int, step: float) -> Float[Tensor, " n"]:
+        """Where the cells lie on one axis."""
+        centres = torch.arange(size, device=self.periods.device) + 0.5
+        if self.turns.first is None:
+            return 2 * math.pi * (centres / size * 2 - 1)
+        places = centres * step - 0.5 + self.turns.first
+        if self.reference is None:
+            return places
+        return places / (size * step) * self.reference[axis]
 
 
 def rotate(x: Float[Tensor, "b h t e"], rotation: Rotation) -> Float[Tensor, "b h t e"]:
     """Turn the last `n` of the `t` tokens; the first `t - n` are the prefix and have no place."""
-    sin, cos = rotation[0].to(x.dtype), rotation[1].to(x.dtype)
+    sin, cos = rotation.sin.to(x.dtype), rotation.cos.to(x.dtype)
     n = sin.shape[-2]
     prefix, patches = x[:, :, :-n], x[:, :, -n:]
-    first, second = patches.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
+    if rotation.pairs == "halves":
+        first, second = patches.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1)
+    else:
+        first, second = patches[..., 0::2], patches[..., 1::2]
+        turned = torch.stack([-second, first], dim=-1).flatten(-2)
     return torch.cat([prefix, patches * cos + turned * sin], dim=2)
 
 

@@ -95,7 +95,7 @@ def dynamicvit(facts: Facts) -> TrainConfig:
         quarters = {model.depth * i // 4 for i in (1, 2, 3)} - {0}
         model = pruned(model, prune_before=tuple(sorted(quarters)))
     frozen = {"prefix": model.class_token or model.registers > 0}
-    frozen["position.*"] = model.position == "learned"
+    frozen["position.*"] = model.has_table
     taught = opened.head_for(facts.labels).order is not None
     strong = deit(facts)
     return replace(

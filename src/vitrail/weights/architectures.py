@@ -1,8 +1,8 @@
 """What the config.json beside weights says of their architecture, and whether we have it.
 
 Several architectures share the names and shapes of a ViT's tensors and compute something else:
-norms behind attention and MLP, rotary positions besides the table, the mean of the tokens instead
-of the class token. Only the name beside the file tells them apart. So a name is either one whose
+norms behind attention and MLP, learned rotary positions, the mean of the tokens instead of the
+class token. Only the name beside the file tells them apart. So a name is either one whose
 models are ours, checked against its own code, or it is refused: names that came later too.
 """
 
@@ -35,12 +35,15 @@ _TIMM_OTHERS = {  # where it has two
     r"vit_base_patch16_gap_224": (768, 16),
     r"vit_giant_patch14_(reg\d_)?(dinov2|tipsv2)": (1536, 24),
     r"vit_xsmall_patch16_clip_224": (256, 4),
+    r"vit_pe_[a-z]+_gigantic_patch14_448": (1536, 16),
 }
 _TIMM_VIT = re.compile(
     rf"(vit|deit|deit3|flexivit)_({'|'.join(_TIMM_SIZES)}|xsmall)"
     r"(_distilled)?(_patch\d+|_r\d*_s\d+(_p8)?)?(_36x1)?"
     r"(_plus|_reg\d|_clip|_quickgelu|_siglip|_gap|_map|_dinov2|_tipsv2)*(_\d+)?(_miil)?"
-    r"|eva_large_patch14_\d+|test_vit2?"
+    r"|eva_(large|giant)_patch14_(clip_)?\d+|eva02_(tiny|small|base|large)_patch\d+_(clip_)?\d+"
+    r"|vit_pe_(core|spatial|lang)_(tiny|small|base|large|gigantic)_patch\d+_\d+"
+    r"|vit_[a-z]+_patch16_rope_(ape_|reg\d_gap_)?\d+|test_vit2?"
 )
 _TIMM_FAMILIES = re.compile(
     r"(mixer|gmlp)_[a-z]+\d+(_\d+)?(_miil|_goog)?\w*|twins_(svt|pcpvt)_\w+|mobilevit_(xxs|xs|s)"
@@ -51,13 +54,11 @@ _TIMM_REASONS = {  # a part of the name
     "resnetblur50": "a blur before its strides",
     "resnetaa50": "a blur before its strides",
     "rpn": "residual post-norm: norms behind attention and MLP",
-    "rope": "rotary positions, besides the table or instead of it",
+    "mixed": "rotary positions whose periods are learned",
     "dinov3": "rotary positions",
     "lingbot": "rotary positions",
     "sapiens2": "rotary positions and grouped queries",
-    "pe": "a Perception Encoder: rotary positions besides the table",
-    "eva": "keys without bias",
-    "eva02": "rotary positions",
+    "enormous": "norms behind attention and MLP",
     "relpos": "positions relative to each other",
     "srelpos": "positions relative to each other",
     "beit": "positions relative to each other",
@@ -153,17 +154,22 @@ def told_by_timm(name: str) -> dict[str, Any]:
     {'patch': (14, 14), 'width': 1152, 'heads': 16, 'activation': 'gelu_tanh'}
     """
     told: dict[str, Any] = {}
-    if not name.startswith(("vit_", "deit", "flexivit_", "eva_large")):
+    if not name.startswith(("vit_", "deit", "flexivit_", "eva_", "eva02_")):
         return told
     words = name.split("_")
     if patch := re.search(r"_patch(\d+)", name):
         told["patch"] = (int(patch[1]), int(patch[1]))
     others = (sizes for glob, sizes in _TIMM_OTHERS.items() if re.fullmatch(glob, name))
-    if sizes := next(others, _TIMM_SIZES.get(words[1])):
+    sizes = next(others, None) or next((_TIMM_SIZES[x] for x in words if x in _TIMM_SIZES), None)
+    if sizes:
         told |= zip(("width", "heads"), sizes, strict=True)
     if "clip" not in words:  # those are known one by one
         # timm runs some of the SigLIPs with the exact one; all were trained with the other.
         told["activation"] = "gelu_tanh" if "siglip" in words else "gelu"
+    if "ape" in words:  # RoPE-ViT with a table, which no tensor tells from DeiT-III
+        told |= {"position": "learned_rope", "rope": "axial", "resample": "bicubic_antialias"}
+    if "pe" in words and patch:  # whatever the size that it was fine-tuned at
+        told["rope_grid"] = (int(words[-1]) // int(patch[1]),) * 2
     return told
 
 

@@ -1,10 +1,14 @@
-"""OpenAI's CLIP and open_clip: the image tower of a file that holds two.
+"""OpenAI's CLIP and open_clip: the image tower of a file that holds two. Meta's own files of
+Perception Encoders, which have these names too.
 
 The class token has one axis, the position table two, and the projection to the joint embedding,
 our head without bias, has its inputs before its outputs. The SigLIP models of open_clip have a
 tower of timm's (`visual.trunk.*`), which timm's layouts read.
 """
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
 from vitrail.models import ViTConfig
@@ -65,4 +69,79 @@ OPEN_CLIP = Layout(
         "stem_bias": (False,),
         "head_bias": (False,),
     },
+)
+
+
+_POOL = "attn_pool.attn"
+_PE_NAMES: Names = {
+    **NAMES,
+    "pool.probe": "attn_pool.probe",
+    "pool.q": f"{_POOL}.q",
+    "pool.kv": f"{_POOL}.kv",
+    "pool.proj": f"{_POOL}.out_proj",
+    "pool.norm": "attn_pool.layernorm",
+    "pool.mlp.fc1": "attn_pool.mlp.c_fc",
+    "pool.mlp.fc2": "attn_pool.mlp.c_proj",
+}
+
+
+def _pe_turn(state: State) -> dict[str, Tensor]:
+    """The pooling's query apart from its keys and values, which share one matrix there."""
+    turned = _turn(state)
+    for leaf in ("weight", "bias"):
+        whole = turned.get(f"{_POOL}.in_proj_{leaf}")
+        if whole is not None and whole.ndim:
+            width = len(whole) // 3
+            turned[f"{_POOL}.q.{leaf}"] = whole[:width]
+            turned[f"{_POOL}.kv.{leaf}"] = whole[width:]
+            del turned[f"{_POOL}.in_proj_{leaf}"]
+    return turned
+
+
+def _pe_back(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    theirs = _turn(state)
+    for leaf in ("weight", "bias"):
+        if config.pool == "map":
+            parts = [theirs.pop(f"{_POOL}.{part}.{leaf}") for part in ("q", "kv")]
+            theirs[f"{_POOL}.in_proj_{leaf}"] = torch.cat(parts)
+    return theirs
+
+
+_PE = {
+    "activation": "gelu",
+    "norm_eps": 1e-5,
+    "position": "learned_rope",
+    "rope": "pe",
+    "rope_grid": None,
+}
+_PE_ALWAYS = {name: (_PE[name],) for name in ("position", "rope")}
+
+PE = replace(
+    OPEN_CLIP,
+    name="pe",
+    whose="Perception Encoder",
+    marks=("conv1.weight", "ln_pre.weight", "attn_pool.probe"),
+    names=_PE_NAMES,
+    turn=_pe_turn,
+    back=_pe_back,
+    assumes={**_PE, "pool_heads": 8, "pool_prefix": True},
+    asks={},
+    always={
+        **_PE_ALWAYS,
+        "pool": ("map",),
+        "pool_heads": (8,),
+        "pool_prefix": (True,),
+        "stem_bias": (False,),
+        "head_bias": (False,),
+    },
+    resample="bilinear",
+)
+PE_DENSE = replace(  # PE-Spatial and PE-Lang, whose output is the last block's
+    PE,
+    name="pe-dense",
+    marks=("conv1.weight", "ln_pre.weight", "transformer.resblocks.0.attn.in_proj_weight"),
+    own=lambda state, prefix: f"{prefix}ln_post.weight" not in state,
+    shows=lambda state: {"final_norm": False},
+    assumes={**_PE, "pool": "mean"},
+    always={**_PE_ALWAYS, "pool": ("mean",), "final_norm": (False,), "stem_bias": (False,)},
 )

@@ -18,18 +18,16 @@ from vitrail.models import ViTConfig
 from vitrail.nn import sincos_table
 from vitrail.nn.position import SinCos
 from vitrail.weights.names import Ask, Names, State, rename
-from vitrail.weights.timm import MARKS, NAMES, TIMM
+from vitrail.weights.timm import MARKS, NAMES, TIMM, TIMM_ROPE_VIT
 
 DEIT3 = replace(
     TIMM,
     name="deit3",
     whose="DeiT-III",
     marks=(*MARKS, "blocks.0.gamma_1"),
-    names={
-        **NAMES,
-        "encoder.blocks.{i}.scale1.gamma": "blocks.{i}.gamma_1",
-        "encoder.blocks.{i}.scale2.gamma": "blocks.{i}.gamma_2",
-    },
+    names=TIMM_ROPE_VIT.names,
+    # timm's vit_*_rope_ape has these names too, and only being told shows it.
+    always={"position": ("learned", "learned_rope")},
     resample="bicubic",
 )
 

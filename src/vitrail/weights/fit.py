@@ -204,7 +204,7 @@ def _fit_prefix(
         return
     tokens, registers = ours["prefix"][: len(there)], ours["prefix"][len(there) :]
     table = ours.get("position.table")
-    if table is not None and wanted.position == "learned":
+    if table is not None and wanted.has_table:
         rows = table[: len(there)] if stored.prefix_position else torch.zeros_like(tokens)
         patches = table[len(there) :] if stored.prefix_position else table
         if not wanted.prefix_position:

@@ -59,6 +59,15 @@ LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
         google.GOOGLE,
+        timm.TIMM_PE,
+        timm.TIMM_PE_DENSE,
+        timm.TIMM_EVA02,
+        timm.TIMM_ROPE_GAP,
+        timm.TIMM_ROPE_VIT,
+        timm.TIMM_EVA02_PACKED,
+        timm.EVA02,
+        timm.EVA02_PACKED,
+        timm.TIMM_EVA,
         facebook.DEIT3,
         facebook.MAE,
         facebook.TIPS,
@@ -81,6 +90,8 @@ LAYOUTS: dict[str, Layout] = {
         huggingface.CLIP,
         huggingface.CLIP_BARE,
         huggingface.SIGLIP,
+        clip.PE,
+        clip.PE_DENSE,
         clip.OPEN_CLIP,
         torchvision.TORCHVISION,
     )
@@ -108,6 +119,8 @@ class Refused(NamedTuple):
     why: str
     unless: str = "-"
     """Glob of a key that such a file does not have."""
+    width: int | None = None
+    """How many channels the tensor of the last of `keys` has, where only that tells."""
 
 
 REFUSED: tuple[Refused, ...] = (
@@ -135,18 +148,15 @@ REFUSED: tuple[Refused, ...] = (
         ("*blocks.0.attn.rel_pos*",),
         "timm's vit_relpos, Segment Anything or their like: positions relative to each other",
     ),
-    Refused(
-        ("*blocks.0.attn.q_bias",),
-        "EVA, BEiT or their like: keys without bias, positions that are turned or relative",
-    ),
     Refused(("*rope.freqs",), "timm's vit_*_rope_mixed: learned rotary positions"),
+    Refused(
+        ("*blocks.0.attn.q_bias", "*cls_token"),
+        "EVA-02-CLIP-E (timm's eva02_enormous_*): norms behind attention and MLP",
+        width=1792,
+    ),
     Refused(("*blocks.0.attn.lambda_q1",), "timm's differential attention"),
     Refused(("*blocks.0.attn.proj_l.*",), "CaiT: attention that mixes its heads"),
     Refused(("*blocks.0.attns.1.*",), "timm's parallel blocks: two attentions side by side"),
-    Refused(
-        ("*norm_pre.weight", "*attn_pool.latent"),
-        "a Perception Encoder (timm's vit_pe_core_*): rotary positions besides its table",
-    ),
     Refused(
         ("*class_embedding", "*transformer.resblocks.0.*", "*conv1.weight", "*ln_post.weight"),
         "CLIPA's in open_clip's names: no norm before the first block, and the mean of the tokens "
@@ -240,8 +250,12 @@ def understand(
 
 def recognise(state: State, where: str) -> tuple[Layout | FamilyLayout, str]:
     """The layout of a file's keys, and the prefix that the image model's keys have in it."""
-    for keys, why, unless in REFUSED:
-        if all(_any(state, glob) for glob in keys) and not _any(state, unless):
+    for keys, why, unless, width in REFUSED:
+        if (
+            all(_any(state, glob) for glob in keys)
+            and not _any(state, unless)
+            and (width is None or _width(state, keys[-1]) == width)
+        ):
             raise DataError(f"{where} has a layout that vitrail does not read: {why}")
     layouts: list[Layout | FamilyLayout] = [*FAMILY_LAYOUTS.values(), *LAYOUTS.values()]
     found = [
@@ -268,6 +282,10 @@ def recognise(state: State, where: str) -> tuple[Layout | FamilyLayout, str]:
 
 def _any(state: State, glob: str) -> bool:
     return any(fnmatchcase(key, glob) for key in state)
+
+
+def _width(state: State, glob: str) -> int:
+    return next(t.shape[-1] if t.ndim else 0 for key, t in state.items() if fnmatchcase(key, glob))
 
 
 def _prefixes(state: State, marks: tuple[str, ...]) -> list[str]:
@@ -324,7 +342,7 @@ def infer(
     known = {name: told[name] for name in told if name in ViTConfig.__dataclass_fields__}
     hints = _possible(hints, facts)
     settled = Settled(facts, known, hints, beside=beside, whence=whence)
-    if facts.get("position") == "learned":
+    if "image_size" in facts:  # it has a table
         rows, columns = (s // p for s, p in zip(facts["image_size"], facts["patch"], strict=True))
         square = f"the square that its {rows * columns} positions make"
         settled.explain("image_size", square if rows == columns else IF_ASKED)
@@ -332,7 +350,18 @@ def infer(
     if "pool_norm" not in facts:  # there is one name for the last norm, wherever it acts
         settled.take("pool_norm", False, code, aloud=False)
     for name, value in _fixed(layout, settled.fields).items():
+        value = value(facts) if callable(value) else value
         settled.take(name, value, f"{code}{_doubt(layout, name, facts)}")
+    settled.take("position", "learned", "by default", aloud=False)
+    turned = settled.fields["position"] in ("rope", "learned_rope")
+    if turned and "rope" not in settled.fields:
+        if settled.fields["position"] == "learned_rope" and "rope" not in hints:
+            raise DataError(
+                f"{where}: no tensor shows by whose angles queries and keys are turned: say "
+                f"{setting('model.rope', 'axial')} for RoPE-ViT, {setting('model.rope', 'eva')} "
+                f"for EVA-02, {setting('model.rope', 'pe')} for Perception Encoders"
+            )
+        settled.take("rope", "dinov3", "nothing says whose angles it has")
     for name, ask in layout.asks.items():
         if name not in settled.fields and all(facts[k] == v for k, v in ask.when.items()):
             if name not in hints:
@@ -352,7 +381,7 @@ def infer(
     for name, usual in _USUAL.items():
         settled.take(name, usual, "by default", aloud=False)
     if not named:
-        notes += layout.takes
+        notes += [words for words in layout.takes if not (turned and words == timm.TABLE_ALONE)]
     try:
         config = ViTConfig(**settled.fields)
     except UsageError as error:
@@ -372,7 +401,6 @@ def _check_beside(facts: Mapping[str, Any], beside: Mapping[str, Any], where: st
 
 _USUAL: Mapping[str, Any] = {
     "layer_scale": 1e-5,  # no output depends on what it began with
-    "position": "learned",
     "image_size": (224, 224),
     "stem_eps": "vision_transformer",
 }
@@ -390,8 +418,12 @@ def _fixed(layout: Layout, fields: Mapping[str, Any]) -> dict[str, Any]:
 def _possible(hints: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     """The hints that a model with these tensors can follow."""
     pool = str(hints.get("pool", ""))
-    never = pool == "map" or (pool.startswith("class") and not facts["class_token"])
-    return {name: hint for name, hint in hints.items() if name != "pool" or not never}
+    never = (
+        {"pool"} if pool == "map" or (pool[:5] == "class" and not facts["class_token"]) else set()
+    )
+    if hints.get("position") not in ("rope", "learned_rope"):  # then it says nothing of angles
+        never |= {"rope", "rope_grid"}
+    return {name: hint for name, hint in hints.items() if name not in never}
 
 
 def _doubt(
@@ -434,7 +466,7 @@ def _of_the_grid(
     facts: Mapping[str, Any], told: Mapping[str, Any], hints: Mapping[str, Any]
 ) -> list[str]:
     """What to say of a position table that may be for another grid, of as many cells."""
-    if facts.get("position") != "learned" or "image_size" in told or "image_size" not in hints:
+    if "prefix_position" not in facts or "image_size" in told or "image_size" not in hints:
         return []
     patch = facts["patch"]
     (rows, columns), asked = (
@@ -496,10 +528,12 @@ def _facts(
         "distilled": distilled,
         "registers": registers,
         "pre_norm": "pre_norm.weight" in shapes,
-        **({"pool": "map"} if "pool.probe" in shapes else {}),
+        **_pool(shapes, hidden),
         **({"pool_norm": "pool_norm.weight" in shapes} if "pool_norm" in layout.names else {}),
         "qkv_bias": "encoder.blocks.0.attn.qkv.bias" in shapes,
         "qk_norm": "encoder.blocks.0.attn.q_norm.weight" in shapes,
+        "attn_norm": "encoder.blocks.0.attn.norm.weight" in shapes,
+        "mlp_norm": "encoder.blocks.0.mlp.norm.weight" in shapes,
         "representation": rows("representation.weight"),
         "head_bias": "head.bias" in shapes or "head.weight" not in shapes,
     }
@@ -511,9 +545,11 @@ def _facts(
         table = shape("position.table", 3 if layout.batch_axis else 2)
         tokens = (int(class_token) + int(distilled), registers)
         size, positioned = _grid(table[-2], tokens, patch, told, hints, where)
-        facts |= {"image_size": size, "prefix_position": positioned, "position": "learned"}
-    elif "position" not in told and "position" not in hints:
-        others = [kind for kind in get_args(Position) if kind != "learned"]
+        facts |= {"image_size": size, "prefix_position": positioned}
+        if told.get("position", layout.assumes.get("position")) != "learned_rope":
+            facts["position"] = "learned"
+    elif "position" not in {**told, **hints, **layout.assumes}:
+        others = [kind for kind in get_args(Position) if not kind.startswith("learned")]
         first, whose = layout.tableless or (others[0], "")
         raise DataError(
             f"{where} has no position table, and nothing says what it has instead: say "
@@ -528,6 +564,13 @@ def _depths(shapes: Mapping[str, list[Size]]) -> tuple[int, ...]:
     blocks = {tuple(key.split(".")[2:4]) for key in shapes if key.startswith("stem.stages.")}
     counts = Counter(stage for stage, _ in blocks)
     return tuple(counts[str(i)] for i in range(len(counts)))
+
+
+def _pool(shapes: Mapping[str, list[Size]], hidden: int) -> dict[str, Any]:
+    if "pool.probe" not in shapes:
+        return {}
+    own = shapes.get("pool.mlp.fc2.weight", [Size()])[0][1:].numel()
+    return {"pool": "map", "pool_mlp": own if own != hidden else 0}
 
 
 def _grid(

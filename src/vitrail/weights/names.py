@@ -65,7 +65,8 @@ class Layout:
     """Globs of keys, behind the prefix, of parts that are no image model: a decoder, a text tower.
     They are left out, and named."""
     assumes: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the config that its code fixes and no shape shows."""
+    """Fields of the config that its code fixes and no shape shows; a function of the other fields,
+    where it depends on them."""
     takes: tuple[str, ...] = ()
     """What else no shape shows of models with these names, and is taken to be so, in words."""
     asks: Mapping[str, Ask] = field(default_factory=dict)
@@ -97,15 +98,25 @@ class Layout:
 
     def write(self, state: State, config: ViTConfig) -> dict[str, Tensor]:
         """The inverse of `read`. Raises `DataError` for what has no counterpart there."""
-        state, config = _with_table(state, config, self.whose)
-        for name, known in self.always.items():
+        if config.position not in self.always.get("position", ()):
+            state, config = _with_table(state, config, self.whose)
+        for name, known in {**_PLAIN, **self.always}.items():
             value = getattr(config, name)
-            if value not in known and (config.classes or name != "head_bias"):
+            matters = {"head_bias": config.classes, "pool_heads": config.pool == "map"}
+            if value not in known and matters.get(name, True):
                 values = " or ".join(map(repr, known))
                 raise DataError(
                     f"{self.whose} has no counterpart of {name}={value!r}: there it is {values}"
                 )
         return self.back(scatter(state, config, self), config)
+
+
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "final_norm": (True,),
+    "pool_heads": (0,),
+    "pool_prefix": (False,),
+}
+"""What `always` is where a layout does not say otherwise."""
 
 
 def gather(state: State, config: ViTConfig, layout: Layout) -> dict[str, Tensor]:
@@ -180,7 +191,7 @@ def _with_table(state: State, config: ViTConfig, whose: str) -> tuple[State, ViT
     kind = config.position
     if kind == "learned":
         return state, config
-    if kind == "none" or kind == "rope" or kind == "peg":
+    if kind == "none" or kind == "rope" or kind == "learned_rope" or kind == "peg":
         raise DataError(f"{whose} has no counterpart of position='{kind}'")
     learned = replace(config, position="learned", prefix_position=True)
     table = sincos_table(config.grid, config.width, kind)
@@ -285,7 +296,7 @@ def _patches(config: ViTConfig) -> int:
 def _given_rows(state: State, config: ViTConfig, layout: Layout) -> int | None:
     """The rows of their table, if they are for all, some or none of the prefix tokens."""
     key = layout.names["position.table"]
-    if config.position != "learned" or not isinstance(key, str) or key not in state:
+    if not config.has_table or not isinstance(key, str) or key not in state:
         return None  # `_check` says what is missing
     tokens = int(config.class_token) + int(config.distilled)
     patches, given = _patches(config), state[key].shape[int(layout.batch_axis) :][:1].numel()

@@ -619,6 +619,183 @@ def _timm_mlp(model: str, repo: str, top1: float, **row: Any) -> Published:
     )
 
 
+_EVA_MEAN: dict[str, Any] = {"mean": _CLIP_PREPROCESS.mean, "std": _CLIP_PREPROCESS.std}
+
+
+def _of_eva(
+    model: str, repo: str, side: int, layout: str, crop: float | None = 1.0, **row: Any
+) -> Published:
+    """Of timm's class Eva; `crop` None scales to the size whatever the aspect."""
+    look = row.pop("look", _EVA_MEAN)
+    config = VIT_ROWS[model]
+    size = {} if config.image_size == (side, side) else {"image_size": (side, side)}
+    changes = size | row.pop("changes", {})
+    resize: dict[str, Any] = {"resize": "squash"} if crop is None else {"crop": crop}
+    return Published(
+        **{
+            "model": model,
+            "changes": changes,
+            "layout": layout,
+            "place": Hub(f"timm/{repo}"),
+            "preprocess": Preprocess(size=(side, side), **resize, **look),
+            "licence": "MIT",
+            **row,
+        }
+    )
+
+
+def _eva(repo: str, side: int, crop: float | None, **row: Any) -> Published:
+    return _of_eva(
+        "eva_g14", f"eva_giant_patch14_{repo}", side, "timm-eva", crop, paper="2211.07636", **row
+    )
+
+
+def _eva02(model: str, repo: str, side: int, crop: float | None = 1.0, **row: Any) -> Published:
+    layout = "timm-eva02" if VIT_ROWS[model].mlp_norm else "timm-eva02-packed"
+    return _of_eva(model, f"eva02_{repo}", side, layout, crop, **{"paper": "2303.11331", **row})
+
+
+def _eva_clip(model: str, repo: str, side: int, layout: str, crop: float) -> Published:
+    return _of_eva(
+        model, repo, side, layout, crop, paper="2303.15389", note="the image tower, from float16"
+    )
+
+
+def _pe(kind: str, model: str, repo: str, side: int) -> Published:
+    return _of_eva(
+        model,
+        f"vit_pe_{repo}",
+        side,
+        "timm-pe" if kind == "core" else "timm-pe-dense",
+        look={},
+        licence="Apache-2.0",
+        paper="2504.13181",
+    )
+
+
+def _rope_vit(model: str, repo: str) -> Published:
+    return _of_eva(
+        model,
+        f"vit_{repo}_224.naver_in1k",
+        224,
+        "deit3" if "ape" in repo else "timm-rope-vit",
+        0.9,
+        look=_IMAGENET,
+        licence="Apache-2.0",
+        paper="2403.13298",
+    )
+
+
+def _rope_gap(model: str, repo: str, look: Mapping[str, Any]) -> Published:
+    return _of_eva(
+        model,
+        f"vit_{repo}_gap_256.sbb_in1k",
+        256,
+        "timm-rope-gap",
+        0.95,
+        look=look,
+        paper="2303.11331",
+        note="timm's own, with EVA-02's rotary positions",
+    )
+
+
+_IN21K: dict[str, Any] = {"classes": 21841}
+_NO_HEAD: dict[str, Any] = {"classes": 0}
+
+_EVA_ROWS = {
+    "eva_g14_clip_in1k": _eva("224.clip_ft_in1k", 224, 0.9),
+    "eva_g14_clip_in1k_336": _eva("336.clip_ft_in1k", 336, None),
+    "eva_g14_in21k_in1k_336": _eva("336.m30m_ft_in22k_in1k", 336, None, look=_IMAGENET),
+    "eva_g14_in21k_in1k_560": _eva("560.m30m_ft_in22k_in1k", 560, None, look=_IMAGENET),
+    "eva_g14_clip_laion400m": _eva_clip(
+        "eva_g14_clip", "eva_giant_patch14_clip_224.laion400m", 224, "timm-eva", 0.9
+    ),
+    "eva_g14_clip_merged2b": _eva_clip(
+        "eva_g14_clip", "eva_giant_patch14_clip_224.merged2b", 224, "timm-eva", 0.9
+    ),
+    "eva02_ti14_in1k_336": _eva02("eva02_ti14", "tiny_patch14_336.mim_in22k_ft_in1k", 336),
+    "eva02_s14_in1k_336": _eva02("eva02_s14", "small_patch14_336.mim_in22k_ft_in1k", 336),
+    "eva02_b14_in1k_448": _eva02("eva02_b14", "base_patch14_448.mim_in22k_ft_in1k", 448),
+    "eva02_l14_in1k_448": _eva02("eva02_l14", "large_patch14_448.mim_in22k_ft_in1k", 448),
+    "eva02_l14_m38m_in1k_448": _eva02("eva02_l14", "large_patch14_448.mim_m38m_ft_in1k", 448),
+    "eva02_b14_in21k_in1k_448": _eva02(
+        "eva02_b14", "base_patch14_448.mim_in22k_ft_in22k_in1k", 448, None
+    ),
+    "eva02_l14_in21k_in1k_448": _eva02(
+        "eva02_l14", "large_patch14_448.mim_in22k_ft_in22k_in1k", 448, None
+    ),
+    "eva02_l14_m38m_in21k_in1k_448": _eva02(
+        "eva02_l14", "large_patch14_448.mim_m38m_ft_in22k_in1k", 448, None
+    ),
+    "eva02_b14_in21k_448": _eva02(
+        "eva02_b14", "base_patch14_448.mim_in22k_ft_in22k", 448, None, changes=_IN21K
+    ),
+    "eva02_l14_in21k_448": _eva02(
+        "eva02_l14", "large_patch14_448.mim_in22k_ft_in22k", 448, None, changes=_IN21K
+    ),
+    "eva02_l14_m38m_in21k_448": _eva02(
+        "eva02_l14", "large_patch14_448.mim_m38m_ft_in22k", 448, None, changes=_IN21K
+    ),
+    **{
+        f"eva02_{model}_mim{suffix}": _eva02(
+            f"eva02_{model}", f"{size}_patch14_224.{data}", 224, 0.9, changes=_NO_HEAD
+        )
+        for model, size, data, suffix in (
+            ("ti14", "tiny", "mim_in22k", ""),
+            ("s14", "small", "mim_in22k", ""),
+            ("b14", "base", "mim_in22k", ""),
+            ("l14", "large", "mim_in22k", ""),
+            ("l14", "large", "mim_m38m", "_m38m"),
+        )
+    },
+    "eva02_b16_clip": _eva_clip(
+        "eva02_b16_clip", "eva02_base_patch16_clip_224.merged2b", 224, "timm-eva02", 0.9
+    ),
+    "eva02_l14_clip": _eva_clip(
+        "eva02_l14_clip", "eva02_large_patch14_clip_224.merged2b", 224, "timm-eva02", 0.9
+    ),
+    "eva02_l14_clip_336": _eva_clip(
+        "eva02_l14_clip", "eva02_large_patch14_clip_336.merged2b", 336, "timm-eva02", 1.0
+    ),
+    **{
+        _names("pe_", f"{kind}_{model}", side, tag and f"_{tag}"): _pe(
+            kind,
+            f"pe_{kind}_{model}",
+            f"{kind}_{size}_patch{model[-2:]}_{side}.fb{tag and f'_{tag}'}",
+            side,
+        )
+        for kind, model, size, side, tag in (
+            ("core", "ti16", "tiny", 384, ""),
+            ("core", "s16", "small", 384, ""),
+            ("core", "b16", "base", 224, ""),
+            ("core", "l14", "large", 336, ""),
+            ("core", "g14", "gigantic", 448, ""),
+            ("spatial", "ti16", "tiny", 512, ""),
+            ("spatial", "s16", "small", 512, ""),
+            ("spatial", "b16", "base", 512, ""),
+            ("spatial", "l14", "large", 448, ""),
+            ("spatial", "g14", "gigantic", 448, ""),
+            ("lang", "l14", "large", 448, ""),
+            ("lang", "l14", "large", 448, "tiling"),
+            ("lang", "g14", "gigantic", 448, ""),
+            ("lang", "g14", "gigantic", 448, "tiling"),
+        )
+    },
+    **{
+        f"vit_{model}16_{kind}": _rope_vit(f"vit_{model}16_{kind}", f"{size}_patch16_{kind}")
+        for kind in ("rope", "rope_ape")
+        for model, size in (("s", "small"), ("b", "base"), ("l", "large"))
+    },
+    "vit_m16_rope_reg1_gap_256": _rope_gap("vit_m16_rope_reg1_gap", "medium_patch16_rope_reg1", {}),
+    "vit_mediumd16_rope_reg1_gap_256": _rope_gap(
+        "vit_mediumd16_rope_reg1_gap", "mediumd_patch16_rope_reg1", {}
+    ),
+    "vit_betwixt16_rope_reg4_gap_256": _rope_gap(
+        "vit_betwixt16_rope_reg4_gap", "betwixt_patch16_rope_reg4", _EVA_MEAN
+    ),
+    "vit_b16_rope_reg1_gap_256": _rope_gap("vit_b16_rope_reg1_gap", "base_patch16_rope_reg1", {}),
+}
+
 _MIXER_NOTE = "its score is that of training on ImageNet-1k alone, whatever its name says"
 
 _APPLE = "LicenseRef-Apple-Sample-Code"
@@ -762,5 +939,6 @@ WEIGHTS: dict[str, Published] = {
     **_RESNET_ROWS,
     **_MIXER_ROWS,
     **_HUB_ROWS,
+    **_EVA_ROWS,
 }
 """Name -> what is published under it."""

@@ -1,20 +1,23 @@
 """timm's checkpoint layout: ViT, DeiT (distilled too), DeiT-III, DINOv2, image towers of two kinds,
-and the hybrids of Google's ResNet and a ViT.
+the hybrids of Google's ResNet and a ViT, and what timm builds of its class Eva: EVA, EVA-02,
+Perception Encoders, ViTs with rotary positions.
 
 One table of names; the layouts differ in what their files' code fixes, and a hybrid has a ResNet's
 names besides. DeiT, DINO and MAE use these names in their own files as well (`facebook.py` has what
-they call otherwise).
+they call otherwise), and so does EVA.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Size, Tensor
 
+from vitrail.errors import DataError
 from vitrail.models import ViTConfig
 from vitrail.weights.clip import ACTIVATION
-from vitrail.weights.names import Layout, Names, position_rows
+from vitrail.weights.names import Layout, Names, State, position_rows
 
 NAMES: Names = {
     "prefix.class": "cls_token",
@@ -48,6 +51,8 @@ NAMES: Names = {
 }
 MARKS = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
 
+TABLE_ALONE = "no positions but the table's (timm's vit_*_rope_ape turns queries and keys besides)"
+
 TIMM = Layout(
     name="timm",
     whose="timm",
@@ -56,7 +61,7 @@ TIMM = Layout(
     assumes={"activation": "gelu", "norm_eps": 1e-6, "pool": "class"},
     takes=(
         "norms before attention and MLP (timm's vit_*_rpn has them behind, under the same names)",
-        "no positions but the table's (timm's vit_*_rope_ape turns queries and keys besides)",
+        TABLE_ALONE,
     ),
     always={"pool": ("class", "mean", "class_mean", "map")},
 )
@@ -110,6 +115,188 @@ TIMM_ROOT = replace(  # a root without stages, which has no module around it the
 )
 
 
+# --- what timm builds of its class Eva ---
+
+_EVA: Names = {
+    **NAMES,
+    "encoder.blocks.{i}.attn.norm": "blocks.{i}.attn.norm",
+    "encoder.blocks.{i}.mlp.norm": "blocks.{i}.mlp.norm",
+    "encoder.blocks.{i}.scale1.gamma": "blocks.{i}.gamma_1",
+    "encoder.blocks.{i}.scale2.gamma": "blocks.{i}.gamma_2",
+}
+_QKV = "encoder.blocks.{i}.attn.qkv"
+_QV_BIAS: Names = {  # as a rule: queries and values have a bias, keys have none
+    f"{_QKV}.weight": "blocks.{i}.attn.qkv.weight",
+    f"{_QKV}.bias": tuple(f"blocks.{{i}}.attn.{x}_bias" for x in "qkv"),
+}
+_APART: Names = {
+    _QKV: tuple(f"blocks.{{i}}.attn.{x}_proj" for x in "qkv"),
+    "encoder.blocks.{i}.mlp.fc1": ("blocks.{i}.mlp.fc1_g", "blocks.{i}.mlp.fc1_x"),
+}
+_BIASES = (".attn.{}_bias", ".attn.{}_proj.bias")
+
+
+def _with_key_bias(state: State) -> dict[str, Tensor]:
+    """Zeros for the bias that keys do not have there."""
+    zeros = {
+        key.removesuffix(name.format("q")) + name.format("k"): torch.zeros_like(tensor)
+        for key, tensor in state.items()
+        for name in _BIASES
+        if key.endswith(name.format("q"))
+    }
+    return {**zeros, **state}
+
+
+def _without_key_bias(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    """The inverse. Raises `DataError` for a bias that is not zero: there is no place for it."""
+    keys = tuple(name.format("k") for name in _BIASES)
+    for key, tensor in state.items():
+        if key.endswith(keys) and not tensor.is_meta and tensor.any():
+            raise DataError(
+                f"the keys of EVA's code have no bias, and '{key}' would not be zero, so it has "
+                f"been trained: set the middle third of each attn.qkv.bias to zero, or write the "
+                f"layout vitrail"
+            )
+    return {key: tensor for key, tensor in state.items() if not key.endswith(keys)}
+
+
+def _own_grid(facts: Mapping[str, Any]) -> tuple[int, int]:
+    """That of the position table: what a Perception Encoder scales its places to."""
+    height, width = (s // p for s, p in zip(facts["image_size"], facts["patch"], strict=True))
+    return height, width
+
+
+def _is(*, gated: bool | None = None, **there: bool) -> Callable[[State, str], bool]:
+    """Whether a file has these tensors of the model's, and whether its MLP is gated."""
+
+    def own(state: State, prefix: str) -> bool:
+        fc1, fc2 = (state.get(f"{prefix}blocks.0.mlp.fc{i}.weight") for i in (1, 2))
+        packed = fc1 is not None and fc2 is not None and fc1.shape[:1] != fc2.shape[1:]
+        return gated in (None, packed) and all(
+            any(f"{prefix}{name}{leaf}" in state for leaf in ("", ".weight")) == wanted
+            for name, wanted in there.items()
+        )
+
+    return own
+
+
+_EVA02 = {"position": "learned_rope", "rope": "eva", "rope_grid": (16, 16)}
+_BEHIND = "norms before attention and MLP (EVA-02-CLIP-E has them behind, under the same names)"
+
+TIMM_EVA = replace(
+    TIMM,
+    name="timm-eva",
+    whose="EVA",
+    marks=(MARKS[0], "blocks.0.attn.q_bias"),
+    own=_is(pos_embed=True, gated=False),
+    names={**_EVA, **_QV_BIAS},
+    turn=_with_key_bias,
+    back=_without_key_bias,
+    aside=("mask_token", "lm_head.*"),
+    takes=(_BEHIND,),
+)
+TIMM_EVA02_PACKED = replace(
+    TIMM_EVA,
+    name="timm-eva02-packed",
+    whose="EVA-02",
+    own=_is(pos_embed=True, gated=True),
+    assumes={**TIMM.assumes, **_EVA02},
+    always={name: (value,) for name, value in _EVA02.items()},
+    takes=(),
+)
+TIMM_EVA02 = replace(
+    TIMM_EVA02_PACKED,
+    name="timm-eva02",
+    marks=(MARKS[0], "blocks.0.attn.q_proj.weight", "blocks.0.mlp.fc1_g.weight"),
+    own=_is(pos_embed=True),
+    names={**_EVA, **_APART},
+)
+_OWN_MLP: Names = {
+    "encoder.blocks.{i}.mlp.norm": "blocks.{i}.mlp.ffn_ln",
+    "encoder.blocks.{i}.mlp.fc2": "blocks.{i}.mlp.w3",
+}
+_BESIDE_EVA = ("*rope.freqs_cos", "*rope.freqs_sin", "mask_token", "lm_head.*")
+EVA02_PACKED = replace(  # EVA-02's own names, as BAAI's files have them; EVA's are timm's
+    TIMM_EVA02_PACKED,
+    name="eva02-packed",
+    marks=(MARKS[0], "blocks.0.attn.q_bias", "blocks.0.mlp.w12.weight"),
+    own=_is(pos_embed=True),
+    names={
+        **TIMM_EVA02_PACKED.names,
+        **_OWN_MLP,
+        "encoder.blocks.{i}.mlp.fc1": "blocks.{i}.mlp.w12",
+    },
+    aside=_BESIDE_EVA,
+)
+EVA02 = replace(
+    EVA02_PACKED,
+    name="eva02",
+    marks=(MARKS[0], "blocks.0.attn.q_proj.weight", "blocks.0.mlp.w1.weight"),
+    names={
+        **_EVA,
+        **_OWN_MLP,
+        f"{_QKV}.weight": tuple(f"blocks.{{i}}.attn.{x}_proj.weight" for x in "qkv"),
+        f"{_QKV}.bias": _QV_BIAS[f"{_QKV}.bias"],
+        "encoder.blocks.{i}.attn.norm": "blocks.{i}.attn.inner_attn_ln",
+        "encoder.blocks.{i}.mlp.fc1": ("blocks.{i}.mlp.w1", "blocks.{i}.mlp.w2"),
+    },
+)
+TIMM_ROPE_GAP = replace(
+    TIMM_EVA,
+    name="timm-rope-gap",
+    whose="timm's vit_*_rope_*_gap",
+    marks=(*MARKS, "blocks.0.gamma_1"),
+    own=_is(pos_embed=False, cls_token=False),
+    assumes={**TIMM.assumes, **_EVA02, "position": "rope"},
+    always={"position": ("rope",), "rope": ("eva",), "rope_grid": ((16, 16),)},
+    takes=(),
+)
+TIMM_ROPE_VIT = replace(
+    TIMM,
+    name="timm-rope-vit",
+    whose="RoPE-ViT in timm's names",
+    marks=(*MARKS, "blocks.0.gamma_1"),
+    own=_is(pos_embed=False, cls_token=True, reg_token=False),
+    names=_EVA,
+    assumes={**TIMM.assumes, "position": "rope", "rope": "axial"},
+    always={"position": ("rope", "learned_rope"), "rope": ("axial",), "rope_grid": (None,)},
+    takes=("angles of fixed periods (timm's vit_*_rope_mixed learns them)",),
+)
+
+_PE = {
+    "activation": "gelu",
+    "norm_eps": 1e-5,
+    "position": "learned_rope",
+    "rope": "pe",
+    "rope_grid": _own_grid,
+}
+_PE_ALWAYS = {
+    "position": ("learned_rope",),
+    "rope": ("pe",),
+    "pre_norm": (True,),
+    "stem_bias": (False,),
+}
+TIMM_PE = replace(
+    TIMM,
+    name="timm-pe",
+    whose="Perception Encoder in timm's names",
+    marks=(*MARKS, "norm_pre.weight", "attn_pool.latent"),
+    names=_EVA,
+    assumes={**_PE, "pool_heads": 8, "pool_prefix": True},
+    always={**_PE_ALWAYS, "pool_heads": (8,), "pool_prefix": (True,)},
+    takes=(),
+)
+TIMM_PE_DENSE = replace(  # PE-Spatial and PE-Lang, whose output is the last block's
+    TIMM_PE,
+    name="timm-pe-dense",
+    marks=(*MARKS, "norm_pre.weight"),
+    own=_is(norm=False, fc_norm=False, attn_pool=False),
+    shows=lambda state: {"final_norm": False},
+    assumes={**_PE, "pool": "mean"},
+    always={**_PE_ALWAYS, "final_norm": (False,)},
+)
+
+
 def from_timm(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
     """A timm state dict under our names, for `ViT(config).load_state_dict`.
 
@@ -129,7 +316,7 @@ def to_timm(
     without gets zeros. Such files come back as the same function, not bit by bit.
     """
     tokens = int(config.class_token) + int(config.distilled)
-    learned = config.registers > 0 and config.position == "learned"
+    learned = config.registers > 0 and config.has_table
     rows = learned and _rows_for_registers(config, like)
     if learned and config.prefix_position != rows and tokens:
         given, wanted = (tokens, 0) if config.prefix_position else (0, tokens)
@@ -158,6 +345,21 @@ def _rows_for_registers(config: ViTConfig, like: Mapping[str, Size] | None) -> b
 
 
 def _layout(config: ViTConfig) -> Layout:
+    if config.turned:
+        return _turned_layout(config)
     if config.stem != "resnet":
         return TIMM
     return TIMM_HYBRID if config.stem_depths else TIMM_ROOT
+
+
+def _turned_layout(config: ViTConfig) -> Layout:
+    """Whose code turns queries and keys as this model does."""
+    if config.rope == "pe":
+        return TIMM_PE if config.pool == "map" else TIMM_PE_DENSE
+    if config.rope == "axial":
+        return TIMM_ROPE_VIT
+    if config.rope == "eva" and config.position == "rope":
+        return TIMM_ROPE_GAP
+    if config.rope == "eva":
+        return TIMM_EVA02 if config.mlp_norm else TIMM_EVA02_PACKED
+    return TIMM

@@ -18,7 +18,9 @@ UNSEEN: Mapping[str, str] = {
     "norm_eps": "the epsilon of the norms",
     "pool": "which tokens make up an image's one vector",
     "pool_norm": "whether the final norm acts on that vector, and not on the tokens",
-    "position": "what it has instead of a position table",
+    "position": "what it has instead of a position table, or besides",
+    "rope": "by whose angles rotary positions turn queries and keys",
+    "rope_grid": "the rows and columns that rotary positions are scaled to",
     "image_size": "the image, and so the grid, that its position table is for",
     "resample": "how its makers bring table and patch kernel to other sizes",
     "layer_scale": "what LayerScale began with",
@@ -94,7 +96,9 @@ def lines(
     matters = {
         "stem_eps": getattr(config, "stem", "") == "resnet",
         "layer_scale": getattr(config, "layer_scale", None) is not None,
-        "resample": getattr(config, "position", "") == "learned",
+        "resample": getattr(config, "has_table", False),
+        "rope": getattr(config, "turned", False),
+        "rope_grid": getattr(config, "turned", False),
     }
     return tuple(
         Unseen(name, getattr(config, name), how[name], name in assumed)
