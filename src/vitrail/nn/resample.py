@@ -1,15 +1,16 @@
 """Weights for another geometry: position tables for another grid, patch kernels for another patch.
 
-Published code resizes position tables in five ways that give five results. Which one a checkpoint's
+Published code resizes position tables in six ways that give six results. Which one a checkpoint's
 makers used is part of what the checkpoint is, so each has a name:
 
-| name                | what it is                                     | whose                     |
-|---------------------|------------------------------------------------|---------------------------|
-| `bicubic_antialias` | pixels are areas; low-pass when shrinking      | timm, DINOv2 registers    |
-| `bicubic`           | pixels are areas                               | DeiT, MAE, Hugging Face   |
-| `bicubic_offset`    | the same, the new grid taken 0.1 larger        | DINO, DINOv2              |
-| `bilinear`          | pixels are areas                               | timm reading Google files |
-| `bilinear_aligned`  | corners stay where they are (scipy's zoom)     | Google's ViT, big_vision  |
+| name                 | what it is                                     | whose                     |
+|----------------------|------------------------------------------------|---------------------------|
+| `bicubic_antialias`  | pixels are areas; low-pass when shrinking      | timm, DINOv2 registers    |
+| `bicubic`            | pixels are areas                               | DeiT, MAE, Hugging Face   |
+| `bicubic_offset`     | the same, the new grid taken 0.1 larger        | DINO, DINOv2              |
+| `bilinear`           | pixels are areas                               | timm reading Google files |
+| `bilinear_aligned`   | corners stay where they are (scipy's zoom)     | Google's ViT, big_vision  |
+| `bilinear_antialias` | pixels are areas; low-pass when shrinking      | SigLIP 2 NaFlex, TIPSv2   |
 """
 
 from typing import Literal
@@ -19,7 +20,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-Resample = Literal["bicubic_antialias", "bicubic", "bicubic_offset", "bilinear", "bilinear_aligned"]
+Resample = Literal[
+    "bicubic_antialias",
+    "bicubic",
+    "bicubic_offset",
+    "bilinear",
+    "bilinear_aligned",
+    "bilinear_antialias",
+]
 
 
 def resample_table(
@@ -40,21 +48,24 @@ def resample_table(
         # The 0.1 guards against a rounded-down size; it also moves every sampling point a little.
         scale = [(n + 0.1) / o for n, o in zip(new, old, strict=True)]
         x = F.interpolate(x, scale_factor=scale, mode="bicubic")
-    elif mode == "bicubic_antialias":
-        x = _antialiased(_antialiased(x, new[1]).mT, new[0]).mT
+    elif mode == "bicubic_antialias" or mode == "bilinear_antialias":
+        kind = mode.removesuffix("_antialias")
+        x = _antialiased(_antialiased(x, new[1], kind).mT, new[0], kind).mT
     else:
         kind, aligned = mode.removesuffix("_aligned"), mode == "bilinear_aligned"
         x = F.interpolate(x, size=new, mode=kind, align_corners=aligned)
     return x.flatten(2)[0].T.to(table.dtype)
 
 
-def _antialiased(x: Float[Tensor, "*b n"], new: int) -> Float[Tensor, "*b m"]:
-    """The last axis resampled, by bicubic interpolation with antialiasing.
+def _antialiased(
+    x: Float[Tensor, "*b n"], new: int, kind: str = "bicubic"
+) -> Float[Tensor, "*b m"]:
+    """The last axis resampled, by interpolation of `kind` with antialiasing.
 
     One axis at a time: torch 2.13 gives wrong values for whole maps that are one row or column.
     """
     rows = x.reshape(-1, 1, 1, x.shape[-1])
-    rows = F.interpolate(rows, size=(1, new), mode="bicubic", antialias=True)
+    rows = F.interpolate(rows, size=(1, new), mode=kind, antialias=True)
     return rows.view(*x.shape[:-1], new)
 
 

@@ -72,18 +72,20 @@ def preprocess_by(file: WeightsFile, config: ModelConfig) -> Preprocess | None:
 
 
 def _told_by_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    kind = str(config.get("model_type"))
     act = config.get("hidden_act")
-    if act is None and str(config.get("model_type")).startswith("clip"):
+    if act is None and kind.startswith(("clip", "metaclip_2", "chinese_clip")):
         act = "quick_gelu"  # the default, and a part's defaults are not in its file
-    if config.get("use_swiglu_ffn"):
-        act = None  # not used, and the shapes show a gated MLP
-    if act is not None and str(act) not in _ACTIVATIONS:
-        raise _no_activation(act)
+    if config.get("use_swiglu_ffn") or (config.get("use_gated_mlp") and act == "silu"):
+        act = None  # the shapes show a gated MLP
+    elif config.get("use_gated_mlp") or (act is not None and str(act) not in _ACTIVATIONS):
+        raise _no_activation(f"{act}, gated" if config.get("use_gated_mlp") else act)
     eps = config.get("layer_norm_eps")
     return {
         "heads": _whole(config.get("num_attention_heads")),
         "activation": _ACTIVATIONS.get(str(act)),
         "norm_eps": eps if isinstance(eps, float) else None,
+        "resample": "bilinear_antialias" if kind.startswith("tipsv2") else None,
         "image_size": _pair(config.get("image_size")),
         "width": _whole(config.get("hidden_size")),
         "depth": _whole(config.get("num_hidden_layers")),

@@ -1,5 +1,7 @@
 """What Facebook's own files call otherwise than timm: DeiT-III, DINO, DINOv2, MAE, MoCo v3.
 
+And Google's TIPSv2, whose files have DINOv2's names. DINOv3 is in `dinov3.py`.
+
 DeiT's files have timm's names throughout, and so have the bare encoders of DINO, MAE and MoCo v3.
 Those of the last two are known by their position tables, which are fixed sines and cosines; a bare
 DINO by nothing, and is read as timm's.
@@ -139,4 +141,25 @@ DINOV2_REGISTERS = replace(
     name="dinov2-registers",
     marks=(*DINOV2.marks, "register_tokens"),
     resample="bicubic_antialias",
+)
+
+
+def _as_tipsv2(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    plain = _renamed((r"\.fc1\.", ".c_fc."), (r"\.fc2\.", ".c_proj."))
+    return _as_dinov2(state if config.activation == "swiglu" else plain(state), config)
+
+
+TIPSV2 = replace(
+    DINOV2_REGISTERS,
+    name="tipsv2",
+    whose="TIPSv2",
+    # The one register is a second class token.
+    own=lambda state, prefix: state[f"{prefix}register_tokens"].shape[1:2] == (1,),
+    turn=_renamed(
+        *((rf"\.{theirs}\.", ".fc1.") for theirs in ("c_fc", "w12")),
+        *((rf"\.{theirs}\.", ".fc2.") for theirs in ("c_proj", "w3")),
+    ),
+    back=_as_tipsv2,
+    always={**DINOV2.always, "registers": (1,)},
+    resample="bilinear_antialias",
 )

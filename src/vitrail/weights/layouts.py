@@ -21,6 +21,7 @@ from vitrail.models import MODELS, ModelConfig, ViTConfig
 from vitrail.nn import Position, backbone_stride
 from vitrail.weights import (
     clip,
+    dinov3,
     dynamicvit,
     facebook,
     google,
@@ -54,12 +55,18 @@ LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
         google.GOOGLE,
+        dinov3.DINOV3,
+        dinov3.TIMM,
+        dinov3.HUGGING_FACE,
         facebook.DEIT3,
         facebook.MAE,
+        facebook.TIPSV2,
         facebook.DINOV2_REGISTERS,
         facebook.DINOV2,
         facebook.DINO,
         facebook.MOCO,
+        timm.TIMM_NAFLEX_SIGLIP,
+        timm.TIMM_NAFLEX,
         timm.TIMM_SIGLIP,
         timm.TIMM_CLIP,
         timm.TIMM_HYBRID,
@@ -70,11 +77,15 @@ LAYOUTS: dict[str, Layout] = {
         huggingface.DEIT_BARE,
         huggingface.VIT,
         huggingface.VIT_BARE,
+        huggingface.IJEPA,
+        huggingface.IJEPA_BARE,
         huggingface.DINOV2_REGISTERS,
         huggingface.DINOV2,
         huggingface.CLIP,
         huggingface.CLIP_BARE,
+        huggingface.SIGLIP2,
         huggingface.SIGLIP,
+        huggingface.SIGLIP_HEADLESS,
         clip.OPEN_CLIP,
         torchvision.TORCHVISION,
     )
@@ -125,18 +136,78 @@ REFUSED: tuple[Refused, ...] = (
         ("*relative_position_bias_table",),
         "Swin, BEiT or their like: positions relative to each other",
     ),
-    Refused(
-        ("*blocks.0.attn.rel_pos*",),
-        "timm's vit_relpos, Segment Anything or their like: positions relative to each other",
+    *(
+        Refused((key,), "Swin V2 or its like: attention in windows, with positions of its own")
+        for key in ("*cpb_mlp.*", "*continuous_position_bias_mlp.*", "*attn.meta_mlp.*")
+    ),
+    *(
+        Refused(
+            (key,),
+            "timm's vit_relpos, Segment Anything or their like: positions relative to each other",
+        )
+        for key in ("*blocks.0.attn.rel_pos*", "*layers.0.attn.rel_pos_h")
     ),
     Refused(
         ("*blocks.0.attn.q_bias",),
         "EVA, BEiT or their like: keys without bias, positions that are turned or relative",
+        unless="*reg_token",  # DINOv3 has registers
     ),
     Refused(("*rope.freqs",), "timm's vit_*_rope_mixed: learned rotary positions"),
     Refused(("*blocks.0.attn.lambda_q1",), "timm's differential attention"),
     Refused(("*blocks.0.attn.proj_l.*",), "CaiT: attention that mixes its heads"),
     Refused(("*blocks.0.attns.1.*",), "timm's parallel blocks: two attentions side by side"),
+    Refused(
+        ("*blocks.0.mlp_out_proj.weight",),
+        "timm's parallel blocks (pwee, xp): attention and MLP side by side",
+    ),
+    *(
+        Refused((key,), "Hiera, or SAM 2 on it: stages of attention in windows")
+        for key in (
+            *("*pos_embed_window", "*blocks.[1-9].proj.weight"),
+            "*encoder.stages.0.layers.0.attn.qkv.weight",
+        )
+    ),
+    *(
+        Refused((key,), "AIMv2: RMS norms and a gated MLP", unless="*blocks.0.norm1.bias")
+        for key in (
+            *("*embeddings.rms_norm.weight", "*trunk.blocks.0.mlp.fc3.weight"),
+            "*blocks.0.mlp.fc1_g.weight",
+        )
+    ),
+    *(
+        Refused(keys, "C-RADIO: positions cut from a table, class tokens of several teachers")
+        for keys in (
+            ("*input_conditioner.norm_mean",),
+            ("*patch_generator.pos_embed",),
+            ("*embeds.cls_token", "*embeds.pos_embed"),
+        )
+    ),
+    Refused(
+        ("*embeds.pos_embed_y", "*embeds.pos_embed_x"),
+        "timm's naflexvit_*_parfac_*: a table of rows and one of columns",
+    ),
+    *(
+        Refused(keys, "BEiT-3 or its like: norms within attention and MLP")
+        for keys in (
+            ("*blocks.0.attn.norm.weight", "*blocks.0.attn.qkv.bias"),
+            ("*self_attn.inner_attn_ln.weight",),
+        )
+    ),
+    *(
+        Refused((key,), "InternViT: no norm after the last block")
+        for key in ("*encoder.layers.0.ls1", "*encoder.layer.0.attention.projection_layer.weight")
+    ),
+    Refused(
+        ("*patch_embed.proj.weight", "*blocks.0.attn.qkv.weight", "*blocks.0.ls1.gamma"),
+        "InternViT in timm's names (vit_intern300m_*): no norm after the last block",
+        unless="*norm.weight",
+    ),
+    Refused(("*encoder.layer.0.lambda_1",), "BEiT, Data2Vec or their like: keys without bias"),
+    Refused(("*class_pos_emb",), "MLCD: queries and keys turned by their place, as no other's are"),
+    Refused(
+        ("*encoder.embeddings.patch_embeddings.proj.weight",),
+        "V-JEPA 2: videos, whose patches have an axis of time",
+    ),
     Refused(
         ("*norm_pre.weight", "*attn_pool.latent"),
         "a Perception Encoder (timm's vit_pe_core_*): rotary positions besides its table",
@@ -164,6 +235,8 @@ def write_as(to: str, state: State, config: ModelConfig) -> dict[str, Tensor]:
     if to not in _VIT_WRITERS:
         raise unknown_name("layout to write", to, _VIT_WRITERS)
     if type(config) is ViTConfig:
+        if dinov3.is_one(config) and to in dinov3.WRITTEN:
+            return dinov3.WRITTEN[to](state, config)
         return _VIT_WRITERS[to](state, config)
     for layout in FAMILY_LAYOUTS.values():
         if layout.family is type(config) and to in layout.writes:
@@ -209,6 +282,8 @@ def understand(
     hints = {name: wanted[name] for name in _LEFT_OPEN if wanted and name in wanted}
     if hints.get("activation") == "swiglu":  # which shapes show
         del hints["activation"]
+    if isinstance(layout, Layout) and "position" in layout.assumes:  # which its names show
+        hints.pop("position", None)
     config: ModelConfig
     if isinstance(layout, FamilyLayout):
         config = layout.infer(theirs, told, where, hints.get("image_size"))
@@ -299,7 +374,8 @@ def infer(
     and that is said: whoever hints may only have followed an earlier assumption.
     """
     shapes = translate(layout.turn(state), layout.names)
-    facts = {**layout.shows(state), **_facts(shapes, layout, told, where, hints)}
+    shown = layout.shows(state)
+    facts = {**shown, **_facts(shapes, layout, {**told, **shown}, where, hints)}
     for name in ("width", "depth", "mlp", "patch"):
         if beside.get(name, facts[name]) != facts[name]:
             raise DataError(
@@ -355,10 +431,13 @@ def _heads(facts: Mapping[str, Any], where: str, hint: int | None) -> tuple[int,
     with none.
     """
     shape = {name: facts[name] for name in ("width", "depth", "mlp")}
+    gated = facts.get("activation") == "swiglu"
     same = {
         name: row.heads
         for name, row in MODELS.items()
-        if type(row) is ViTConfig and all(getattr(row, k) == v for k, v in shape.items())
+        if type(row) is ViTConfig
+        and all(getattr(row, k) == v for k, v in shape.items())
+        and (row.activation == "swiglu") == gated
     }
     if len(set(same.values())) == 1 and hint in (None, *same.values()):
         return next(iter(same.values())), f"as in {next(iter(same))}"
@@ -413,6 +492,11 @@ def _facts(
     def rows(key: str) -> int:
         return sum(size[0] for size in shapes.get(key, []) if size)
 
+    if [len(size) for size in shapes.get("stem.proj.weight", ())] == [5]:
+        raise DataError(
+            f"{where} has a layout that vitrail does not read: a model of videos (V-JEPA 2, "
+            f"VideoMAE) or of pairs of frames (Qwen-VL), whose patches have an axis of time"
+        )
     width, channels, *patch = shape("stem.proj.weight", 4)
     hybrid: dict[str, Any] = {}
     if "stem.root.conv.weight" in shapes:  # the projection is of its last map
@@ -453,7 +537,7 @@ def _facts(
         tokens = (int(class_token) + int(distilled), registers)
         size, positioned = _grid(table[-2], tokens, patch, told, hints, where)
         facts |= {"image_size": size, "prefix_position": positioned, "position": "learned"}
-    elif "position" not in told:
+    elif "position" not in {**told, **layout.assumes}:
         if "position" not in hints:
             others = [kind for kind in get_args(Position) if kind != "learned"]
             raise DataError(

@@ -89,7 +89,8 @@ class Layout:
 
     def write(self, state: State, config: ViTConfig) -> dict[str, Tensor]:
         """The inverse of `read`. Raises `DataError` for what has no counterpart there."""
-        state, config = _with_table(state, config, self.whose)
+        if config.position not in self.always.get("position", ()):
+            state, config = _with_table(state, config, self.whose)
         for name, known in self.always.items():
             value = getattr(config, name)
             if value not in known and (config.classes or name != "head_bias"):
@@ -276,7 +277,7 @@ def _patches(config: ViTConfig) -> int:
 
 def _given_rows(state: State, config: ViTConfig, layout: Layout) -> int | None:
     """The rows of their table, if they are for all, some or none of the prefix tokens."""
-    key = layout.names["position.table"]
+    key = layout.names.get("position.table")
     if config.position != "learned" or not isinstance(key, str) or key not in state:
         return None  # `_check` says what is missing
     tokens = int(config.class_token) + int(config.distilled)
