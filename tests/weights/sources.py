@@ -762,7 +762,8 @@ HUGGING_FACE = {
         run=_mean,
         size=SQUARE,
         file=_under("model.vision_model."),
-        config=HEADLESS,
+        config={**HEADLESS, "resample": "nearest"},
+        told={"resample": "nearest"},
     ),
     "HF SmolVLM": Source(
         layout="huggingface-siglip-headless",
@@ -770,7 +771,8 @@ HUGGING_FACE = {
         run=_mean,
         size=SQUARE,
         file=_under("model.vision_model.", lm_head__weight=torch.zeros(9, 8)),
-        config=HEADLESS,
+        config={**HEADLESS, "resample": "nearest"},
+        told={"resample": "nearest"},
         left_out=frozenset({"lm_head.weight"}),
     ),
     "HF CLIP": Source(

@@ -228,6 +228,7 @@ RESAMPLED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "HF SigLIP without its head, as in PaliGemma": lambda model, x: (
         interpolating(model, x).last_hidden_state.mean(dim=1)
     ),
+    "HF Idefics3": SOURCES["HF Idefics3"].run,
     "HF SigLIP 2 of any size": naflex_pooled,
     "HF DINOv3": SOURCES["HF DINOv3"].run,
     "DINOv3": SOURCES["DINOv3"].run,

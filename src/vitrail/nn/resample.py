@@ -1,6 +1,6 @@
 """Weights for another geometry: position tables for another grid, patch kernels for another patch.
 
-Published code resizes position tables in six ways that give six results. Which one a checkpoint's
+Published code resizes position tables in seven ways with seven results. Which one a checkpoint's
 makers used is part of what the checkpoint is, so each has a name:
 
 | name                 | what it is                                     | whose                     |
@@ -11,13 +11,14 @@ makers used is part of what the checkpoint is, so each has a name:
 | `bilinear`           | pixels are areas                               | timm reading Google files |
 | `bilinear_aligned`   | corners stay where they are (scipy's zoom)     | Google's ViT, big_vision  |
 | `bilinear_antialias` | pixels are areas; low-pass when shrinking      | SigLIP 2 NaFlex, TIPSv2   |
+| `nearest`            | the row of the cell that a cell begins in      | Idefics3, SmolVLM         |
 """
 
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 Resample = Literal[
@@ -27,6 +28,7 @@ Resample = Literal[
     "bilinear",
     "bilinear_aligned",
     "bilinear_antialias",
+    "nearest",
 ]
 
 
@@ -48,6 +50,9 @@ def resample_table(
         # The 0.1 guards against a rounded-down size; it also moves every sampling point a little.
         scale = [(n + 0.1) / o for n, o in zip(new, old, strict=True)]
         x = F.interpolate(x, scale_factor=scale, mode="bicubic")
+    elif mode == "nearest":
+        rows, columns = (_nearest(o, n).to(x.device) for o, n in zip(old, new, strict=True))
+        x = x[:, :, rows][:, :, :, columns]
     elif mode == "bicubic_antialias" or mode == "bilinear_antialias":
         kind = mode.removesuffix("_antialias")
         x = _antialiased(_antialiased(x, new[1], kind).mT, new[0], kind).mT
@@ -67,6 +72,15 @@ def _antialiased(
     rows = x.reshape(-1, 1, 1, x.shape[-1])
     rows = F.interpolate(rows, size=(1, new), mode=kind, antialias=True)
     return rows.view(*x.shape[:-1], new)
+
+
+def _nearest(old: int, new: int) -> Int[Tensor, " n"]:
+    """The cells of `old` in which those of `new` begin, in the float32 that Idefics3 counts in: of
+    some that begin together it takes the one before.
+    """
+    begins = torch.arange(new, dtype=torch.float32) * (1 / torch.tensor(float(new)))
+    borders = torch.arange(1 / old, 1.0, 1 / old)
+    return torch.bucketize(begins.clamp(max=1 - 1e-6), borders, right=True)
 
 
 def resample_patch(

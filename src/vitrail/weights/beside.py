@@ -71,6 +71,20 @@ def preprocess_by(file: WeightsFile, config: ModelConfig) -> Preprocess | None:
     return found if found is not None and found.channels == config.channels else None
 
 
+_NEAREST = {"resample": "nearest", "pool": "mean"}
+_TIPS = {"resample": "bilinear_antialias", "pool": "class"}
+_BY_KIND: Mapping[str, Mapping[str, str]] = {  # what the code of a `model_type` fixes
+    "dinov3_vit": {"position": "rope", "pool": "class"},
+    "idefics3": _NEAREST,
+    "idefics3_vision": _NEAREST,
+    "ijepa": {"pool": "mean"},
+    "smolvlm": _NEAREST,
+    "smolvlm_vision": _NEAREST,
+    "tipsv2": _TIPS,
+    "tipsv2_vision_model": _TIPS,
+}
+
+
 def _told_by_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(config.get("model_type"))
     act = config.get("hidden_act")
@@ -80,12 +94,12 @@ def _told_by_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
         act = None  # the shapes show a gated MLP
     elif config.get("use_gated_mlp") or (act is not None and str(act) not in _ACTIVATIONS):
         raise _no_activation(f"{act}, gated" if config.get("use_gated_mlp") else act)
-    eps = config.get("layer_norm_eps")
+    eps = config.get("layer_norm_eps", 1e-6 if kind == "vit_msn" else None)
     return {
         "heads": _whole(config.get("num_attention_heads")),
         "activation": _ACTIVATIONS.get(str(act)),
         "norm_eps": eps if isinstance(eps, float) else None,
-        "resample": "bilinear_antialias" if kind.startswith("tipsv2") else None,
+        **_BY_KIND.get(kind, {}),
         "image_size": _pair(config.get("image_size")),
         "width": _whole(config.get("hidden_size")),
         "depth": _whole(config.get("num_hidden_layers")),

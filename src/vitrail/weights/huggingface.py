@@ -328,7 +328,7 @@ SIGLIP_HEADLESS = replace(
     assumes={**SIGLIP.assumes, "pool": "mean"},
     takes=(
         "an image's vector: the language models that such a tower is for read all its patches",
-        "positions of another grid resampled as SigLIP's (Idefics3 and SmolVLM take the nearest)",
+        "positions of another grid as SigLIP's, resample bicubic (Idefics3, SmolVLM: nearest)",
     ),
     always={
         "activation": _GELUS,
