@@ -7,8 +7,9 @@ from vitrail.models import MODELS, build, count_parameters
 # [timm] timm 1.0.31, its model of that name on the meta device. [class] timm's VisionTransformer
 # with the row's sizes: nobody publishes the count. [timm + d] as [timm], and one row of `width`:
 # timm adds the class token's position to the token; Facebook's and Hugging Face's files keep it,
-# and have our count. [timm + k] as [timm], and the keys' bias, which is zero and no parameter there.
-# [timm - r] as [timm], without the registers' positions. [timm - b], without the head's bias. [sum] ours alone, by hand: stem + positions + 6 blocks + norm + head.
+# and have our count. [timm + k] as [timm], with the keys' bias, which is zero and no parameter
+# there. [timm - r] as [timm], without the registers' positions. [timm - b] without the head's bias.
+# [sum] ours alone, by hand: stem + positions + 6 blocks + norm + head.
 # [formula] by the formula of the Mixers that are published. [logs] the authors' logs. [tv]
 # torchvision's models of that name.
 COUNTS = {
@@ -54,6 +55,10 @@ COUNTS = {
     "dinov2_b14_reg": 86_582_784,  # [timm + d] 86_582_016 + 768
     "dinov2_l14_reg": 304_371_712,  # [timm + d] 304_370_688 + 1024
     "dinov2_g14_reg": 1_136_485_376,  # [timm + d] 1_136_483_840 + 1536
+    "tipsv2_b14": 86_315_520,  # [timm + d] 86_314_752 + 768
+    "tipsv2_l14": 304_015_360,  # [timm + d] 304_014_336 + 1024
+    "tipsv2_so400m14": 413_392_752,  # [timm + d] 413_391_600 + 1152
+    "tipsv2_g14": 1_135_950_848,  # [timm + d] 1_135_949_312 + 1536
     "dinov3_ti16": 5_491_968,  # [timm + k] 5_489_664 + 12 * 192, vit_tiny_patch16_dinov3_qkvb
     "dinov3_s16": 21_600_768,  # [timm + k] 21_596_160 + 12 * 384
     "dinov3_s16plus": 28_697_088,  # [timm + k] 28_692_480 + 12 * 384

@@ -749,9 +749,7 @@ HUGGING_FACE = {
     ),
     "HF SigLIP without its head, as in PaliGemma": Source(
         layout="huggingface-siglip-headless",
-        build=lambda: hf.SiglipVisionModel(
-            hf.SiglipVisionConfig(**_tower(vision_use_head=False))
-        ),
+        build=lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**_tower(vision_use_head=False))),
         run=_mean,
         size=SQUARE,
         config=HEADLESS,

@@ -180,7 +180,14 @@ TRANSFORMERS = {
     *("audio-spectrogram-transformer", "siglip2_vision_model", "dinov3_vit", "videomae", "yolos"),
     *("clip_vision_model", "siglip_vision_model", "vit_mae", "vision-text-dual-encoder"),
     *("idefics3_vision", "smolvlm_vision", "tipsv2_vision_model", "metaclip_2_vision_model"),
-    *("chinese_clip_vision_model", "ijepa", "siglip2", "vit_msn", "qwen2_5_vl", "mlcd_vision_model"),
+    *(
+        "chinese_clip_vision_model",
+        "ijepa",
+        "siglip2",
+        "vit_msn",
+        "qwen2_5_vl",
+        "mlcd_vision_model",
+    ),
     *("aimv2_vision_model", "radio", "sam_vision_model", "hiera", "vjepa2", "internvl_vision"),
 }
 OURS = {

@@ -92,7 +92,7 @@ def test_no_two_rows_are_one_file() -> None:
     )
     google, facebook = "storage.googleapis.com", "dl.fbaipublicfiles.com"
     assert set(hosts) == {google, facebook, "download.pytorch.org"}
-    assert sum(isinstance(row.place, Hub) for row in WEIGHTS.values()) == 85
+    assert sum(isinstance(row.place, Hub) for row in WEIGHTS.values()) == 86
     assert sum(isinstance(row.place, WheelMember) for row in WEIGHTS.values()) == 1
 
 

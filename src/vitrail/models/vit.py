@@ -572,16 +572,20 @@ def _clip(config: ViTConfig, embedding: int = 512) -> ViTConfig:
     )
 
 
-def _dinov3(config: ViTConfig, mlp: int = 0) -> ViTConfig:
-    """With a gated MLP of width `mlp`, if that is given."""
-    gated = replace(config, mlp=mlp, activation="swiglu") if mlp else config
+def _tipsv2(config: ViTConfig) -> ViTConfig:
     return replace(
-        gated, classes=0, position="rope", registers=4, layer_scale=1e-5, norm_eps=1e-5
+        _dinov2(config), registers=1, image_size=(448, 448), resample="bilinear_antialias"
     )
 
 
+def _dinov3(config: ViTConfig, mlp: int = 0) -> ViTConfig:
+    """With a gated MLP of width `mlp`, if that is given."""
+    gated = replace(config, mlp=mlp, activation="swiglu") if mlp else config
+    return replace(gated, classes=0, position="rope", registers=4, layer_scale=1e-5, norm_eps=1e-5)
+
+
 def _pooled(config: ViTConfig, registers: int) -> ViTConfig:
-    """timm's search for better baselines: no class token, 256 pixels."""
+    """As in timm's search for better baselines: no class token, 256 pixels."""
     return replace(
         config,
         image_size=(256, 256),
@@ -655,6 +659,11 @@ ROWS: dict[str, ViTConfig] = {
     "dinov2_b14_reg": _registers(_dinov2(_B)),
     "dinov2_l14_reg": _registers(_dinov2(_L)),
     "dinov2_g14_reg": _registers(_dinov2(_DINOV2_G)),
+    # TIPSv2 (2604.12012): its register is a second class token
+    "tipsv2_b14": _tipsv2(_B),
+    "tipsv2_l14": _tipsv2(_L),
+    "tipsv2_so400m14": _tipsv2(_SO400M),
+    "tipsv2_g14": _tipsv2(_DINOV2_G),
     # DINOv3; Ti is EUPE's, g LingBot-Vision's. The distilled ones' biases of q, k and v are zeros
     "dinov3_ti16": _dinov3(_TI),
     "dinov3_s16": _dinov3(_S),
@@ -663,9 +672,7 @@ ROWS: dict[str, ViTConfig] = {
     "dinov3_l16": _dinov3(_L),
     "dinov3_h16plus": _dinov3(replace(_patch(_H, 16), heads=20), mlp=5120),
     "dinov3_g16": _dinov3(_patch(_DINOV2_G, 16), mlp=4096),
-    "dinov3_7b16": _dinov3(
-        ViTConfig(width=4096, depth=40, heads=32, qkv_bias=False), mlp=8192
-    ),
+    "dinov3_7b16": _dinov3(ViTConfig(width=4096, depth=40, heads=32, qkv_bias=False), mlp=8192),
     # CLIP's image towers as OpenAI trained them: the classes are the joint embedding's axes
     "clip_b32": _clip(_patch(_B, 32)),
     "clip_b16": _clip(_B),

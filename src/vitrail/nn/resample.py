@@ -3,15 +3,15 @@
 Published code resizes position tables in seven ways with seven results. Which one a checkpoint's
 makers used is part of what the checkpoint is, so each has a name:
 
-| name                 | what it is                                     | whose                     |
-|----------------------|------------------------------------------------|---------------------------|
-| `bicubic_antialias`  | pixels are areas; low-pass when shrinking      | timm, DINOv2 registers    |
-| `bicubic`            | pixels are areas                               | DeiT, MAE, Hugging Face   |
-| `bicubic_offset`     | the same, the new grid taken 0.1 larger        | DINO, DINOv2              |
-| `bilinear`           | pixels are areas                               | timm reading Google files |
-| `bilinear_aligned`   | corners stay where they are (scipy's zoom)     | Google's ViT, big_vision  |
-| `bilinear_antialias` | pixels are areas; low-pass when shrinking      | SigLIP 2 NaFlex, TIPSv2   |
-| `nearest`            | the row of the cell that a cell begins in      | Idefics3, SmolVLM         |
+| name                 | what it is                                 | whose                     |
+|----------------------|--------------------------------------------|---------------------------|
+| `bicubic_antialias`  | pixels are areas; low-pass when shrinking  | timm, DINOv2 registers    |
+| `bicubic`            | pixels are areas                           | DeiT, MAE, Hugging Face   |
+| `bicubic_offset`     | the same, the new grid taken 0.1 larger    | DINO, DINOv2              |
+| `bilinear`           | pixels are areas                           | timm reading Google files |
+| `bilinear_aligned`   | corners stay where they are (scipy's zoom) | Google's ViT, big_vision  |
+| `bilinear_antialias` | pixels are areas; low-pass when shrinking  | SigLIP 2 NaFlex, TIPSv2   |
+| `nearest`            | the row of the cell that a cell begins in  | Idefics3, SmolVLM         |
 """
 
 from typing import Literal

@@ -174,6 +174,8 @@ def _by_transformers(config: Mapping[str, Any]) -> Preprocess | None:
             "it shows the model red, green, blue (do_flip_channel_order), where every published "
             "MobileViT of Hugging Face's gets blue, green, red, and is read as one that does"
         )
+    if (patches := _whole(config.get("max_num_patches"))) is not None:
+        return _native(config, math.isqrt(patches))
     shown = size
     if config.get("do_center_crop", "crop_size" in config):
         shown = config.get("crop_size")
@@ -209,6 +211,21 @@ def _by_timm(config: Mapping[str, Any]) -> Preprocess | None:
         interpolation=config.get("interpolation", "bicubic"),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
+    )
+
+
+def _native(config: Mapping[str, Any], side: int) -> Preprocess | None:
+    """SigLIP 2's, of images with their own proportions: up to `side` by `side` patches."""
+    patch = _pair(config.get("patch_size"))
+    if patch is None or side**2 != config["max_num_patches"]:
+        return None
+    return Preprocess(
+        size=(side * patch[0], side * patch[1]),
+        resize="native",
+        interpolation=_INTERPOLATIONS[config.get("resample", 2)],  # type: ignore[arg-type]
+        mean=tuple(config["image_mean"]),
+        std=tuple(config["image_std"]),
+        patch=patch,
     )
 
 

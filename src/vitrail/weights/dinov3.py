@@ -3,16 +3,16 @@
 The models of LingBot-Vision and EUPE have the same shape and the same names. Beyond the names, the
 layouts differ in
 
-|                      | its own                    | Hugging Face              | timm                |
-|----------------------|----------------------------|---------------------------|---------------------|
-| biases of q, k and v | a mask sets the keys' to 0 | none of the keys          | none; `_qkvb`: q, v |
-| gated MLP            | `w1`, `w2`, `w3`           | `gate_`, `up_`, down_proj | `fc1_g`, `_x`, fc2  |
-| periods of the rope  | in the file, in bfloat16   | computed in float32       | computed in float32 |
-| an image's vector    | the class token            | the class token           | the patches' mean   |
+|                      | its own               | Hugging Face          | timm                      |
+|----------------------|-----------------------|-----------------------|---------------------------|
+| biases of q, k and v | the keys' masked to 0 | none of the keys      | none; q, v in _qkvb       |
+| gated MLP            | w1, w2, w3            | gate_, up_, down_proj | fc1_g, fc1_x, fc2         |
+| periods of the rope  | in the file, bfloat16 | computed in float32   | computed in float32       |
+| an image's vector    | the class token       | the class token       | the patches' mean         |
 
-The distilled S to H+ ended with biases of q, k and v that are all zero, so that timm's files without
-them are the same function. Ours has the periods in float32, as Hugging Face's and timm's code have
-them: that a file's own are these, but for the rounding, is checked.
+The distilled S to H+ ended with biases of q, k and v that are all zero, so that files of timm's
+without them are the same function. Ours has the periods in float32, as Hugging Face's and timm's
+code have them: that a file's own are these, but for the rounding, is checked.
 """
 
 import re
@@ -92,7 +92,9 @@ def _is_zero(tensor: Tensor) -> bool:
 
 def _only_zero(key: str, tensor: Tensor) -> None:
     if not _is_zero(tensor):
-        raise DataError(f"DINOv3 has no counterpart of a bias of keys, and that in '{key}' is not 0")
+        raise DataError(
+            f"DINOv3 has no counterpart of a bias of keys, and that in '{key}' is not 0"
+        )
 
 
 # --- its own, of facebookresearch/dinov3 ---
@@ -103,11 +105,13 @@ _PERIODS = "rope_embed.periods"
 def _shows(state: State) -> dict[str, int]:
     """The heads: a period turns four of a head's channels."""
     periods, kernel = state.get(_PERIODS), state.get("patch_embed.proj.weight")
-    if periods is None or kernel is None or not kernel.ndim or not periods.numel():
+    if periods is None or kernel is None or not kernel.ndim:
         return {}
-    heads, rest = divmod(kernel.shape[0], 4 * periods.numel())
-    if rest or periods.ndim != 1:
-        raise DataError(f"'{_PERIODS}' of {tuple(periods.shape)} is none of width {kernel.shape[0]}")
+    heads, rest = divmod(kernel.shape[0], 4 * max(periods.numel(), 1))
+    if rest or periods.ndim != 1 or not periods.numel():
+        raise DataError(
+            f"'{_PERIODS}' of {tuple(periods.shape)} is none of width {kernel.shape[0]}"
+        )
     expected = RotaryPosition(4 * periods.numel()).periods
     if not periods.is_meta and not torch.allclose(periods.float(), expected, rtol=2**-8, atol=0):
         raise DataError(

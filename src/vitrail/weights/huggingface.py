@@ -320,7 +320,11 @@ SIGLIP_HEADLESS = replace(
     SIGLIP,
     name="huggingface-siglip-headless",
     whose="Hugging Face SigLIP",
-    marks=("embeddings.position_embedding.weight", f"{_PROJECTION}.weight", "post_layernorm.weight"),
+    marks=(
+        "embeddings.position_embedding.weight",
+        f"{_PROJECTION}.weight",
+        "post_layernorm.weight",
+    ),
     own=_without_head,
     names=_TOWER,
     turn=_bare,

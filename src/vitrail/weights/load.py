@@ -141,7 +141,10 @@ def _known(file: WeightsFile, published: Published | None, row: str | None) -> d
     """What is known of a model besides its weights: by its row in WEIGHTS, or beside the file."""
     if published:
         expected = model_config(published.model, **published.changes)
-        names = ("heads", "activation", "norm_eps", "resample", "pool", "layer_scale", "image_size")
+        names = (
+            *("heads", "activation", "norm_eps", "position", "resample", "pool", "layer_scale"),
+            "image_size",
+        )
         return {name: getattr(expected, name) for name in names if hasattr(expected, name)}
     if row is not None and row not in MODELS:
         raise unknown_name("model", row, MODELS)

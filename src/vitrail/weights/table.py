@@ -718,9 +718,7 @@ def _dinov3(model: str, repo: str, look: Mapping[str, Any] = _IMAGENET) -> Publi
         model=model,
         layout="huggingface-dinov3",
         place=Hub(f"facebook/dinov3-{repo}"),
-        preprocess=Preprocess(
-            size=(224, 224), resize="squash", interpolation="bilinear", **look
-        ),
+        preprocess=Preprocess(size=(224, 224), resize="squash", interpolation="bilinear", **look),
         licence="LicenseRef-DINOv3",
         paper="2508.10104",
         terms=_GATED,
@@ -728,7 +726,7 @@ def _dinov3(model: str, repo: str, look: Mapping[str, Any] = _IMAGENET) -> Publi
 
 
 def _timm_dinov3(model: str, repo: str, look: Mapping[str, Any] = _IMAGENET) -> Published:
-    """timm's copy, without biases of q, k and v, for they are zeros."""
+    """As timm has it: without biases of q, k and v, for they are zeros."""
     changes = {"qkv_bias": False} if VIT_ROWS[model].qkv_bias else {}
     return Published(
         model=model,
@@ -822,7 +820,9 @@ def _naflex(model: str, repo: str) -> Published:
         changes={"resample": "bilinear_antialias", **size},
         layout="timm-naflex-siglip",
         place=Hub(f"timm/{repo}.v2_webli"),
-        preprocess=Preprocess(size=(256, 256), resize="native", patch=(16, 16)),
+        preprocess=Preprocess(
+            size=(256, 256), resize="native", interpolation="bilinear", patch=(16, 16)
+        ),
         licence="Apache-2.0",
         paper="2502.14786",
         note="the image tower; images keep their proportions, and have up to 256 patches",
@@ -879,12 +879,7 @@ def _tinyclip(model: str, repo: str) -> Published:
 def _tipsv2(model: str, size: str) -> Published:
     return Published(
         model=model,
-        changes={
-            "image_size": (448, 448),
-            "registers": 1,
-            "prefix_position": False,
-            "resample": "bilinear_antialias",
-        },
+        changes={"prefix_position": False},
         layout="timm",
         place=Hub(f"timm/vit_{size}_patch14_reg1_tipsv2.webli"),
         preprocess=Preprocess(size=(448, 448), **_UNNORMALISED),
@@ -912,21 +907,18 @@ _TIMM_ROWS = {
     "timm_vit_so150m2_16_256": _sbb(
         "vit_so150m2_16", "vit_so150m2_patch16_reg1_gap_256.sbb_e200_in12k_ft_in1k", 1.0
     ),
-    "tinyclip_xsmall16": _tinyclip(
-        "clip_xsmall16", "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"
-    ),
-    "tinyclip_medium16": _tinyclip(
-        "clip_medium16", "vit_medium_patch16_clip_224.tinyclip_yfcc15m"
-    ),
+    "tinyclip_xsmall16": _tinyclip("clip_xsmall16", "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"),
+    "tinyclip_medium16": _tinyclip("clip_medium16", "vit_medium_patch16_clip_224.tinyclip_yfcc15m"),
     "tinyclip_medium32": _tinyclip(
         "clip_medium32", "vit_medium_patch32_clip_224.tinyclip_laion400m"
     ),
     "tinyclip_betwixt32": _tinyclip(
         "clip_betwixt32", "vit_betwixt_patch32_clip_224.tinyclip_laion400m"
     ),
-    "tipsv2_b14_448": _tipsv2("dinov2_b14_reg", "base"),
-    "tipsv2_l14_448": _tipsv2("dinov2_l14_reg", "large"),
-    "tipsv2_g14_448": _tipsv2("dinov2_g14_reg", "giant"),
+    "tipsv2_b14_448": _tipsv2("tipsv2_b14", "base"),
+    "tipsv2_l14_448": _tipsv2("tipsv2_l14", "large"),
+    "tipsv2_so400m14_448": _tipsv2("tipsv2_so400m14", "so400m"),
+    "tipsv2_g14_448": _tipsv2("tipsv2_g14", "giant"),
 }
 
 WEIGHTS: dict[str, Published] = {
