@@ -6,8 +6,9 @@ from vitrail.models import MODELS, model_config, parameters_of
 # [timm] timm 1.0.31, its model of that name on the meta device. [class] timm's VisionTransformer
 # with the row's sizes: nobody publishes the count. [timm + d] as [timm], and one row of `width`:
 # timm adds the class token's position to the token; Facebook's and Hugging Face's files keep it,
-# and have our count. [sum] ours alone, by hand: stem + positions + 6 blocks + norm + head.
-# [timm + k] as [timm], and zeros for the bias of the keys, depth * width, which EVA's have not.
+# and have our count. [timm + k] as [timm], with the keys' bias, which is zero and no parameter
+# there. [timm - r] as [timm], without the registers' positions. [timm - b] without the head's bias.
+# [sum] ours alone, by hand: stem + positions + 6 blocks + norm + head.
 # [formula] by the formula of the Mixers that are published. [logs] the authors' logs. [tv]
 # torchvision's models of that name.
 COUNTS = {
@@ -53,11 +54,38 @@ COUNTS = {
     "dinov2_b14_reg": 86_582_784,  # [timm + d] 86_582_016 + 768
     "dinov2_l14_reg": 304_371_712,  # [timm + d] 304_370_688 + 1024
     "dinov2_g14_reg": 1_136_485_376,  # [timm + d] 1_136_483_840 + 1536
+    "tipsv2_b14": 86_315_520,  # [timm + d] 86_314_752 + 768
+    "tipsv2_l14": 304_015_360,  # [timm + d] 304_014_336 + 1024
+    "tipsv2_so400m14": 413_392_752,  # [timm + d] 413_391_600 + 1152
+    "tipsv2_g14": 1_135_950_848,  # [timm + d] 1_135_949_312 + 1536
+    "dinov3_ti16": 5_491_968,  # [timm + k] 5_489_664 + 12 * 192, vit_tiny_patch16_dinov3_qkvb
+    "dinov3_s16": 21_600_768,  # [timm + k] 21_596_160 + 12 * 384
+    "dinov3_s16plus": 28_697_088,  # [timm + k] 28_692_480 + 12 * 384
+    "dinov3_b16": 85_668_864,  # [timm + k] 85_659_648 + 12 * 768
+    "dinov3_l16": 303_153_152,  # [timm + k] 303_128_576 + 24 * 1024
+    "dinov3_h16plus": 840_632_320,  # [timm + k] 840_591_360 + 32 * 1280
+    "dinov3_g16": 1_134_657_536,  # [timm + k] 1_134_473_216 + 40 * 3 * 1536, without q and v
+    "dinov3_7b16": 6_716_030_976,  # [timm] vit_7b_patch16_dinov3
     "clip_b32": 87_849_216,  # [hf] 87_456_000 + 768 * 512
     "clip_b16": 86_192_640,  # [oc]
     "clip_l14": 303_966_208,  # [oc]
     "siglip_b16": 92_884_224,  # [timm] vit_base_patch16_siglip_224
     "siglip_l16": 315_956_224,  # [timm] vit_large_patch16_siglip_256
+    "siglip_b32": 94_552_320,  # [timm] vit_base_patch32_siglip_256
+    "siglip_so400m14": 427_680_704,  # [timm]
+    "siglip_so400m16": 427_888_064,  # [timm] vit_so400m_patch16_siglip_256
+    "siglip_g16": 1_163_168_256,  # [timm] vit_giantopt_patch16_siglip_256
+    "vit_wee16": 13_422_568,  # [timm] vit_wee_patch16_reg1_gap_256
+    "vit_little16": 22_516_008,  # [timm] vit_little_patch16_reg4_gap_256
+    "vit_medium16": 38_881_768,  # [timm] vit_medium_patch16_reg4_gap_256
+    "vit_mediumd16": 64_109_032,  # [timm] vit_mediumd_patch16_reg4_gap_256
+    "vit_betwixt16": 60_398_440,  # [timm] vit_betwixt_patch16_reg4_gap_256
+    "vit_so150m16": 134_127_976,  # [timm - r] 134_131_560 - 4 * 896
+    "vit_so150m2_16": 136_058_728,  # [timm - r] 136_059_560 - 832
+    "clip_xsmall16": 8_276_992,  # [timm - b] 8_277_504 - 512
+    "clip_medium16": 38_587_392,  # [timm - b] 38_587_904 - 512
+    "clip_medium32": 39_691_776,  # [timm - b] 39_692_288 - 512
+    "clip_betwixt32": 61_411_200,  # [timm - b] 61_411_712 - 512
     "pe_core_ti16": 6_141_056,  # [timm] vit_pe_core_tiny_patch16_384 and so on
     "pe_core_s16": 23_783_168,  # [timm]
     "pe_core_b16": 93_673_984,  # [timm]

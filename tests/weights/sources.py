@@ -57,6 +57,8 @@ class Source:
     told: Mapping[str, Any] = field(default_factory=dict)
     """What has to be told, besides heads and image size."""
     left_out: frozenset[str] = frozenset()
+    key_bias: bool = True
+    """Whether keys may have a bias."""
     exact: bool = True
     """Whether the file comes back bit by bit; else the same function does."""
 
@@ -144,6 +146,45 @@ def _chunked(state: State) -> State:
     return theirs | {"dino_head.mlp.0.weight": torch.zeros(2, D)}
 
 
+def _eva(**changes: Any) -> nn.Module:
+    """DINOv3 in timm."""
+    arguments = {
+        "init_values": 0.1,
+        "rope_type": "dinov3",
+        "rope_temperature": 100,
+        "rope_rotate_half": True,
+        "use_rot_pos_emb": True,
+        "use_abs_pos_emb": False,
+        "num_reg_tokens": 4,
+        "use_fc_norm": False,
+        "norm_layer": partial(nn.LayerNorm, eps=1e-5),
+        "num_classes": 0,
+        "dynamic_img_size": True,
+    }
+    return _timm(timm.models.Eva, **{**arguments, **changes})
+
+
+def _dinov3(state: State) -> State:
+    """As facebookresearch/dinov3 has it: a masked bias, periods in bfloat16, a mask token."""
+    names = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+    names |= {"mlp.fc1_g": "mlp.w1", "mlp.fc1_x": "mlp.w2"}
+    gated = any("fc1_g" in key for key in state)
+    theirs = {}
+    for key, tensor in state.items():
+        for timms, own in (names | ({"mlp.fc2": "mlp.w3"} if gated else {})).items():
+            key = key.replace(timms, own)
+        theirs[key] = tensor
+    for i in range(DEPTH):
+        q, v = (theirs.pop(f"blocks.{i}.attn.{part}_bias", None) for part in "qv")
+        if q is not None:
+            theirs[f"blocks.{i}.attn.qkv.bias"] = torch.cat([q, torch.zeros(D), v])
+            mask = torch.cat([torch.ones(D), torch.zeros(D), torch.ones(D)])
+            theirs[f"blocks.{i}.attn.qkv.bias_mask"] = mask
+    periods = 100 ** (torch.arange(D // H // 4) / (D // H // 4))
+    theirs["rope_embed.periods"] = periods.bfloat16()
+    return theirs | {"mask_token": torch.zeros(1, D)}
+
+
 EXACT = {"activation": "gelu", "norm_eps": 1e-6}
 DINOV2_TIMM = partial(_timm, init_values=0.1, no_embed_class=True, reg_tokens=4, num_classes=0)
 DINOV2_CONFIG = {
@@ -157,6 +198,22 @@ MEAN = {"class_token": False, "pool": "mean", "prefix_position": False}
 SIGLIP = {**MEAN, "pool": "map", "classes": 0, "activation": "gelu_tanh"}
 CLIP = {"pre_norm": True, "stem_bias": False, "norm_eps": 1e-5}
 BICUBIC = {"resample": "bicubic"}
+
+DINOV3_CONFIG = {
+    "classes": 0,
+    "position": "rope",
+    "layer_scale": 1e-5,
+    "registers": 4,
+    "norm_eps": 1e-5,
+}
+GATED = {"activation": "swiglu"}
+NAFLEX = {"embed_dim": D, "depth": DEPTH, "num_heads": H, "mlp_ratio": M / D, "patch_size": P}
+
+
+def _naflex(**changes: Any) -> nn.Module:
+    cfg = timm.models.naflexvit.NaFlexVitCfg(pos_embed_grid_size=(2, 3), **NAFLEX, **changes)
+    return timm.models.NaFlexVit(cfg, num_classes=0 if cfg.global_pool == "map" else CLASSES)
+
 
 TIMM = {
     "timm": Source(layout="timm", build=_timm),
@@ -224,6 +281,36 @@ TIMM = {
             _timm, class_token=False, global_pool="map", act_layer="gelu_tanh", num_classes=0
         ),
         config={**SIGLIP, "resample": "bilinear_aligned"},
+    ),
+    "timm, DINOv3": Source(
+        layout="timm-dinov3",
+        build=partial(_eva, qkv_bias=False),
+        config={**DINOV3_CONFIG, "qkv_bias": False, "pool": "mean"},
+    ),
+    "timm, DINOv3 with biases, gated": Source(
+        layout="timm-dinov3",
+        build=partial(_eva, swiglu_mlp=True, swiglu_align_to=8, global_pool="token"),
+        config={**DINOV3_CONFIG, **GATED},
+        told={"pool": "class"},
+        key_bias=False,
+    ),
+    "timm, DINOv3 with a head": Source(
+        layout="timm-dinov3",
+        build=partial(_eva, num_classes=CLASSES),
+        config={**DINOV3_CONFIG, "pool": "mean", "classes": CLASSES},
+        key_bias=False,
+    ),
+    "timm, NaFlex": Source(
+        layout="timm-naflex",
+        build=partial(_naflex, init_values=0.1, global_pool="avg", reg_tokens=4, fc_norm=True),
+        config={**MEAN, "pool_norm": True, "registers": 4, "layer_scale": 1e-5},
+    ),
+    "timm, SigLIP 2 of any size": Source(
+        layout="timm-naflex-siglip",
+        build=partial(
+            _naflex, act_layer="gelu_tanh", global_pool="map", pos_embed_interp_mode="bilinear"
+        ),
+        config={**SIGLIP, "resample": "bilinear_antialias"},
     ),
     "open_clip, SigLIP": Source(
         layout="timm-siglip",
@@ -296,6 +383,29 @@ FACEBOOK = {
             "activation": "swiglu",
         },
         left_out=frozenset({"mask_token"}),
+    ),
+    "DINOv3": Source(
+        layout="dinov3",
+        build=partial(_eva, global_pool="token"),
+        file=_dinov3,
+        config=DINOV3_CONFIG,
+        left_out=frozenset({"mask_token"}),
+        key_bias=False,
+    ),
+    "DINOv3, gated, without biases": Source(
+        layout="dinov3",
+        build=partial(
+            _eva, global_pool="token", qkv_bias=False, swiglu_mlp=True, swiglu_align_to=8
+        ),
+        file=lambda state: {
+            **_under("teacher.backbone.")(_dinov3(state)),
+            **{f"teacher.backbone.local_cls_norm.{x}": torch.ones(D) for x in ("weight", "bias")},
+        },
+        config={**DINOV3_CONFIG, **GATED, "qkv_bias": False},
+        left_out=frozenset(
+            f"teacher.backbone.{x}"
+            for x in ("mask_token", "local_cls_norm.weight", "local_cls_norm.bias")
+        ),
     ),
     "MAE, with its decoder": Source(
         layout="mae",
@@ -566,6 +676,12 @@ def _clip() -> nn.Module:
     )
 
 
+def _chinese_clip() -> nn.Module:
+    return hf.ChineseCLIPModel(
+        hf.ChineseCLIPConfig(text_config=_text(), vision_config=_tower(), projection_dim=CLASSES)
+    )
+
+
 def _siglip() -> nn.Module:
     return hf.SiglipModel(hf.SiglipConfig(text_config=_text(), vision_config=_tower()))
 
@@ -583,7 +699,53 @@ def _pooled_image(model: nn.Module, x: Tensor) -> Tensor:
 HF_EPS = {"norm_eps": 1e-12, **BICUBIC}
 HF_DINOV2 = {"classes": 0, "layer_scale": 1e-5, "mlp": 4 * D, **BICUBIC}
 HF_REGISTERS = {**HF_DINOV2, "registers": 4, "resample": "bicubic_antialias"}
+HF_TIPSV2 = {**HF_REGISTERS, "registers": 1, "resample": "bilinear_antialias"}
 MASK = "embeddings.mask_token"
+
+HF_DINOV3 = partial(_hf, hf.DINOv3ViTModel, hf.DINOv3ViTConfig, num_register_tokens=4)
+
+
+def naflex_inputs(x: Tensor, shapes: list[tuple[int, int]]) -> dict[str, Tensor]:
+    """Images at the top left of `x`, each of so many patches, as NaFlex models take them."""
+    patches = x.unfold(2, P, P).unfold(3, P, P).permute(0, 2, 3, 4, 5, 1).flatten(3)
+    length = max(rows * columns for rows, columns in shapes)
+    values = x.new_zeros(len(x), length, patches.shape[-1])
+    mask = torch.zeros(len(x), length, dtype=torch.long)
+    for i, (rows, columns) in enumerate(shapes):
+        values[i, : rows * columns] = patches[i, :rows, :columns].flatten(0, 1)
+        mask[i, : rows * columns] = 1
+    return {
+        "pixel_values": values,
+        "pixel_attention_mask": mask,
+        "spatial_shapes": torch.tensor(shapes),
+    }
+
+
+def naflex_pooled(
+    model: nn.Module, x: Tensor, shapes: list[tuple[int, int]] | None = None
+) -> Tensor:
+    """What a SigLIP 2 makes of images, whole ones or of so many patches."""
+    shapes = shapes or [(x.shape[2] // P, x.shape[3] // P)] * len(x)
+    tower = getattr(model, "vision_model", model)
+    return tower(**naflex_inputs(x, shapes)).pooler_output
+
+
+def _any_size(**changes: Any) -> dict[str, Any]:
+    tower = _tower(num_patches=9, **changes)
+    del tower["image_size"]
+    return tower
+
+
+def _siglip2() -> nn.Module:
+    return hf.Siglip2Model(hf.Siglip2Config(text_config=_text(), vision_config=_any_size()))
+
+
+def _mean(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).last_hidden_state.mean(dim=1)
+
+
+HEADLESS = {**MEAN, "classes": 0, "activation": "gelu_tanh", **BICUBIC}
+
 
 HUGGING_FACE = {
     "HF ViT": Source(
@@ -671,6 +833,134 @@ HUGGING_FACE = {
         run=lambda model, x: model(x).last_hidden_state[:, 0],
         size=SQUARE,
         config={"classes": 0, **HF_EPS},
+    ),
+    "HF DINOv3": Source(
+        layout="huggingface-dinov3",
+        build=partial(HF_DINOV3, mlp_bias=True),
+        run=_output("pooler_output"),
+        config=DINOV3_CONFIG,
+        left_out=frozenset({MASK}),
+    ),
+    "HF DINOv3, gated, as it is in memory": Source(
+        layout="huggingface-dinov3",
+        build=partial(HF_DINOV3, use_gated_mlp=True, hidden_act="silu"),
+        run=_output("pooler_output"),
+        file=lambda state: {k.replace("layer.", "model.layer.", 1): t for k, t in state.items()},
+        config={**DINOV3_CONFIG, **GATED},
+        left_out=frozenset({MASK}),
+        exact=False,
+    ),
+    "HF DINOv3, keys with a bias": Source(
+        layout="huggingface-dinov3",
+        build=partial(HF_DINOV3, key_bias=True),
+        run=_output("pooler_output"),
+        config=DINOV3_CONFIG,
+        left_out=frozenset({MASK}),
+    ),
+    "HF TIPSv2, the image tower": Source(
+        layout="tipsv2",
+        build=partial(
+            _hf, hf.Tipsv2VisionModel, hf.Tipsv2VisionConfig, size=SQUARE, num_register_tokens=1
+        ),
+        run=_output("pooler_output"),
+        size=SQUARE,
+        config=HF_TIPSV2,
+        left_out=frozenset({"mask_token"}),
+    ),
+    "HF TIPSv2, giant": Source(
+        layout="tipsv2",
+        build=partial(
+            _hf,
+            hf.Tipsv2VisionModel,
+            hf.Tipsv2VisionConfig,
+            size=SQUARE,
+            num_register_tokens=1,
+            use_swiglu_ffn=True,
+        ),
+        run=_output("pooler_output"),
+        size=SQUARE,
+        file=_under("vision_encoder.", logit_scale=torch.zeros(())),
+        config={**HF_TIPSV2, "activation": "swiglu", "mlp": 64},
+        left_out=frozenset({"vision_encoder.mask_token", "logit_scale"}),
+    ),
+    "HF I-JEPA": Source(
+        layout="huggingface-ijepa-bare",
+        build=partial(_hf, hf.IJepaModel, hf.IJepaConfig),
+        run=_mean,
+        config={**MEAN, "classes": 0, **HF_EPS},
+    ),
+    "HF I-JEPA, a classifier": Source(
+        layout="huggingface-ijepa",
+        build=partial(_hf, hf.IJepaForImageClassification, hf.IJepaConfig),
+        run=_output("logits"),
+        config={**MEAN, **HF_EPS},
+    ),
+    "HF MSN": Source(
+        layout="huggingface-vit-bare",
+        build=partial(_hf, hf.ViTMSNModel, hf.ViTMSNConfig),
+        run=lambda model, x: model(x).last_hidden_state[:, 0],
+        config={"classes": 0, **BICUBIC},
+        told={"norm_eps": 1e-6},
+    ),
+    "HF MetaCLIP 2, the image tower": Source(
+        layout="huggingface-clip",
+        build=lambda: hf.MetaClip2VisionModelWithProjection(
+            hf.MetaClip2VisionConfig(**_tower(projection_dim=CLASSES))
+        ),
+        run=_output("image_embeds"),
+        size=SQUARE,
+        config={**CLIP, **BICUBIC, "head_bias": False, "activation": "gelu_quick"},
+        told={"activation": "gelu_quick"},
+    ),
+    "HF Chinese CLIP": Source(
+        layout="huggingface-clip",
+        build=_chinese_clip,
+        run=lambda model, x: model.visual_projection(_pooled_image(model, x)),
+        size=SQUARE,
+        config={**CLIP, **BICUBIC, "head_bias": False, "activation": "gelu_quick"},
+        told={"activation": "gelu_quick"},
+        left_out=_text_keys(_chinese_clip, "visual_projection.weight"),
+    ),
+    "HF SigLIP 2 of any size": Source(
+        layout="huggingface-siglip2",
+        build=_siglip2,
+        run=naflex_pooled,
+        size=SQUARE,
+        config={**SIGLIP, "resample": "bilinear_antialias"},
+        left_out=_text_keys(_siglip2),
+    ),
+    "HF SigLIP 2 of any size, the image tower": Source(
+        layout="huggingface-siglip2",
+        build=lambda: hf.Siglip2VisionModel(hf.Siglip2VisionConfig(**_any_size())),
+        run=naflex_pooled,
+        size=SQUARE,
+        config={**SIGLIP, "resample": "bilinear_antialias"},
+    ),
+    "HF SigLIP without its head, as in PaliGemma": Source(
+        layout="huggingface-siglip-headless",
+        build=lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**_tower(vision_use_head=False))),
+        run=_mean,
+        size=SQUARE,
+        config=HEADLESS,
+    ),
+    "HF Idefics3": Source(
+        layout="huggingface-siglip-headless",
+        build=lambda: hf.Idefics3VisionTransformer(hf.Idefics3VisionConfig(**_tower())),
+        run=_mean,
+        size=SQUARE,
+        file=_under("model.vision_model."),
+        config={**HEADLESS, "resample": "nearest"},
+        told={"resample": "nearest"},
+    ),
+    "HF SmolVLM": Source(
+        layout="huggingface-siglip-headless",
+        build=lambda: hf.SmolVLMVisionTransformer(hf.SmolVLMVisionConfig(**_tower())),
+        run=_mean,
+        size=SQUARE,
+        file=_under("model.vision_model.", lm_head__weight=torch.zeros(9, 8)),
+        config={**HEADLESS, "resample": "nearest"},
+        told={"resample": "nearest"},
+        left_out=frozenset({"lm_head.weight"}),
     ),
     "HF CLIP": Source(
         layout="huggingface-clip",

@@ -56,13 +56,27 @@ LOOK_ALIKE = {
     "vit_small_patch16_18x2_224": "two attentions side by side",
     "vit_dwee_patch16_reg1_gap_256": "differential attention",
     "vit_intern300m_patch14_448": "no norm after the last block",
-    "vit_small_patch16_dinov3": "rotary positions",
     "eva02_enormous_patch14_clip_224": "norms behind attention and MLP",
+    "vit_pwee_patch16_reg1_gap_256": "attention and MLP side by side",
+    "naflexvit_base_patch16_par_gap": "positions that keep their proportions",
+    "naflexvit_base_patch16_parfac_gap": "positions of rows and of columns",
+    "naflexvit_base_patch16_radio_v3": "positions cropped from a table",
+    "vit_base_patch16_sapiens2": "rotary positions and grouped queries",
+    "aimv2_large_patch14_224": "RMS norms and a gated MLP",
+    "hiera_tiny_224": "stages of attention in windows",
+    "sam2_hiera_tiny": "stages of attention in windows",
+    "samvit_base_patch16": "positions relative to each other",
+    "swin_tiny_patch4_window7_224": "attention in windows",
     "beit_base_patch16_224": "positions relative to each other",
     "beit3_base_patch16_224": "norms within attention and MLP",
     "cait_xxs24_224": "attention that mixes its heads",
     "test_vit3": "its name is not known here",
     "vit_of_the_year_after": "its name is not known here",
+}
+SHALLOW: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("resnetblur18", "resnetaa50", "hiera_tiny_224", "sam2_hiera_tiny")},
+    "swin_tiny_patch4_window7_224": {},
+    "vit_base_patch16_sapiens2": {"depth": 2, "num_kv_heads": 6},
 }
 
 
@@ -143,8 +157,7 @@ def test_a_name_of_timms_that_is_not_ours_is_refused_by_it(name):
 def test_without_its_name_a_look_alike_is_refused_or_the_assumption_is_printed(name):
     """Where not one tensor differs, what is taken to be so is said."""
     with torch.device("meta"):
-        depth = {} if name.startswith("resnet") else {"depth": 2}
-        state = timm.create_model(name, **depth).state_dict()
+        state = timm.create_model(name, **SHALLOW.get(name, {"depth": 2})).state_dict()
     try:
         found = understand(state, {"heads": 1, "image_size": (224, 224)}, "a file")
     except DataError:
@@ -186,10 +199,24 @@ TRANSFORMERS = {
     *MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     *("audio-spectrogram-transformer", "siglip2_vision_model", "dinov3_vit", "videomae", "yolos"),
     *("clip_vision_model", "siglip_vision_model", "vit_mae", "vision-text-dual-encoder"),
+    *("idefics3_vision", "smolvlm_vision", "tipsv2_vision_model", "metaclip_2_vision_model"),
+    *(
+        "chinese_clip_vision_model",
+        "ijepa",
+        "siglip2",
+        "vit_msn",
+        "qwen2_5_vl",
+        "mlcd_vision_model",
+    ),
+    *("aimv2_vision_model", "radio", "sam_vision_model", "hiera", "vjepa2", "internvl_vision"),
 }
 OURS = {
     *("vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers", "bit", "mobilevit", "clip"),
     *("clip_vision_model", "siglip", "siglip_vision_model", "vision-text-dual-encoder"),
+    *("dinov3_vit", "siglip2", "siglip2_vision_model", "ijepa", "vit_msn"),
+    *("tipsv2", "tipsv2_vision_model"),
+    *("metaclip_2", "metaclip_2_vision_model", "chinese_clip", "chinese_clip_vision_model"),
+    *("idefics3_vision", "smolvlm_vision"),
 }
 
 

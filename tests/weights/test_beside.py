@@ -30,9 +30,9 @@ def test_a_folder_of_transformers_needs_no_other_word(name, randomised, tmp_path
     theirs = randomised(source.build())
     theirs.save_pretrained(tmp_path)
     file = read_weights(tmp_path)
-    found = understand(file.tensors, told_by_config(file.config), "a folder")
+    found = understand(file.tensors, told_by_config(file.config), "a folder", named=True)
     assert found.config == source.expected
-    assert found.assumed == ()
+    assert not found.assumed
     model = ViT(found.config).eval()
     model.load_state_dict(found.state)
     x = torch.randn(2, 3, *source.size)
@@ -64,6 +64,23 @@ def test_a_folder_of_timm_needs_no_other_word(randomised, tmp_path):
         ({"image_size": "224", "num_attention_heads": None, "layer_norm_eps": "x"}, {}),
         ({"hidden_act": "gelu_pytorch_tanh"}, {"activation": "gelu_tanh"}),
         ({"hidden_act": "silu", "use_swiglu_ffn": True}, {}),
+        (
+            {"model_type": "dinov3_vit", "hidden_act": "silu", "use_gated_mlp": True},
+            {"position": "rope", "pool": "class"},
+        ),
+        ({"model_type": "vit_msn"}, {"norm_eps": 1e-6}),
+        (
+            {"model_type": "tipsv2_vision_model"},
+            {"resample": "bilinear_antialias", "pool": "class"},
+        ),
+        (
+            {"architecture": "naflexvit_base_patch16_siglip"},
+            {"resample": "bilinear_antialias", **BASE, "activation": "gelu_tanh"},
+        ),
+        (
+            {"architecture": "vit_huge_plus_patch16_dinov3", "global_pool": "avg"},
+            {"patch": (16, 16), "width": 1280, "heads": 20, "activation": "gelu", "pool": "mean"},
+        ),
         # openai/clip-vit-large-patch14: a part's defaults are not in the file
         (
             {"model_type": "clip", "vision_config": {"model_type": "clip_vision_model"}},
@@ -209,6 +226,18 @@ TIMM_224 = {"input_size": [3, 224, 224], "mean": [0.5] * 3, "std": [0.5] * 3}
                 std=(1.0,) * 3,
             ),
         ),
+        # google/siglip2-base-patch16-naflex
+        (
+            {
+                "image_processor_type": "Siglip2ImageProcessor",
+                "max_num_patches": 256,
+                "patch_size": 16,
+                "resample": 2,
+                **HALF,
+            },
+            Preprocess(size=(256, 256), resize="native", interpolation="bilinear", patch=(16, 16)),
+        ),
+        ({"max_num_patches": 200, "patch_size": 16, **HALF}, None),
         ({"size": 224, "do_resize": False, **HALF}, None),
         ({"size": {"shortest_edge": 224}, **HALF}, None),  # images keep their aspect
         ({"size": 224, "crop_size": 256, **HALF}, None),  # theirs pads

@@ -22,7 +22,10 @@ from vitrail.weights.places import Hub, Url, WheelMember
 from vitrail.weights.table import WEIGHTS
 
 NAMES = sorted(WEIGHTS)
-SPDX = {"Apache-2.0", "MIT", "CC-BY-NC-4.0", "BSD-3-Clause", "LicenseRef-Apple-Sample-Code"}
+SPDX = {
+    *("Apache-2.0", "MIT", "CC-BY-NC-4.0", "BSD-3-Clause"),
+    *("LicenseRef-Apple-Sample-Code", "LicenseRef-DINOv3", "LicenseRef-FAIR-NC"),
+}
 
 
 @cache
@@ -64,8 +67,14 @@ def test_a_row_is_written_out(name: str) -> None:
 
 
 def test_names_fall_into_place() -> None:
-    """A name ends in the size of its images, unless that is the usual one."""
+    """A name ends in the size of its images, unless that is the usual one. SigLIP 2's always say
+    it, for some are of any size.
+    """
     for name, row in WEIGHTS.items():
+        if name.startswith("siglip2"):
+            any_size = row.preprocess.resize == "native"
+            assert name.endswith("naflex" if any_size else f"_{row.config.image_size[0]}"), name
+            continue
         side = row.config.image_size[0]
         assert name.endswith(f"_{side}") == (side not in (224, 518)), name
 
@@ -83,7 +92,7 @@ def test_no_two_rows_are_one_file() -> None:
     )
     google, facebook = "storage.googleapis.com", "dl.fbaipublicfiles.com"
     assert set(hosts) == {google, facebook, "download.pytorch.org"}
-    assert sum(isinstance(row.place, Hub) for row in WEIGHTS.values()) == 82
+    assert sum(isinstance(row.place, Hub) for row in WEIGHTS.values()) == 135
     assert sum(isinstance(row.place, WheelMember) for row in WEIGHTS.values()) == 1
 
 

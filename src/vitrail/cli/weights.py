@@ -118,6 +118,7 @@ def _describe(name: str) -> dict[str, Any]:
         "parameters": parameters,
         "bytes": row.size or 4 * parameters,  # in float32, and little else in the file
         "licence": row.licence,
+        "terms": row.terms,
         "source": row.place.source,
         "preprocess": row.preprocess.to_dict(),
         "classes": row.config.classes,

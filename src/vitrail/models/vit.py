@@ -6,11 +6,13 @@
 - DeiT-III (2204.07118): LayerScale; the class token has no position
 - DINOv2 (2304.07193): patch 14, LayerScale; registers (2309.16588); a gated MLP in the giant
 - CLIP's image tower (2103.00020): a norm before the encoder; its projection is the "head"
-- SigLIP's (2303.15343): attention pooling, no class token
+- SigLIP's (2303.15343): attention pooling, no class token; SigLIP 2's (2502.14786), the same
+- DINOv3 (2508.10104): rotary positions, registers, LayerScale; gated MLPs in S+, H+ and 7B
 - EVA-02 (2303.11331), EVA-CLIP (2303.15389): rotary positions besides the table, norms within
   attention and MLP; EVA (2211.07636), which has neither
 - Perception Encoder (2504.13181): rotary positions besides the table, a norm before the encoder
-- RoPE-ViT (2403.13298) and timm's ViTs with registers: rotary positions alone
+- RoPE-ViT (2403.13298): rotary positions alone, or besides the table
+- timm's wee to so150m: registers and the mean of the patches, no class token
 - g, G, e (2106.04560, 2209.06794) and So400m (2305.13035) of the scaling studies
 - small rows of our own, with a convolutional stem (2106.14881), for small images and CPUs
 
@@ -649,6 +651,32 @@ def _clip(config: ViTConfig, embedding: int = 512) -> ViTConfig:
     )
 
 
+def _tipsv2(config: ViTConfig) -> ViTConfig:
+    return replace(
+        _dinov2(config), registers=1, image_size=(448, 448), resample="bilinear_antialias"
+    )
+
+
+def _dinov3(config: ViTConfig, mlp: int = 0) -> ViTConfig:
+    """With a gated MLP of width `mlp`, if that is given."""
+    gated = replace(config, mlp=mlp, activation="swiglu") if mlp else config
+    return replace(gated, classes=0, position="rope", registers=4, layer_scale=1e-5, norm_eps=1e-5)
+
+
+def _pooled(config: ViTConfig, registers: int) -> ViTConfig:
+    """As in timm's search for better baselines: no class token, 256 pixels."""
+    return replace(
+        config,
+        image_size=(256, 256),
+        class_token=False,
+        prefix_position=False,
+        registers=registers,
+        pool="mean",
+        pool_norm=True,
+        layer_scale=1e-5,
+    )
+
+
 def _siglip(config: ViTConfig) -> ViTConfig:
     return replace(config, classes=0, class_token=False, pool="map", activation="gelu_tanh")
 
@@ -731,6 +759,7 @@ _PE_G = ViTConfig(
 _PE_LANG_L = replace(_patch(_L, 14), depth=23)
 
 _DINOV2_G = ViTConfig(width=1536, depth=40, heads=24, mlp=4096, activation="swiglu")
+_SO400M = ViTConfig(width=1152, depth=27, heads=16, mlp=4304, patch=(14, 14))
 
 ROWS: dict[str, ViTConfig] = {
     # ViT: table 1 of the paper, the sizes of "How to train your ViT?" (2106.10270), big_vision
@@ -761,9 +790,7 @@ ROWS: dict[str, ViTConfig] = {
     "vit_bigg14": replace(_H, width=1664, depth=48, mlp=8192),
     # e (PaLI) and So400m (SigLIP) pool by attention and have no class token
     "vit_e14": replace(_H, width=1792, depth=56, mlp=15360, class_token=False, pool="map"),
-    "vit_so400m14": replace(
-        _H, width=1152, depth=27, mlp=4304, class_token=False, pool="map", activation="gelu_tanh"
-    ),
+    "vit_so400m14": replace(_siglip(_SO400M), classes=1000),
     # DeiT
     "deit_ti16": _TI,
     "deit_s16": _S,
@@ -786,6 +813,20 @@ ROWS: dict[str, ViTConfig] = {
     "dinov2_b14_reg": _registers(_dinov2(_B)),
     "dinov2_l14_reg": _registers(_dinov2(_L)),
     "dinov2_g14_reg": _registers(_dinov2(_DINOV2_G)),
+    # TIPSv2 (2604.12012): its register is a second class token
+    "tipsv2_b14": _tipsv2(_B),
+    "tipsv2_l14": _tipsv2(_L),
+    "tipsv2_so400m14": _tipsv2(_SO400M),
+    "tipsv2_g14": _tipsv2(_DINOV2_G),
+    # DINOv3; Ti is EUPE's, g LingBot-Vision's. The distilled ones' biases of q, k and v are zeros
+    "dinov3_ti16": _dinov3(_TI),
+    "dinov3_s16": _dinov3(_S),
+    "dinov3_s16plus": _dinov3(_S, mlp=1536),
+    "dinov3_b16": _dinov3(_B),
+    "dinov3_l16": _dinov3(_L),
+    "dinov3_h16plus": _dinov3(replace(_patch(_H, 16), heads=20), mlp=5120),
+    "dinov3_g16": _dinov3(_patch(_DINOV2_G, 16), mlp=4096),
+    "dinov3_7b16": _dinov3(ViTConfig(width=4096, depth=40, heads=32, qkv_bias=False), mlp=8192),
     # CLIP's image towers as OpenAI trained them: the classes are the joint embedding's axes
     "clip_b32": _clip(_patch(_B, 32)),
     "clip_b16": _clip(_B),
@@ -793,6 +834,32 @@ ROWS: dict[str, ViTConfig] = {
     # SigLIP's, whose embedding is what the pooling gives
     "siglip_b16": _siglip(_B),
     "siglip_l16": replace(_siglip(_L), image_size=(256, 256)),
+    # and those that came with SigLIP 2
+    "siglip_b32": replace(_siglip(_patch(_B, 32)), image_size=(256, 256)),
+    "siglip_so400m14": _siglip(_SO400M),
+    "siglip_so400m16": replace(_siglip(_patch(_SO400M, 16)), image_size=(256, 256)),
+    "siglip_g16": _siglip(
+        ViTConfig(width=1536, depth=40, heads=16, mlp=6144, image_size=(256, 256))
+    ),
+    # timm's, between the sizes of the paper: their names are timm's
+    "vit_wee16": _pooled(ViTConfig(width=256, depth=14, heads=4, mlp=1280), registers=1),
+    "vit_little16": _pooled(ViTConfig(width=320, depth=14, heads=5, mlp=1792), registers=4),
+    "vit_medium16": _pooled(_M, registers=4),
+    "vit_mediumd16": _pooled(replace(_M, depth=20), registers=4),
+    "vit_betwixt16": _pooled(ViTConfig(width=640, heads=10, mlp=2560), registers=4),
+    "vit_so150m16": replace(
+        _pooled(ViTConfig(width=896, depth=18, heads=14, mlp=2304), registers=4),
+        pool_norm=False,
+        layer_scale=None,
+    ),
+    "vit_so150m2_16": _pooled(
+        ViTConfig(width=832, depth=21, heads=13, mlp=2176, qkv_bias=False), registers=1
+    ),
+    # and TinyCLIP's (2309.12314) towers in its names
+    "clip_xsmall16": _clip(ViTConfig(width=256, depth=10, heads=4, mlp=1024)),
+    "clip_medium16": _clip(_M),
+    "clip_medium32": _clip(_patch(_M, 32)),
+    "clip_betwixt32": _clip(_patch(ViTConfig(width=640, heads=10, mlp=2560), 32)),
     # Perception Encoders: Core, with texts; Spatial and Lang, whose output is the last block's
     "pe_core_ti16": _pe_core(_TI, 384, 512),
     "pe_core_s16": _pe_core(_S, 384, 512),

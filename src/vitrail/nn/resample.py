@@ -1,6 +1,6 @@
 """Weights for another geometry: position tables for another grid, patch kernels for another patch.
 
-Published code resizes position tables in six ways that give six results. Which one a checkpoint's
+Published code resizes position tables in eight ways with eight results. Which one a checkpoint's
 makers used is part of what the checkpoint is, so each has a name:
 
 | name                 | what it is                                 | whose                     |
@@ -9,8 +9,9 @@ makers used is part of what the checkpoint is, so each has a name:
 | `bicubic`            | pixels are areas                           | DeiT, MAE, Hugging Face   |
 | `bicubic_offset`     | the same, the new grid taken 0.1 larger    | DINO, DINOv2              |
 | `bilinear`           | pixels are areas                           | timm reading Google files |
-| `bilinear_antialias` | pixels are areas; low-pass when shrinking  | TIPS, SigLIP 2 NaFlex     |
+| `bilinear_antialias` | pixels are areas; low-pass when shrinking  | SigLIP 2 NaFlex, TIPS     |
 | `bilinear_aligned`   | corners stay where they are (scipy's zoom) | Google's ViT, big_vision  |
+| `nearest`            | the row of the cell that a cell begins in  | Idefics3, SmolVLM         |
 | `flexivit`           | as `bilinear_antialias`, and its kernels'  | FlexiViT, 2212.08013      |
 
 Patch kernels get the pseudo-inverse of how a patch is resized: bilinearly in FlexiViT's own code,
@@ -22,7 +23,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 Resample = Literal[
@@ -32,6 +33,7 @@ Resample = Literal[
     "bilinear",
     "bilinear_antialias",
     "bilinear_aligned",
+    "nearest",
     "flexivit",
 ]
 
@@ -72,8 +74,11 @@ def resample_table(
     """
     if old == new:
         return table
-    way = _TABLES[mode]
     x = table.float().T.reshape(1, -1, *old)
+    if mode == "nearest":
+        rows, columns = (_nearest(o, n).to(x.device) for o, n in zip(old, new, strict=True))
+        return x[:, :, rows][:, :, :, columns].flatten(2)[0].T.to(table.dtype)
+    way = _TABLES[mode]
     if way.offset:
         # The 0.1 guards against a rounded-down size; it also moves every sampling point a little.
         scale = [(n + way.offset) / o for n, o in zip(new, old, strict=True)]
@@ -93,6 +98,15 @@ def _resized(x: Float[Tensor, "*b n"], new: int, way: _Way) -> Float[Tensor, "*b
     rows = x.reshape(-1, 1, 1, x.shape[-1])
     rows = F.interpolate(rows, size=(1, new), mode=way.kind, antialias=way.antialias)
     return rows.view(*x.shape[:-1], new)
+
+
+def _nearest(old: int, new: int) -> Int[Tensor, " n"]:
+    """The cells of `old` in which those of `new` begin, in the float32 that Idefics3 counts in: of
+    some that begin together it takes the one before.
+    """
+    begins = torch.arange(new, dtype=torch.float32) * (1 / torch.tensor(float(new)))
+    borders = torch.arange(1 / old, 1.0, 1 / old)
+    return torch.bucketize(begins.clamp(max=1 - 1e-6), borders, right=True)
 
 
 def resample_patch(

@@ -36,11 +36,16 @@ _TIMM_OTHERS = {  # where it has two
     r"vit_giant_patch14_(reg\d_)?(dinov2|tipsv2)": (1536, 24),
     r"vit_xsmall_patch16_clip_224": (256, 4),
     r"vit_pe_[a-z]+_gigantic_patch14_448": (1536, 16),
+    r"vit_huge_plus_patch16_dinov3(_qkvb)?": (1280, 20),
+    r"vit_7b_patch16_dinov3": (4096, 32),
+    r"vit_giant_patch16_lingbot": (1536, 24),
 }
 _TIMM_VIT = re.compile(
-    rf"(vit|deit|deit3|flexivit)_({'|'.join(_TIMM_SIZES)}|xsmall)"
+    rf"(vit|deit|deit3|flexivit|naflexvit)_({'|'.join(_TIMM_SIZES)}|xsmall)"
     r"(_distilled)?(_patch\d+|_r\d*_s\d+(_p8)?)?(_36x1)?"
     r"(_plus|_reg\d|_clip|_quickgelu|_siglip|_gap|_map|_dinov2|_tipsv2)*(_\d+)?(_miil)?"
+    r"|vit_(tiny|small|small_plus|base|large|huge_plus|7b)_patch16_dinov3(_qkvb)?"
+    r"|vit_(small|base|large|giant)_patch16_lingbot"
     r"|eva_(large|giant)_patch14_(clip_)?\d+|eva02_(tiny|small|base|large)_patch\d+_(clip_)?\d+"
     r"|vit_pe_(core|spatial|lang)_(tiny|small|base|large|gigantic)_patch\d+_\d+"
     r"|vit_[a-z]+_patch16_rope_(ape_|reg\d_gap_)?\d+|test_vit2?"
@@ -55,8 +60,6 @@ _TIMM_REASONS = {  # a part of the name
     "resnetaa50": "a blur before its strides",
     "rpn": "residual post-norm: norms behind attention and MLP",
     "mixed": "rotary positions whose periods are learned",
-    "dinov3": "rotary positions",
-    "lingbot": "rotary positions",
     "sapiens2": "rotary positions and grouped queries",
     "enormous": "norms behind attention and MLP",
     "relpos": "positions relative to each other",
@@ -80,29 +83,52 @@ _TIMM_REASONS = {  # a part of the name
     "resnet26d": "a ResNet-D before the encoder, not Google's ResNet",
     "resnet50d": "a ResNet-D before the encoder, not Google's ResNet",
     "intern300m": "no norm after the last block",
-    "naflexvit": "patches as vectors, positions of any grid",
+    "par": "positions that keep their proportions on every grid",
+    "parfac": "positions of rows and of columns, that keep their proportions on every grid",
+    "hiera": "stages of attention in windows",
 }
 
 _TRANSFORMERS = {
-    *("vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers"),
-    *("clip", "clip_vision_model", "siglip", "siglip_vision_model"),
+    *("vit", "vit_mae", "vit_msn", "ijepa", "deit"),
+    *("dinov2", "dinov2_with_registers", "dinov3_vit", "tipsv2", "tipsv2_vision_model"),
+    *("clip", "clip_vision_model", "metaclip_2", "metaclip_2_vision_model"),
+    *("chinese_clip", "chinese_clip_vision_model"),
+    *("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"),
+    *("idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"),
     *("bit", "mobilevit", "vision-text-dual-encoder"),
 }
+_QWEN = "pairs of frames, rotary positions"
 _TRANSFORMERS_REASONS = {
     "audio-spectrogram-transformer": "spectrograms in overlapping patches",
     "beit": "positions relative to each other",
+    "aimv2": "RMS norms and a gated MLP",
+    "aimv2_vision_model": "RMS norms and a gated MLP",
     "data2vec-vision": "positions relative to each other",
-    "dinov3_vit": "rotary positions",
+    "dinov3_convnext": "a ConvNeXt",
     "dpt": "a head for depth on several blocks",
-    "ijepa": "no class token, and another norm",
+    "hiera": "stages of attention in windows",
+    "internvl": "no norm after the last block",
+    "internvl_vision": "no norm after the last block",
     "mlcd": "rotary positions",
     "mlcd_vision_model": "rotary positions",
-    "siglip2": "patches as vectors, positions of any grid",
-    "siglip2_vision_model": "patches as vectors, positions of any grid",
+    "qwen2_vl": _QWEN,
+    "qwen2_vl_vision": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "qwen2_5_vl_vision": _QWEN,
+    "qwen3_vl": _QWEN,
+    "qwen3_vl_vision": _QWEN,
+    "radio": "positions cropped from a table, several class tokens",
+    "sam": "positions relative to each other, attention in windows",
+    "sam_vision_model": "positions relative to each other, attention in windows",
+    "sam2": "a Hiera: stages of attention in windows",
+    "sam2_vision_model": "a Hiera: stages of attention in windows",
+    "swin": "attention in windows",
+    "swinv2": "attention in windows",
     "timesformer": "videos",
     "vit_hybrid": "a BiT before the encoder; transformers itself has dropped it",
     "videomae": "videos",
     "vivit": "videos",
+    "vjepa2": "videos",
     "yolos": "tokens for detection, positions in every block",
 }
 
@@ -154,7 +180,7 @@ def told_by_timm(name: str) -> dict[str, Any]:
     {'patch': (14, 14), 'width': 1152, 'heads': 16, 'activation': 'gelu_tanh'}
     """
     told: dict[str, Any] = {}
-    if not name.startswith(("vit_", "deit", "flexivit_", "eva_", "eva02_")):
+    if not name.startswith(("vit_", "deit", "flexivit_", "naflexvit_", "eva_", "eva02_")):
         return told
     words = name.split("_")
     if patch := re.search(r"_patch(\d+)", name):
@@ -170,6 +196,10 @@ def told_by_timm(name: str) -> dict[str, Any]:
         told |= {"position": "learned_rope", "rope": "axial", "resample": "bicubic_antialias"}
     if "pe" in words and patch:  # whatever the size that it was fine-tuned at
         told["rope_grid"] = (int(words[-1]) // int(patch[1]),) * 2
+    if "tipsv2" in words or (words[0] == "naflexvit" and "siglip" in words):
+        told["resample"] = "bilinear_antialias"
+    elif words[0] == "naflexvit":
+        told["resample"] = "bicubic_antialias"
     return told
 
 
@@ -180,6 +210,8 @@ def _refusal(config: Mapping[str, Any]) -> str | None:
     if "model_cfg" in config:
         return _open_clip_refusal(config["model_cfg"])
     kind = _kind(config)
+    if kind == "dinov3_vit" and config.get("rope_theta", 100.0) != 100.0:
+        return f"rotary positions of base {config['rope_theta']}, where ours have 100"
     if not kind or kind in _TRANSFORMERS:
         return None
     return _TRANSFORMERS_REASONS.get(kind, "its name is not known here")

@@ -71,30 +71,43 @@ def preprocess_by(file: WeightsFile, config: ModelConfig) -> Preprocess | None:
     return found if found is not None and found.channels == config.channels else None
 
 
-_TRANSFORMERS_POOLS = dict.fromkeys(
-    (
-        *("vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers"),
-        *("clip", "clip_vision_model"),
-    ),
-    "class",
-)
-"""How their code makes one vector of the tokens: of every model of the type."""
+_CLASS = {"pool": "class"}
+_NEAREST = {"resample": "nearest", "pool": "mean"}
+_TIPS = {"resample": "bilinear_antialias", "pool": "class"}
+_BY_KIND: Mapping[str, Mapping[str, str]] = {  # what the code of a `model_type` fixes
+    "clip": _CLASS,
+    "clip_vision_model": _CLASS,
+    "deit": _CLASS,
+    "dinov2": _CLASS,
+    "dinov2_with_registers": _CLASS,
+    "dinov3_vit": {"position": "rope", "pool": "class"},
+    "idefics3": _NEAREST,
+    "idefics3_vision": _NEAREST,
+    "ijepa": {"pool": "mean"},
+    "smolvlm": _NEAREST,
+    "smolvlm_vision": _NEAREST,
+    "tipsv2": _TIPS,
+    "tipsv2_vision_model": _TIPS,
+    "vit": _CLASS,
+    "vit_mae": _CLASS,
+}
 
 
 def _told_by_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    kind = str(config.get("model_type"))
     act = config.get("hidden_act")
-    if act is None and str(config.get("model_type")).startswith("clip"):
+    if act is None and kind.startswith(("clip", "metaclip_2", "chinese_clip")):
         act = "quick_gelu"  # the default, and a part's defaults are not in its file
-    if config.get("use_swiglu_ffn"):
-        act = None  # not used, and the shapes show a gated MLP
-    if act is not None and str(act) not in _ACTIVATIONS:
-        raise _no_activation(act)
-    eps = config.get("layer_norm_eps")
+    if config.get("use_swiglu_ffn") or (config.get("use_gated_mlp") and act == "silu"):
+        act = None  # the shapes show a gated MLP
+    elif config.get("use_gated_mlp") or (act is not None and str(act) not in _ACTIVATIONS):
+        raise _no_activation(f"{act}, gated" if config.get("use_gated_mlp") else act)
+    eps = config.get("layer_norm_eps", 1e-6 if kind == "vit_msn" else None)
     return {
         "heads": _whole(config.get("num_attention_heads")),
         "activation": _ACTIVATIONS.get(str(act)),
         "norm_eps": eps if isinstance(eps, float) else None,
-        "pool": _TRANSFORMERS_POOLS.get(str(config.get("model_type"))),
+        **_BY_KIND.get(kind, {}),
         "image_size": _pair(config.get("image_size")),
         "width": _whole(config.get("hidden_size")),
         "depth": _whole(config.get("num_hidden_layers")),
@@ -170,6 +183,8 @@ def _by_transformers(config: Mapping[str, Any]) -> Preprocess | None:
             "it shows the model red, green, blue (do_flip_channel_order), where every published "
             "MobileViT of Hugging Face's gets blue, green, red, and is read as one that does"
         )
+    if (patches := _whole(config.get("max_num_patches"))) is not None:
+        return _native(config, math.isqrt(patches))
     shown = size
     if config.get("do_center_crop", "crop_size" in config):
         shown = config.get("crop_size")
@@ -205,6 +220,21 @@ def _by_timm(config: Mapping[str, Any]) -> Preprocess | None:
         interpolation=config.get("interpolation", "bicubic"),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
+    )
+
+
+def _native(config: Mapping[str, Any], side: int) -> Preprocess | None:
+    """SigLIP 2's, of images with their own proportions: up to `side` by `side` patches."""
+    patch = _pair(config.get("patch_size"))
+    if patch is None or side**2 != config["max_num_patches"]:
+        return None
+    return Preprocess(
+        size=(side * patch[0], side * patch[1]),
+        resize="native",
+        interpolation=_INTERPOLATIONS[config.get("resample", 2)],  # type: ignore[arg-type]
+        mean=tuple(config["image_mean"]),
+        std=tuple(config["image_std"]),
+        patch=patch,
     )
 
 

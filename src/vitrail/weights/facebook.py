@@ -1,6 +1,8 @@
 """What Facebook's own files call otherwise than timm: DeiT-III, DINO, DINOv2, MAE, MoCo v3; and
 TIPS, which Google publishes in DINOv2's names.
 
+And Google's TIPSv2, whose files have DINOv2's names. DINOv3 is in `dinov3.py`.
+
 DeiT's files have timm's names throughout, and so have the bare encoders of DINO, MAE and MoCo v3.
 Those of the last two are known by their position tables, which are fixed sines and cosines; a bare
 DINO by nothing, and is read as timm's.
@@ -147,10 +149,29 @@ def _one_register(state: State, prefix: str) -> bool:
     return tokens.ndim == 3 and tokens.shape[1] == 1
 
 
+def _as_tipsv2(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    plain = _renamed((r"\.fc1\.", ".c_fc."), (r"\.fc2\.", ".c_proj."))
+    return _as_dinov2(state if config.activation == "swiglu" else plain(state), config)
+
+
 TIPS = replace(  # arXiv 2410.16512, 2604.12012: DINOv2's code, resized otherwise
     DINOV2_REGISTERS,
     name="tips",
     whose="TIPS",
     own=_one_register,
+    always={**DINOV2.always, "registers": (1,)},
     resample="bilinear_antialias",
+)
+TIPSV2 = replace(
+    TIPS,
+    name="tipsv2",
+    whose="TIPSv2",
+    own=lambda state, prefix: (
+        _one_register(state, prefix) and f"{prefix}blocks.0.mlp.fc1.weight" not in state
+    ),
+    turn=_renamed(
+        *((rf"\.{theirs}\.", ".fc1.") for theirs in ("c_fc", "w12")),
+        *((rf"\.{theirs}\.", ".fc2.") for theirs in ("c_proj", "w3")),
+    ),
+    back=_as_tipsv2,
 )

@@ -88,6 +88,8 @@ def fetch(what: str | Place, progress: Progress, *, again: bool = False) -> Path
         progress(f"checking {file}")
         _hold(what, file, pinned)
         return file
+    if isinstance(what, str) and (terms := WEIGHTS[what].terms):
+        progress(f"{what}: {terms}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(place, Hub):  # first, so that whole weights never lie there without them

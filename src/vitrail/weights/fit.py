@@ -65,6 +65,7 @@ def fit(
         _fit_prefix(ours, stored, wanted, notes)
         _fit_table(ours, stored, wanted, notes)
         _fit_stem(ours, stored, wanted, notes)
+        _fit_biases(ours, stored, wanted, notes)
         if wanted.depth < stored.depth:
             notes.append(f"depth: the first {wanted.depth} of {stored.depth} blocks")
     elif _is_mixer(stored) and _is_mixer(wanted) and stored.grid != wanted.grid:
@@ -146,6 +147,8 @@ def _differences(stored: ModelConfig, wanted: ModelConfig) -> list[str]:
         return different
     if wanted.depth < stored.depth:  # its first blocks are a model too
         different.remove("depth")
+    if wanted.qkv_bias and not stored.qkv_bias:  # zeros are the same function
+        different.remove("qkv_bias")
     if (stored.layer_scale is None) != (wanted.layer_scale is None):
         different.append("layer_scale")
     if (stored.activation == "swiglu") != (wanted.activation == "swiglu"):
@@ -244,6 +247,18 @@ def _fit_stem(
         notes.append(
             f"patches: {_x(stored.patch)} to {_x(wanted.patch)} by pseudo-inverse{flexible}"
         )
+
+
+def _fit_biases(
+    ours: dict[str, Tensor], stored: ViTConfig, wanted: ViTConfig, notes: list[str]
+) -> None:
+    """Biases of queries, keys and values for a model that has some."""
+    if stored.qkv_bias or not wanted.qkv_bias:
+        return
+    for key, tensor in list(ours.items()):
+        if key.endswith("attn.qkv.weight"):
+            ours[f"{key.removesuffix('weight')}bias"] = tensor.new_zeros(len(tensor))
+    notes.append("biases of q, k and v: zeros, for the weights have none")
 
 
 def _fit_channels(

@@ -1,4 +1,5 @@
-"""Hugging Face's checkpoint layouts: ViT, DeiT, DINOv2, MAE's encoder, CLIP's and SigLIP's images.
+"""Hugging Face's checkpoint layouts: ViT, DeiT, DINOv2, the encoders of MAE, MSN and I-JEPA, CLIP's
+and SigLIP's images.
 
 These are the names in the files (`model.safetensors`), the same since transformers 4. In memory
 transformers 5 calls some modules otherwise, and translates whenever it reads or writes.
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from vitrail.models import ViTConfig
 from vitrail.weights.clip import ACTIVATION
+from vitrail.weights.facebook import TIPSV2
+from vitrail.weights.naflex import COLOURS, kernel_of, matrix_of
 from vitrail.weights.names import Layout, Names, State, rename, under
 
 _LAYER = "encoder.layer.{i}"
@@ -89,6 +92,8 @@ _TWO_TOWERS = ("text_model.*", "text_projection.*", "logit_*", "*.position_ids")
 _POOLER = "pooler.dense"
 """In front of a head of none: the tanh layer that ImageNet-21k's checkpoints call pre-logits."""
 
+_NO_TOKEN = {"class_token": (False,), "prefix_position": (False,), "registers": (0,)}
+
 VIT_BARE = Layout(  # also the encoder of ViTForMaskedImageModeling and ViTMAEForPreTraining
     name="huggingface-vit-bare",
     whose="Hugging Face ViT",
@@ -104,6 +109,25 @@ VIT = replace(
     name="huggingface-vit",
     marks=(*(f"vit.{mark}" for mark in VIT_BARE.marks), "classifier.weight"),
     names={**under("vit", _VIT), "head": "classifier"},
+)
+IJEPA_BARE = replace(  # the encoder that is kept, the target's
+    VIT_BARE,
+    name="huggingface-ijepa-bare",
+    whose="Hugging Face I-JEPA",
+    marks=("embeddings.position_embeddings", "encoder.layer.0.layernorm_before.weight"),
+    own=lambda state, prefix: f"{prefix}embeddings.cls_token" not in state,
+    names={ours: name for ours, name in _VIT.items() if ours != "prefix.class"},
+    aside=(_MASK, "pooler.*"),
+    assumes={"activation": "gelu", "norm_eps": 1e-12, "pool": "mean"},
+    always=_LINEAR | _NO_TOKEN | {"pool": ("mean",), "pool_norm": (False,)},
+)
+IJEPA = replace(
+    IJEPA_BARE,
+    name="huggingface-ijepa",
+    marks=(*(f"ijepa.{mark}" for mark in IJEPA_BARE.marks), "classifier.weight"),
+    own=lambda state, prefix: True,
+    names={**under("ijepa", IJEPA_BARE.names), "head": "classifier"},
+    aside=("ijepa.pooler.*",),
 )
 DEIT_BARE = replace(
     VIT_BARE,
@@ -263,6 +287,63 @@ SIGLIP = Layout(
 )
 
 
+def _naflex_turn(state: State) -> dict[str, Tensor]:
+    return {
+        key: kernel_of(tensor) if key == f"{_PROJECTION}.weight" else tensor
+        for key, tensor in _siglip_turn(state).items()
+    }
+
+
+def _naflex_back(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    matrix = matrix_of(state[f"{_PROJECTION}.weight"])
+    return _siglip_back({**state, f"{_PROJECTION}.weight": matrix}, config)
+
+
+_PROJECTION = "embeddings.patch_embedding"
+SIGLIP2 = replace(
+    SIGLIP,
+    name="huggingface-siglip2",
+    whose="Hugging Face SigLIP 2 (NaFlex)",
+    own=lambda state, prefix: state.get(f"{prefix}{_PROJECTION}.weight", torch.empty(0)).ndim == 2,
+    turn=_naflex_turn,
+    back=_naflex_back,
+    takes=COLOURS,
+    resample="bilinear_antialias",
+)
+
+
+def _without_head(state: State, prefix: str) -> bool:
+    return not {f"{prefix}head.probe", f"{prefix}embeddings.class_embedding"} & state.keys()
+
+
+SIGLIP_HEADLESS = replace(
+    SIGLIP,
+    name="huggingface-siglip-headless",
+    whose="Hugging Face SigLIP",
+    marks=(
+        "embeddings.position_embedding.weight",
+        f"{_PROJECTION}.weight",
+        "post_layernorm.weight",
+    ),
+    own=_without_head,
+    names=_TOWER,
+    turn=_bare,
+    back=_prefixed,
+    assumes={**SIGLIP.assumes, "pool": "mean"},
+    takes=(
+        "an image's vector: the language models that such a tower is for read all its patches",
+        "positions of another grid as SigLIP's, resample bicubic (Idefics3, SmolVLM: nearest)",
+    ),
+    always={
+        "activation": _GELUS,
+        "stem_bias": (True,),
+        "pool": ("mean",),
+        "pool_norm": (False,),
+        **_NO_TOKEN,
+    },
+)
+
+
 def from_huggingface(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
     """The tensors of a Hugging Face file under our names, for `ViT(config).load_state_dict`.
 
@@ -282,13 +363,18 @@ def to_huggingface(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, 
 def _layout(config: ViTConfig) -> Layout:
     """What has the architecture of `config` there."""
     if config.pool == "map":
-        return SIGLIP
+        return SIGLIP2 if config.resample == "bilinear_antialias" else SIGLIP
     if config.pre_norm:
         return CLIP if config.classes else CLIP_BARE
     if config.layer_scale is not None:
-        return DINOV2
+        tips = config.registers == 1 and config.resample == TIPSV2.resample
+        return TIPSV2 if tips else DINOV2
     if config.distilled:
         return DEIT_TEACHER if config.classes else DEIT_BARE
+    if not config.class_token and config.pool == "mean":
+        if not config.classes and config.activation == "gelu_tanh":
+            return SIGLIP_HEADLESS
+        return IJEPA if config.classes else IJEPA_BARE
     if config.registers == 1 and config.classes:
         return DEIT
     return VIT if config.classes else VIT_BARE

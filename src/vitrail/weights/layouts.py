@@ -21,6 +21,7 @@ from vitrail.models import MODELS, ModelConfig, ViTConfig
 from vitrail.nn import Position, backbone_stride
 from vitrail.weights import (
     clip,
+    dinov3,
     dynamicvit,
     facebook,
     google,
@@ -68,13 +69,19 @@ LAYOUTS: dict[str, Layout] = {
         timm.EVA02,
         timm.EVA02_PACKED,
         timm.TIMM_EVA,
+        dinov3.DINOV3,
+        dinov3.TIMM,
+        dinov3.HUGGING_FACE,
         facebook.DEIT3,
         facebook.MAE,
+        facebook.TIPSV2,
         facebook.TIPS,
         facebook.DINOV2_REGISTERS,
         facebook.DINOV2,
         facebook.DINO,
         facebook.MOCO,
+        timm.TIMM_NAFLEX_SIGLIP,
+        timm.TIMM_NAFLEX,
         timm.TIMM_SIGLIP,
         timm.TIMM_CLIP,
         timm.TIMM_HYBRID,
@@ -85,11 +92,15 @@ LAYOUTS: dict[str, Layout] = {
         huggingface.DEIT_BARE,
         huggingface.VIT,
         huggingface.VIT_BARE,
+        huggingface.IJEPA,
+        huggingface.IJEPA_BARE,
         huggingface.DINOV2_REGISTERS,
         huggingface.DINOV2,
         huggingface.CLIP,
         huggingface.CLIP_BARE,
+        huggingface.SIGLIP2,
         huggingface.SIGLIP,
+        huggingface.SIGLIP_HEADLESS,
         clip.PE,
         clip.PE_DENSE,
         clip.OPEN_CLIP,
@@ -144,9 +155,16 @@ REFUSED: tuple[Refused, ...] = (
         ("*relative_position_bias_table",),
         "Swin, BEiT or their like: positions relative to each other",
     ),
-    Refused(
-        ("*blocks.0.attn.rel_pos*",),
-        "timm's vit_relpos, Segment Anything or their like: positions relative to each other",
+    *(
+        Refused((key,), "Swin V2 or its like: attention in windows, with positions of its own")
+        for key in ("*cpb_mlp.*", "*continuous_position_bias_mlp.*", "*attn.meta_mlp.*")
+    ),
+    *(
+        Refused(
+            (key,),
+            "timm's vit_relpos, Segment Anything or their like: positions relative to each other",
+        )
+        for key in ("*blocks.0.attn.rel_pos*", "*layers.0.attn.rel_pos_h")
     ),
     Refused(("*rope.freqs",), "timm's vit_*_rope_mixed: learned rotary positions"),
     Refused(
@@ -157,6 +175,58 @@ REFUSED: tuple[Refused, ...] = (
     Refused(("*blocks.0.attn.lambda_q1",), "timm's differential attention"),
     Refused(("*blocks.0.attn.proj_l.*",), "CaiT: attention that mixes its heads"),
     Refused(("*blocks.0.attns.1.*",), "timm's parallel blocks: two attentions side by side"),
+    Refused(
+        ("*blocks.0.mlp_out_proj.weight",),
+        "timm's parallel blocks (pwee, xp): attention and MLP side by side",
+    ),
+    *(
+        Refused((key,), "Hiera, or SAM 2 on it: stages of attention in windows")
+        for key in (
+            *("*pos_embed_window", "*blocks.[1-9].proj.weight"),
+            "*encoder.stages.0.layers.0.attn.qkv.weight",
+        )
+    ),
+    *(
+        Refused((key,), "AIMv2: RMS norms and a gated MLP", unless="*blocks.0.norm1.bias")
+        for key in (
+            *("*embeddings.rms_norm.weight", "*trunk.blocks.0.mlp.fc3.weight"),
+            "*blocks.0.mlp.fc1_g.weight",
+        )
+    ),
+    *(
+        Refused(keys, "C-RADIO: positions cut from a table, class tokens of several teachers")
+        for keys in (
+            ("*input_conditioner.norm_mean",),
+            ("*patch_generator.pos_embed",),
+            ("*embeds.cls_token", "*embeds.pos_embed"),
+        )
+    ),
+    Refused(
+        ("*embeds.pos_embed_y", "*embeds.pos_embed_x"),
+        "timm's naflexvit_*_parfac_*: a table of rows and one of columns",
+    ),
+    *(
+        Refused(keys, "BEiT-3 or its like: norms within attention and MLP")
+        for keys in (
+            ("*blocks.0.attn.norm.weight", "*blocks.0.attn.qkv.bias"),
+            ("*self_attn.inner_attn_ln.weight",),
+        )
+    ),
+    *(
+        Refused((key,), "InternViT: no norm after the last block")
+        for key in ("*encoder.layers.0.ls1", "*encoder.layer.0.attention.projection_layer.weight")
+    ),
+    Refused(
+        ("*patch_embed.proj.weight", "*blocks.0.attn.qkv.weight", "*blocks.0.ls1.gamma"),
+        "InternViT in timm's names (vit_intern300m_*): no norm after the last block",
+        unless="*norm.weight",
+    ),
+    Refused(("*encoder.layer.0.lambda_1",), "BEiT, Data2Vec or their like: keys without bias"),
+    Refused(("*class_pos_emb",), "MLCD: queries and keys turned by their place, as no other's are"),
+    Refused(
+        ("*encoder.embeddings.patch_embeddings.proj.weight",),
+        "V-JEPA 2: videos, whose patches have an axis of time",
+    ),
     Refused(
         ("*class_embedding", "*transformer.resblocks.0.*", "*conv1.weight", "*ln_post.weight"),
         "CLIPA's in open_clip's names: no norm before the first block, and the mean of the tokens "
@@ -185,6 +255,8 @@ def write_as(
     if to not in _VIT_WRITERS:
         raise unknown_name("layout to write", to, _VIT_WRITERS)
     if type(config) is ViTConfig:
+        if dinov3.is_one(config) and to in dinov3.WRITTEN:
+            return dinov3.WRITTEN[to](state, config)
         return _VIT_WRITERS[to](state, config, like or {})
     for layout in FAMILY_LAYOUTS.values():
         if layout.family is type(config) and to in layout.writes:
@@ -227,6 +299,8 @@ def understand(
     hints = {name: x for name in UNSEEN if wanted and (x := wanted.get(name)) is not None}
     if hints.get("activation") == "swiglu":  # which shapes show
         del hints["activation"]
+    if isinstance(layout, Layout) and "position" in layout.assumes:  # which its names show
+        hints.pop("position", None)
     config: ModelConfig
     unseen: tuple[Unseen, ...] = ()
     if isinstance(layout, FamilyLayout):
@@ -334,7 +408,8 @@ def infer(
     and that is said: whoever hints may only have followed an earlier assumption.
     """
     shapes = translate(layout.turn(state), layout.names)
-    facts = {**layout.shows(state), **_facts(shapes, layout, told, where, hints)}
+    shown = layout.shows(state)
+    facts = {**shown, **_facts(shapes, layout, {**told, **shown}, where, hints)}
     _check_beside(facts, beside, where)
     notes = _of_the_grid(facts, told, hints)
     if (said := told.get("image_size")) and facts.get("image_size", said) != said:
@@ -446,10 +521,13 @@ def _heads(facts: Mapping[str, Any], where: str, hint: int | None) -> tuple[int,
     with none.
     """
     shape = {name: facts[name] for name in ("width", "depth", "mlp")}
+    gated = facts.get("activation") == "swiglu"
     same = {
         name: row.heads
         for name, row in MODELS.items()
-        if type(row) is ViTConfig and all(getattr(row, k) == v for k, v in shape.items())
+        if type(row) is ViTConfig
+        and all(getattr(row, k) == v for k, v in shape.items())
+        and (row.activation == "swiglu") == gated
     }
     if len(set(same.values())) == 1 and hint in (None, *same.values()):
         return next(iter(same.values())), f"as in {next(iter(same))}"
@@ -504,6 +582,11 @@ def _facts(
     def rows(key: str) -> int:
         return sum(size[0] for size in shapes.get(key, []) if size)
 
+    if [len(size) for size in shapes.get("stem.proj.weight", ())] == [5]:
+        raise DataError(
+            f"{where} has a layout that vitrail does not read: a model of videos (V-JEPA 2, "
+            f"VideoMAE) or of pairs of frames (Qwen-VL), whose patches have an axis of time"
+        )
     width, channels, *patch = shape("stem.proj.weight", 4)
     hybrid: dict[str, Any] = {}
     if "stem.root.conv.weight" in shapes:  # the projection is of its last map

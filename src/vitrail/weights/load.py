@@ -24,7 +24,7 @@ from vitrail.weights.architectures import check_architecture, named
 from vitrail.weights.beside import preprocess_by, told_by_config
 from vitrail.weights.classes import Match, match, named_by_config
 from vitrail.weights.family import FamilyLayout
-from vitrail.weights.fetch import fetch, parse_source
+from vitrail.weights.fetch import cached_file, fetch, parse_source
 from vitrail.weights.files import WeightsFile, read_weights, write_npz, write_safetensors
 from vitrail.weights.fit import Fitted, fit, models_like
 from vitrail.weights.layouts import recognise, understand, write_as
@@ -234,6 +234,9 @@ def pretrained(source: str | Path, **changes: Any) -> Model:
     """
     if "num_classes" in changes:
         changes["classes"] = changes.pop("num_classes")
+    published = WEIGHTS.get(str(source))
+    if published and published.terms and not cached_file(str(source)).is_file():
+        warnings.warn(f"{source}: {published.terms}", stacklevel=2)
     opened = open_weights(source, wanted=changes)
     model = build(started(opened, **changes))
     asked, had = changes.get("classes"), opened.config.classes

@@ -295,7 +295,7 @@ def _patches(config: ViTConfig) -> int:
 
 def _given_rows(state: State, config: ViTConfig, layout: Layout) -> int | None:
     """The rows of their table, if they are for all, some or none of the prefix tokens."""
-    key = layout.names["position.table"]
+    key = layout.names.get("position.table")
     if not config.has_table or not isinstance(key, str) or key not in state:
         return None  # `_check` says what is missing
     tokens = int(config.class_token) + int(config.distilled)

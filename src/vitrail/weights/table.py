@@ -9,7 +9,7 @@ Google's files were trained with the tanh approximation of GELU; timm runs them 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from vitrail.data.preprocess import Preprocess
@@ -50,6 +50,8 @@ class Published:
     """Bytes, where known."""
     score: Score | None = None
     note: str = ""
+    terms: str = ""
+    """What the licence asks of whoever fetches it, if that is not the usual: said before."""
 
     @property
     def config(self) -> ModelConfig:
@@ -848,13 +850,9 @@ _HUB_ROWS = {
     "clip_l14_openai": _clip("clip_l14", "vit_large_patch14_clip_224.openai"),
     "siglip_b16": _siglip("siglip_b16", "vit_base_patch16_siglip_224", 224),
     "siglip_l16_256": _siglip("siglip_l16", "vit_large_patch16_siglip_256", 256),
-    "siglip_so400m14": _siglip("vit_so400m14", "vit_so400m_patch14_siglip_224", 224, classes=0),
+    "siglip_so400m14": _siglip("siglip_so400m14", "vit_so400m_patch14_siglip_224", 224),
     "siglip_so400m14_378": _siglip(
-        "vit_so400m14",
-        "vit_so400m_patch14_siglip_378",
-        378,
-        classes=0,
-        image_size=(378, 378),
+        "siglip_so400m14", "vit_so400m_patch14_siglip_378", 378, image_size=(378, 378)
     ),
     "timm_vit_ti16": _timm("vit_ti16", "vit_tiny_patch16_224.augreg_in21k_ft_in1k", 75.452),
     "timm_vit_s16": _timm("vit_s16", "vit_small_patch16_224.augreg_in21k_ft_in1k", 81.402),
@@ -932,6 +930,225 @@ _HUB_ROWS = {
     ),
 }
 
+# --- DINOv3 (2508.10104); of its shape: EUPE (2603.22387), LingBot-Vision (2607.05247) ---
+
+_DINOV3_TERMS = (
+    "its licence is Meta's own, https://ai.meta.com/resources/models-and-libraries/dinov3-license: "
+    "to fetch and use these weights is to accept it"
+)
+_GATED = f"{_DINOV3_TERMS}; the hub asks for that on the page of the weights, and for HF_TOKEN here"
+_SATELLITE: dict[str, Any] = {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}
+
+
+def _dinov3(model: str, repo: str, look: Mapping[str, Any] = _IMAGENET) -> Published:
+    """The makers' own on the hub, gated."""
+    return Published(
+        model=model,
+        layout="huggingface-dinov3",
+        place=Hub(f"facebook/dinov3-{repo}"),
+        preprocess=Preprocess(size=(224, 224), resize="squash", interpolation="bilinear", **look),
+        licence="LicenseRef-DINOv3",
+        paper="2508.10104",
+        terms=_GATED,
+    )
+
+
+def _timm_dinov3(model: str, repo: str, look: Mapping[str, Any] = _IMAGENET) -> Published:
+    """As timm has it: without biases of q, k and v, for they are zeros."""
+    changes = {"qkv_bias": False} if VIT_ROWS[model].qkv_bias else {}
+    return Published(
+        model=model,
+        changes={"image_size": (256, 256), "pool": "mean", **changes},
+        layout="timm-dinov3",
+        place=Hub(f"timm/{repo}"),
+        preprocess=Preprocess(size=(256, 256), **look),
+        licence="LicenseRef-DINOv3",
+        paper="2508.10104",
+        note="pools the patches' mean, as timm does; DINOv3 itself takes the class token",
+        terms=_DINOV3_TERMS,
+    )
+
+
+def _eupe(model: str, size: str) -> Published:
+    return Published(
+        model=model,
+        changes={"image_size": (256, 256), "pool": "mean"},
+        layout="timm-dinov3",
+        place=Hub(f"timm/vit_{size}_patch16_dinov3_qkvb.eupe_lvd1689m"),
+        preprocess=Preprocess(size=(256, 256), **_IMAGENET),
+        licence="LicenseRef-FAIR-NC",
+        paper="2603.22387",
+        note="pools the patches' mean, as timm does; EUPE itself takes the class token",
+        terms="its licence is Meta's FAIR Noncommercial Research License: to fetch and use these "
+        "weights is to accept it",
+    )
+
+
+def _lingbot(model: str, size: str) -> Published:
+    return Published(
+        model=model,
+        changes={"image_size": (512, 512), "qkv_bias": False},
+        layout="timm-dinov3",
+        place=Hub(f"belfner/vit_{size}_patch16_lingbot.robbyant"),
+        preprocess=Preprocess(
+            size=(512, 512), resize="squash", interpolation="bilinear", **_IMAGENET
+        ),
+        licence="Apache-2.0",
+        paper="2607.05247",
+    )
+
+
+_DINOV3_REPOS = {  # the makers', and timm's
+    "dinov3_s16": ("vits16", "vit_small"),
+    "dinov3_s16plus": ("vits16plus", "vit_small_plus"),
+    "dinov3_b16": ("vitb16", "vit_base"),
+    "dinov3_l16": ("vitl16", "vit_large"),
+    "dinov3_h16plus": ("vith16plus", "vit_huge_plus"),
+}
+_DINOV3_ROWS = {
+    **{
+        model: _dinov3(model, f"{own}-pretrain-lvd1689m")
+        for model, (own, _) in _DINOV3_REPOS.items()
+    },
+    "dinov3_l16_sat": _dinov3("dinov3_l16", "vitl16-pretrain-sat493m", _SATELLITE),
+    **{
+        f"timm_{model}_256": _timm_dinov3(model, f"{timms}_patch16_dinov3.lvd1689m")
+        for model, (_, timms) in _DINOV3_REPOS.items()
+    },
+    "timm_dinov3_l16_sat_256": _timm_dinov3(
+        "dinov3_l16", "vit_large_patch16_dinov3.sat493m", _SATELLITE
+    ),
+    "timm_dinov3_7b16_256": _timm_dinov3("dinov3_7b16", "vit_7b_patch16_dinov3.lvd1689m"),
+    "timm_dinov3_7b16_sat_256": _timm_dinov3(
+        "dinov3_7b16", "vit_7b_patch16_dinov3.sat493m", _SATELLITE
+    ),
+    "eupe_ti16_256": _eupe("dinov3_ti16", "tiny"),
+    "eupe_s16_256": _eupe("dinov3_s16", "small"),
+    "eupe_b16_256": _eupe("dinov3_b16", "base"),
+    "lingbot_s16_512": _lingbot("dinov3_s16", "small"),
+    "lingbot_b16_512": _lingbot("dinov3_b16", "base"),
+    "lingbot_l16_512": _lingbot("dinov3_l16", "large"),
+    "lingbot_g16_512": _lingbot("dinov3_g16", "giant"),
+}
+
+
+# --- SigLIP 2 (2502.14786): of one size, and of any (NaFlex) ---
+
+
+def _siglip2(model: str, repo: str, side: int) -> Published:
+    size = {} if VIT_ROWS[model].image_size == (side, side) else {"image_size": (side, side)}
+    row = _siglip(model, f"{repo}_{side}", side, **size)
+    return replace(row, place=Hub(f"timm/{repo}_{side}.v2_webli"), paper="2502.14786")
+
+
+def _naflex(model: str, repo: str) -> Published:
+    size = {} if VIT_ROWS[model].image_size == (256, 256) else {"image_size": (256, 256)}
+    return Published(
+        model=model,
+        changes={"resample": "bilinear_antialias", **size},
+        layout="timm-naflex-siglip",
+        place=Hub(f"timm/{repo}.v2_webli"),
+        preprocess=Preprocess(
+            size=(256, 256), resize="native", interpolation="bilinear", patch=(16, 16)
+        ),
+        licence="Apache-2.0",
+        paper="2502.14786",
+        note="the image tower; images keep their proportions, and have up to 256 patches",
+    )
+
+
+_SIGLIP2_FILES = {  # model of MODELS, timm's name, sides
+    "b32": ("siglip_b32", "vit_base_patch32_siglip", (256,)),
+    "b16": ("siglip_b16", "vit_base_patch16_siglip", (224, 256, 384, 512)),
+    "l16": ("siglip_l16", "vit_large_patch16_siglip", (256, 384, 512)),
+    "so400m14": ("siglip_so400m14", "vit_so400m_patch14_siglip", (224, 378)),
+    "so400m16": ("siglip_so400m16", "vit_so400m_patch16_siglip", (256, 384, 512)),
+    "g16": ("siglip_g16", "vit_giantopt_patch16_siglip", (256, 384)),
+}
+_SIGLIP2_ROWS = {
+    **{
+        f"siglip2_{size}_{side}": _siglip2(model, repo, side)
+        for size, (model, repo, sides) in _SIGLIP2_FILES.items()
+        for side in sides
+    },
+    "siglip2_b16_naflex": _naflex("siglip_b16", "naflexvit_base_patch16_siglip"),
+    "siglip2_so400m16_naflex": _naflex("siglip_so400m16", "naflexvit_so400m_patch16_siglip"),
+}
+
+
+# --- timm's own sizes; TinyCLIP (2309.12314) and TIPSv2 (2604.12012) as timm has them ---
+
+
+def _sbb(model: str, repo: str, crop: float = 0.95) -> Published:
+    return _timm(
+        model,
+        repo,
+        None,
+        changes={},
+        preprocess=Preprocess(size=(256, 256), crop=crop),
+        paper="2010.11929",
+        note="timm's search for better baselines",
+    )
+
+
+def _tinyclip(model: str, repo: str) -> Published:
+    return Published(
+        model=model,
+        changes={"activation": "gelu", "head_bias": True},
+        layout="timm-clip",
+        place=Hub(f"timm/{repo}"),
+        preprocess=_CLIP_PREPROCESS,
+        licence="MIT",
+        paper="2309.12314",
+        note="the image tower",
+    )
+
+
+def _tipsv2(model: str, size: str) -> Published:
+    return Published(
+        model=model,
+        changes={"prefix_position": False},
+        layout="timm",
+        place=Hub(f"timm/vit_{size}_patch14_reg1_tipsv2.webli"),
+        preprocess=Preprocess(size=(448, 448), **_UNNORMALISED),
+        licence="Apache-2.0",
+        paper="2604.12012",
+        note="its register is a second class token, of generated captions",
+    )
+
+
+_TIMM_ROWS = {
+    "timm_vit_wee16_256": _sbb("vit_wee16", "vit_wee_patch16_reg1_gap_256.sbb_in1k"),
+    "timm_vit_little16_256": _sbb("vit_little16", "vit_little_patch16_reg4_gap_256.sbb_in1k"),
+    "timm_vit_medium16_256": _sbb(
+        "vit_medium16", "vit_medium_patch16_reg4_gap_256.sbb_in12k_ft_in1k"
+    ),
+    "timm_vit_mediumd16_256": _sbb(
+        "vit_mediumd16", "vit_mediumd_patch16_reg4_gap_256.sbb2_e200_in12k_ft_in1k"
+    ),
+    "timm_vit_betwixt16_256": _sbb(
+        "vit_betwixt16", "vit_betwixt_patch16_reg4_gap_256.sbb2_e200_in12k_ft_in1k"
+    ),
+    "timm_vit_so150m16_256": _sbb(
+        "vit_so150m16", "vit_so150m_patch16_reg4_gap_256.sbb_e250_in12k_ft_in1k"
+    ),
+    "timm_vit_so150m2_16_256": _sbb(
+        "vit_so150m2_16", "vit_so150m2_patch16_reg1_gap_256.sbb_e200_in12k_ft_in1k", 1.0
+    ),
+    "tinyclip_xsmall16": _tinyclip("clip_xsmall16", "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"),
+    "tinyclip_medium16": _tinyclip("clip_medium16", "vit_medium_patch16_clip_224.tinyclip_yfcc15m"),
+    "tinyclip_medium32": _tinyclip(
+        "clip_medium32", "vit_medium_patch32_clip_224.tinyclip_laion400m"
+    ),
+    "tinyclip_betwixt32": _tinyclip(
+        "clip_betwixt32", "vit_betwixt_patch32_clip_224.tinyclip_laion400m"
+    ),
+    "tipsv2_b14_448": _tipsv2("tipsv2_b14", "base"),
+    "tipsv2_l14_448": _tipsv2("tipsv2_l14", "large"),
+    "tipsv2_so400m14_448": _tipsv2("tipsv2_so400m14", "so400m"),
+    "tipsv2_g14_448": _tipsv2("tipsv2_g14", "giant"),
+}
+
 WEIGHTS: dict[str, Published] = {
     **_GOOGLE_ROWS,
     **_BIG_VISION_ROWS,
@@ -940,5 +1157,8 @@ WEIGHTS: dict[str, Published] = {
     **_MIXER_ROWS,
     **_HUB_ROWS,
     **_EVA_ROWS,
+    **_DINOV3_ROWS,
+    **_SIGLIP2_ROWS,
+    **_TIMM_ROWS,
 }
 """Name -> what is published under it."""

@@ -1,6 +1,6 @@
 """timm's checkpoint layout: ViT, DeiT (distilled too), DeiT-III, DINOv2, image towers of two kinds,
-the hybrids of Google's ResNet and a ViT, and what timm builds of its class Eva: EVA, EVA-02,
-Perception Encoders, ViTs with rotary positions.
+the hybrids of Google's ResNet and a ViT, NaFlex models, which take images of any grid, and what
+timm builds of its class Eva: EVA, EVA-02, Perception Encoders, ViTs with rotary positions.
 
 One table of names; the layouts differ in what their files' code fixes, and a hybrid has a ResNet's
 names besides. DeiT, DINO and MAE use these names in their own files as well (`facebook.py` has what
@@ -17,6 +17,7 @@ from torch import Size, Tensor
 from vitrail.errors import DataError
 from vitrail.models import ViTConfig
 from vitrail.weights.clip import ACTIVATION
+from vitrail.weights.naflex import COLOURS, kernel_of, matrix_of
 from vitrail.weights.names import Layout, Names, State, position_rows
 
 NAMES: Names = {
@@ -112,6 +113,72 @@ TIMM_ROOT = replace(  # a root without stages, which has no module around it the
         "stem.root.conv": f"{_BACKBONE}.conv",
         "stem.root.norm": f"{_BACKBONE}.norm",
     },
+)
+
+
+def _naflex_turn(state: State) -> dict[str, Tensor]:
+    """The projection as a kernel, the table's rows and columns in one axis."""
+    theirs = dict(state)
+    for key, turned in (("proj.weight", kernel_of), ("pos_embed", _rows)):
+        if (tensor := theirs.get(f"embeds.{key}")) is not None:
+            theirs[f"embeds.{key}"] = turned(tensor)
+    return theirs
+
+
+def _rows(table: Tensor) -> Tensor:
+    return table.flatten(1, 2) if table.ndim == 4 else table
+
+
+def _naflex_back(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    return {
+        **state,
+        "embeds.proj.weight": matrix_of(state["embeds.proj.weight"]),
+        "embeds.pos_embed": state["embeds.pos_embed"].unflatten(1, config.grid),
+    }
+
+
+def _naflex_shows(state: State) -> dict[str, Any]:
+    """The grid of its table, which has two axes."""
+    table, kernel = state.get("embeds.pos_embed"), state.get("embeds.proj.weight")
+    if table is None or kernel is None or table.ndim != 4 or not table.numel():
+        return {}
+    patch = kernel_of(kernel).shape[2:]
+    if len(patch) != 2:
+        return {}
+    return {"image_size": (table.shape[1] * patch[0], table.shape[2] * patch[1])}
+
+
+TIMM_NAFLEX = replace(
+    TIMM,
+    name="timm-naflex",
+    whose="timm's NaFlex",
+    marks=("embeds.proj.weight", "embeds.pos_embed", "blocks.0.attn.qkv.weight"),
+    names={
+        **{ours: name for ours, name in NAMES.items() if ours != "prefix.class"},
+        "prefix.registers": "embeds.reg_token",
+        "position.table": "embeds.pos_embed",
+        "stem.proj": "embeds.proj",
+        "stem.norm": "embeds.norm",
+    },
+    turn=_naflex_turn,
+    back=_naflex_back,
+    shows=_naflex_shows,
+    assumes={"activation": "gelu", "norm_eps": 1e-6},
+    takes=(
+        *COLOURS,
+        "positions resized by rows and columns (timm's naflexvit_*_par_* keep their proportions, "
+        "under the same names)",
+    ),
+    always={"class_token": (False,), "distilled": (False,), "prefix_position": (False,)},
+)
+TIMM_NAFLEX_SIGLIP = replace(
+    TIMM_NAFLEX,
+    name="timm-naflex-siglip",
+    whose="SigLIP 2 (NaFlex) in timm's names",
+    marks=(*TIMM_NAFLEX.marks, "attn_pool.latent"),
+    assumes={"activation": "gelu_tanh", "norm_eps": 1e-6},
+    takes=COLOURS,
+    resample="bilinear_antialias",
 )
 
 
@@ -347,6 +414,8 @@ def _rows_for_registers(config: ViTConfig, like: Mapping[str, Size] | None) -> b
 def _layout(config: ViTConfig) -> Layout:
     if config.turned:
         return _turned_layout(config)
+    if config.pool == "map" and config.resample == "bilinear_antialias":
+        return TIMM_NAFLEX_SIGLIP
     if config.stem != "resnet":
         return TIMM
     return TIMM_HYBRID if config.stem_depths else TIMM_ROOT
