@@ -71,17 +71,18 @@ def preprocess_by(file: WeightsFile, config: ModelConfig) -> Preprocess | None:
     return found if found is not None and found.channels == config.channels else None
 
 
-_NEAREST = {"resample": "nearest", "pool": "mean"}
+_NEAREST = ("idefics2", "idefics3", "smolvlm")
 _TIPS = {"resample": "bilinear_antialias", "pool": "class"}
 _BY_KIND: Mapping[str, Mapping[str, str]] = {  # what the code of a `model_type` fixes
     "dinov3_vit": {"position": "rope", "pool": "class"},
-    "idefics3": _NEAREST,
-    "idefics3_vision": _NEAREST,
     "ijepa": {"pool": "mean"},
-    "smolvlm": _NEAREST,
-    "smolvlm_vision": _NEAREST,
     "tipsv2": _TIPS,
     "tipsv2_vision_model": _TIPS,
+    **{
+        kind: {"resample": "nearest", "pool": "mean"}
+        for name in _NEAREST
+        for kind in (name, f"{name}_vision")
+    },
 }
 
 
