@@ -200,6 +200,7 @@ TRANSFORMERS = {
     *("audio-spectrogram-transformer", "siglip2_vision_model", "dinov3_vit", "videomae", "yolos"),
     *("clip_vision_model", "siglip_vision_model", "vit_mae", "vision-text-dual-encoder"),
     *("idefics3_vision", "smolvlm_vision", "tipsv2_vision_model", "metaclip_2_vision_model"),
+    *("idefics2_vision", "intern_vit_6b"),
     *(
         "chinese_clip_vision_model",
         "ijepa",
@@ -216,7 +217,7 @@ OURS = {
     *("dinov3_vit", "siglip2", "siglip2_vision_model", "ijepa", "vit_msn"),
     *("tipsv2", "tipsv2_vision_model"),
     *("metaclip_2", "metaclip_2_vision_model", "chinese_clip", "chinese_clip_vision_model"),
-    *("idefics3_vision", "smolvlm_vision"),
+    *("idefics2_vision", "idefics3_vision", "smolvlm_vision"),
 }
 
 

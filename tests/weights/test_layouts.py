@@ -262,6 +262,15 @@ def test_told_sizes_win_over_a_square_that_would_do_as_well():
     assert understand(file, told, "a file").config.image_size == (8, 72)
 
 
+def test_a_size_that_is_no_whole_number_of_patches_is_cut_to_one():
+    """Of google/siglip-so400m-patch14-384, which has patches of 14 pixels."""
+    source = SOURCES["HF SigLIP, the image tower"]
+    told = {"heads": 3, "image_size": (28, 28)}  # patches of 8, 3x3 of them
+    found = understand(file_of("HF SigLIP, the image tower"), told, "a file")
+    assert found.config.image_size == source.size
+    assert "image_size (24, 24), by its positions, though (28, 28) is said" in found.assumed
+
+
 # --- positions on another grid, as their own code brings them there ---
 
 

@@ -94,7 +94,7 @@ _TRANSFORMERS = {
     *("clip", "clip_vision_model", "metaclip_2", "metaclip_2_vision_model"),
     *("chinese_clip", "chinese_clip_vision_model"),
     *("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"),
-    *("idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"),
+    *("idefics2", "idefics2_vision", "idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"),
     *("bit", "mobilevit", "vision-text-dual-encoder"),
 }
 _QWEN = "pairs of frames, rotary positions"
@@ -107,6 +107,7 @@ _TRANSFORMERS_REASONS = {
     "dinov3_convnext": "a ConvNeXt",
     "dpt": "a head for depth on several blocks",
     "hiera": "stages of attention in windows",
+    "intern_vit_6b": "no norm after the last block",
     "internvl": "no norm after the last block",
     "internvl_vision": "no norm after the last block",
     "mlcd": "rotary positions",

@@ -72,7 +72,7 @@ def preprocess_by(file: WeightsFile, config: ModelConfig) -> Preprocess | None:
 
 
 _CLASS = {"pool": "class"}
-_NEAREST = {"resample": "nearest", "pool": "mean"}
+_NEAREST = ("idefics2", "idefics3", "smolvlm")
 _TIPS = {"resample": "bilinear_antialias", "pool": "class"}
 _BY_KIND: Mapping[str, Mapping[str, str]] = {  # what the code of a `model_type` fixes
     "clip": _CLASS,
@@ -81,15 +81,16 @@ _BY_KIND: Mapping[str, Mapping[str, str]] = {  # what the code of a `model_type`
     "dinov2": _CLASS,
     "dinov2_with_registers": _CLASS,
     "dinov3_vit": {"position": "rope", "pool": "class"},
-    "idefics3": _NEAREST,
-    "idefics3_vision": _NEAREST,
     "ijepa": {"pool": "mean"},
-    "smolvlm": _NEAREST,
-    "smolvlm_vision": _NEAREST,
     "tipsv2": _TIPS,
     "tipsv2_vision_model": _TIPS,
     "vit": _CLASS,
     "vit_mae": _CLASS,
+    **{
+        kind: {"resample": "nearest", "pool": "mean"}
+        for name in _NEAREST
+        for kind in (name, f"{name}_vision")
+    },
 }
 
 

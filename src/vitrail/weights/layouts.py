@@ -673,8 +673,8 @@ def _grid(
     if "image_size" in told:
         height, width = (s // p for s, p in zip(told["image_size"], patch, strict=True))
         for prefix in possible:
-            if height * width == rows - prefix:
-                return told["image_size"], prefix > 0
+            if height * width == rows - prefix:  # of SigLIP's 384 pixels, patches of 14 show 378
+                return (height * patch[0], width * patch[1]), prefix > 0
     for prefix in possible:
         side = math.isqrt(max(rows - prefix, 0))
         if side and side * side == rows - prefix:
