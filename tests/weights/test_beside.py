@@ -66,9 +66,9 @@ def test_a_folder_of_timm_needs_no_other_word(randomised, tmp_path):
         ({"hidden_act": "silu", "use_swiglu_ffn": True}, {}),
         (
             {"model_type": "dinov3_vit", "hidden_act": "silu", "use_gated_mlp": True},
-            {"position": "rope", "pool": "class"},
+            {"position": "rope", "rope": "dinov3", "pool": "class"},
         ),
-        ({"model_type": "vit_msn"}, {"norm_eps": 1e-6}),
+        ({"model_type": "vit_msn"}, {"norm_eps": 1e-6, "pool": "class"}),
         (
             {"model_type": "tipsv2_vision_model"},
             {"resample": "bilinear_antialias", "pool": "class"},

@@ -174,6 +174,20 @@ def check_architecture(config: Mapping[str, Any], where: str) -> None:
         )
 
 
+def remarks(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What has to be said of an architecture that is ours, where its library's code does otherwise.
+
+    >>> remarks({"architecture": "vit_base_patch16_224"})
+    ()
+    """
+    if "siglip" in _timm_name(config).split("_"):
+        return (
+            "activation gelu_tanh, in which SigLIP was trained: timm's code has the exact GELU for "
+            "most of them, which differs by 1e-4 of the outputs",
+        )
+    return ()
+
+
 def told_by_timm(name: str) -> dict[str, Any]:
     """Fields of our config that the name of a ViT of timm's settles.
 

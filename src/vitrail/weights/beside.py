@@ -75,17 +75,24 @@ _CLASS = {"pool": "class"}
 _NEAREST = ("idefics2", "idefics3", "smolvlm")
 _TIPS = {"resample": "bilinear_antialias", "pool": "class"}
 _BY_KIND: Mapping[str, Mapping[str, str]] = {  # what the code of a `model_type` fixes
+    "chinese_clip": _CLASS,
+    "chinese_clip_vision_model": _CLASS,
     "clip": _CLASS,
     "clip_vision_model": _CLASS,
     "deit": _CLASS,
     "dinov2": _CLASS,
     "dinov2_with_registers": _CLASS,
-    "dinov3_vit": {"position": "rope", "pool": "class"},
+    "dinov3_vit": {"position": "rope", "rope": "dinov3", "pool": "class"},
     "ijepa": {"pool": "mean"},
+    "metaclip_2": _CLASS,
+    "metaclip_2_vision_model": _CLASS,
+    "siglip": {"pool": "mean"},  # where it has no head for pooling
+    "siglip_vision_model": {"pool": "mean"},
     "tipsv2": _TIPS,
     "tipsv2_vision_model": _TIPS,
     "vit": _CLASS,
     "vit_mae": _CLASS,
+    "vit_msn": _CLASS,
     **{
         kind: {"resample": "nearest", "pool": "mean"}
         for name in _NEAREST

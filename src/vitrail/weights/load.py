@@ -20,7 +20,7 @@ from torch import Size, Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import MODELS, Model, ModelConfig, ViTConfig, build, model_config
-from vitrail.weights.architectures import check_architecture, named
+from vitrail.weights.architectures import check_architecture, named, remarks
 from vitrail.weights.beside import preprocess_by, told_by_config
 from vitrail.weights.classes import Match, match, named_by_config
 from vitrail.weights.family import FamilyLayout
@@ -124,7 +124,7 @@ def open_weights(
     )
     check_told(said, found.config, str(source))
     preprocess = published.preprocess if published else preprocess_by(file, found.config)
-    assumed = found.assumed
+    assumed = found.assumed + (() if published or "activation" in said else remarks(file.config))
     if preprocess is None:
         assumed += (
             "images scaled to a mean of 0.5 and a deviation of 0.5: nothing says how its makers "
