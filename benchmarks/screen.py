@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 import vitrail
-from vitrail.errors import DataError
+from vitrail.errors import DataError, UsageError
 from vitrail.models import build
 from vitrail.weights.architectures import check_architecture, remarks
 from vitrail.weights.beside import told_by_config
@@ -274,7 +274,10 @@ def judge(library: str, candidate: Candidate) -> list[Verdict]:
         else:
             outcome = "wrong"
             for field, value in _alternatives(found):
-                other = build(replace(found.config, **{field: value}))
+                try:
+                    other = build(replace(found.config, **{field: value}))
+                except UsageError:  # which no such model can have
+                    continue
                 if _shapes(other.state_dict()) != _shapes(found.state):
                     continue
                 if compared(found._replace(config=other.config), x, expected) <= TOLERANCE:
