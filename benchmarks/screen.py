@@ -2,9 +2,9 @@
 
     python benchmarks/screen.py [--library timm ...] [--only GLOB] [--json FILE]
 
-Every image model that the three libraries list is built with two blocks and random weights, and
-read as a user's file would be: by its tensors alone, and with the config.json that the library
-writes beside it. What is read is run beside the library's own code, at its own size. A model is
+Every image model that the three libraries list is built with two blocks and random weights, written
+as its library writes it, and read as a user's file is: by its tensors alone, and with the
+config.json beside them. What is read is run beside the library's own code, at its own size. It is
 
 - equal      its outputs are the library's, within 1e-5 of their size
 - asked      equal as soon as it is told what the message asks for: heads, activation and such
@@ -13,7 +13,7 @@ writes beside it. What is read is run beside the library's own code, at its own 
 - refused    one message says what it is, or that its tensors are of no layout that is known
 - wrong      other outputs, and not a word: there must be none, and the script ends with 1
 
-What cannot be built here, mostly for want of another package, is counted as `unbuilt`.
+What cannot be built here (it wants another package, or more than an image) is counted as `unbuilt`.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -35,19 +36,20 @@ from typing import Any, NamedTuple
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import vitrail
 from vitrail.errors import DataError, UsageError
-from vitrail.models import build
-from vitrail.weights.architectures import check_architecture, remarks
+from vitrail.models import ModelConfig, build
+from vitrail.weights import open_weights
 from vitrail.weights.beside import told_by_config
-from vitrail.weights.layouts import Found, understand
+from vitrail.weights.layouts import FAMILY_LAYOUTS, LAYOUTS, recognise
 
 TOLERANCE = 1e-5
 """Of the largest output."""
 MOST_PARAMETERS = 800_000_000
-"""Of a model that is run; of a larger one only the tensors' shapes are looked at."""
+"""Of a model that is run."""
 OTHERWISE: dict[str, tuple[Any, ...]] = {
     "activation": ("gelu", "gelu_tanh", "gelu_quick"),
     "norm_eps": (1e-6, 1e-5, 1e-12),
@@ -57,15 +59,17 @@ OTHERWISE: dict[str, tuple[Any, ...]] = {
 
 
 class Candidate(NamedTuple):
-    """A model of a library, which can be built more than once."""
+    """A model of a library."""
 
     name: str
     make: Callable[[], nn.Module]
-    config: Callable[[nn.Module], Mapping[str, Any]]
-    """The config.json that the library writes beside its weights."""
-    outputs: Callable[[nn.Module, Tensor], Sequence[Tensor]]
-    """Of images: the most that it makes of them first."""
+    see: Callable[[Any, Tensor], Sequence[Any]]
+    """Its outputs for images: the most that it makes of them first."""
+    write: Callable[[Any, Path], None]
+    """Its weights and config.json, into a folder."""
     size: tuple[int, int]
+    plain: bool = True
+    """Whether what is written has the names of its state dict."""
 
 
 class Verdict(NamedTuple):
@@ -80,7 +84,7 @@ class Verdict(NamedTuple):
     difference: float | None = None
     """Of the largest output."""
     words: tuple[str, ...] = ()
-    """What was assumed or asked, or why it was refused."""
+    """What was asked or assumed, or why it was refused."""
 
 
 # --- what the libraries have ---
@@ -99,57 +103,52 @@ def let_torchvision_be_imported() -> None:
 
 
 def of_timm() -> Iterator[Candidate]:
-    let_torchvision_be_imported()
     import timm
     from timm.models import get_pretrained_cfg
 
     for name in timm.list_models():
+        published = get_pretrained_cfg(name)
+        size = published.input_size[1:] if published else (224, 224)
 
         def make(name: str = name) -> nn.Module:
             try:
                 return timm.create_model(name, depth=2)
-            except TypeError:
+            except TypeError:  # it has stages
                 return timm.create_model(name)
 
-        published = get_pretrained_cfg(name)
-        size = published.input_size[1:] if published else (224, 224)
-        shape = {"input_size": [3, *size]}
+        def write(model: Any, folder: Path, name: str = name, size: Any = size) -> None:
+            said = {"architecture": name, "pretrained_cfg": {"input_size": [3, *size]}}
+            _write(model, folder, said | {"global_pool": getattr(model, "global_pool", None)})
 
-        def config(model: nn.Module, name: str = name, shape: Any = shape) -> dict[str, Any]:
-            pool = getattr(model, "global_pool", None)
-            return {"architecture": name, "global_pool": pool, "pretrained_cfg": shape}
-
-        yield Candidate(name, make, config, lambda model, x: [model(x)], size)
+        yield Candidate(name, make, lambda model, x: [model(x)], write, size)
 
 
 def of_open_clip() -> Iterator[Candidate]:
-    let_torchvision_be_imported()
     import open_clip
 
     text = {"context_length": 7, "vocab_size": 9, "width": 64, "heads": 1, "layers": 1}
     for name in open_clip.list_models():
-        whole = open_clip.get_model_config(name)
-        vision = dict(whole["vision_cfg"])
+        config = open_clip.get_model_config(name)
+        config["vision_cfg"] = vision = dict(config["vision_cfg"])
         if isinstance(vision.get("layers"), int):
             vision["layers"] = 2
+
+        def make(config: dict[str, Any] = config) -> nn.Module:
+            embedding, quick = config["embed_dim"], config.get("quick_gelu", False)
+            if whole := config.get("multimodal_cfg"):
+                towers = (whole | {"layers": 1}, text, config["vision_cfg"])
+                return open_clip.CoCa(embedding, *towers, quick_gelu=quick)
+            return open_clip.CLIP(embedding, config["vision_cfg"], text, quick_gelu=quick)
+
+        def write(model: Any, folder: Path, config: dict[str, Any] = config) -> None:
+            _write(model, folder, {"model_cfg": config})
+
         side = vision.get("image_size", 224)
-        cut = {**whole, "vision_cfg": vision}
-
-        def make(cut: dict[str, Any] = cut) -> nn.Module:
-            quick = cut.get("quick_gelu", False)
-            return open_clip.CLIP(cut["embed_dim"], cut["vision_cfg"], text, quick_gelu=quick)
-
-        yield Candidate(
-            name,
-            make,
-            lambda model, cut=cut: {"model_cfg": cut},
-            lambda model, x: [model.encode_image(x)],
-            (side, side) if isinstance(side, int) else tuple(side),
-        )
+        size = (side, side) if isinstance(side, int) else tuple(side)
+        yield Candidate(name, make, lambda model, x: [model.encode_image(x)], write, size)
 
 
 def of_transformers() -> Iterator[Candidate]:
-    let_torchvision_be_imported()
     from transformers import AutoConfig, AutoModel
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
@@ -159,8 +158,8 @@ def of_transformers() -> Iterator[Candidate]:
         except Exception:  # of a kind that has no configuration of its own
             continue
         tower = getattr(config, "vision_config", None) or config
-        size = getattr(tower, "image_size", None)
-        if tower is config and size is None and not hasattr(config, "patch_size"):
+        side = getattr(tower, "image_size", None)
+        if tower is config and side is None and not hasattr(config, "patch_size"):
             continue  # nothing for images
         for part in (config, tower, getattr(config, "text_config", None)):
             for field, least in (("num_hidden_layers", 2), ("vocab_size", 400)):
@@ -171,23 +170,35 @@ def of_transformers() -> Iterator[Candidate]:
         def make(config: Any = config) -> nn.Module:
             return AutoModel.from_config(config, attn_implementation="eager")
 
-        sides = size if isinstance(size, list | tuple) else (size or 224,) * 2
-        said = json.loads(config.to_json_string())
-        yield Candidate(kind, make, lambda model, said=said: said, _seen, tuple(sides[:2]))
+        def write(model: Any, folder: Path) -> None:
+            model.save_pretrained(folder)
+
+        size = tuple(side[:2]) if isinstance(side, list | tuple) else (side or 224,) * 2
+        # Since transformers 5 the names in memory are others than those in files.
+        yield Candidate(kind, make, _seen, write, size, plain=False)
 
 
-def _seen(model: Any, x: Tensor) -> list[Tensor]:
+def _seen(model: Any, x: Tensor) -> list[Any]:
     """What a model of transformers makes of images: embedding, pooled vector, class token, mean."""
+    if model.config.model_type == "mobilevit":
+        x = x.flip(1)  # as its image processor does
     found = []
-    if hasattr(model, "get_image_features"):
+    with suppress(Exception):  # of a model that wants texts, or a list of sizes, besides
         embedded = model.get_image_features(pixel_values=x)
         found.append(embedded if isinstance(embedded, Tensor) else embedded.pooler_output)
-    shown = getattr(model, "vision_model", model)(pixel_values=x)
+    towers = (getattr(model, name, None) for name in ("vision_model", "vision_tower"))
+    shown = next((tower for tower in towers if tower is not None), model)(pixel_values=x)
     found.append(shown.get("pooler_output"))
     tokens = shown.get("last_hidden_state")
     if tokens is not None and tokens.ndim == 3:
         found += [tokens[:, 0], tokens.mean(dim=1)]
-    return [output for output in found if output is not None]
+    return found
+
+
+def _write(model: nn.Module, folder: Path, config: Mapping[str, Any]) -> None:
+    tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 LIBRARIES = {"timm": of_timm, "transformers": of_transformers, "open_clip": of_open_clip}
@@ -211,152 +222,126 @@ def randomise(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def judge(library: str, candidate: Candidate) -> list[Verdict]:
-    """Both ways to read it."""
+def judge(library: str, candidate: Candidate, folder: Path) -> list[Verdict]:
+    """Both ways to read it, from files in `folder`."""
 
-    def verdict(beside: str, outcome: str, *words: str, **facts: Any) -> Verdict:
-        return Verdict(library, candidate.name, beside, outcome, words=words, **facts)
+    def verdict(beside: str, outcome: str, *words: str) -> Verdict:
+        return Verdict(library, candidate.name, beside, outcome, words=words)
 
     try:
         with torch.device("meta"):
-            sketch = candidate.make()
-        config = candidate.config(sketch)
-        shapes = {key: value.to("meta") for key, value in sketch.state_dict().items()}
-    except Exception as error:
-        return [verdict("-", "unbuilt", _line(error))]
-    ways = {"nothing": {}, "config.json": config}
-    verdicts = {}
-    for beside, said in ways.items():
-        try:
-            read(shapes, candidate.name, said)
-        except DataError as error:
-            if not _asks(error):
-                verdicts[beside] = verdict(beside, "refused", _line(error))
-    if len(verdicts) == len(ways):
-        return list(verdicts.values())
-    if sum(map(Tensor.numel, shapes.values())) > MOST_PARAMETERS:
-        return [verdict("-", "unbuilt", "too large to be run here")]
-    try:
+            sketch = candidate.make().state_dict()
+        if candidate.plain and (why := _unknown(sketch)):
+            return [verdict(beside, "refused", why) for beside in ("nothing", "config.json")]
+        if sum(map(Tensor.numel, sketch.values())) > MOST_PARAMETERS:
+            return [verdict("-", "unbuilt", "too large to be run here")]
         model = randomise(candidate.make())
         x = torch.randn(2, 3, *candidate.size)
         with torch.inference_mode():
-            expected = [out for out in candidate.outputs(model, x) if isinstance(out, Tensor)]
-    except Exception as error:
+            outputs = [out[0] if isinstance(out, tuple) else out for out in candidate.see(model, x)]
+        theirs = [out for out in outputs if isinstance(out, Tensor)]
+        candidate.write(model, folder)
+        config = json.loads((folder / "config.json").read_text())
+    except Exception as error:  # whatever it wants besides an image
         return [verdict("-", "unbuilt", _line(error))]
-    state = dict(model.state_dict())
-    try:
-        known = {"image_size": candidate.size, **told_by_config(config)}
-    except DataError:
-        known = {"image_size": candidate.size}
     del model
-    for beside, said in ways.items():
-        if beside in verdicts:
-            continue
-        told: dict[str, Any] = {}
-        words = []
-        while True:
-            try:
-                found = read(state, candidate.name, said, told)
-                break
-            except DataError as error:
-                words.append(_line(error))
-                answers = {k: v for k, v in known.items() if f"{k}=" in str(error)}
-                if not answers.keys() - told.keys():
-                    found = None
-                    break
-                told |= answers
-        if found is None:
-            verdicts[beside] = verdict(beside, "refused", words[-1])
-            continue
+    known: dict[str, Any] = {"image_size": candidate.size}
+    with suppress(DataError):
+        known |= told_by_config(config)
+    named = verdict("config.json", "")._replace(**_read(folder, known, x, theirs))
+    (folder / "config.json").unlink()
+    return [verdict("nothing", "")._replace(**_read(folder, known, x, theirs)), named]
+
+
+def _unknown(sketch: Mapping[str, Tensor]) -> str:
+    """Why no layout has these names; empty if one has."""
+    try:
+        recognise(sketch, "it")
+    except DataError as error:
+        return _line(error)
+    except (NotImplementedError, RuntimeError):  # a layout looks at values, which a sketch has not
+        pass
+    return ""
+
+
+def _read(
+    folder: Path, known: Mapping[str, Any], x: Tensor, theirs: Sequence[Tensor]
+) -> dict[str, Any]:
+    """The verdict on the file in `folder`; `known` is what a question can be answered with."""
+    told: dict[str, Any] = {}
+    words: list[str] = []
+    while True:
         try:
-            difference = compared(found, x, expected)
-        except UsageError as error:  # an image that patches do not fill: it refuses, not errs
-            verdicts[beside] = verdict(beside, "refused", _line(error))
-            continue
-        if difference <= TOLERANCE:
-            outcome = "asked" if told else "equal"
-        else:
-            outcome = "wrong"
-            for field, value in _alternatives(found):
-                try:
-                    other = build(replace(found.config, **{field: value}))
-                except UsageError:  # which no such model can have
-                    continue
-                if _shapes(other.state_dict()) != _shapes(found.state):
-                    continue
-                if compared(found._replace(config=other.config), x, expected) <= TOLERANCE:
-                    outcome = "assumed"
-                    words.append(f"equal with {field} {value}")
-            if set(found.layout.takes) & set(found.assumed):
-                outcome = "assumed"
-        verdicts[beside] = verdict(
-            beside,
-            outcome,
-            *words,
-            *found.assumed,
-            layout=found.layout.name,
-            difference=difference,
-        )
-    return list(verdicts.values())
+            opened = open_weights(folder, told)
+            break
+        except (DataError, UsageError) as error:
+            words.append(_line(error))
+            answers = {field: known[field] for field in known if f"{field}=" in str(error)}
+            if not answers.keys() - told.keys():
+                return {"outcome": "refused", "words": (words[-1],)}
+            told |= answers
+    try:
+        difference = _difference(opened.config, opened.state, x, theirs)
+    except UsageError as error:  # an image that its patches do not fill
+        return {"outcome": "refused", "words": (_line(error),)}
+    outcome = "asked" if told else "equal"
+    if difference > TOLERANCE:
+        layout = {**LAYOUTS, **FAMILY_LAYOUTS}[opened.layout]
+        equal = [
+            f"equal with {field} {value}"
+            for field, value in _alternatives(opened.assumed)
+            if _otherwise(opened.config, opened.state, x, theirs, field, value) <= TOLERANCE
+        ]
+        outcome = "assumed" if equal or {*layout.takes} & {*opened.assumed} else "wrong"
+        words += equal
+    words += opened.assumed
+    return {
+        "outcome": outcome,
+        "layout": opened.layout,
+        "difference": difference,
+        "words": tuple(words),
+    }
 
 
-def compared(found: Found, x: Tensor, expected: Sequence[Tensor]) -> float:
-    """How far our outputs are from theirs."""
-    ours = build(found.config).eval()
-    ours.load_state_dict(found.state)
-    with torch.inference_mode():
-        features = ours.features(x)
-        mine = [features.pooled, *features.prefix.unbind(1)[:1]]
-        return _difference([ours(x)] if found.config.classes else mine, expected)
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {key: tensor.shape for key, tensor in state.items()}
-
-
-def _alternatives(found: Found) -> Iterator[tuple[str, Any]]:
-    """What the lines that say what was assumed leave open."""
-    for words in found.assumed:
-        field = words.split()[0]
-        for value in OTHERWISE.get(field, ()):
-            if getattr(found.config, field, value) != value:
-                yield field, value
-
-
-def read(
-    state: Mapping[str, Tensor],
-    name: str,
-    config: Mapping[str, Any],
-    told: Mapping[str, Any] | None = None,
-) -> Found:
-    """As `open_weights` reads a file with this config.json beside it."""
-    if config:
-        check_architecture(config, name)
-    beside = told_by_config(config) if config else {}
-    found = understand(dict(state), dict(told or {}), name, beside=beside, named=bool(config))
-    return found._replace(assumed=found.assumed + remarks(config))
-
-
-def _difference(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+def _difference(
+    config: ModelConfig, state: Mapping[str, Tensor], x: Tensor, theirs: Sequence[Tensor]
+) -> float:
     """Of the best match between an output of ours and one of theirs, of its largest value."""
-    return min(
-        (
-            float((a - b).abs().max() / b.abs().max())
-            for a in mine
-            for b in theirs
-            if a.shape == b.shape
-        ),
-        default=float("inf"),
-    )
+    model = build(config).eval()
+    model.load_state_dict(state)
+    with torch.inference_mode():
+        features = model.features(x)
+        ours = [features.pooled, *features.prefix.unbind(1)[:1]]
+        if config.classes:
+            ours = [model(x)]
+    pairs = ((a, b) for a in ours for b in theirs if a.shape == b.shape)
+    return min((float((a - b).abs().max() / b.abs().max()) for a, b in pairs), default=float("inf"))
 
 
-def _asks(error: DataError) -> bool:
-    """Whether the message is a question."""
-    return "say " in str(error).lower()
+def _alternatives(assumed: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """What the lines that say what was assumed leave open."""
+    for line in assumed:
+        field = line.split()[0]
+        yield from ((field, value) for value in OTHERWISE.get(field, ()))
+
+
+def _otherwise(
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    x: Tensor,
+    theirs: Sequence[Tensor],
+    field: str,
+    value: Any,
+) -> float:
+    """The difference with another value of a field, if a model with these tensors can have it."""
+    try:
+        return _difference(replace(config, **{field: value}), state, x, theirs)
+    except (UsageError, RuntimeError, TypeError):
+        return float("inf")
 
 
 def _line(error: Exception) -> str:
-    return f"{' '.join(str(error).split())[:300] or type(error).__name__}"
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def main() -> None:
@@ -367,20 +352,25 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
+    let_torchvision_be_imported()
     verdicts: list[Verdict] = []
     start = time.monotonic()
     for library in args.library:
         for candidate in LIBRARIES[library]():
             if fnmatchcase(candidate.name, args.only):
-                verdicts += judge(library, candidate)
-                for verdict in verdicts[-2:]:
-                    if verdict.name == candidate.name and verdict.outcome in ("wrong", "assumed"):
-                        print(*verdict[:4], verdict.difference, *verdict.words, sep="; ")
+                with tempfile.TemporaryDirectory() as folder:
+                    found = judge(library, candidate, Path(folder))
+                verdicts += found
+                for verdict in found:
+                    if verdict.outcome in ("wrong", "assumed"):
+                        print(
+                            *verdict[:4], verdict.difference, *verdict.words, sep="; ", flush=True
+                        )
     counts = Counter((v.library, v.beside, v.outcome) for v in verdicts)
     for (library, beside, outcome), count in sorted(counts.items()):
         print(f"{library:<14}{beside:<14}{outcome:<10}{count:>6}")
-    wrong = [verdict.name for verdict in verdicts if verdict.outcome == "wrong"]
     if args.json:
+        versions = {name: sys.modules[name].__version__ for name in args.library}
         result = {
             "command": " ".join(["python", *sys.argv]),
             "date": datetime.now().date().isoformat(),
@@ -388,14 +378,14 @@ def main() -> None:
                 "vitrail": vitrail.__version__,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
-            }
-            | {name: sys.modules[name].__version__ for name in args.library},
+                **versions,
+            },
             "seconds": round(time.monotonic() - start),
             "counts": [[*key, count] for key, count in sorted(counts.items())],
             "verdicts": [verdict._asdict() for verdict in verdicts],
         }
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    sys.exit(bool(wrong))
+    sys.exit(any(verdict.outcome == "wrong" for verdict in verdicts))
 
 
 if __name__ == "__main__":
