@@ -25,7 +25,15 @@ from torch import Tensor
 from vitrail.errors import DataError
 from vitrail.models import ViTConfig
 from vitrail.nn import RotaryPosition
-from vitrail.weights.names import Layout, Names, State, rename
+from vitrail.weights.names import (
+    Layout,
+    Names,
+    State,
+    check_key_bias,
+    rename,
+    with_key_bias,
+    without_key_bias,
+)
 from vitrail.weights.timm import MARKS, NAMES
 
 _MODEL = {"position": "rope", "rope": "dinov3", "activation": "gelu", "norm_eps": 1e-5}
@@ -76,27 +84,6 @@ def _apart(state: State, gated: str, gate: str, name: str) -> dict[str, Tensor]:
         else:
             theirs[key] = tensor
     return theirs
-
-
-def _with_key_bias(state: State, queries: str, keys: str) -> dict[str, Tensor]:
-    """With a bias of zeros for the keys, wherever the queries have one."""
-    zeros = {
-        key.removesuffix(queries) + keys: torch.zeros_like(tensor)
-        for key, tensor in state.items()
-        if key.endswith(queries)
-    }
-    return {**zeros, **state}
-
-
-def _is_zero(tensor: Tensor) -> bool:
-    return tensor.is_meta or not tensor.any()
-
-
-def _only_zero(key: str, tensor: Tensor) -> None:
-    if not _is_zero(tensor):
-        raise DataError(
-            f"DINOv3 has no counterpart of a bias of keys, and that in '{key}' is not 0"
-        )
 
 
 # --- its own, of facebookresearch/dinov3 ---
@@ -153,7 +140,7 @@ def _own_back(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
     masks = {}
     for key, bias in state.items():
         if key.endswith(".qkv.bias"):
-            _only_zero(key, bias.chunk(3)[1])
+            check_key_bias(key, bias.chunk(3)[1])
             masks[f"{key}_mask"] = _mask(bias)
     token = state["cls_token"]
     periods = RotaryPosition(config.width // config.heads).periods
@@ -204,21 +191,20 @@ _HF_NAMES: Names = {
     "encoder.norm": "norm",
 }
 _MASK_TOKEN = "embeddings.mask_token"
-_HF_BIAS = ("q_proj.bias", "k_proj.bias")
 _HF_GATED = ("gate_proj", "up_proj", "up_proj")
 
 
 def _hf_turn(state: State) -> dict[str, Tensor]:
     """From the files' names, or those in the memory of transformers 5."""
     theirs = rename(state, lambda key: re.sub(r"^model\.layer\.", "layer.", key))
-    return _joined(_with_key_bias(theirs, *_HF_BIAS), *_HF_GATED)
+    return _joined(with_key_bias(theirs), *_HF_GATED)
 
 
 def _hf_back(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
     theirs = {
         key: tensor
         for key, tensor in state.items()
-        if not (key.endswith(_HF_BIAS[1]) and _is_zero(tensor))
+        if not (key.endswith("k_proj.bias") and (tensor.is_meta or not tensor.any()))
     }
     if config.activation == "swiglu":
         theirs = _apart(theirs, *_HF_GATED)
@@ -240,21 +226,15 @@ HUGGING_FACE = Layout(
 
 # --- timm's ---
 
-_TIMM_BIAS = ("attn.q_bias", "attn.k_bias")
 _TIMM_GATED = ("fc1_g", "fc1_x", "fc1")
 
 
 def _timm_turn(state: State) -> dict[str, Tensor]:
-    return _joined(_with_key_bias(state, *_TIMM_BIAS), *_TIMM_GATED)
+    return _joined(with_key_bias(state), *_TIMM_GATED)
 
 
 def _timm_back(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
-    theirs = {}
-    for key, tensor in state.items():
-        if key.endswith(_TIMM_BIAS[1]):
-            _only_zero(key, tensor)
-        else:
-            theirs[key] = tensor
+    theirs = without_key_bias(state, config)
     return _apart(theirs, *_TIMM_GATED) if config.activation == "swiglu" else theirs
 
 

@@ -119,6 +119,39 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
 """What `always` is where a layout does not say otherwise."""
 
 
+_BIASES = (".{}_bias", ".{}_proj.bias")
+"""How those of queries, keys and values are called where they are apart."""
+
+
+def with_key_bias(state: State) -> dict[str, Tensor]:
+    """With zeros for the bias of the keys, in code where queries and values alone have one."""
+    zeros = {
+        key.removesuffix(name.format("q")) + name.format("k"): torch.zeros_like(tensor)
+        for key, tensor in state.items()
+        for name in _BIASES
+        if key.endswith(name.format("q"))
+    }
+    return {**zeros, **state}
+
+
+def without_key_bias(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    """The inverse. Raises `DataError` for a bias that is not zero: there is no place for it."""
+    keys = tuple(name.format("k") for name in _BIASES)
+    for key, tensor in state.items():
+        if key.endswith(keys):
+            check_key_bias(key, tensor)
+    return {key: tensor for key, tensor in state.items() if not key.endswith(keys)}
+
+
+def check_key_bias(key: str, bias: Tensor) -> None:
+    """Raise `DataError` for a bias of keys that is not zero, where keys have none."""
+    if not bias.is_meta and bias.any():
+        raise DataError(
+            f"keys have no bias there, and that in '{key}' is not zero, so it has been trained: "
+            f"set the middle third of each attn.qkv.bias to zero, or write the layout vitrail"
+        )
+
+
 def gather(state: State, config: ViTConfig, layout: Layout) -> dict[str, Tensor]:
     """Their state dict, turned, under our names.
 

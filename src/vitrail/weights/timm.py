@@ -14,11 +14,17 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from vitrail.errors import DataError
 from vitrail.models import ViTConfig
 from vitrail.weights.clip import ACTIVATION
 from vitrail.weights.naflex import COLOURS, kernel_of, matrix_of
-from vitrail.weights.names import Layout, Names, State, position_rows
+from vitrail.weights.names import (
+    Layout,
+    Names,
+    State,
+    position_rows,
+    with_key_bias,
+    without_key_bias,
+)
 
 NAMES: Names = {
     "prefix.class": "cls_token",
@@ -200,31 +206,6 @@ _APART: Names = {
     _QKV: tuple(f"blocks.{{i}}.attn.{x}_proj" for x in "qkv"),
     "encoder.blocks.{i}.mlp.fc1": ("blocks.{i}.mlp.fc1_g", "blocks.{i}.mlp.fc1_x"),
 }
-_BIASES = (".attn.{}_bias", ".attn.{}_proj.bias")
-
-
-def _with_key_bias(state: State) -> dict[str, Tensor]:
-    """Zeros for the bias that keys do not have there."""
-    zeros = {
-        key.removesuffix(name.format("q")) + name.format("k"): torch.zeros_like(tensor)
-        for key, tensor in state.items()
-        for name in _BIASES
-        if key.endswith(name.format("q"))
-    }
-    return {**zeros, **state}
-
-
-def _without_key_bias(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
-    """The inverse. Raises `DataError` for a bias that is not zero: there is no place for it."""
-    keys = tuple(name.format("k") for name in _BIASES)
-    for key, tensor in state.items():
-        if key.endswith(keys) and not tensor.is_meta and tensor.any():
-            raise DataError(
-                f"the keys of EVA's code have no bias, and '{key}' would not be zero, so it has "
-                f"been trained: set the middle third of each attn.qkv.bias to zero, or write the "
-                f"layout vitrail"
-            )
-    return {key: tensor for key, tensor in state.items() if not key.endswith(keys)}
 
 
 def _own_grid(facts: Mapping[str, Any]) -> tuple[int, int]:
@@ -257,8 +238,8 @@ TIMM_EVA = replace(
     marks=(MARKS[0], "blocks.0.attn.q_bias"),
     own=_is(pos_embed=True, gated=False),
     names={**_EVA, **_QV_BIAS},
-    turn=_with_key_bias,
-    back=_without_key_bias,
+    turn=with_key_bias,
+    back=without_key_bias,
     aside=("mask_token", "lm_head.*"),
     takes=(_BEHIND,),
 )
