@@ -8,11 +8,10 @@ tower of timm's (`visual.trunk.*`), which timm's layouts read.
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from vitrail.models import ViTConfig
-from vitrail.weights.names import Ask, Layout, Names, State
+from vitrail.weights.names import Ask, Layout, Names, State, query_apart, query_joined
 
 _BLOCK = "transformer.resblocks.{i}"
 
@@ -86,25 +85,11 @@ _PE_NAMES: Names = {
 
 
 def _pe_turn(state: State) -> dict[str, Tensor]:
-    """The pooling's query apart from its keys and values, which share one matrix there."""
-    turned = _turn(state)
-    for leaf in ("weight", "bias"):
-        whole = turned.get(f"{_POOL}.in_proj_{leaf}")
-        if whole is not None and whole.ndim:
-            width = len(whole) // 3
-            turned[f"{_POOL}.q.{leaf}"] = whole[:width]
-            turned[f"{_POOL}.kv.{leaf}"] = whole[width:]
-            del turned[f"{_POOL}.in_proj_{leaf}"]
-    return turned
+    return query_apart(_turn(state), _POOL)
 
 
 def _pe_back(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
-    theirs = _turn(state)
-    for leaf in ("weight", "bias"):
-        if config.pool == "map":
-            parts = [theirs.pop(f"{_POOL}.{part}.{leaf}") for part in ("q", "kv")]
-            theirs[f"{_POOL}.in_proj_{leaf}"] = torch.cat(parts)
-    return theirs
+    return query_joined(_turn(state), _POOL)
 
 
 _PE = {

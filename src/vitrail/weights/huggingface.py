@@ -19,7 +19,15 @@ from vitrail.models import ViTConfig
 from vitrail.weights.clip import ACTIVATION
 from vitrail.weights.facebook import TIPSV2
 from vitrail.weights.naflex import COLOURS, kernel_of, matrix_of
-from vitrail.weights.names import Layout, Names, State, rename, under
+from vitrail.weights.names import (
+    Layout,
+    Names,
+    State,
+    query_apart,
+    query_joined,
+    rename,
+    under,
+)
 
 _LAYER = "encoder.layer.{i}"
 
@@ -246,24 +254,11 @@ CLIP = replace(
 
 
 def _siglip_turn(state: State) -> dict[str, Tensor]:
-    """The pooling's query apart from its keys and values, which share one matrix there."""
-    turned = _bare(state)
-    for leaf in ("weight", "bias"):
-        whole = turned.get(f"head.attention.in_proj_{leaf}")
-        if whole is not None and whole.ndim:
-            width = len(whole) // 3
-            turned[f"head.attention.q.{leaf}"] = whole[:width]
-            turned[f"head.attention.kv.{leaf}"] = whole[width:]
-            del turned[f"head.attention.in_proj_{leaf}"]
-    return turned
+    return query_apart(_bare(state), "head.attention")
 
 
 def _siglip_back(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
-    theirs = dict(state)
-    for leaf in ("weight", "bias"):
-        parts = [theirs.pop(f"head.attention.{part}.{leaf}") for part in ("q", "kv")]
-        theirs[f"head.attention.in_proj_{leaf}"] = torch.cat(parts)
-    return _prefixed(theirs, config)
+    return _prefixed(query_joined(state, "head.attention"), config)
 
 
 SIGLIP = Layout(

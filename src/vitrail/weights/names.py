@@ -152,6 +152,29 @@ def check_key_bias(key: str, bias: Tensor) -> None:
         )
 
 
+def query_apart(state: State, attention: str) -> dict[str, Tensor]:
+    """With the query of an attention pooling apart from keys and values, whose matrix it shares."""
+    theirs = dict(state)
+    for leaf in ("weight", "bias"):
+        whole = theirs.get(f"{attention}.in_proj_{leaf}")
+        if whole is not None and whole.ndim:
+            width = len(whole) // 3
+            theirs[f"{attention}.q.{leaf}"] = whole[:width]
+            theirs[f"{attention}.kv.{leaf}"] = whole[width:]
+            del theirs[f"{attention}.in_proj_{leaf}"]
+    return theirs
+
+
+def query_joined(state: State, attention: str) -> dict[str, Tensor]:
+    """The inverse of `query_apart`."""
+    theirs = dict(state)
+    for leaf in ("weight", "bias"):
+        if f"{attention}.q.{leaf}" in theirs:
+            parts = [theirs.pop(f"{attention}.{part}.{leaf}") for part in ("q", "kv")]
+            theirs[f"{attention}.in_proj_{leaf}"] = torch.cat(parts)
+    return theirs
+
+
 def gather(state: State, config: ViTConfig, layout: Layout) -> dict[str, Tensor]:
     """Their state dict, turned, under our names.
 
