@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import pytest
 import timm
 import torch
 import transformers as hf
@@ -38,6 +39,14 @@ SHAPE: dict[str, Any] = {
 def one_of_each(keys: Iterable[str]) -> list[str]:
     """Of keys that differ in their first number, which is the block's, the first."""
     return list({re.sub(r"\d+", "", key, count=1): key for key in reversed(list(keys))}.values())
+
+
+def in_turns(*shapes: tuple[int, ...]) -> pytest.MarkDecorator:
+    """A test that gives each tensor one of `shapes`; each of the others, slowly."""
+    turns = [shapes[i:] + shapes[:i] for i in range(len(shapes))]
+    slow = (pytest.param(turn, marks=pytest.mark.slow) for turn in turns[1:])
+    ids = [str(turn[0]) for turn in turns]
+    return pytest.mark.parametrize("shapes", [turns[0], *slow], ids=ids)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ SPDX = {
 
 
 @cache
-def output(config: ModelConfig, size: tuple[int, int]) -> torch.Size:
+def output(config: ModelConfig) -> torch.Size:
     """The shape of what the model makes of one image; once for all rows that are alike.
 
     Blocks are repeated less often: all are counted in tests/models/test_parameters.py.
@@ -39,16 +39,18 @@ def output(config: ModelConfig, size: tuple[int, int]) -> torch.Size:
     elif isinstance(config, ResNetConfig | BiTConfig):
         config = replace(config, depths=(1,) * len(config.depths))
     with torch.device("meta"):
-        return build(config)(torch.empty(1, config.channels, *size)).shape
+        return build(config)(torch.empty(1, config.channels, *config.image_size)).shape
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_builds_and_takes_the_images_it_names(name: str) -> None:
     row = WEIGHTS[name]
     config = row.config
+    config.check_size(row.preprocess.size)
+    alike = replace(config, image_size=MODELS[row.model].image_size, classes=7)
     if isinstance(config, ViTConfig):
-        config = replace(config, resample="bicubic")
-    assert output(config, row.preprocess.size) == (1, config.classes or config.width)
+        alike = replace(alike, resample="bicubic", rope_grid=MODELS[row.model].rope_grid)
+    assert output(alike) == (1, 7)
     assert row.preprocess.channels == row.config.channels
 
 

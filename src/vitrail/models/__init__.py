@@ -115,4 +115,12 @@ def parameters_of(config: ModelConfig) -> int:
     86567656
     """
     with torch.device("meta"):
-        return count_parameters(build(config))
+        if not isinstance(config, _ALIKE) or isinstance(config, DynamicViTConfig):
+            return count_parameters(build(config))
+        # What a second block adds each of the others does: three times as fast for all rows.
+        one, two = (count_parameters(build(replace(config, depth=depth))) for depth in (1, 2))
+        return one + (config.depth - 1) * (two - one)
+
+
+_ALIKE = (ViTConfig, MixerConfig, GmlpConfig)
+"""Families whose blocks are all of one shape."""
