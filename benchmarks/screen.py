@@ -48,7 +48,7 @@ from vitrail.weights.layouts import FAMILY_LAYOUTS, LAYOUTS, recognise
 
 TOLERANCE = 1e-5
 """Of the largest output."""
-MOST_PARAMETERS = 800_000_000
+MOST_PARAMETERS = 500_000_000
 """Of a model that is run."""
 OTHERWISE: dict[str, tuple[Any, ...]] = {
     "activation": ("gelu", "gelu_tanh", "gelu_quick"),

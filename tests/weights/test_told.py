@@ -67,6 +67,11 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         {"pool": "first", "image_size": SIZE},
     ),
     "FlexiViT": (google, {}, {"resample": "flexivit", "image_size": SIZE}),
+    "RoPE-ViT with a table": (
+        timm,
+        {"layer_scale": 1e-5, "resample": "bicubic"},
+        {"heads": 3, "position": "learned_rope", "rope": "axial", "image_size": SIZE},
+    ),
     "CLIP": (
         open_clip,
         CLIP,

@@ -259,7 +259,8 @@ def _facts(
         tokens = (int(class_token) + int(distilled), registers)
         size, positioned = _grid(table[-2], tokens, patch, told, hints, where)
         facts |= {"image_size": size, "prefix_position": positioned}
-        if told.get("position", layout.assumes.get("position")) != "learned_rope":
+        said = {"position": hints.get("position"), **layout.assumes, **told}
+        if said["position"] != "learned_rope":
             facts["position"] = "learned"
     elif "position" not in {**told, **hints, **layout.assumes}:
         others = [kind for kind in get_args(Position) if not kind.startswith("learned")]
