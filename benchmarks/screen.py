@@ -113,12 +113,12 @@ def of_timm() -> Iterator[Candidate]:
         def make(name: str = name) -> nn.Module:
             try:
                 return timm.create_model(name, depth=2)
-            except TypeError:  # it has stages
+            except Exception:  # it has stages, or blocks that differ
                 return timm.create_model(name)
 
-        def write(model: Any, folder: Path, name: str = name, size: Any = size) -> None:
-            said = {"architecture": name, "pretrained_cfg": {"input_size": [3, *size]}}
-            _write(model, folder, said | {"global_pool": getattr(model, "global_pool", None)})
+        def write(model: Any, folder: Path) -> None:
+            cut = {"depth": 2} if len(getattr(model, "blocks", ())) == 2 else {}
+            timm.models.save_for_hf(model, folder, model_args=cut, safe_serialization=True)
 
         yield Candidate(name, make, lambda model, x: [model(x)], write, size)
 
