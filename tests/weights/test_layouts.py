@@ -180,7 +180,7 @@ WRAPPERS = (
 
 @settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(prefix=st.lists(st.sampled_from(WRAPPERS), min_size=1, max_size=4).map("".join))
-@every_source
+@pytest.mark.parametrize("name", {source.layout: name for name, source in SOURCES.items()}.values())
 def test_wrappers_change_nothing(name, prefix, randomised, tmp_path):
     """Whose a file is said to be, its tensors and what is assumed are those of the bare file."""
     source = SOURCES[name]
