@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.disk import flush_folder
 from vitrail.errors import DataError
@@ -366,7 +366,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         if marked := _NUMBER.fullmatch(name):
             values[marked[1]] = value.item()
         else:
-            values[name] = _laid_out(value, parameters[int(index)])
+            values[name] = laid_out(value, parameters[int(index)])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     # It has brought every tensor to its parameter's device, which is right, and to its type, which
@@ -389,7 +389,18 @@ def _lies_otherwise(value: Any, parameter: Tensor) -> bool:
     return value.shape == parameter.shape and value.stride() != parameter.stride()
 
 
-def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+def restore_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load a whole state dict, laid out as the module's is where that lies on several processes.
+
+    Raises as `load_state_dict` does.
+    """
+    like = module.state_dict()
+    there = {name: laid_out(value, like.get(name, value)) for name, value in tensors.items()}
+    module.load_state_dict(there)
+
+
+def laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, the same on every process, as `like` lies on them (FSDP2)."""
     if not (hasattr(like, "device_mesh") and value.shape == like.shape and value.ndim):
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor

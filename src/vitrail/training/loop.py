@@ -21,7 +21,7 @@ from vitrail.data.stream_loader import StreamLoader
 from vitrail.errors import DataError, UsageError, VitrailError, setting
 from vitrail.nn.lora import has_lora, merged_state
 from vitrail.runs import Run, TrainConfig
-from vitrail.runs.checkpoint import flatten_optimizer, restore_optimizer
+from vitrail.runs.checkpoint import flatten_optimizer, restore_optimizer, restore_weights
 from vitrail.runs.store import Checkpoints
 from vitrail.runs.world import ALONE, World
 from vitrail.tasks import Classify
@@ -302,11 +302,11 @@ class _Keeper:
         weights = tensors.get("weights", tensors["model"])
         if self.average:
             average = tensors.get("average", tensors["model"])
-            self.task.model.load_state_dict(weights | average)
+            restore_weights(self.task.model, weights | average)
             self.average.values = {
                 name: value.detach().clone() for name, value in self.task.named_parameters()
             }
-        self.task.model.load_state_dict(weights)
+        restore_weights(self.task.model, weights)
         restore_optimizer(self.optimizer, tensors["optimizer"])
         self.engine.follow()
         if isinstance(self.train, StreamLoader):
