@@ -20,9 +20,9 @@ import PIL
 import torch
 from PIL import Image
 
-from vitrail.data.augment import Augment, AugmentConfig, view
-from vitrail.data.mix import mix
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.views.augment import Augment, AugmentConfig, view
+from vitrail.data.views.mix import mix
+from vitrail.data.views.preprocess import Preprocess
 
 OFF = AugmentConfig.off()
 CONFIGS = {

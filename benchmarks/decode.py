@@ -32,10 +32,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from vitrail.data import decode, read_image
-from vitrail.data.augment import AugmentConfig
-from vitrail.data.decode import read_pixels
-from vitrail.data.loader import Reading, TrainLoader
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.batches.loader import Reading, TrainLoader
+from vitrail.data.pixels.decode import read_pixels
+from vitrail.data.views.augment import AugmentConfig
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.runs.machine import keep_freed_memory
 
 SIZE = (224, 224)

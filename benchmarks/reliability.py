@@ -50,7 +50,7 @@ from PIL import Image
 
 import vitrail
 from vitrail import job
-from vitrail.data.augment import AugmentConfig
+from vitrail.data.views.augment import AugmentConfig
 from vitrail.errors import DataError
 from vitrail.models import ViTConfig
 from vitrail.runs import DataConfig, OptimConfig, Run, TrainConfig

@@ -1,4 +1,4 @@
-"""Build the emoji sample set, `src/vitrail/data/emoji`: labels.csv and images/*.webp.
+"""Build the emoji sample set, `src/vitrail/data/sources/emoji`: labels.csv and images/*.webp.
 
     python scripts/build_emoji.py [--packages DIR] [--out DIR]
 
@@ -96,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     repository = Path(__file__).resolve().parents[1]
     parser.add_argument("--packages", type=Path, help="a folder with the two .tgz files")
-    parser.add_argument("--out", type=Path, default=repository / "src/vitrail/data/emoji")
+    parser.add_argument("--out", type=Path, default=repository / "src/vitrail/data/sources/emoji")
     return parser.parse_args()
 
 

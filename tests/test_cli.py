@@ -17,7 +17,7 @@ from PIL import Image
 from command import last_json, vitrail
 from vitrail.cli import VERBS, main
 from vitrail.data import FORMATS
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.runs import Run
 
 TINY = [

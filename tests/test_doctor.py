@@ -15,7 +15,7 @@ from PIL import Image
 
 from vitrail.cli import main
 from vitrail.data import ArraySource, write_split
-from vitrail.data.csvfile import Columns
+from vitrail.data.sources.csvfile import Columns
 from vitrail.doctor import examine
 from vitrail.doctor.compute import (
     Build,

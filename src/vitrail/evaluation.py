@@ -24,14 +24,14 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data import Source, Targets, open_data
-from vitrail.data.csvfile import Columns, list_file
-from vitrail.data.decode import Encoded
-from vitrail.data.hub import place_of
-from vitrail.data.layout import USUAL, FolderRules
-from vitrail.data.loader import EvalLoader, one_hot
+from vitrail.data.batches.loader import EvalLoader, one_hot
 from vitrail.data.names import shortened, title_of
-from vitrail.data.source import PARTS, Joined, PartedSource, Subset, encoded
-from vitrail.data.stream import StreamSource
+from vitrail.data.pixels.decode import Encoded
+from vitrail.data.sources.csvfile import Columns, list_file
+from vitrail.data.sources.hub import place_of
+from vitrail.data.sources.layout import USUAL, FolderRules
+from vitrail.data.sources.source import PARTS, Joined, PartedSource, Subset, encoded
+from vitrail.data.sources.stream import StreamSource
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.metrics import FEW, Metrics, classification, multi_label
 from vitrail.runs import Run, TrainConfig

@@ -14,18 +14,25 @@ from typing import Any, NamedTuple
 import torch
 
 from vitrail.data import Source, Splits, write_split
-from vitrail.data.batches import Loader, one_hot
-from vitrail.data.hub import place_of
-from vitrail.data.loader import EvalLoader, TrainLoader
+from vitrail.data.batches.loader import EvalLoader, TrainLoader
+from vitrail.data.batches.making import Loader, one_hot
+from vitrail.data.batches.stream_loader import StreamLoader
 from vitrail.data.names import title_of
-from vitrail.data.source import refuse_inside
-from vitrail.data.stream import StreamSource
-from vitrail.data.stream_loader import StreamLoader
+from vitrail.data.sources.hub import place_of
+from vitrail.data.sources.source import refuse_inside
+from vitrail.data.sources.stream import StreamSource
 from vitrail.doctor.machine import memory
 from vitrail.errors import UsageError, setting
 from vitrail.evaluation import Evaluation, evaluate
 from vitrail.models import Model, build
 from vitrail.nn import BatchNorm
+from vitrail.planning.auto import ALL_GIVEN, Auto
+from vitrail.planning.cluster import Cluster
+from vitrail.planning.paper import teacher_on_paper
+from vitrail.planning.plan import Plan, Room, make_plan
+from vitrail.planning.sweep import Sweep
+from vitrail.planning.sweep import find_lr as sweep
+from vitrail.planning.tryout import Makers
 from vitrail.report import write_report
 from vitrail.runs import Run, RunLock, TrainConfig
 from vitrail.runs.config import open_data_of, with_greys
@@ -37,15 +44,8 @@ from vitrail.runs.teacher import FoundTeacher, open_teacher, reopen_teacher
 from vitrail.runs.world import ALONE, World, check_layout, join_world
 from vitrail.tasks import Classify, Distill, Prune, Teacher
 from vitrail.training import fit, fit_probe
-from vitrail.training.auto import ALL_GIVEN, Auto
 from vitrail.training.board import board
-from vitrail.training.cluster import Cluster
-from vitrail.training.paper import teacher_on_paper
-from vitrail.training.plan import Plan, Room, make_plan
 from vitrail.training.progress import Listener
-from vitrail.training.sweep import Sweep
-from vitrail.training.sweep import find_lr as sweep
-from vitrail.training.tryout import Makers
 from vitrail.training.tune import check_tuning, lr_warning
 from vitrail.weights import load_into
 

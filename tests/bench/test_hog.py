@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vitrail.bench.hog import HOG, check_installed, hog_features, hog_labeller, train_hog
-from vitrail.data.augment import AugmentConfig
+from vitrail.data.views.augment import AugmentConfig
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig
 from vitrail.runs import DataConfig, TrainConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrail.data.decode import read_pixels
-from vitrail.data.workers import Request
+from vitrail.data.pixels.decode import read_pixels
+from vitrail.data.pixels.workers import Request
 
 
 def decode(request: Request) -> np.ndarray:

@@ -9,12 +9,12 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from close import close
-from vitrail.data.augment import Augment, AugmentConfig, view
 from vitrail.data.keyed import uniform
-from vitrail.data.mix import mix
-from vitrail.data.ops import GEOMETRIC, PHOTOMETRIC, rotate, shear_x, warp
-from vitrail.data.policy import randaugment, three, trivial
-from vitrail.data.preprocess import Preprocess, pixels
+from vitrail.data.views.augment import Augment, AugmentConfig, view
+from vitrail.data.views.mix import mix
+from vitrail.data.views.ops import GEOMETRIC, PHOTOMETRIC, rotate, shear_x, warp
+from vitrail.data.views.policy import randaugment, three, trivial
+from vitrail.data.views.preprocess import Preprocess, pixels
 from vitrail.errors import UsageError
 
 H, W = 40, 56

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitrail.data import CsvSource, Source, UnreadableImage, open_data
-from vitrail.data.csvfile import Columns
 from vitrail.data.names import label_name
+from vitrail.data.sources.csvfile import Columns
 from vitrail.errors import DataError
 
 

@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from vitrail.data import FORMATS, UnreadableImage, decode, read_image
-from vitrail.data.decode import DEEP, Slice, eight_bits, read_pixels, reduction
-from vitrail.data.formats import HEAD_BYTES, image_format, unread
-from vitrail.data.preprocess import Preprocess
+from vitrail.data import FORMATS, UnreadableImage, read_image
+from vitrail.data.pixels import decode
+from vitrail.data.pixels.decode import DEEP, Slice, eight_bits, read_pixels, reduction
+from vitrail.data.sources.formats import HEAD_BYTES, image_format, unread
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import UsageError
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)

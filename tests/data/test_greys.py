@@ -10,11 +10,11 @@ from PIL import Image
 
 from command import last_json, vitrail
 from vitrail.data import FolderSource, check, read_image
-from vitrail.data.augment import AugmentConfig
-from vitrail.data.greys import look_at_depths
-from vitrail.data.loader import EvalLoader, Reading, TrainLoader
-from vitrail.data.preprocess import Preprocess
-from vitrail.data.stream import StreamSource
+from vitrail.data.batches.loader import EvalLoader, Reading, TrainLoader
+from vitrail.data.pixels.greys import look_at_depths
+from vitrail.data.sources.stream import StreamSource
+from vitrail.data.views.augment import AugmentConfig
+from vitrail.data.views.preprocess import Preprocess
 
 SIDE = 32
 

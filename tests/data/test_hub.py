@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitrail.data import UnreadableImage, open_data, open_splits, open_streamed
-from vitrail.data.csvfile import Columns
-from vitrail.data.hub import HubSource, open_streams, place_of
-from vitrail.data.source import LeftOut, PartedSource
-from vitrail.data.stream import (
+from vitrail.data.sources.csvfile import Columns
+from vitrail.data.sources.hub import HubSource, open_streams, place_of
+from vitrail.data.sources.source import LeftOut, PartedSource
+from vitrail.data.sources.stream import (
     Label,
     Position,
     Streamed,
@@ -30,7 +30,7 @@ from vitrail.data.stream import (
     StreamSource,
     joined,
 )
-from vitrail.data.write_shards import encoded_image, write_shards
+from vitrail.data.sources.write_shards import encoded_image, write_shards
 from vitrail.errors import DataError, UsageError
 
 datasets: Any = pytest.importorskip("datasets", reason="needs the extra `data`")

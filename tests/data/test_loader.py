@@ -21,13 +21,13 @@ from PIL import Image
 
 from data import faulty
 from vitrail.data import keyed, read_image
-from vitrail.data import reading as module
-from vitrail.data.augment import AugmentConfig
-from vitrail.data.cache import size_text
-from vitrail.data.loader import Batch, EvalLoader, Reading, TrainLoader
-from vitrail.data.preprocess import Preprocess
-from vitrail.data.source import file_stamp
-from vitrail.data.workers import Workers
+from vitrail.data.batches.loader import Batch, EvalLoader, Reading, TrainLoader
+from vitrail.data.pixels import reading as module
+from vitrail.data.pixels.cache import size_text
+from vitrail.data.pixels.workers import Workers
+from vitrail.data.sources.source import file_stamp
+from vitrail.data.views.augment import AugmentConfig
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 
 SHAPES = [(40, 40), (20, 80), (80, 20), (40, 40), (30, 60), (40, 40), (16, 128), (57, 31)]
@@ -554,7 +554,7 @@ def test_a_full_disk_costs_time_only(
     train = loader(Files(folder), batch_size=2, reading=reading, notify=told.append)
     batches = train.epoch(0)
     found = digest([next(batches), next(batches)])
-    monkeypatch.setattr("vitrail.data.cache.LEAVE_FREE", 2**62)
+    monkeypatch.setattr("vitrail.data.pixels.cache.LEAVE_FREE", 2**62)
     train._shelf.cache._unlooked = 2**40  # type: ignore[union-attr]
     assert found + digest(batches) == expected
     assert any("are not kept on the disk any more (only" in sentence for sentence in told)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from close import close
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 
 BASE = Preprocess(size=(48, 64), crop=0.875)

@@ -24,12 +24,12 @@ from PIL import Image
 
 from vitrail.cli import main
 from vitrail.data import Source, UnreadableImage, open_data, open_splits
-from vitrail.data import listing as listing_module
-from vitrail.data.listing import list_images
-from vitrail.data.shards import INDEX, ShardSource, changed_shards
-from vitrail.data.source import PartedSource
-from vitrail.data.tar import TarReader
-from vitrail.data.write_shards import Written, encoded_image, write_shards
+from vitrail.data.sources import listing as listing_module
+from vitrail.data.sources.listing import list_images
+from vitrail.data.sources.shards import INDEX, ShardSource, changed_shards
+from vitrail.data.sources.source import PartedSource
+from vitrail.data.sources.tar import TarReader
+from vitrail.data.sources.write_shards import Written, encoded_image, write_shards
 from vitrail.errors import DataError, UsageError
 
 

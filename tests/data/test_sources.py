@@ -24,7 +24,7 @@ from vitrail.data import (
     UnreadableImage,
     open_data,
 )
-from vitrail.data.layout import FolderRules
+from vitrail.data.sources.layout import FolderRules
 from vitrail.errors import DataError, UsageError
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
@@ -460,7 +460,7 @@ def test_images_without_class_folders_are_told_how_to_lie(tmp_path: Path) -> Non
 
 
 def test_naming_columns_of_a_folder_is_a_mistake(tmp_path: Path) -> None:
-    from vitrail.data.csvfile import Columns
+    from vitrail.data.sources.csvfile import Columns
 
     save(tmp_path / "cat/1.png")
     with pytest.raises(UsageError, match="is no CSV file"):

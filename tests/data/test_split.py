@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vitrail.data import PARTS, ArraySource, Source, Splits, open_data, open_splits, write_split
-from vitrail.data.layout import FolderRules
+from vitrail.data.sources.layout import FolderRules
 from vitrail.errors import DataError, UsageError
 
 

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.data.augment import AugmentConfig
-from vitrail.data.batches import Batch
-from vitrail.data.preprocess import Preprocess
-from vitrail.data.reading import Reading
-from vitrail.data.stream import Label, Position, StreamSource, joined
-from vitrail.data.stream_loader import StreamLoader
+from vitrail.data.batches.making import Batch
+from vitrail.data.batches.stream_loader import StreamLoader
+from vitrail.data.pixels.reading import Reading
+from vitrail.data.sources.stream import Label, Position, StreamSource, joined
+from vitrail.data.views.augment import AugmentConfig
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 
 SMALL = Preprocess(size=(16, 16))

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from data import faulty
-from vitrail.data import workers as module
-from vitrail.data.decode import Slice, UnreadableImage, read_pixels
-from vitrail.data.workers import Abandoned, GivenUp, Request, Workers, shared_workers
+from vitrail.data.pixels import workers as module
+from vitrail.data.pixels.decode import Slice, UnreadableImage, read_pixels
+from vitrail.data.pixels.workers import Abandoned, GivenUp, Request, Workers, shared_workers
 from vitrail.errors import DataError
 
 
@@ -229,7 +229,7 @@ PARENT = """
 import signal, sys, threading
 from pathlib import Path
 from data import faulty
-from vitrail.data.workers import Request, Workers
+from vitrail.data.pixels.workers import Request, Workers
 
 caught = []
 for number in (signal.SIGINT, signal.SIGTERM):

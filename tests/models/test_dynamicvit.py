@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from close import close
-from vitrail.data.loader import Batch
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.batches.loader import Batch
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 from vitrail.models import (
     DynamicViT,

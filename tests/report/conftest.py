@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from vitrail.data import open_splits, write_split
-from vitrail.data.augment import AugmentConfig
-from vitrail.data.loader import EvalLoader, TrainLoader, one_hot
+from vitrail.data.batches.loader import EvalLoader, TrainLoader, one_hot
+from vitrail.data.views.augment import AugmentConfig
 from vitrail.models import ViTConfig, build
 from vitrail.runs import DataConfig, Run, TrainConfig
 from vitrail.tasks import Classify

@@ -11,7 +11,7 @@ from vitrail.evaluation import evaluate
 from vitrail.models import ViTConfig, build
 from vitrail.report import write_report
 from vitrail.report.page import render
-from vitrail.report.positions import similarity, why_none
+from vitrail.report.pages.positions import similarity, why_none
 from vitrail.runs import Run
 
 HOSTILE = "\"'><script>alert(1)</script>&lt<img src=http://evil.example/x onerror=alert(2)>"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitrail.data import Splits
-from vitrail.data.stream import StreamSource
+from vitrail.data.sources.stream import StreamSource
 from vitrail.errors import DataError, UsageError
 from vitrail.models import model_config
 from vitrail.runs import DataConfig, Run, TrainConfig

@@ -15,9 +15,9 @@ from PIL import Image
 from close import close
 from train.striped import CLASSES, pictures
 from vitrail.cli import main
-from vitrail.data.augment import AugmentConfig
-from vitrail.data.loader import Batch, EvalLoader, TrainLoader
-from vitrail.data.preprocess import Preprocess, collate
+from vitrail.data.batches.loader import Batch, EvalLoader, TrainLoader
+from vitrail.data.views.augment import AugmentConfig
+from vitrail.data.views.preprocess import Preprocess, collate
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig, build, model_config
 from vitrail.recipes import RECIPES, Facts

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from close import close
-from vitrail.data.loader import Batch
-from vitrail.data.preprocess import Canvas
+from vitrail.data.batches.loader import Batch
+from vitrail.data.views.preprocess import Canvas
 from vitrail.errors import UsageError
 from vitrail.models import ViT, ViTConfig
 from vitrail.tasks import Classify, ClassifyConfig

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vitrail.data.source import ArraySource
+from vitrail.data.sources.source import ArraySource
 
 CLASSES = ("dark", "light", "striped")
 

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.families import KINDS, RESNET, VIT
-from vitrail.data.loader import Batch
+from vitrail.data.batches.loader import Batch
 from vitrail.models import build
+from vitrail.planning.paper import Line, count_step
 from vitrail.runs import DataConfig, TrainConfig, TuneConfig
 from vitrail.tasks import Classify
 from vitrail.training.engine import Engine
-from vitrail.training.paper import Line, count_step
 from vitrail.training.tune import Tuning
 
 CONV = replace(VIT, stem="conv", position="rope")

@@ -11,9 +11,9 @@ import torch
 
 from close import close, largest
 from train.striped import CLASSES, pictures
-from vitrail.data.augment import AugmentConfig
-from vitrail.data.loader import Batch, EvalLoader, TrainLoader
-from vitrail.data.source import ArraySource
+from vitrail.data.batches.loader import Batch, EvalLoader, TrainLoader
+from vitrail.data.sources.source import ArraySource
+from vitrail.data.views.augment import AugmentConfig
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig, build
 from vitrail.runs import DataConfig, OptimConfig, Run, TrainConfig, read_checkpoint
@@ -190,7 +190,7 @@ def test_bfloat16_trains(tmp_path):
 
 
 def test_damaged_images_are_left_out_up_to_a_limit(tmp_path):
-    from vitrail.data.decode import UnreadableImage
+    from vitrail.data.pixels.decode import UnreadableImage
 
     class Damaged(ArraySource):
         broken = (5,)
@@ -260,7 +260,7 @@ def test_balanced_weights_and_several_labels():
         ClassifyConfig(class_weights="balanced"), ("a", "b"), counts, multi_label=True,
     )  # fmt: skip
     assert task.class_weights.tolist() == pytest.approx([100 / 180, 5.0])
-    from vitrail.data.loader import Batch
+    from vitrail.data.batches.loader import Batch
 
     batch = Batch(torch.zeros(2, 3, 32, 32), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), np.arange(2))
     expected = 0.693147 * (100 / 180 + 5) / 2

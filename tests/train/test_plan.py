@@ -15,21 +15,15 @@ from hypothesis import strategies as st
 from vitrail import cli
 from vitrail.cli.plan import show_plan
 from vitrail.data import Splits
-from vitrail.data.augment import AugmentConfig
-from vitrail.data.loader import Batch, EvalLoader, TrainLoader
-from vitrail.data.mix import share_unit
-from vitrail.data.source import ArraySource
+from vitrail.data.batches.loader import Batch, EvalLoader, TrainLoader
+from vitrail.data.sources.source import ArraySource
+from vitrail.data.views.augment import AugmentConfig
+from vitrail.data.views.mix import share_unit
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig, build, model_config
-from vitrail.runs import DataConfig, OptimConfig, Run, TrainConfig, TuneConfig
-from vitrail.tasks import Classify, ClassifyConfig, Distill, DistillConfig, Teacher
-from vitrail.training import fit
-from vitrail.training.auto import Auto, choose
-from vitrail.training.average import Average
-from vitrail.training.cluster import Cluster, layouts, share_out
-from vitrail.training.engine import Engine
-from vitrail.training.optim import build_optimizer
-from vitrail.training.paper import (
+from vitrail.planning.auto import Auto, choose
+from vitrail.planning.cluster import Cluster, layouts, share_out
+from vitrail.planning.paper import (
     Held,
     Line,
     Sizes,
@@ -39,8 +33,14 @@ from vitrail.training.paper import (
     held_by,
     teacher_on_paper,
 )
-from vitrail.training.plan import Plan, Room, make_plan, run_time
-from vitrail.training.tryout import Makers, Meter, Tryout
+from vitrail.planning.plan import Plan, Room, make_plan, run_time
+from vitrail.planning.tryout import Makers, Meter, Tryout
+from vitrail.runs import DataConfig, OptimConfig, Run, TrainConfig, TuneConfig
+from vitrail.tasks import Classify, ClassifyConfig, Distill, DistillConfig, Teacher
+from vitrail.training import fit
+from vitrail.training.average import Average
+from vitrail.training.engine import Engine
+from vitrail.training.optim import build_optimizer
 from vitrail.training.tune import Tuning
 
 CPU = torch.device("cpu")

@@ -15,11 +15,11 @@ from close import close
 from train.striped import CLASSES, pictures
 from vitrail import job
 from vitrail.data import FolderSource
-from vitrail.data.augment import AugmentConfig
-from vitrail.data.decode import UnreadableImage
-from vitrail.data.loader import EvalLoader, TrainLoader
-from vitrail.data.preprocess import Preprocess
-from vitrail.data.source import ArraySource, Subset
+from vitrail.data.batches.loader import EvalLoader, TrainLoader
+from vitrail.data.pixels.decode import UnreadableImage
+from vitrail.data.sources.source import ArraySource, Subset
+from vitrail.data.views.augment import AugmentConfig
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig, build
 from vitrail.runs import DataConfig, Run, TrainConfig, TuneConfig, read_checkpoint

@@ -18,8 +18,8 @@ from PIL import Image
 
 from vitrail import job
 from vitrail.cli import main
-from vitrail.data.augment import AugmentConfig
-from vitrail.data.stream import StreamSettings
+from vitrail.data.sources.stream import StreamSettings
+from vitrail.data.views.augment import AugmentConfig
 from vitrail.errors import UsageError
 from vitrail.models import ViTConfig
 from vitrail.runs import DataConfig, OptimConfig, Run, TrainConfig, TuneConfig, read_checkpoint

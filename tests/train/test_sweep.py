@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from vitrail.cli import main
-from vitrail.data.augment import AugmentConfig
-from vitrail.data.loader import TrainLoader
-from vitrail.data.source import ArraySource
+from vitrail.data.batches.loader import TrainLoader
+from vitrail.data.sources.source import ArraySource
+from vitrail.data.views.augment import AugmentConfig
 from vitrail.models import ViTConfig, build
+from vitrail.planning.sweep import find_lr, suggest
 from vitrail.runs import DataConfig, OptimConfig, TrainConfig, TuneConfig
 from vitrail.tasks import Classify, ClassifyConfig
-from vitrail.training.sweep import find_lr, suggest
 
 CONFIG = TrainConfig(
     data=DataConfig(path="arrays"),

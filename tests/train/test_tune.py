@@ -12,8 +12,8 @@ from torch import nn
 
 from close import close
 from train.striped import CLASSES, pictures
-from vitrail.data.augment import AugmentConfig
-from vitrail.data.loader import Batch, EvalLoader, TrainLoader
+from vitrail.data.batches.loader import Batch, EvalLoader, TrainLoader
+from vitrail.data.views.augment import AugmentConfig
 from vitrail.errors import UsageError
 from vitrail.models import ViTConfig, build
 from vitrail.nn.lora import LoraLinear, add_lora, merged_state

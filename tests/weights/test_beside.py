@@ -11,7 +11,7 @@ import transformers as hf
 from PIL import Image
 
 from close import close
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError
 from vitrail.models import ViT, ViTConfig
 from vitrail.weights.beside import preprocess_by, told_by_config

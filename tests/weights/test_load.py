@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from close import close
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViT, ViTConfig, build
 from vitrail.weights import (

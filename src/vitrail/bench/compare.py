@@ -34,7 +34,7 @@ from vitrail.bench.measure import (
     speeds,
 )
 from vitrail.bench.memory import peak_memory
-from vitrail.data.layout import USUAL
+from vitrail.data.sources.layout import USUAL
 from vitrail.errors import DataError, UsageError, VitrailError, setting
 from vitrail.metrics import Estimate, paired, share
 from vitrail.models import ModelConfig, parameters_of

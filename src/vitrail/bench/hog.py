@@ -30,8 +30,8 @@ from jaxtyping import Float32, UInt8
 
 from vitrail.bench.measure import BATCH, Labeller
 from vitrail.data import Source, UnreadableImage, write_split
-from vitrail.data.preprocess import Preprocess
-from vitrail.data.stream import StreamSource
+from vitrail.data.sources.stream import StreamSource
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.metrics import classification
 from vitrail.runs import TrainConfig

@@ -12,9 +12,9 @@ from vitrail.cli.dataset import AS_FOUND, OfData
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import CountingScreen
 from vitrail.data import PARTS, SAMPLES, CheckReport, PartedSource, check, fetch, open_data
-from vitrail.data.greys import cut_sentence
-from vitrail.data.shards import changed_shards
-from vitrail.data.write_shards import write_shards
+from vitrail.data.pixels.greys import cut_sentence
+from vitrail.data.sources.shards import changed_shards
+from vitrail.data.sources.write_shards import write_shards
 from vitrail.errors import UsageError, unknown_name
 
 _SHOWN = 10

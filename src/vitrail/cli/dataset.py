@@ -5,8 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from vitrail.data.csvfile import Columns
-from vitrail.data.layout import USUAL, FolderRules
+from vitrail.data.sources.csvfile import Columns
+from vitrail.data.sources.layout import USUAL, FolderRules
 
 
 @dataclass(frozen=True)

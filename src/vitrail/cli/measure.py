@@ -11,9 +11,9 @@ import tyro
 from vitrail.cli.dataset import AS_FOUND, OfData
 from vitrail.cli.parse import parse
 from vitrail.data import UnreadableImage
-from vitrail.data.greys import look_at_depths
-from vitrail.data.source import LeftOut
-from vitrail.data.walk import walk
+from vitrail.data.pixels.greys import look_at_depths
+from vitrail.data.sources.source import LeftOut
+from vitrail.data.sources.walk import walk
 from vitrail.deploy import Predictor
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation import evaluate as measure

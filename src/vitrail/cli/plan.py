@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 from rich.text import Text
 
 from vitrail.cli.table import Column, print_facts, print_table
+from vitrail.planning.cluster import RESERVED, Layout
+from vitrail.planning.plan import Plan, size_text
+from vitrail.planning.tryout import Tryout
 from vitrail.report import words
-from vitrail.training.cluster import RESERVED, Layout
-from vitrail.training.plan import Plan, size_text
-from vitrail.training.tryout import Tryout
 
 _NAMES = {"alone": "one GPU", "ddp": "DDP", "fsdp": "FSDP"}
 

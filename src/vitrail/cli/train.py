@@ -22,19 +22,19 @@ from vitrail.cli.plan import show_plan
 from vitrail.cli.screen import TrainingScreen, clock, say
 from vitrail.cli.told import told_by
 from vitrail.data import open_data
-from vitrail.data.csvfile import Columns
-from vitrail.data.hub import STREAM_PREFIX, open_streams
-from vitrail.data.layout import FolderRules
-from vitrail.data.stream import StreamSettings
+from vitrail.data.sources.csvfile import Columns
+from vitrail.data.sources.hub import STREAM_PREFIX, open_streams
+from vitrail.data.sources.layout import FolderRules
+from vitrail.data.sources.stream import StreamSettings
 from vitrail.errors import DataError, UsageError, VitrailError, setting, unknown_name
 from vitrail.models import ModelConfig, ViTConfig, model_config, with_tokens
+from vitrail.planning.auto import ALL_GIVEN, AUTO, Auto
+from vitrail.planning.cluster import Cluster
 from vitrail.recipes import RECIPES, Facts, facts
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import known_fields, read_changes, with_changes
 from vitrail.runs.start import open_start
 from vitrail.runs.world import LINGER_SECONDS, check_layout
-from vitrail.training.auto import ALL_GIVEN, AUTO, Auto
-from vitrail.training.cluster import Cluster
 from vitrail.weights import Opened
 from vitrail.weights.fit import check_structure
 

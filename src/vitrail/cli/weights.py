@@ -12,7 +12,7 @@ from vitrail.cli.parse import parse
 from vitrail.cli.screen import say
 from vitrail.cli.table import Column, print_table, print_text
 from vitrail.cli.told import Told
-from vitrail.data.shards import read_class_names
+from vitrail.data.sources.shards import read_class_names
 from vitrail.errors import UsageError, unknown_name
 from vitrail.models import model_config, parameters_of
 from vitrail.runs.start import open_start

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float64, Int, UInt64
 from PIL import Image
 
-from vitrail.data.decode import DEEP, UnreadableImage
-from vitrail.data.greys import depth_of, look_at_depths, range_text
-from vitrail.data.source import Source, label_counts
+from vitrail.data.pixels.decode import DEEP, UnreadableImage
+from vitrail.data.pixels.greys import depth_of, look_at_depths, range_text
+from vitrail.data.sources.source import Source, label_counts
 
 _BLOCK = 32  # images a thread: what is under way bounds the memory that is taken
 

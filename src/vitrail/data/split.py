@@ -16,16 +16,24 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from vitrail.data.arrays import has_idx, open_idx, open_npz
-from vitrail.data.csvfile import Columns, CsvSource, NoImageColumn, list_file
-from vitrail.data.folder import FolderSource
-from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open_hub, open_streams
-from vitrail.data.layout import USUAL, FolderRules
 from vitrail.data.names import shortened
-from vitrail.data.samples import SAMPLES, open_sample
-from vitrail.data.shards import ShardSource, has_shards
-from vitrail.data.source import PARTS, PartedSource, Source, Subset, Tally, Targets, label_counts
-from vitrail.data.stream import HeldImages, StreamSettings, StreamSource
+from vitrail.data.sources.arrays import has_idx, open_idx, open_npz
+from vitrail.data.sources.csvfile import Columns, CsvSource, NoImageColumn, list_file
+from vitrail.data.sources.folder import FolderSource
+from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open_hub, open_streams
+from vitrail.data.sources.layout import USUAL, FolderRules
+from vitrail.data.sources.samples import SAMPLES, open_sample
+from vitrail.data.sources.shards import ShardSource, has_shards
+from vitrail.data.sources.source import (
+    PARTS,
+    PartedSource,
+    Source,
+    Subset,
+    Tally,
+    Targets,
+    label_counts,
+)
+from vitrail.data.sources.stream import HeldImages, StreamSettings, StreamSource
 from vitrail.errors import DataError, UsageError, setting
 
 _TRAIN, _VAL, _TEST = range(len(PARTS))

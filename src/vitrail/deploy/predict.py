@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from vitrail.data.decode import AnyPicture, read_image
+from vitrail.data.pixels.decode import AnyPicture, read_image
 from vitrail.runs.load import load
 from vitrail.tasks.tta import looks, probabilities
 

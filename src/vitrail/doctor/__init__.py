@@ -15,8 +15,8 @@ one. Nothing is changed, and torch is imported only by what looks at it.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vitrail.data.csvfile import Columns
-from vitrail.data.layout import USUAL, FolderRules
+from vitrail.data.sources.csvfile import Columns
+from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.doctor.finding import Finding as Finding
 
 

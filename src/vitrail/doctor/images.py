@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from vitrail.data import Source, UnreadableImage, open_data, open_splits
-from vitrail.data.csvfile import Columns
-from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX, open_streams
-from vitrail.data.layout import USUAL, FolderRules
 from vitrail.data.names import shortened
-from vitrail.data.source import label_counts
-from vitrail.data.stream import StreamSettings
+from vitrail.data.sources.csvfile import Columns
+from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX, open_streams
+from vitrail.data.sources.layout import USUAL, FolderRules
+from vitrail.data.sources.source import label_counts
+from vitrail.data.sources.stream import StreamSettings
 from vitrail.doctor.finding import Finding
 from vitrail.doctor.machine import cores
 from vitrail.errors import VitrailError

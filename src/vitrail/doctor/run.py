@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from vitrail.data.hub import place_of
+from vitrail.data.sources.hub import place_of
 from vitrail.doctor.finding import Finding, bytes_text
 from vitrail.errors import DataError, VitrailError
 from vitrail.runs import Run, TrainConfig

@@ -5,7 +5,7 @@ Touvron et al., arXiv 2012.12877; Rao et al., arXiv 2106.02034.
 
 from dataclasses import replace
 
-from vitrail.data.augment import AugmentConfig
+from vitrail.data.views.augment import AugmentConfig
 from vitrail.errors import UsageError
 from vitrail.models import DynamicViTConfig, ViTConfig, model_config
 from vitrail.models.dynamicvit import pruned

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from vitrail.data import Source, UnreadableImage
-from vitrail.data.stream import StreamSource
+from vitrail.data.sources.stream import StreamSource
 from vitrail.runs.device import pick_device
 from vitrail.runs.machine import matrix_rate, native_precision
 from vitrail.weights import Opened

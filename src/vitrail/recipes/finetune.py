@@ -17,7 +17,7 @@ reach on the sample set is in benchmarks/results/finetune.md.
 from dataclasses import replace
 from typing import Any, Literal
 
-from vitrail.data.augment import AugmentConfig
+from vitrail.data.views.augment import AugmentConfig
 from vitrail.errors import UsageError, setting
 from vitrail.models import ModelConfig, ViTConfig
 from vitrail.recipes.facts import Facts

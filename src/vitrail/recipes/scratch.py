@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from vitrail.bench.macs import macs
-from vitrail.data.augment import AugmentConfig
+from vitrail.data.views.augment import AugmentConfig
 from vitrail.models import model_config
 from vitrail.recipes.facts import Facts
 from vitrail.runs import DataConfig, OptimConfig, TrainConfig

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vitrail.data.augment import AugmentConfig
-from vitrail.data.greys import range_text
+from vitrail.data.pixels.greys import range_text
+from vitrail.data.views.augment import AugmentConfig
 from vitrail.evaluation import Evaluation
 from vitrail.models import ViTConfig, count_parameters
 from vitrail.report.words import duration

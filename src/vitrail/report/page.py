@@ -17,8 +17,9 @@ from vitrail.evaluation import Evaluation
 from vitrail.metrics import Estimate
 from vitrail.models import ViTConfig
 from vitrail.nn import patch_grid
-from vitrail.report import charts, classes, gallery, positions, words
+from vitrail.report import charts, words
 from vitrail.report.facts import facts, unreadable
+from vitrail.report.pages import classes, gallery, positions
 from vitrail.report.pictures import Picture, cut, embed, seen
 from vitrail.runs import Run
 

@@ -9,8 +9,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vitrail.data import Source, UnreadableImage
-from vitrail.data.decode import eight_bits
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.pixels.decode import eight_bits
+from vitrail.data.views.preprocess import Preprocess
 
 _THUMBNAIL = 160
 """Pixels of a thumbnail's longer side."""

@@ -15,14 +15,14 @@ import yaml
 from pydantic import Discriminator, TypeAdapter, ValidationError
 
 from vitrail.data import Splits, open_splits, open_streamed
-from vitrail.data.augment import AugmentConfig
-from vitrail.data.greys import look_at_depths
-from vitrail.data.hub import HUB_PREFIX, STREAM_PREFIX
-from vitrail.data.layout import FolderRules
-from vitrail.data.loader import Reading
-from vitrail.data.mix import check_mixable
-from vitrail.data.preprocess import Interpolation, Preprocess, Resize
-from vitrail.data.stream import StreamSettings, StreamSource
+from vitrail.data.batches.loader import Reading
+from vitrail.data.pixels.greys import look_at_depths
+from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX
+from vitrail.data.sources.layout import FolderRules
+from vitrail.data.sources.stream import StreamSettings, StreamSource
+from vitrail.data.views.augment import AugmentConfig
+from vitrail.data.views.mix import check_mixable
+from vitrail.data.views.preprocess import Interpolation, Preprocess, Resize
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import ModelConfig, ViTConfig
 from vitrail.tasks import ClassifyConfig, DistillConfig, PruneConfig

@@ -24,8 +24,8 @@ from jaxtyping import UInt64
 from vitrail import __version__
 from vitrail.data import Source, Splits
 from vitrail.data.names import shortened
-from vitrail.data.source import label_counts
-from vitrail.data.stream import StreamSource
+from vitrail.data.sources.source import label_counts
+from vitrail.data.sources.stream import StreamSource
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.folder import Run, environment

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, setting
 from vitrail.models import Model, build, with_tokens
 from vitrail.runs.checkpoint import Checkpoint, check_checkpoint, model_sha256, read_checkpoint

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitrail.data.greys import range_text
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.pixels.greys import range_text
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, VitrailError, setting
 from vitrail.models import Model, build
 from vitrail.runs.config import TrainConfig

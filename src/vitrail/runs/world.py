@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from vitrail.data.batches import share_of
+from vitrail.data.batches.making import share_of
 from vitrail.errors import DataError, UsageError, VitrailError, setting
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.device import pick_device

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.data.loader import Batch
+from vitrail.data.batches.loader import Batch
 from vitrail.models import Model
 from vitrail.tasks.tta import probabilities
 

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vitrail.data.loader import Batch
-from vitrail.data.preprocess import Canvas, Preprocess, collate
+from vitrail.data.batches.loader import Batch
+from vitrail.data.views.preprocess import Canvas, Preprocess, collate
 from vitrail.errors import UsageError, setting
 from vitrail.models import Model
 from vitrail.nn import Features

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vitrail.data.loader import Batch
+from vitrail.data.batches.loader import Batch
 from vitrail.errors import UsageError, setting
 from vitrail.models import Model, ViT
 from vitrail.models.dynamicvit import DynamicViT

@@ -27,7 +27,7 @@ from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-from vitrail.data.loader import Batch
+from vitrail.data.batches.loader import Batch
 from vitrail.errors import DataError, setting
 from vitrail.models import Model
 from vitrail.nn import ConvStem

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitrail.data import cache_folder
-from vitrail.data.loader import EvalLoader
-from vitrail.data.preprocess import Canvas
+from vitrail.data.batches.loader import EvalLoader
+from vitrail.data.views.preprocess import Canvas
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.models import Model
 from vitrail.tasks.tta import Look, seen, whole_of

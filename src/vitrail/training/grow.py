@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import torch.nn.functional as F
 
-from vitrail.data.loader import Batch
+from vitrail.data.batches.loader import Batch
 
 _GROWN = 0.7
 """The share of a run after which images are whole."""

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from vitrail.data.batches import Batch, Loader
-from vitrail.data.loader import EvalLoader, TrainLoader
-from vitrail.data.stream import joined
-from vitrail.data.stream_loader import StreamLoader
+from vitrail.data.batches.loader import EvalLoader, TrainLoader
+from vitrail.data.batches.making import Batch, Loader
+from vitrail.data.batches.stream_loader import StreamLoader
+from vitrail.data.sources.stream import joined
 from vitrail.errors import DataError, UsageError, VitrailError, setting
 from vitrail.nn.lora import has_lora, merged_state
 from vitrail.runs import Run, TrainConfig

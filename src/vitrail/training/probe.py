@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitrail.data import keyed
-from vitrail.data.loader import EvalLoader, TrainLoader, one_hot
-from vitrail.data.source import Source
+from vitrail.data.batches.loader import EvalLoader, TrainLoader, one_hot
+from vitrail.data.sources.source import Source
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.store import Checkpoints
 from vitrail.tasks import Classify

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ModelConfig
 from vitrail.weights.architectures import told_by_timm

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import Size, Tensor
 
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError
 from vitrail.models import MODELS, GmlpConfig, MixerConfig, ModelConfig, ViTConfig
 from vitrail.nn import adapt_channels, resample_patch, resample_table

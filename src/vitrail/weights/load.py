@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Discriminator, TypeAdapter, ValidationError
 from torch import Size, Tensor
 
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import MODELS, Model, ModelConfig, ViTConfig, build, model_config
 from vitrail.weights.architectures import check_architecture, named, remarks

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.models import ModelConfig, model_config
 from vitrail.models.vit import ROWS as VIT_ROWS
 from vitrail.weights.places import Hub, Place, Url, WheelMember

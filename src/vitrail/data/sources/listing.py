@@ -1,0 +1,260 @@
+"""Which images a tar file of WebDataset holds, where, and with what labels; found once and kept.
+
+The list is kept in the user's cache, for the file as it is now: its path, size and time of change.
+"""
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from vitrail.data.names import label_name, printable
+from vitrail.data.sources.formats import FORMATS, HEAD_BYTES, IMAGE_EXTENSIONS, image_format
+from vitrail.data.sources.samples import cache_folder
+from vitrail.data.sources.source import file_stamp
+from vitrail.data.sources.tar import TarReader
+from vitrail.errors import DataError
+
+_VERSION = 2  # of what is cached
+_MOST_LABEL_BYTES = 64 << 10
+_LABEL_FIELDS = ("cls", "json", "txt")  # the first that an image has is taken
+_JSON_LABELS = ("labels", "label", "cls", "class", "class_name", "category")
+
+
+LEFT_OUT = {
+    "hidden and system files": "what begins with a dot is no data",
+    "links, devices and sparse files": "only plain files are read",
+    "names that lead out of the shard": "only what is below it is read",
+    "further images of one key": "the first one is taken",
+    "images of other endings": "KEY.jpg, KEY.png and the like are looked for: rename them",
+    "members that are neither": "no image, by their content, and no label",
+    "bytes behind the end mark": "another tar file? Write it to a file of its own",
+    "labels without an image": "KEY.cls needs KEY.jpg or the like beside it",
+    "images without a label": "KEY.jpg needs KEY.cls, KEY.txt or KEY.json beside it",
+}
+"""What of a tar file may be left out, and why."""
+
+
+class Listing(NamedTuple):
+    """What `ShardSource` needs to know of one tar file; in its order, one row an image."""
+
+    keys: tuple[str, ...]
+    offsets: Int64[np.ndarray, " n"]
+    sizes: Int64[np.ndarray, " n"]
+    codes: Int32[np.ndarray, " n"]
+    """Which of `labels` an image has."""
+    labels: tuple[tuple[str, ...], ...]
+    several: bool
+    """Whether labels came as lists."""
+    left_out: dict[str, list[str]]
+    """By a key of LEFT_OUT, or the name of a format, how many and a few names: ["12", "a", "b"]."""
+    fields: tuple[str, ...]
+    """Endings of members."""
+
+
+def listed(file: Path) -> Listing:
+    """The listing of a tar file, from the cache where it is known there as it is now."""
+    place = _cache_place(file)
+    stamp = f"{_VERSION} {' '.join(FORMATS)} {file_stamp(file)}"
+    if place is not None and (known := _read_listing(place, stamp)) is not None:
+        return known
+    listing = list_images(file)
+    if place is not None:
+        _write_listing(place, stamp, listing)
+    return listing
+
+
+def list_images(file: Path) -> Listing:
+    """List a tar file by its headers. Raises DataError where it is damaged or cut short."""
+    found = _Found()
+    with TarReader(file) as tar:
+        for name, kind, offset, size in tar.members():
+            while name.startswith("./"):
+                name = name[2:]
+            folder, slash, last = name.rpartition("/")
+            if kind == "folder":
+                continue
+            if last.startswith("."):
+                found.leave_out("hidden and system files", name)
+                continue
+            if kind != "file":
+                found.leave_out("links, devices and sparse files", name)
+                continue
+            if folder.startswith("/") or name.startswith("/") or ".." in folder.split("/"):
+                found.leave_out("names that lead out of the shard", name)
+                continue
+            stem, _, field = last.partition(".")
+            field = field.lower()
+            if f".{field}" in IMAGE_EXTENSIONS:
+                found.add_image(folder + slash + stem, name, offset, size)
+            elif field in _LABEL_FIELDS and size <= _MOST_LABEL_BYTES:
+                found.add_label(folder + slash + stem, field, tar.read(offset, size))
+            else:
+                form = image_format(tar.read(offset, min(size, HEAD_BYTES)), name)
+                found.leave_out(_kind(form), name)
+            found.fields.add(field.rpartition(".")[2][:20])
+        if tar.trailing:
+            found.leave_out("bytes behind the end mark", str(tar.trailing))
+    return found.listing()
+
+
+def _kind(form: str | None) -> str:
+    """What to call a member that ends like neither an image nor a label."""
+    if form is None:
+        return "members that are neither"
+    return "images of other endings" if form in FORMATS else form
+
+
+class _Found:
+    """What has been seen of a tar file so far."""
+
+    def __init__(self) -> None:
+        self._row: dict[str, int] = {}
+        self._offset: list[int] = []
+        self._size: list[int] = []
+        self._label: list[tuple[int, bytes]] = []  # rank in _LABEL_FIELDS, content
+        self._left_out: dict[str, list[str]] = {}
+        self.fields: set[str] = set()
+
+    def _at(self, key: str) -> int:
+        row = self._row.setdefault(key, len(self._offset))
+        if row == len(self._offset):
+            self._offset.append(-1)
+            self._size.append(0)
+            self._label.append((len(_LABEL_FIELDS), b""))
+        return row
+
+    def add_image(self, key: str, name: str, offset: int, size: int) -> None:
+        row = self._at(key)
+        if self._offset[row] >= 0:
+            self.leave_out("further images of one key", name)
+        else:
+            self._offset[row], self._size[row] = offset, size
+
+    def add_label(self, key: str, field: str, content: bytes) -> None:
+        row, rank = self._at(key), _LABEL_FIELDS.index(field)
+        if rank < self._label[row][0]:
+            self._label[row] = rank, content
+
+    def leave_out(self, reason: str, name: str) -> None:
+        names = self._left_out.setdefault(reason, ["0"])
+        names[0] = str(int(names[0]) + 1)
+        if len(names) <= 5:
+            names.append(printable(name))
+
+    def listing(self) -> Listing:
+        keys, rows, codes = [], [], []
+        known: dict[tuple[int, bytes], tuple[str, ...] | None] = {}
+        numbers: dict[tuple[str, ...], int] = {}
+        several = False
+        for key, row in self._row.items():
+            label = self._label[row]
+            if label not in known:
+                known[label], is_list = _parsed(*label)
+                several |= is_list
+            labels = known[label]
+            if self._offset[row] < 0:
+                self.leave_out("labels without an image", key)
+            elif labels is None:
+                self.leave_out("images without a label", key)
+            else:
+                keys.append(key)
+                rows.append(row)
+                codes.append(numbers.setdefault(labels, len(numbers)))
+        return Listing(
+            tuple(keys),
+            np.array(self._offset, np.int64)[rows],
+            np.array(self._size, np.int64)[rows],
+            np.array(codes, np.int32),
+            tuple(numbers),
+            several,
+            self._left_out,
+            tuple(sorted(self.fields)),
+        )
+
+
+def _parsed(rank: int, content: bytes) -> tuple[tuple[str, ...] | None, bool]:
+    """The labels in the content of a field, None for none; and whether they were a list."""
+    if rank == len(_LABEL_FIELDS):
+        return None, False
+    try:
+        found: Any = content.decode("utf-8")
+        if _LABEL_FIELDS[rank] == "json":
+            record = json.loads(found)
+            found = next((record[name] for name in _JSON_LABELS if name in record), None)
+    except (ValueError, RecursionError, TypeError):
+        return None, False
+    is_list = isinstance(found, list)
+    labels = [_label_text(label) for label in (found if is_list else [found])]
+    kept = tuple(sorted({label for label in labels if label}))
+    if None in labels or not (kept or is_list):
+        return None, False
+    return kept, is_list
+
+
+def _label_text(label: object) -> str | None:
+    """One label in one spelling: 7, "7" and "007" are the same class."""
+    if not isinstance(label, str | int) or isinstance(label, bool):
+        return None
+    text = label_name(str(label))
+    return str(int(text)) if text.isdecimal() and len(text) < 19 else text
+
+
+def _cache_place(file: Path) -> Path | None:
+    digest = hashlib.blake2b(os.fsencode(file), digest_size=16).hexdigest()
+    try:
+        return cache_folder() / "shards" / f"{digest}.npz"
+    except DataError:
+        return None
+
+
+def _read_listing(place: Path, stamp: str) -> Listing | None:
+    """What the cache holds; None if there is none of this stamp, or it is damaged."""
+    try:
+        # The npz format has check sums.
+        with place.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            about = json.loads(stored["about"].tobytes())
+            if about["stamp"] != stamp:
+                return None
+            text = stored["keys"].tobytes().decode("utf-8", "surrogateescape")
+            offsets, sizes, codes = stored["offsets"], stored["sizes"], stored["codes"]
+        labels = tuple(tuple(names) for names in about["labels"])
+        keys = tuple(text.split("\0")) if len(offsets) else ()
+        return Listing(
+            *(keys, offsets, sizes, codes, labels),
+            *(about["several"], about["left_out"], tuple(about["fields"])),
+        )
+    except Exception:  # whatever zip and numpy throw at damage, it is listed anew
+        return None
+
+
+def _write_listing(place: Path, stamp: str, listing: Listing) -> None:
+    about = {
+        "stamp": stamp,
+        "labels": listing.labels,
+        "several": listing.several,
+        "left_out": listing.left_out,
+        "fields": listing.fields,
+    }
+    text = "\0".join(listing.keys).encode("utf-8", "surrogateescape")
+    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    with suppress(OSError):  # without a cache it is only slower
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with beside.open("wb") as stream:
+                np.savez(
+                    stream,
+                    about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+                    keys=np.frombuffer(text, np.uint8),
+                    offsets=listing.offsets,
+                    sizes=listing.sizes,
+                    codes=listing.codes,
+                )
+            beside.replace(place)
+        finally:
+            beside.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""From a picture to what a model sees: preprocessing, geometry, augmentation, mixing."""

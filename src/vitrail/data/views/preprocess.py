@@ -1,0 +1,338 @@
+"""Preprocess: from a decoded image to what a model takes, the same wherever a model is used.
+
+It travels with every checkpoint and every export. `view` is the part that needs an image library,
+`normalise` the part that a graph can carry.
+
+The image is scaled as a whole, with antialiasing, and a window of `size` is cut from its middle.
+With S = floor(size / crop) on each axis, the scaled image is
+
+- crop:    of the least size that covers S at the image's own aspect; the rest is cut off
+- squash:  S itself, whatever the aspect
+- pad:     of the greatest size that fits into S at the image's own aspect
+- native:  squashed, but with a `size` of the image's own: whole patches in each direction, as many
+           as `size` has, in the numbers whose aspect is nearest to the image's (NaFlex)
+
+The first two are the definition of torchvision (resize the short side, then centre crop) and of
+timm's crop modes "center" and "squash"; they fill `size`. Views of the others differ in size. They
+consist of whole patches: `pad` has the image at the top left and background in what is left over
+of the last row and column, and nowhere else, for no token should be spent on background. `collate`
+makes a batch of them.
+
+Scaling and cutting are one call here, so that only what is shown is ever computed: an image of
+1 x 20000 pixels costs no more than another.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from math import ceil, floor, log, sqrt
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, Num, UInt8
+from PIL import Image
+from torch import Tensor
+
+from vitrail.data.pixels.decode import AnyPicture, eight_bits, read_image
+from vitrail.errors import DataError, UsageError, setting, unknown_name
+
+Resize = Literal["crop", "squash", "pad", "native"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+_MODES = {1: "L", 3: "RGB"}
+
+_LONGEST = 4
+"""A side of a native view has at most so many times the patches of `size`'s: a batch's canvas holds
+its tallest and its widest image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How an image becomes a model's input; a value out of range is a `UsageError`.
+
+    >>> preprocess = Preprocess(size=(32, 48), crop=0.875)
+    >>> tuple(preprocess(Image.new("RGB", (640, 480))).shape)
+    (3, 32, 48)
+    """
+
+    size: tuple[int, int]
+    """(height, width) of the model's input in pixels; the most of either for pad, and for native
+    the size that has as many patches."""
+    resize: Resize = "crop"
+    crop: float = 1.0
+    """The part of the scaled image's side that is shown: 0.875 gives the usual 256 -> 224."""
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Subtracted from each channel, in units where white is 1; its length is the channels'."""
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    background: int = 255
+    """The grey level, 0 to 255, of what `pad` adds."""
+    patch: tuple[int, int] = (1, 1)
+    """(height, width) in pixels of the model's patches, of which pad and native show whole ones."""
+    grey_range: tuple[float, float] | None = None
+    """Of greys of more than 8 bits, the values that become black and white; what is outside is
+    clipped. None: 0 to 65535 of integers within that, else each image's own least and greatest."""
+
+    def __post_init__(self) -> None:
+        if not _whole(self.size, least=1) or len(self.size) != 2:
+            raise UsageError(
+                f"preprocess size {self.size!r}: give (height, width), two whole numbers from 1"
+            )
+        if not _whole(self.patch, least=1) or len(self.patch) != 2:
+            raise UsageError(
+                f"preprocess patch {self.patch!r}: give (height, width), two whole numbers from 1"
+            )
+        if self.resize not in get_args(Resize):
+            raise unknown_name("resize rule", str(self.resize), get_args(Resize))
+        if self.interpolation not in get_args(Interpolation):
+            raise unknown_name("interpolation", str(self.interpolation), get_args(Interpolation))
+        if not _real([self.crop]) or not 0 < self.crop <= 1:
+            raise UsageError(f"preprocess crop {self.crop!r}: give a fraction above 0 and up to 1")
+        if not (_real(self.mean) and _real(self.std) and len(self.mean) == len(self.std)):
+            raise UsageError(
+                f"preprocess mean {self.mean!r} and std {self.std!r}: "
+                f"give each one number a channel, 1 or 3"
+            )
+        if len(self.mean) not in _MODES:
+            raise UsageError(f"preprocess mean has {len(self.mean)} channels: give 1 or 3")
+        if min(self.std) <= 0:
+            raise UsageError(f"preprocess std {self.std!r}: every channel's must be above 0")
+        if not _whole([self.background], least=0) or self.background > 255:
+            raise UsageError(f"preprocess background {self.background!r}: give a level 0 to 255")
+        if self.grey_range is not None and not (
+            _real(self.grey_range)
+            and len(self.grey_range) == 2
+            and self.grey_range[0] < self.grey_range[1]
+        ):
+            raise UsageError(
+                f"the range of deep greys {self.grey_range!r}: give two numbers, the value that is "
+                f"black and then a greater one that is white, as in "
+                f"{setting('data.grey_range', (0, 4095))}"
+            )
+
+    @property
+    def one_size(self) -> bool:
+        """Whether every view has the same size."""
+        return self.resize in ("crop", "squash")
+
+    @property
+    def channels(self) -> int:
+        """1 for greyscale, 3 for RGB."""
+        return len(self.mean)
+
+    @property
+    def grey(self) -> "Preprocess":
+        """The same for greyscale: by the mean of the channels' means, and of their deviations."""
+        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
+        return replace(self, mean=(mean,), std=(std,))
+
+    @property
+    def resampling(self) -> Image.Resampling:
+        """Pillow's name of the interpolation."""
+        return Image.Resampling[self.interpolation.upper()]
+
+    def __call__(self, picture: AnyPicture) -> Float32[Tensor, "c h w"]:
+        """The model's input for one picture: whatever `vitrail.data.read_image` takes."""
+        return self.normalise(torch.from_numpy(self.view(read_image(picture)))[None])[0]
+
+    def view(self, image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
+        """The pixels of a decoded image that a model is evaluated on. Raises as `convert` does."""
+        image = self.convert(image)
+        height, width = self._scaled(image.height, image.width)
+        frame = self._frame(image.height, image.width)
+        rows = _window(image.height, height, frame[0])
+        columns = _window(image.width, width, frame[1])
+        shown = image.resize(
+            (columns.pixels, rows.pixels),
+            self.resampling,
+            box=(columns.start, rows.start, columns.stop, rows.stop),
+        )
+        return pixels(self._whole_patches(shown))
+
+    def view_part(
+        self, image: Image.Image, box: tuple[float, float, float, float]
+    ) -> UInt8[np.ndarray, "c h w"]:
+        """The part (left, top, right, bottom) of a converted image, all of it: squashed to `size`
+        by the rules crop and squash, at its own aspect by pad and native.
+        """
+        height, width = box[3] - box[1], box[2] - box[0]
+        size = self._frame(height, width)
+        if self.resize == "pad":
+            scale = min(size[0] / height, size[1] / width)
+            size = max(1, round(scale * height)), max(1, round(scale * width))
+        # Four times as fast for photographs of 12 megapixels, and nothing for small images.
+        shown = image.resize(size[::-1], self.resampling, box=box, reducing_gap=2.0)
+        return pixels(self._whole_patches(shown))
+
+    def keeps(self, height: int, width: int) -> bool:
+        """Whether `view` shows an image of this size just as it is, pixel for pixel."""
+        if (height, width) != self._scaled(height, width):
+            return False
+        if self.resize == "pad":
+            fits = height <= self.size[0] and width <= self.size[1]
+            return fits and height % self.patch[0] == 0 and width % self.patch[1] == 0
+        return (height, width) == self._frame(height, width)
+
+    def collate(self, views: Sequence[UInt8[Tensor, "c _h _w"]]) -> "Canvas":
+        """Views of whole patches as one batch."""
+        return collate(views, self.patch)
+
+    def convert(self, image: Image.Image) -> Image.Image:
+        """The image in the mode of `channels`: greys are repeated, colours become their luma, and
+        of deeper greys 8 bits are kept, as `grey_range` says.
+
+        Raises `DataError` for an image of another mode than `read_image` gives: what becomes of
+        transparency is settled there.
+        """
+        image = eight_bits(image, self.grey_range)
+        if image.mode not in _MODES.values():
+            raise DataError(
+                f"an image of Pillow's mode '{image.mode}' cannot be preprocessed: "
+                f"bring it to one that can with vitrail.data.read_image(image)"
+            )
+        mode = _MODES[self.channels]
+        return image if image.mode == mode else image.convert(mode)
+
+    def normalise(self, x: Num[Tensor, "b c h w"]) -> Float32[Tensor, "b c h w"]:
+        """Grey levels 0 to 255, uint8 or float, as (x / 255 - mean) / std."""
+        x = x.to(torch.float32, copy=True)  # and the rest in place: a batch is large
+        scale = x.new_tensor([1 / (255 * std) for std in self.std])
+        shift = x.new_tensor([m / std for m, std in zip(self.mean, self.std, strict=True)])
+        return x.mul_(scale[:, None, None]).sub_(shift[:, None, None])
+
+    def to_dict(self) -> dict[str, object]:
+        """The fields as JSON holds them."""
+        values = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> "Preprocess":
+        """The inverse of `to_dict`. Raises `UsageError` for a name or a value that is wrong."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise unknown_name("preprocess field", str(name), known)
+        if "size" not in values:
+            raise UsageError("preprocess has no size: give (height, width)")
+        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**tuples)  # type: ignore[arg-type]  # checked by __post_init__
+
+    def _frame(self, height: float, width: float) -> tuple[int, int]:
+        """(height, width) of what is cut from the middle of the scaled image: `size`, or, for
+        native, the image's own.
+        """
+        if self.resize != "native":
+            return self.size
+        most = [ceil(side / p) for side, p in zip(self.size, self.patch, strict=True)]
+        rows, columns = _native_grid((height / self.patch[0]) / (width / self.patch[1]), most)
+        return rows * self.patch[0], columns * self.patch[1]
+
+    def _scaled(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the scaled image, of which the frame is cut from the middle."""
+        # timm's rounding: 224 / 0.9 = 248.9 becomes 248.
+        target_h, target_w = (floor(side / self.crop) for side in self._frame(height, width))
+        match self.resize:
+            case "crop":
+                return _at_aspect(height, width, (target_h, target_w), max)
+            case "pad":
+                return _at_aspect(height, width, (target_h, target_w), min)
+        return target_h, target_w
+
+    def _whole_patches(self, shown: Image.Image) -> Image.Image:
+        """For pad, with background at the right and below up to the next whole patches."""
+        height, width = (-(-n // p) * p for n, p in zip(shown.size[::-1], self.patch, strict=True))
+        if self.resize != "pad" or shown.size == (width, height):
+            return shown
+        canvas = Image.new(shown.mode, (width, height), (self.background,) * self.channels)
+        canvas.paste(shown)
+        return canvas
+
+
+class Canvas(NamedTuple):
+    """Images of one size, or of several on a canvas, each at its top left."""
+
+    images: Num[Tensor, "b c h w"]
+    extent: Int64[Tensor, "b 2"] | None
+    """How many (rows, columns) of patches show each image; None: all of them."""
+
+
+def collate(views: Sequence[Num[Tensor, "c _h _w"]], patch: tuple[int, int]) -> Canvas:
+    """A batch of images, which must be whole patches where their sizes differ.
+
+    >>> collate([torch.zeros(3, 16, 48), torch.zeros(3, 32, 16)], patch=(16, 16)).extent
+    tensor([[1, 3],
+            [2, 1]])
+    """
+    sizes = [(view.shape[1], view.shape[2]) for view in views]
+    if len(set(sizes)) == 1:
+        return Canvas(torch.stack(list(views)), None)
+    (height, width), first = (max(side) for side in zip(*sizes, strict=True)), views[0]
+    images = first.new_zeros(len(views), first.shape[0], height, width)
+    for place, view, (h, w) in zip(images, views, sizes, strict=True):
+        place[:, :h, :w] = view
+    extent = [(h // patch[0], w // patch[1]) for h, w in sizes]
+    return Canvas(images, torch.tensor(extent, device=images.device))
+
+
+class _Window(NamedTuple):
+    """Along one axis: `pixels` that show the source from `start` to `stop`."""
+
+    start: float
+    stop: float
+    pixels: int
+
+
+def _window(source: int, scaled: int, size: int) -> _Window:
+    """The middle `size` pixels of `source` pixels brought to `scaled`; all, if they are fewer."""
+    shown = min(scaled, size)
+    first = round((scaled - shown) / 2)
+    return _Window(source * first / scaled, source * (first + shown) / scaled, shown)
+
+
+def _at_aspect(
+    height: int, width: int, target: tuple[int, int], which: Callable[[int, int], int]
+) -> tuple[int, int]:
+    """An image's size at its own aspect: the greatest that fits into the target (min), or the least
+    that covers it (max). The fraction of a pixel is dropped, as torchvision does.
+    """
+    by_height, by_width = target[0] * width, target[1] * height
+    if by_height == which(by_height, by_width):
+        return target[0], max(1, by_height // height)
+    return max(1, by_width // width), target[1]
+
+
+def _native_grid(aspect: float, most: Sequence[int]) -> tuple[int, int]:
+    """The grid (rows, columns) for an image of `aspect` rows a column, with the tokens of `most`.
+
+    Of the grids next to the one of exactly that aspect and number, the nearest in aspect of those
+    that do not have more tokens.
+    """
+    tokens = most[0] * most[1]
+    ideal = sqrt(tokens * aspect), sqrt(tokens / aspect)
+    rows, columns = (
+        {min(max(1, side), tokens, _LONGEST * limit) for side in (floor(n), ceil(n))}
+        for n, limit in zip(ideal, most, strict=True)
+    )
+    grids = [grid for grid in product(rows, columns) if grid[0] * grid[1] <= tokens]
+    return min(grids, key=lambda grid: (abs(log(grid[0] / grid[1] / aspect)), -grid[0]))
+
+
+def pixels(image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
+    """A greyscale or RGB image as an array of its own."""
+    array = np.asarray(image)
+    return np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), order="C")
+
+
+def _real(values: object) -> bool:
+    """Whether these are plain numbers: what a JSON or YAML file says is not to be trusted."""
+    return isinstance(values, Sequence) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < float("inf")
+        for v in values
+    )
+
+
+def _whole(values: object, least: int) -> bool:
+    return isinstance(values, Sequence) and all(
+        isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values
+    )
