@@ -14,7 +14,7 @@ Format: https://github.com/webdataset/webdataset.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -30,8 +30,9 @@ from vitrail.data.pixels.decode import Slice, UnreadableImage, read_image
 from vitrail.data.sources.formats import unread
 from vitrail.data.sources.listing import LEFT_OUT, Listing, listed
 from vitrail.data.sources.parts import part_named, part_within
-from vitrail.data.sources.source import PARTS, LeftOut, Tally, Targets, file_stamp
+from vitrail.data.sources.source import PARTS, LeftOut, Tally, file_stamp
 from vitrail.data.sources.walk import HIDDEN, is_hidden
+from vitrail.data.targets import Classes
 from vitrail.disk import sha256
 from vitrail.errors import DataError
 
@@ -79,7 +80,7 @@ class ShardSource:
         shard = np.repeat(np.arange(len(files), dtype=np.int32), sizes)
         parts = np.array([_part(place, file) for file in files], np.uint8)
         labels = [listing.labels[code] for listing in listings for code in listing.codes.tolist()]
-        self.classes, targets = _targets(place, labels, about)
+        targets = _targets(place, labels, about)
         keys = list(_keys(place, files, listings, ours=about is not None))
         if len({key for _, key in keys}) < len(keys):
             raise DataError(f"two images in the shards of {place} have one key: write them anew")
@@ -89,7 +90,7 @@ class ShardSource:
         self._shard: Int32[np.ndarray, " n"] = shard[order]
         self._offset = np.concatenate([listing.offsets for listing in listings])[order]
         self._size = np.concatenate([listing.sizes for listing in listings])[order]
-        self.targets: Targets = targets[order]
+        self.targets = targets.rows(order)
         self.part: UInt8[np.ndarray, " n"] = parts[self._shard]
 
     def __len__(self) -> int:
@@ -335,14 +336,11 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     return names
 
 
-def _targets(
-    root: Path, labels: Sequence[tuple[str, ...]], about: _About | None
-) -> tuple[tuple[str, ...], Targets]:
+def _targets(root: Path, labels: Sequence[tuple[str, ...]], about: _About | None) -> Classes:
     names = _class_names(root, about)
     several = (about is not None and about.several) or any(len(found) != 1 for found in labels)
     if names is None:
-        names = class_table(str(root), labels)
-        return names, encoded_targets(labels, {name: i for i, name in enumerate(names)}, several)
+        return Classes.named(class_table(str(root), labels), labels, several=several)
     index = {str(i): i for i in range(len(names))}
     if about is None:
         index |= {name: i for i, name in enumerate(names) if name not in index}
@@ -351,7 +349,8 @@ def _targets(
             f"labels of {root} that are not among its {len(names)} classes: "
             f"{shortened(unknown)}; {INDEX if about else 'classes.txt'} must list them all"
         )
-    return names, encoded_targets(labels, index, several)
+    found = [tuple(names[index[label]] for label in one) for one in labels]
+    return Classes.named(names, found, several=several)
 
 
 def class_table(where: str, labels: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
@@ -361,15 +360,3 @@ def class_table(where: str, labels: Sequence[tuple[str, ...]]) -> tuple[str, ...
         raise DataError(f"no two images of {where} have one label: these are captions, not classes")
     numbers = all(label.isdecimal() and len(label) < 19 for label in distinct)
     return tuple(sorted(distinct, key=int) if numbers else sorted(distinct))
-
-
-def encoded_targets(
-    labels: Sequence[tuple[str, ...]], index: Mapping[str, int], several: bool
-) -> Targets:
-    """Each image's label as its number, `[n]`; or, where it may have several, `[n c]`."""
-    if not several:
-        return np.array([index[label] for (label,) in labels], np.int64)
-    targets = np.zeros((len(labels), max(index.values(), default=-1) + 1), np.uint8)
-    for row, found in zip(targets, labels, strict=True):
-        row[[index[label] for label in found]] = 1
-    return targets
