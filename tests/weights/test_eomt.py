@@ -99,8 +99,6 @@ def test_the_same_training_as_transformers(case, randomised):
 @pytest.mark.parametrize("case", CONFIGS)
 def test_there_and_back(case, layout, randomised):
     config = CONFIGS[case]
-    if layout == "authors" and "gated" in case:
-        pytest.skip("timm's giant has names of its own for nothing")
     model = randomised(segmenter(config))
     state = model.state_dict()
     if config.position == "rope":
