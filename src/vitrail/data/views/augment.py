@@ -1,14 +1,14 @@
-"""Training views and augmentation, driven by numbers keyed by (seed, epoch, sample index).
+"""Training views and augmentation, driven by numbers keyed by (seed, epoch, sample index, view).
 
 - `view`: one image to uint8 pixels of the training size; Pillow crops and scales in one call
 - `Augment`: everything else, on whole batches of such pixels, on whatever device they lie
 
-What happens to an image depends on its own index alone, whatever shares its batch.
+What happens to an image depends on its own index alone, whatever shares its batch. A task that
+looks at each image several times (MoCo v3, DINO) numbers its views, and each draws anew.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from math import exp, log, sqrt
 from typing import get_args
 
@@ -20,7 +20,16 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.keyed import uniform
-from vitrail.data.views.ops import GEOMETRIC, PHOTOMETRIC, brightness, color, contrast, warp
+from vitrail.data.views.ops import (
+    GEOMETRIC,
+    MAX_BLUR,
+    PHOTOMETRIC,
+    brightness,
+    color,
+    contrast,
+    hue,
+    warp,
+)
 from vitrail.data.views.policy import Draw, Plan, Policy, randaugment, three, trivial
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import UsageError, setting, unknown_name
@@ -50,6 +59,19 @@ class AugmentConfig:
     """Their strength out of 10, for randaugment."""
     jitter: float = 0.0
     """Brightness, contrast and saturation are each scaled by 1 - jitter to 1 + jitter."""
+    saturation: float | None = None
+    """Of jitter, where saturation has a range of its own; None: it has that of the others."""
+    hue: float = 0.0
+    """Of jitter: colours are turned by up to this part of the wheel, either way."""
+    jitter_probability: float = 1.0
+    """Of jitter: the share of images that get it, all of it at once."""
+    grey: float = 0.0
+    """The probability of an image without colours."""
+    blur: float = 0.0
+    """The probability of a Gaussian blur, of 0.1 to 2 pixels (SimCLR, arXiv 2002.05709)."""
+    solarize: float = 0.0
+    """The probability that what is brighter than middle grey becomes its negative (BYOL, arXiv
+    2006.07733)."""
     erase: float = 0.0
     """The probability that a box of noise covers 2% to 33% of the image (arXiv 1708.04896)."""
     mixup: float = 0.0
@@ -70,6 +92,8 @@ class AugmentConfig:
             raise unknown_name("augmentation policy", str(self.policy), get_args(Policy))
         for field, (least, most) in _RANGES.items():
             value = getattr(self, field)
+            if value is None and field in _MAY_BE_NONE:
+                continue
             if not least <= value <= most:
                 raise UsageError(f"{setting(field)} must be {least:g} to {most:g}, not {value}")
             if field in _WHOLE and not isinstance(value, int):
@@ -86,6 +110,12 @@ class AugmentConfig:
         return self.crop_scale != (1, 1) or self.crop_ratio != (1, 1)
 
     @property
+    def jitters(self) -> tuple[float, float, float, float]:
+        """How far brightness, contrast, saturation and hue go, each way."""
+        saturation = self.jitter if self.saturation is None else self.saturation
+        return self.jitter, self.jitter, saturation, self.hue
+
+    @property
     def mixes(self) -> bool:
         """Whether `mix` does anything."""
         return self.mixup > 0 or self.cutmix > 0
@@ -98,12 +128,28 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ops": (1, 16),
     "magnitude": (0, 10),
     "jitter": (0, 1),
+    "saturation": (0, 1),
+    "hue": (0, 0.5),
+    "jitter_probability": (0, 1),
+    "grey": (0, 1),
+    "blur": (0, 1),
+    "solarize": (0, 1),
     "erase": (0, 1),
     "mixup": (0, 100),
     "cutmix": (0, 100),
     "fill": (0, 255),
 }
 _WHOLE = ("shift", "ops", "fill")
+_MAY_BE_NONE = ("saturation",)
+
+
+def drawn_for(purpose: str, view: int) -> str:
+    """What `keyed.uniform` is to draw for, in one view of an image: the first is as the only one.
+
+    >>> drawn_for("crop", 0), drawn_for("crop", 1)
+    ('crop', 'crop/1')
+    """
+    return f"{purpose}/{view}" if view else purpose
 
 
 def view(
@@ -114,8 +160,10 @@ def view(
     seed: int,
     epoch: int,
     index: int,
+    view: int = 0,
 ) -> UInt8[np.ndarray, "c h w"]:
     """The pixels of sample `index` in one epoch: a random resized crop, or the evaluation view.
+    `view`: which of several that the sample is given.
 
     The crop is cut between pixels, not at them, and scaled with antialiasing; size, its rule,
     interpolation and channels are `preprocess`'s. Raises as `Preprocess.convert` does.
@@ -123,7 +171,8 @@ def view(
     if not config.crops:
         return preprocess.view(image)
     image = preprocess.convert(image)
-    draws = uniform(seed, epoch, np.array([index]), "crop", 2 * CROP_TRIES + 2)[0]
+    purpose = drawn_for("crop", view)
+    draws = uniform(seed, epoch, np.array([index]), purpose, 2 * CROP_TRIES + 2)[0]
     own = 1.0 if preprocess.one_size else image.width / image.height
     ratios = config.crop_ratio[0] * own, config.crop_ratio[1] * own
     box = crop_box(image.width, image.height, config.crop_scale, ratios, draws.tolist())
@@ -161,9 +210,12 @@ def crop_box(
 class Augment:
     """Augments batches of uint8 images of about `size` (height, width), by its config.
 
-    In this order: shift, flips, the policy, colour jitter, erasing. Of a policy, the operations
-    that change pixels come first, in the order drawn; then those that move them, as one map: an
-    image is resampled once, and `fill` is what was asked for.
+    In this order: shift, flips, the policy, colour jitter, grey, blur, solarising, erasing. Of a
+    policy, the operations that change pixels come first, in the order drawn; then those that move
+    them, as one map: an image is resampled once, and `fill` is what was asked for.
+
+    MoCo v3 and DINO flip last. It is the same: what comes between takes pixels one by one, or alike
+    on both sides. The four of the jitter always come in one order, which torchvision draws.
 
     >>> augment = Augment(AugmentConfig(policy="randaugment"), seed=0, size=(32, 32))
     >>> images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
@@ -171,7 +223,12 @@ class Augment:
     (4, 3, 32, 32)
     """
 
-    def __init__(self, config: AugmentConfig, seed: int, size: tuple[int, int]) -> None:
+    def __init__(
+        self, config: AugmentConfig, seed: int, size: tuple[int, int], view: int = 0
+    ) -> None:
+        """`view`: which of several that each sample is given. Raises `UsageError` for a shift of
+        more pixels than there are.
+        """
         if config.shift >= min(size):
             raise UsageError(
                 f"shift {config.shift} would move images of {size[0]}x{size[1]} pixels out of "
@@ -180,6 +237,7 @@ class Augment:
         self.config = config
         self.seed = seed
         self.size = size
+        self.view = view
         self._noise = _noise(seed, size) if config.erase else torch.empty(0)
 
     def __call__(
@@ -188,7 +246,10 @@ class Augment:
         """`indices` are the samples' own, not places in the batch; `images` is left as it is."""
         assert len(images) == len(indices)
         config, size = self.config, (images.shape[2], images.shape[3])
-        draw = partial(uniform, self.seed, epoch, indices)
+
+        def draw(purpose: str, n: int) -> Float[np.ndarray, "b n"]:
+            return uniform(self.seed, epoch, indices, drawn_for(purpose, self.view), n)
+
         if config.shift:
             reach = min(config.shift, min(size) - 1)  # of a long image something stays in sight
             images = _shift(images, draw("shift", 2), reach, config.fill)
@@ -201,9 +262,21 @@ class Augment:
         if plan is not None:
             _recolour(rows, plan)
             _move(rows, plan, config.fill)
+        if any(config.jitters):
+            *levels, chance = draw("jitter", 5).T
+            chosen = chance < config.jitter_probability
+            _change(rows, chosen, _jitter, np.stack(levels, 1)[chosen], config.jitters)
+        for name, probability, level in (
+            ("grayscale", config.grey, (0.0, 0.0)),
+            ("blur", config.blur, (0.1, MAX_BLUR)),
+            ("solarize", config.solarize, (128.0, 128.0)),
+        ):
+            if probability:
+                chance, strength = draw(name, 2).T
+                chosen = chance < probability
+                drawn = torch.from_numpy(level[0] + (level[1] - level[0]) * strength[chosen])
+                _change(rows, chosen, PHOTOMETRIC[name], drawn.to(rows[0].device))
         images = torch.stack(rows)
-        if config.jitter:
-            images = _jitter(images, 1 + config.jitter * (2 * draw("jitter", 3) - 1))
         if config.erase:
             self._noise = self._noise.to(images.device)
             _erase(images, draw("erase", 7), config.erase, self._noise)
@@ -266,15 +339,26 @@ def _move(rows: list[Tensor], plan: Plan, fill: int) -> None:
 
 
 def _jitter(
-    images: UInt8[Tensor, "b c h w"], factors: Float[np.ndarray, "b 3"]
+    images: UInt8[Tensor, "b c h w"],
+    draws: Float[np.ndarray, "b 4"],
+    strengths: tuple[float, float, float, float],
 ) -> UInt8[Tensor, "b c h w"]:
-    """Brightness, contrast and saturation, always in this order."""
-    levels = torch.from_numpy(factors).to(images.device, torch.float32)
+    """Brightness, contrast, saturation and hue, always in this order; those of no strength stay."""
+    operations = (brightness, contrast, color, hue)
+    around = (1, 1, 1, 0)
+    changes = [
+        (operation, torch.from_numpy(middle + strength * (2 * drawn - 1)).to(images.device))
+        for operation, middle, strength, drawn in zip(
+            operations, around, strengths, draws.T, strict=True
+        )
+        if strength
+    ]
     at_once = max(1, 2**20 // images[0].numel())  # what fits a processor's cache is twice as fast
     parts = []
-    for part, level in zip(torch.split(images, at_once), torch.split(levels, at_once), strict=True):
-        for operation, factor in zip((brightness, contrast, color), level.T, strict=True):
-            part = operation(part, factor)
+    for start in range(0, len(images), at_once):
+        part = images[start : start + at_once]
+        for operation, levels in changes:
+            part = operation(part, levels[start : start + at_once])
         parts.append(part)
     return torch.cat(parts)
 
