@@ -1,6 +1,7 @@
 """How good answers are: one file a kind of target, every number with its interval."""
 
 from vitrail.metrics.classes import MEASURES, Bin, ClassScores, Metrics, classification, multi_label
+from vitrail.metrics.features import FeatureMetrics
 from vitrail.metrics.intervals import FEW, Estimate, paired, share
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Bin",
     "ClassScores",
     "Estimate",
+    "FeatureMetrics",
     "Metrics",
     "classification",
     "multi_label",

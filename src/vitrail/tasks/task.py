@@ -27,9 +27,15 @@ class Losses(NamedTuple):
 class Metrics(Protocol):
     """How good the answers are, whatever was asked."""
 
-    images: int
-    summary: dict[str, Estimate | None]
-    """Number by name, in the order in which a reader wants them."""
+    @property
+    def images(self) -> int:
+        """How many were measured."""
+        ...
+
+    @property
+    def summary(self) -> Mapping[str, Estimate | None]:
+        """Number by name, in the order in which a reader wants them."""
+        ...
 
     @property
     def headline(self) -> str:
