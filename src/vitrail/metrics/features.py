@@ -187,7 +187,7 @@ def spread(features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     of 1 / sqrt(d): 1 where they point everywhere alike, 0 where they have become one (SimSiam,
     arXiv 2011.10566, section 4.1).
     """
-    x = features.double()
+    x = features.detach().double()
     return _spread(x, torch.ones(len(x), 1, dtype=torch.float64, device=x.device))[0]
 
 

@@ -144,7 +144,7 @@ class Moco(Task):
         )
         parts = {
             "accuracy": (first.accuracy + second.accuracy) / 2,
-            "spread": (spread(k1.float()) + spread(k2.float())).float() / 2,
+            "spread": (spread(k1) + spread(k2)) / 2,
         }
         return Losses(first.loss + second.loss, parts)
 
@@ -219,13 +219,19 @@ def contrast(
     queries: Float[Tensor, "b o"], keys: Float[Tensor, "b o"], temperature: float
 ) -> Contrast:
     """C(q, k) of this process's queries among the keys of all: 0 where it has none."""
-    every, first = gathered(F.normalize(keys.float(), dim=1))
-    logits = F.normalize(queries.float(), dim=1) @ every.T / temperature
+    queries, keys = (F.normalize(_precise(each), dim=1) for each in (queries, keys))
+    every, first = gathered(keys)
+    logits = queries @ every.T / temperature
     own = first + torch.arange(len(queries), device=queries.device)
     loss = F.cross_entropy(logits, own, reduction="sum")
     right = (logits.argmax(dim=1) == own).sum() if len(own) else loss.new_zeros(())
     count = max(len(queries), 1)
     return Contrast(2 * temperature * loss / count, right / count)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """In float32, where it is not more precise already: the smallest chances decide a loss."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @torch.no_grad()
