@@ -233,7 +233,7 @@ def test_it_learns_which_views_are_of_one_image() -> None:
         optimizer.step()
         task.after_step((step + 1) / 40)
         losses.append(found.total.item())
-    assert losses[-1] < 0.8 * losses[0] and found.parts["accuracy"] > 0.5
+    assert losses[-1] < 0.6 * losses[0] and found.parts["accuracy"] > 0.2  # by chance 0.04
 
 
 @pytest.mark.parametrize("kind", KINDS)
