@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from close import close, largest
 from models.families import KINDS
 from vitrail.data.batches.batch import Batch
+from vitrail.data.targets import Classes, Nothing
 from vitrail.data.views.preprocess import Canvas
 from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError
@@ -37,7 +38,7 @@ SMALL = MocoConfig(hidden=24, out=8, neighbours=3)
 
 def task_of(config: MocoConfig = SMALL, model: ViTConfig = TINY, seed: int = 0) -> Moco:
     torch.manual_seed(seed)
-    return Moco(build(model), config)
+    return Moco(build(model), config, Nothing(5))
 
 
 def batch_of(n: int = 8, seed: int = 1, classes: int = 0) -> Batch:
@@ -83,7 +84,6 @@ def test_steps_are_the_authors() -> None:
         batch = Batch((views[0], views[1]), {}, np.arange(8))
         m = 1 - 0.5 * (1 + math.cos(math.pi * step / steps)) * (1 - 0.7)
         theirs = plain.loss(batch, m, 0.2)
-        task.enter(step / steps)
         ours = task.loss(batch).total
         close(ours, theirs, 1e-8)
         for one, loss in ((optimizer, ours), (plain.optimizer, theirs)):
@@ -136,16 +136,11 @@ def test_nothing_of_the_teacher_and_of_the_patches_learns() -> None:
             assert parameter.grad.abs().sum() > 0, name
 
 
-def test_patches_stay_whatever_else_is_told_to_learn() -> None:
-    task = task_of()
-    task.model.requires_grad_(True)
-    task.enter(0.5)
-    assert not task.model.stem.proj.weight.requires_grad
-    assert all(
-        p.requires_grad for p in task_of(replace(SMALL, freeze_patch=False)).model.parameters()
-    )
-    conv = task_of(model=replace(TINY, stem="conv"))
-    assert all(p.requires_grad for p in conv.model.parameters())
+def test_only_a_patch_projection_stays() -> None:
+    learning = task_of(replace(SMALL, freeze_patch=False)).model
+    assert all(p.requires_grad for p in learning.parameters())
+    conv = task_of(model=replace(TINY, stem="conv")).model
+    assert all(p.requires_grad for p in conv.parameters())
 
 
 def test_the_teachers_norms_are_of_the_batch_in_training_alone() -> None:
@@ -215,7 +210,31 @@ def test_what_is_measured_and_said_of_images() -> None:
         answers = task.answer(batch, [Seen(np.eye(3), (16, 16))] * 9)
     assert len(answers) == 9 and answers[0].features.shape == (16,)
     assert task.block_names() == task.model.block_names()
-    assert task.state() == {"classes": []} and Moco(build(TINY), SMALL, ("a",)).state()["classes"]
+    assert task.state() == {"classes": []} and len(task.targets) == 0
+
+
+def test_what_a_reader_is_told() -> None:
+    names = ("cat", "dog", "owl")
+    task = Moco(build(TINY), SMALL, Classes(names, np.arange(9) % 3)).eval()
+    assert task.state() == {"classes": list(names)} and len(task.targets) == 0
+    with torch.no_grad():
+        rows = task.measure(batch_of(9, classes=3))
+    lines = task.summary(task.judge(rows), "images")
+    assert [line.split()[0] for line in lines] == ["k-NN", "baseline", "RankMe", "spread"]
+    assert "33.3%" in lines[1] and "of 16 directions" in lines[2]
+    first, *table = task.table(rows)
+    assert first == ("label", "predicted", "nearest", "likeness")
+    alike = rows["features"] @ rows["features"].T - 2 * torch.eye(9)
+    for i, (label, predicted, which, likeness) in enumerate(table):
+        assert label == names[i % 3] and predicted in names
+        assert int(which) == alike[i].argmax()
+        assert float(likeness) == pytest.approx(alike[i].max().item(), abs=1e-5)
+    bare = {"features": rows["features"]}
+    assert [row[-2:] for row in table] == list(task.table(bare))[1:]
+    assert [line.split()[0] for line in task.summary(task.judge(bare), "x")] == ["RankMe", "spread"]
+    assert task.notes(task.judge(bare), "images") == []
+    same = {"features": torch.ones(9, 16) / 4}
+    assert "has collapsed" in task.notes(task.judge(same), "images")[0]
 
 
 def test_it_learns_which_views_are_of_one_image() -> None:
@@ -226,7 +245,6 @@ def test_it_learns_which_views_are_of_one_image() -> None:
     losses = []
     for step in range(40):
         views = tuple(Canvas(images + 0.3 * torch.randn_like(images), None) for _ in range(2))
-        task.enter(step / 40)
         found = task.loss(Batch(views, {}, np.arange(24)))
         optimizer.zero_grad()
         found.total.backward()
@@ -275,7 +293,7 @@ def test_a_wrong_value_is_named(changes: dict[str, float], says: str) -> None:
 
 def test_a_model_with_a_head_is_refused() -> None:
     with pytest.raises(UsageError, match="classes=0"):
-        Moco(build(replace(TINY, classes=3)), SMALL)
+        Moco(build(replace(TINY, classes=3)), SMALL, Nothing(0))
 
 
 def _share(rank: int, folder: Path, sizes: tuple[int, int]) -> None:

@@ -17,11 +17,11 @@ Letters: n images, m images that are asked, d features, c classes, r draws.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vitrail.errors import DataError
@@ -144,6 +144,23 @@ def leave_one_out(
     return _votes(features, features, classes, k, temperature, own=True)
 
 
+class Nearest(NamedTuple):
+    """Of each image the other one that is most like it."""
+
+    which: Int64[Tensor, " n"]
+    likeness: Float[Tensor, " n"]
+    """The cosine; -inf where there is no other image."""
+
+
+def nearest(features: Float[Tensor, "n d"]) -> Nearest:
+    """Among images themselves."""
+    x = F.normalize(features.detach().float(), dim=1)
+    found = [_likeness(x, x, start, own=True).max(dim=1) for start in range(0, len(x), _AT_ONCE)]
+    return Nearest(
+        torch.cat([each.indices for each in found]), torch.cat([each.values for each in found])
+    )
+
+
 def rights(votes: Float[Tensor, "n c"], classes: Float[Tensor, "n c"]) -> Bool[Tensor, " n"]:
     """Whether the class with the most votes is one that the image has."""
     return classes.to(votes.device).gather(1, votes.argmax(dim=1, keepdim=True))[:, 0] > 0
@@ -211,14 +228,19 @@ def _votes(
     k = min(k, len(bank) - own)
     votes = x.new_zeros(len(x), classes.shape[1])
     for start in range(0, len(x), _AT_ONCE):
-        alike = x[start : start + _AT_ONCE] @ bank.T
-        if own:
-            alike.diagonal(start).fill_(-torch.inf)
-        near, which = alike.topk(k, dim=1)
+        near, which = _likeness(x, bank, start, own=own).topk(k, dim=1)
         # Of one image's votes only their shares matter: so the largest is 1, and none overflows.
         weights = ((near - near[:, :1]) / temperature).exp()
         votes[start : start + _AT_ONCE] = (weights[:, :, None] * classes[which]).sum(dim=1)
     return votes
+
+
+def _likeness(x: Tensor, bank: Tensor, start: int, *, own: bool) -> Float[Tensor, "some m"]:
+    """Of some rows of `x` and all of the bank; `own`: it is x, and none is like itself."""
+    alike = x[start : start + _AT_ONCE] @ bank.T
+    if own:
+        alike.diagonal(start).fill_(-torch.inf)
+    return alike
 
 
 def _spread(x: Float[Tensor, "n d"], weights: Float[Tensor, "n r"]) -> Float[Tensor, " r"]:

@@ -24,7 +24,7 @@ runs unstable.
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -36,11 +36,20 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from vitrail.data.batches.batch import Batch
+from vitrail.data.targets import Targets
 from vitrail.data.views.preprocess import Canvas
 from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError, setting
 from vitrail.heads.projector import Predictor, Projector
-from vitrail.metrics.features import FeatureMetrics, judged, leave_one_out, rankme, rights, spread
+from vitrail.metrics.features import (
+    FeatureMetrics,
+    judged,
+    leave_one_out,
+    nearest,
+    rankme,
+    rights,
+    spread,
+)
 from vitrail.models import FAMILIES, Model, ViT
 from vitrail.nn import PatchEmbed, normal_
 from vitrail.tasks.task import Losses, Task
@@ -79,6 +88,10 @@ class MocoConfig:
                 )
 
 
+_COLLAPSED = 0.1
+"""A spread of features that tells no images apart any more."""
+
+
 class Embedding(NamedTuple):
     """What is known of one image."""
 
@@ -107,9 +120,9 @@ class Moco(Task):
     score_name = "features"
     model: Model
 
-    def __init__(self, model: Model, config: MocoConfig, classes: tuple[str, ...] = ()) -> None:
-        """`classes`: names of what the images that features are judged on are known to be; nothing
-        learns from it. Raises `UsageError` for a model with a head.
+    def __init__(self, model: Model, config: MocoConfig, targets: Targets) -> None:
+        """`targets`: what is said of images, by which features are judged where it is classes;
+        nothing learns from it. Raises `UsageError` for a model with a head.
         """
         super().__init__()
         if model.head is not None:
@@ -119,7 +132,7 @@ class Moco(Task):
             )
         self.model = model
         self.config = config
-        self.classes = classes
+        self.targets = targets.rows(np.arange(0))
         self.projector = Projector(pooled_width(model), config.hidden, config.out)
         self.predictor = Predictor(config.out, config.hidden)
         self.teacher = Teacher(model, self.projector)
@@ -168,28 +181,79 @@ class Moco(Task):
         return rights(votes, rows["classes"]).double().mean().item()
 
     def judge(self, rows: Mapping[str, Tensor]) -> FeatureMetrics:
+        """See `vitrail.metrics.features`."""
         return judged(rows["features"], rows.get("classes"), k=self.config.neighbours)
 
+    def summary(self, metrics: FeatureMetrics, noun: str) -> list[str]:
+        """How many images their neighbours tell, or how many directions the features use; and how
+        far they spread.
+        """
+        lines = []
+        if knn := metrics.summary.get("knn"):
+            interval = f"(95% interval {knn.low:.1%} to {knn.high:.1%})"
+            count = f"{round(knn.value * metrics.images)} of {metrics.images} {noun}"
+            lines += [
+                f"{'k-NN':<10}{knn.value:.1%} {interval}, {count} told by the others",
+                f"{'baseline':<10}{metrics.chance:.1%} for always saying the most common class",
+            ]
+        if rank := metrics.summary["rankme"]:
+            interval = f"(95% interval {rank.low:.1f} to {rank.high:.1f})"
+            used = f"{rank.value:.1f} {interval} of {metrics.dimensions} directions are used"
+            lines.append(f"{'RankMe':<10}{used}")
+        if std := metrics.summary["std"]:
+            lines.append(f"{'spread':<10}{std.value:.2f} of 1; 0 is that all images look the same")
+        return lines
+
+    def notes(self, metrics: FeatureMetrics, noun: str) -> list[str]:
+        """Whether the features have become one."""
+        std = metrics.summary["std"]
+        if metrics.images == 1 or std is None or std.value > _COLLAPSED:
+            return []
+        return [
+            f"the features of all {noun} are nearly the same (spread {std.value:.3f}): the run has "
+            f"collapsed; a smaller {setting('optim.lr')} or a larger {setting('data.batch_size')} "
+            f"may help"
+        ]
+
+    def table(self, rows: Mapping[str, Tensor]) -> Iterable[Sequence[str]]:
+        """label,predicted (where classes are known), then nearest,likeness: the row of the image
+        that is most alike, from 0, and the cosine. Several labels are a|b.
+        """
+        near = nearest(rows["features"])
+        pairs = zip(near.which.tolist(), near.likeness.tolist(), strict=True)
+        others = [(str(which), f"{alike:.6f}") for which, alike in pairs]
+        if "classes" not in rows:
+            yield ("nearest", "likeness")
+            yield from others
+            return
+        yield ("label", "predicted", "nearest", "likeness")
+        names, k = self.targets.names, self.config.neighbours
+        predicted = leave_one_out(rows["features"], rows["classes"], k=k).argmax(dim=1)
+        for row, best, other in zip(
+            rows["classes"].tolist(), predicted.tolist(), others, strict=True
+        ):
+            label = "|".join(names[i] for i, there in enumerate(row) if there)
+            yield (label, names[best], *other)
+
     def answer(self, batch: Batch, seen: Sequence[Seen]) -> list[Embedding]:
+        """Of each image its features."""
         return [Embedding(row) for row in self.features(batch).cpu().numpy()]
 
     def block_names(self) -> list[str]:
+        """The model's."""
         return self.model.block_names()
-
-    def enter(self, done: float) -> None:
-        """The patch projection stays, whatever else was told to learn."""
-        self._freeze_patch()
 
     @torch.no_grad()
     def after_step(self, done: float) -> None:
-        """The teacher moves. `done`: of the run, this step included."""
+        """The teacher moves. `done` (0 to 1) of the run is over, this step included."""
         mine = [*self.model.parameters(), *self.projector.parameters()]
         slow = [*self.teacher.model.parameters(), *self.teacher.projector.parameters()]
         share = 1 - momentum(self.config.momentum, done)
         torch._foreach_lerp_([p.data for p in slow], [p.data for p in mine], share)
 
     def state(self) -> dict[str, Any]:
-        return {"classes": list(self.classes)}
+        """The names of what features are judged by."""
+        return {"classes": list(self.targets.names)}
 
     def _freeze_patch(self) -> None:
         if self.config.freeze_patch and isinstance(self.model, ViT):

@@ -143,15 +143,6 @@ _WHOLE = ("shift", "ops", "fill")
 _MAY_BE_NONE = ("saturation",)
 
 
-def drawn_for(purpose: str, view: int) -> str:
-    """What `keyed.uniform` is to draw for, in one view of an image: the first is as the only one.
-
-    >>> drawn_for("crop", 0), drawn_for("crop", 1)
-    ('crop', 'crop/1')
-    """
-    return f"{purpose}/{view}" if view else purpose
-
-
 def view(
     image: Image.Image,
     preprocess: Preprocess,
@@ -171,12 +162,16 @@ def view(
     if not config.crops:
         return preprocess.view(image)
     image = preprocess.convert(image)
-    purpose = drawn_for("crop", view)
-    draws = uniform(seed, epoch, np.array([index]), purpose, 2 * CROP_TRIES + 2)[0]
+    draws = uniform(seed, epoch, np.array([index]), purpose("crop", view), 2 * CROP_TRIES + 2)[0]
     own = 1.0 if preprocess.one_size else image.width / image.height
     ratios = config.crop_ratio[0] * own, config.crop_ratio[1] * own
     box = crop_box(image.width, image.height, config.crop_scale, ratios, draws.tolist())
     return preprocess.view_part(image, box)
+
+
+def purpose(of: str, view: int) -> str:
+    """What the draws of one view are keyed by: those of the first are what they always were."""
+    return f"{of} {view}" if view else of
 
 
 CROP_TRIES = 10
@@ -226,9 +221,7 @@ class Augment:
     def __init__(
         self, config: AugmentConfig, seed: int, size: tuple[int, int], view: int = 0
     ) -> None:
-        """`view`: which of several that each sample is given. Raises `UsageError` for a shift of
-        more pixels than there are.
-        """
+        """`view`: which of an image's views, each with draws of its own."""
         if config.shift >= min(size):
             raise UsageError(
                 f"shift {config.shift} would move images of {size[0]}x{size[1]} pixels out of "
@@ -246,10 +239,7 @@ class Augment:
         """`indices` are the samples' own, not places in the batch; `images` is left as it is."""
         assert len(images) == len(indices)
         config, size = self.config, (images.shape[2], images.shape[3])
-
-        def draw(purpose: str, n: int) -> Float[np.ndarray, "b n"]:
-            return uniform(self.seed, epoch, indices, drawn_for(purpose, self.view), n)
-
+        draw = self._draw(indices, epoch)
         if config.shift:
             reach = min(config.shift, min(size) - 1)  # of a long image something stays in sight
             images = _shift(images, draw("shift", 2), reach, config.fill)
@@ -281,6 +271,12 @@ class Augment:
             self._noise = self._noise.to(images.device)
             _erase(images, draw("erase", 7), config.erase, self._noise)
         return images
+
+    def _draw(self, indices: Int[np.ndarray, " b"], epoch: int) -> Draw:
+        def draw(of: str, n: int) -> Float[np.ndarray, "b n"]:
+            return uniform(self.seed, epoch, indices, purpose(of, self.view), n)
+
+        return draw
 
     def _plan(self, draw: Draw, size: tuple[int, int]) -> Plan | None:
         match self.config.policy:
