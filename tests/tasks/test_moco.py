@@ -190,6 +190,19 @@ def test_bfloat16_and_one_image_pass() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         close(task.loss(batch_of()).total, task_of().loss(batch_of()).total, 0.05)
     assert task.loss(batch_of(1)).total.isfinite()
+    unit = torch.eye(8, 16) + 0.01
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = contrast(unit, unit, 0.05).loss
+    close(halved, contrast(unit, unit, 0.05).loss)  # likenesses keep all their digits
+
+
+def test_a_step_can_be_had_on_paper() -> None:
+    with torch.device("meta"):
+        task = Moco(build(TINY), SMALL, Nothing(0))
+        view = Canvas(torch.empty(4, 3, 16, 16), None)
+        task.loss(Batch((view, view), {}, np.arange(4))).total.backward()
+    task.after_step(0.5)
+    assert task.predictor[0].weight.grad.is_meta
 
 
 def test_what_is_measured_and_said_of_images() -> None:

@@ -25,6 +25,7 @@ runs unstable.
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -285,7 +286,8 @@ def contrast(
     """C(q, k) of this process's queries among the keys of all: 0 where it has none."""
     queries, keys = (F.normalize(_precise(each), dim=1) for each in (queries, keys))
     every, first = gathered(keys)
-    logits = queries @ every.T / temperature
+    with _full_precision(queries.device):
+        logits = queries @ every.T / temperature
     own = first + torch.arange(len(queries), device=queries.device)
     loss = F.cross_entropy(logits, own, reduction="sum")
     right = (logits.argmax(dim=1) == own).sum() if len(own) else loss.new_zeros(())
@@ -296,6 +298,11 @@ def contrast(
 def _precise(x: Tensor) -> Tensor:
     """In float32, where it is not more precise already: the smallest chances decide a loss."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Without mixed precision, of which there is none where nothing is computed."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 @torch.no_grad()
