@@ -1,3 +1,4 @@
+import colorsys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
@@ -56,6 +57,19 @@ def add_to_the_dark(image: Image.Image, added: float) -> Image.Image:
     return image.point(table * len(image.getbands()))
 
 
+def turned_colours(image: Image.Image, turn: float) -> Image.Image:
+    """By Python's own HSV, pixel by pixel: Pillow's has 256 hues only."""
+    if image.mode == "L":
+        return image
+
+    def turned(pixel: np.ndarray) -> list[float]:
+        hue, saturation, value = colorsys.rgb_to_hsv(*(pixel / 255))
+        return [255 * x for x in colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)]
+
+    changed = np.apply_along_axis(turned, 2, np.asarray(image))
+    return Image.fromarray(changed.round().astype(np.uint8))
+
+
 PILLOW: dict[str, tuple[list[float], Callable[[Image.Image, float], Image.Image]]] = {
     "autocontrast": ([0], lambda image, _: ImageOps.autocontrast(image)),
     "equalize": ([0], lambda image, _: ImageOps.equalize(image)),
@@ -68,6 +82,7 @@ PILLOW: dict[str, tuple[list[float], Callable[[Image.Image, float], Image.Image]
     "brightness": ([0.1, 0.4, 1, 1.9], lambda image, x: ImageEnhance.Brightness(image).enhance(x)),
     "sharpness": ([0.1, 0.4, 1, 1.9], lambda image, x: ImageEnhance.Sharpness(image).enhance(x)),
     "grayscale": ([0], lambda image, _: image.convert("L").convert(image.mode)),
+    "hue": ([0, 0.1, -0.45], turned_colours),
     "blur": ([0.1, 1, 2], lambda image, x: image.filter(ImageFilter.GaussianBlur(x))),
 }
 
@@ -227,6 +242,7 @@ def test_randaugment_draws_timms_operations_at_their_levels() -> None:
     assert set(names) == {"identity"} | (PHOTOMETRIC.keys() | GEOMETRIC.keys()) - {
         "grayscale",
         "blur",
+        "hue",
     }
     rates = dict(zip(names, counts / plan.names.size, strict=True))
     assert abs(rates.pop("identity") - 0.5) < 0.02
@@ -447,6 +463,12 @@ def test_every_field_has_an_effect() -> None:
         "ops": (replace(OFF, policy="randaugment"), 3),
         "magnitude": (replace(OFF, policy="randaugment"), 5.0),
         "jitter": (OFF, 0.3),
+        "saturation": (replace(OFF, jitter=0.3), 0.0),
+        "hue": (OFF, 0.1),
+        "jitter_probability": (replace(OFF, jitter=0.3), 0.5),
+        "grey": (OFF, 0.5),
+        "blur": (OFF, 0.5),
+        "solarize": (OFF, 0.5),
         "erase": (OFF, 0.5),
         "mixup": (OFF, 0.5),
         "cutmix": (OFF, 0.5),
@@ -469,6 +491,9 @@ def test_every_field_has_an_effect() -> None:
         ({"hflip": 1.5}, "hflip must be 0 to 1"),
         ({"erase": float("nan")}, "erase must be"),
         ({"jitter": -0.1}, "jitter"),
+        ({"hue": 0.6}, "hue must be 0 to 0.5"),
+        ({"saturation": 2.0}, "saturation"),
+        ({"blur": float("nan")}, "blur must be"),
         ({"magnitude": 11.0}, "magnitude"),
         ({"ops": 0}, "ops"),
         ({"shift": 2.5}, "whole number"),

@@ -1,6 +1,7 @@
 """How good answers are: one file a kind of target, every number with its interval."""
 
 from vitrail.metrics.classes import MEASURES, Bin, ClassScores, Metrics, classification, multi_label
+from vitrail.metrics.features import FeatureMetrics
 from vitrail.metrics.intervals import FEW, Estimate, paired, share
 from vitrail.metrics.masks import ClassIoU, SegmentMetrics, count, mean_iou, segmentation
 
@@ -11,6 +12,7 @@ __all__ = [
     "ClassIoU",
     "ClassScores",
     "Estimate",
+    "FeatureMetrics",
     "Metrics",
     "SegmentMetrics",
     "classification",

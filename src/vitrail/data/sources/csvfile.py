@@ -22,7 +22,7 @@ from vitrail.data.sources.walk import walk
 from vitrail.data.targets import Classes
 from vitrail.errors import DataError, setting
 
-_COLUMN_NAMES = {
+COLUMN_NAMES = {
     "image": ("file", "image", "path", "filename", "file_name"),
     "label": ("label", "class", "category"),
     "split": ("split",),
@@ -84,19 +84,19 @@ class CsvSource:
         files = ListedFiles(str(self._folder))
         asked = Columns(image_column, label_column, split_column)
         names = (
-            *chain(*_COLUMN_NAMES.values()),
+            *chain(*COLUMN_NAMES.values()),
             *(name.lower() for name in asked if name and not name.isdecimal()),
         )
         table = read_table(file, names, files.is_file)
         places = _places(file, table, asked, files)
         refuse_misfits(file, table)
         rows = _rows(file, table, places)
-        found, notes = _found(file, table.lines, [row.image for row in rows], files)
+        found, notes = found_files(file, table.lines, [row.image for row in rows], files)
         self.notes: tuple[str, ...] = (*_assumed(file, table, asked, places), *notes)
         self._names = PackedNames(found)
         self.targets = _encoded([row.labels for row in rows])
         self.part = np.array([row.part for row in rows], np.uint8)
-        self.left_out = _left_out(file, found, files, whole_folder)
+        self.left_out = unlisted(file, found, files, whole_folder)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -140,12 +140,12 @@ def _places(file: Path, table: Table, asked: Columns, files: ListedFiles) -> _Pl
     free = [i for i, name in enumerate(table.columns) if name and i not in (image, label, split)]
 
     def usual(kind: str) -> list[int]:
-        words = _COLUMN_NAMES[kind]
+        words = COLUMN_NAMES[kind]
         return [i for word in words for i in free if table.columns[i].lower() == word]
 
     if image is None:
         others = [i for i in free if i not in (*usual("label"), *usual("split"))]
-        image = _image_place(table, usual("image"), others, files)
+        image = image_place(table, usual("image"), others, files)
         if image is None:
             near = (files.reason(row[i]) for row in table.rows[:1] for i in others)
             reason = next((f"; but {reason}" for reason in near if reason), "")
@@ -181,7 +181,7 @@ def _place(file: Path, table: Table, kind: str, name: str) -> int:
     )
 
 
-def _image_place(
+def image_place(
     table: Table, usual: Sequence[int], others: Sequence[int], files: ListedFiles
 ) -> int | None:
     """The first column of files; or else what is usually called so; or else what looks like names.
@@ -219,7 +219,7 @@ def _told(table: Table) -> str:
 
 def _undecided(file: Path, table: Table, kind: str, candidates: Sequence[int]) -> str:
     if table.headed:
-        lacking = f"has no {kind} column ({', '.join(_COLUMN_NAMES[kind])})"
+        lacking = f"has no {kind} column ({', '.join(COLUMN_NAMES[kind])})"
     else:
         lacking = f"has no header, and its {kind} column cannot be told"
     likely = candidates[:1] if kind == "image" else candidates[-1:]
@@ -236,7 +236,7 @@ def _assumed(file: Path, table: Table, asked: Columns, places: _Places) -> tuple
         f"the {kind}s in column '{table.columns[i]}'"
         for kind, i, name in zip(Columns._fields, places, asked, strict=True)
         if i is not None and name is None
-        if not table.headed or table.columns[i].lower() not in _COLUMN_NAMES[kind]
+        if not table.headed or table.columns[i].lower() not in COLUMN_NAMES[kind]
     ]
     if not told:
         return ()
@@ -273,10 +273,14 @@ def _rows(file: Path, table: Table, places: _Places) -> list[_Row]:
     return rows
 
 
-def _found(
+def found_files(
     file: Path, lines: Sequence[int], names: Sequence[str], files: ListedFiles
 ) -> tuple[list[str], tuple[str, ...]]:
-    """The names of the files that are meant, and notes of what is not there or read otherwise."""
+    """The names of the files that are meant, and notes of what is not there or read otherwise.
+
+    Raises DataError, with the lines, where a name may mean several files, an image is listed twice,
+    or no listed file is there.
+    """
     means = [files.find(name) for name in names]
     several = [
         f"line {line}: '{name}' may be {' or '.join(found)}"
@@ -326,7 +330,7 @@ def _refuse_twice(file: Path, lines: Sequence[int], names: Sequence[str]) -> Non
     refuse_rows(file, twice, "with an image that another has", way_out)
 
 
-def _left_out(
+def unlisted(
     file: Path, names: Sequence[str], files: ListedFiles, whole_folder: bool
 ) -> tuple[LeftOut, ...]:
     """The images beside the listed ones that the file does not list; or, in all of its folder, what

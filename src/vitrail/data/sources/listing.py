@@ -57,20 +57,27 @@ class Listing(NamedTuple):
     """Endings of members."""
 
 
-def listed(file: Path) -> Listing:
-    """The listing of a tar file, from the cache where it is known there as it is now."""
-    place = _cache_place(file)
+def listed(file: Path, *, labelled: bool = True) -> Listing:
+    """The listing of a tar file, from the cache where it is known there as it is now.
+
+    `labelled`: only what has a label is an image of the data set; else every image is, and what is
+    said of it does not count.
+    """
+    place = _cache_place(file, labelled)
     stamp = f"{_VERSION} {' '.join(FORMATS)} {file_stamp(file)}"
     if place is not None and (known := _read_listing(place, stamp)) is not None:
         return known
-    listing = list_images(file)
+    listing = list_images(file, labelled=labelled)
     if place is not None:
         _write_listing(place, stamp, listing)
     return listing
 
 
-def list_images(file: Path) -> Listing:
-    """List a tar file by its headers. Raises DataError where it is damaged or cut short."""
+def list_images(file: Path, *, labelled: bool = True) -> Listing:
+    """List a tar file by its headers, of what `listed` says.
+
+    Raises DataError where it is damaged or cut short.
+    """
     found = _Found()
     with TarReader(file) as tar:
         for name, kind, offset, size in tar.members():
@@ -100,7 +107,7 @@ def list_images(file: Path) -> Listing:
             found.fields.add(field.rpartition(".")[2][:20])
         if tar.trailing:
             found.leave_out("bytes behind the end mark", str(tar.trailing))
-    return found.listing()
+    return found.listing() if labelled else found.bare_listing()
 
 
 def _kind(form: str | None) -> str:
@@ -177,6 +184,21 @@ class _Found:
             tuple(sorted(self.fields)),
         )
 
+    def bare_listing(self) -> Listing:
+        """Of every image, and of nothing that is said of any."""
+        found = [(key, row) for key, row in self._row.items() if self._offset[row] >= 0]
+        rows = [row for _, row in found]
+        return Listing(
+            tuple(key for key, _ in found),
+            np.array(self._offset, np.int64)[rows],
+            np.array(self._size, np.int64)[rows],
+            np.zeros(len(rows), np.int32),
+            ((),),
+            False,
+            self._left_out,
+            tuple(sorted(self.fields)),
+        )
+
 
 def _parsed(rank: int, content: bytes) -> tuple[tuple[str, ...] | None, bool]:
     """The labels in the content of a field, None for none; and whether they were a list."""
@@ -205,10 +227,10 @@ def _label_text(label: object) -> str | None:
     return str(int(text)) if text.isdecimal() and len(text) < 19 else text
 
 
-def _cache_place(file: Path) -> Path | None:
+def _cache_place(file: Path, labelled: bool) -> Path | None:
     digest = hashlib.blake2b(os.fsencode(file), digest_size=16).hexdigest()
     try:
-        return cache_folder() / "shards" / f"{digest}.npz"
+        return cache_folder() / "shards" / f"{digest}{'' if labelled else '-bare'}.npz"
     except DataError:
         return None
 

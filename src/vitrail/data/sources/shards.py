@@ -22,7 +22,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int, Int32, UInt8
 from PIL import Image
 
 from vitrail.data.names import PackedNames, label_name, printable, shortened
@@ -32,7 +32,7 @@ from vitrail.data.sources.listing import LEFT_OUT, Listing, listed
 from vitrail.data.sources.parts import part_named, part_within
 from vitrail.data.sources.source import PARTS, LeftOut, Tally, file_stamp
 from vitrail.data.sources.walk import HIDDEN, is_hidden
-from vitrail.data.targets import Classes
+from vitrail.data.targets import Classes, Nothing
 from vitrail.disk import sha256
 from vitrail.errors import DataError
 
@@ -47,50 +47,30 @@ _CAPTIONS = 100  # so many images, each with a label of its own, are no classes
 _PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 
 
-class ShardSource:
-    """The images of a folder of tar files, or of one tar file, with their labels.
+class ShardImages:
+    """The images of tar files, read at their place, whatever is said of them."""
 
-    The folder holds NAME.tar files, or train/, val/ and test/ with such files; else a part is
-    known by a word in the file's name (imagenet-val-0001.tar). A label is the text of KEY.cls or
-    KEY.txt, or in KEY.json under `label`, `labels` or the like, several as a list. Whole numbers
-    are named by the lines of classes.txt, where there is one. Members that are no plain files are
-    never read; what is not used is told in `left_out`.
-
-    Images are read at their place, without the members before them. Safe in threads and worker
-    processes. Raises DataError for a file that is no tar file, is damaged or cut short, or is not
-    what `index.json` says, and where nothing has both an image and a label.
-    """
-
-    def __init__(self, root: Path | str) -> None:
-        place = Path(os.path.abspath(root))
-        files = _shard_files(place)
-        if not files:
-            raise DataError(_no_shards(place))
+    def __init__(
+        self, place: Path, files: Sequence[Path], listings: Sequence[Listing], *, ours: bool
+    ) -> None:
+        """`ours`: whether we wrote these shards, and keys are as we write them."""
         self._files = tuple(map(str, files))
         self._stamps = tuple(file_stamp(file) for file in files)
-        listings = [listed(file) for file in files]
-        about = _read_about(place)
-        if about is not None:
-            _check_against(about, files, listings)
         self.left_out = (*_beside(place, files), *_left_out(files, listings))
         self.notes: tuple[str, ...] = ()
         sizes = [len(listing.offsets) for listing in listings]
-        if not sum(sizes):
-            raise DataError(_nothing_found(place, listings))
         shard = np.repeat(np.arange(len(files), dtype=np.int32), sizes)
         parts = np.array([_part(place, file) for file in files], np.uint8)
-        labels = [listing.labels[code] for listing in listings for code in listing.codes.tolist()]
-        targets = _targets(place, labels, about)
-        keys = list(_keys(place, files, listings, ours=about is not None))
+        keys = list(_keys(place, files, listings, ours=ours))
         if len({key for _, key in keys}) < len(keys):
             raise DataError(f"two images in the shards of {place} have one key: write them anew")
         # Ours in the order of the source that they were written from, others as they lie there.
         order = np.argsort([number for number, _ in keys], kind="stable")
+        self._order: Int[np.ndarray, " n"] = order
         self._names = PackedNames(keys[i][1] for i in order)
         self._shard: Int32[np.ndarray, " n"] = shard[order]
         self._offset = np.concatenate([listing.offsets for listing in listings])[order]
         self._size = np.concatenate([listing.sizes for listing in listings])[order]
-        self.targets = targets.rows(order)
         self.part: UInt8[np.ndarray, " n"] = parts[self._shard]
 
     def __len__(self) -> int:
@@ -125,6 +105,57 @@ class ShardSource:
 
     def stamp(self, i: int) -> str:
         return f"{file_stamp(Path(self._files[self._shard[i]]))} {self._offset[i]}"
+
+
+class ShardSource(ShardImages):
+    """The images of a folder of tar files, or of one tar file, with their labels.
+
+    The folder holds NAME.tar files, or train/, val/ and test/ with such files; else a part is
+    known by a word in the file's name (imagenet-val-0001.tar). A label is the text of KEY.cls or
+    KEY.txt, or in KEY.json under `label`, `labels` or the like, several as a list. Whole numbers
+    are named by the lines of classes.txt, where there is one. Members that are no plain files are
+    never read; what is not used is told in `left_out`.
+
+    Images are read at their place, without the members before them. Safe in threads and worker
+    processes. Raises DataError for a file that is no tar file, is damaged or cut short, or is not
+    what `index.json` says, and where nothing has both an image and a label.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        place = Path(os.path.abspath(root))
+        files, listings, about = _read(place, labelled=True)
+        if not any(len(listing.offsets) for listing in listings):
+            raise DataError(_nothing_found(place, listings))
+        super().__init__(place, files, listings, ours=about is not None)
+        labels = [listing.labels[code] for listing in listings for code in listing.codes.tolist()]
+        self.targets = _targets(place, labels, about).rows(self._order)
+
+
+class UnlabelledShards(ShardImages):
+    """The images of such files, all of them, whatever is said of them.
+
+    Raises DataError as `ShardSource`, and where there is no image.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        place = Path(os.path.abspath(root))
+        files, listings, about = _read(place, labelled=False)
+        if not any(len(listing.offsets) for listing in listings):
+            raise DataError(f"no image is in the tar files of {place}: KEY.jpg, KEY.png and so on")
+        super().__init__(place, files, listings, ours=about is not None)
+        self.targets = Nothing(len(self))
+
+
+def _read(place: Path, *, labelled: bool) -> tuple[list[Path], list[Listing], "_About | None"]:
+    """The tar files of a data set, what they hold, and our own index of them, to which they fit."""
+    files = _shard_files(place)
+    if not files:
+        raise DataError(_no_shards(place))
+    listings = [listed(file, labelled=labelled) for file in files]
+    about = _read_about(place)
+    if about is not None:
+        _check_against(about, files, listings)
+    return files, listings, about
 
 
 class _OpenFile:

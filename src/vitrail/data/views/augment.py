@@ -1,9 +1,10 @@
-"""Training views and augmentation, driven by numbers keyed by (seed, epoch, sample index).
+"""Training views and augmentation, driven by numbers keyed by (seed, epoch, sample index, view).
 
 - `view_of`: one image to uint8 pixels of the training size; Pillow crops and scales in one call
 - `Augment`: everything else, on whole batches of such pixels, on whatever device they lie
 
-What happens to an image depends on its own index alone, whatever shares its batch.
+What happens to an image depends on its own index alone, whatever shares its batch. A task that
+looks at each image several times (MoCo v3, DINO) numbers its views, and each draws anew.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,16 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.keyed import uniform
-from vitrail.data.views.ops import GEOMETRIC, PHOTOMETRIC, brightness, color, contrast, warp
+from vitrail.data.views.ops import (
+    GEOMETRIC,
+    MAX_BLUR,
+    PHOTOMETRIC,
+    brightness,
+    color,
+    contrast,
+    hue,
+    warp,
+)
 from vitrail.data.views.policy import Draw, Plan, Policy, randaugment, three, trivial
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.data.views.seen import Seen
@@ -50,6 +60,19 @@ class AugmentConfig:
     """Their strength out of 10, for randaugment."""
     jitter: float = 0.0
     """Brightness, contrast and saturation are each scaled by 1 - jitter to 1 + jitter."""
+    saturation: float | None = None
+    """Of jitter, where saturation has a range of its own; None: it has that of the others."""
+    hue: float = 0.0
+    """Of jitter: colours are turned by up to this part of the wheel, either way."""
+    jitter_probability: float = 1.0
+    """Of jitter: the share of images that get it, all of it at once."""
+    grey: float = 0.0
+    """The probability of an image without colours."""
+    blur: float = 0.0
+    """The probability of a Gaussian blur, of 0.1 to 2 pixels (SimCLR, arXiv 2002.05709)."""
+    solarize: float = 0.0
+    """The probability that what is brighter than middle grey becomes its negative (BYOL, arXiv
+    2006.07733)."""
     erase: float = 0.0
     """The probability that a box of noise covers 2% to 33% of the image (arXiv 1708.04896)."""
     mixup: float = 0.0
@@ -70,6 +93,8 @@ class AugmentConfig:
             raise unknown_name("augmentation policy", str(self.policy), get_args(Policy))
         for field, (least, most) in _RANGES.items():
             value = getattr(self, field)
+            if value is None and field in _MAY_BE_NONE:
+                continue
             if not least <= value <= most:
                 raise UsageError(f"{setting(field)} must be {least:g} to {most:g}, not {value}")
             if field in _WHOLE and not isinstance(value, int):
@@ -86,6 +111,12 @@ class AugmentConfig:
         return self.crop_scale != (1, 1) or self.crop_ratio != (1, 1)
 
     @property
+    def jitters(self) -> tuple[float, float, float, float]:
+        """How far brightness, contrast, saturation and hue go, each way."""
+        saturation = self.jitter if self.saturation is None else self.saturation
+        return self.jitter, self.jitter, saturation, self.hue
+
+    @property
     def mixes(self) -> bool:
         """Whether `mix` does anything."""
         return self.mixup > 0 or self.cutmix > 0
@@ -98,12 +129,19 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ops": (1, 16),
     "magnitude": (0, 10),
     "jitter": (0, 1),
+    "saturation": (0, 1),
+    "hue": (0, 0.5),
+    "jitter_probability": (0, 1),
+    "grey": (0, 1),
+    "blur": (0, 1),
+    "solarize": (0, 1),
     "erase": (0, 1),
     "mixup": (0, 100),
     "cutmix": (0, 100),
     "fill": (0, 255),
 }
 _WHOLE = ("shift", "ops", "fill")
+_MAY_BE_NONE = ("saturation",)
 
 
 def view_of(
@@ -169,9 +207,12 @@ def crop_box(
 class Augment:
     """Augments batches of uint8 images of about `size` (height, width), by its config.
 
-    In this order: shift, flips, the policy, colour jitter, erasing. Of a policy, the operations
-    that change pixels come first, in the order drawn; then those that move them, as one map: an
-    image is resampled once, and `fill` is what was asked for.
+    In this order: shift, flips, the policy, colour jitter, grey, blur, solarising, erasing. Of a
+    policy, the operations that change pixels come first, in the order drawn; then those that move
+    them, as one map: an image is resampled once, and `fill` is what was asked for.
+
+    MoCo v3 and DINO flip last. It is the same: what comes between takes pixels one by one, or alike
+    on both sides. The four of the jitter always come in one order, which torchvision draws.
 
     >>> augment = Augment(AugmentConfig(policy="randaugment"), seed=0, size=(32, 32))
     >>> images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
@@ -213,9 +254,21 @@ class Augment:
         if plan is not None:
             _recolour(rows, plan)
             _move(rows, plan, config.fill)
+        if any(config.jitters):
+            *levels, chance = draw("jitter", 5).T
+            chosen = chance < config.jitter_probability
+            _change(rows, chosen, _jitter, np.stack(levels, 1)[chosen], config.jitters)
+        for name, probability, level in (
+            ("grayscale", config.grey, (0.0, 0.0)),
+            ("blur", config.blur, (0.1, MAX_BLUR)),
+            ("solarize", config.solarize, (128.0, 128.0)),
+        ):
+            if probability:
+                chance, strength = draw(name, 2).T
+                chosen = chance < probability
+                drawn = torch.from_numpy(level[0] + (level[1] - level[0]) * strength[chosen])
+                _change(rows, chosen, PHOTOMETRIC[name], drawn.to(rows[0].device))
         images = torch.stack(rows)
-        if config.jitter:
-            images = _jitter(images, 1 + config.jitter * (2 * draw("jitter", 3) - 1))
         if config.erase:
             self._noise = self._noise.to(images.device)
             _erase(images, draw("erase", 7), config.erase, self._noise)
@@ -308,15 +361,26 @@ def _maps(plan: Plan, size: tuple[int, int]) -> Float64[np.ndarray, "b 3 3"]:
 
 
 def _jitter(
-    images: UInt8[Tensor, "b c h w"], factors: Float[np.ndarray, "b 3"]
+    images: UInt8[Tensor, "b c h w"],
+    draws: Float[np.ndarray, "b 4"],
+    strengths: tuple[float, float, float, float],
 ) -> UInt8[Tensor, "b c h w"]:
-    """Brightness, contrast and saturation, always in this order."""
-    levels = torch.from_numpy(factors).to(images.device, torch.float32)
+    """Brightness, contrast, saturation and hue, always in this order; those of no strength stay."""
+    operations = (brightness, contrast, color, hue)
+    around = (1, 1, 1, 0)
+    changes = [
+        (operation, torch.from_numpy(middle + strength * (2 * drawn - 1)).to(images.device))
+        for operation, middle, strength, drawn in zip(
+            operations, around, strengths, draws.T, strict=True
+        )
+        if strength
+    ]
     at_once = max(1, 2**20 // images[0].numel())  # what fits a processor's cache is twice as fast
     parts = []
-    for part, level in zip(torch.split(images, at_once), torch.split(levels, at_once), strict=True):
-        for operation, factor in zip((brightness, contrast, color), level.T, strict=True):
-            part = operation(part, factor)
+    for start in range(0, len(images), at_once):
+        part = images[start : start + at_once]
+        for operation, levels in changes:
+            part = operation(part, levels[start : start + at_once])
         parts.append(part)
     return torch.cat(parts)
 

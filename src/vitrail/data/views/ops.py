@@ -42,6 +42,33 @@ def color(images: Images, factor: Levels) -> Images:
     return images.clone() if images.shape[1] == 1 else _blend(_luma(images), images, factor)
 
 
+def hue(images: Images, turn: Levels) -> Images:
+    """Colours turned around the wheel by a part of it: 1/3 makes red green, and 1 is no change.
+
+    By HSV, as torchvision does it. Pillow's own HSV has 8 bits, hence hues 1/255 of the wheel
+    apart; here they are what they are.
+    """
+    if images.shape[1] == 1:
+        return images.clone()
+    red, green, blue = images.to(torch.int16).unbind(1)
+    most, least = images.amax(1), images.amin(1)
+    chroma = (most - least).float()
+    # The greatest channel says which third of the wheel, the others where in it. (Differences of
+    # whole numbers, and a grey has no hue and needs none.)
+    beside = torch.where(
+        most == red, green - blue, torch.where(most == green, blue - red, red - green)
+    )
+    third = torch.where(most == red, 0, torch.where(most == green, 2, 4))
+    sixths = (beside / chroma.clamp(min=1)).add_(third).add_(6 * turn[:, None, None])
+    changed = torch.empty(images.shape, device=images.device)
+    for channel, n in enumerate((5, 3, 1)):
+        # Of each channel how far it is below the greatest, by its distance from its own hue.
+        k = sixths + n
+        k.sub_((k / 6).floor_().mul_(6)).sub_(2).abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma)
+        torch.sub(most, k, out=changed[:, channel])
+    return _grey_levels(changed.add_(0.5))
+
+
 def grayscale(images: Images, _level: Levels) -> Images:
     """The luma, in all channels."""
     return _luma(images).expand_as(images)
@@ -119,7 +146,7 @@ PHOTOMETRIC: dict[str, Callable[[Images, Levels], Images]] = {
     op.__name__: op
     for op in (
         *(autocontrast, equalize, invert, posterize, solarize, solarize_add),
-        *(color, contrast, brightness, sharpness, grayscale, blur),
+        *(color, contrast, brightness, sharpness, grayscale, hue, blur),
     )
 }
 """What changes the pixels where they are, by name."""

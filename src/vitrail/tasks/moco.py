@@ -1,0 +1,351 @@
+"""MoCo v3: features from images without labels (Chen et al., arXiv 2104.02057, algorithm 1).
+
+Two views of an image are to be more alike than views of different images. With f the model and its
+projector, g the predictor, t the teacher (a slow copy of f), x1 and x2 the views, everything of
+length 1, n the images of all processes and T the temperature:
+
+    q1 = g(f(x1))   k1 = t(x1)      (and q2, k2 likewise; no gradient reaches t)
+    loss = C(q1, k2) + C(q2, k1)
+    C(q, k) = -2 T mean_i log(exp(q_i k_i / T) / sum_j exp(q_i k_j / T)),   j over all n
+
+After the optimiser's step the teacher moves, by parameters alone (its batch norms have statistics
+of their own), with s the share of the run that is over:
+
+    t <- m t + (1 - m) f,   m = 1 - (1 + cos(pi s)) / 2 (1 - m_0)
+
+The authors' code moves it within the next step, before the keys are computed: by the same weights
+of f, which nobody changes in between, and the same s. Their first move does nothing, for t is f
+then; their last step has none after it, and ours has m = 1. So the two are the same, and here a
+checkpoint holds the teacher that the next step will ask.
+
+The patch projection of a ViT stays as it was drawn (section 4.3): learning it is what makes such
+runs unstable.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+
+from vitrail.data.batches.batch import Batch
+from vitrail.data.targets import Targets
+from vitrail.data.views.preprocess import Canvas
+from vitrail.data.views.seen import Seen
+from vitrail.errors import UsageError, setting
+from vitrail.heads.projector import Predictor, Projector
+from vitrail.metrics.features import (
+    FeatureMetrics,
+    judged,
+    leave_one_out,
+    nearest,
+    rankme,
+    rights,
+    spread,
+)
+from vitrail.models import FAMILIES, Model, ViT
+from vitrail.nn import PatchEmbed, normal_
+from vitrail.tasks.task import Losses, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class MocoConfig:
+    """MoCo v3's loss and what it needs beside the model; a value out of range is a `UsageError`."""
+
+    temperature: float = 0.2
+    """What likenesses are divided by: a small one is about the most alike images alone."""
+    momentum: float = 0.99
+    """How much of itself the teacher keeps in a step, at the start; at the end it is all."""
+    hidden: int = 4096
+    """Hidden width of projector and predictor: nearly all of their weights (19 million in a
+    ViT-S's projector). Small models learn with less, as 1024."""
+    out: int = 256
+    """Length of the vectors that are compared."""
+    freeze_patch: bool = True
+    """A ViT's patch projection stays as it was drawn. Other stems learn: convolutions are a cure
+    for the same (arXiv 2106.14881)."""
+    neighbours: int = 20
+    """Of the k-NN classifier by which features are judged where classes are known."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise UsageError(
+                f"{setting('moco.temperature')} must be above 0, not {self.temperature}"
+            )
+        if not 0 <= self.momentum <= 1:
+            raise UsageError(f"{setting('moco.momentum')} must be in [0, 1], not {self.momentum}")
+        for field in ("hidden", "out", "neighbours"):
+            if getattr(self, field) < 1:
+                raise UsageError(
+                    f"{setting(f'moco.{field}')} must be at least 1, not {getattr(self, field)}"
+                )
+
+
+_COLLAPSED = 0.1
+"""A spread of features that tells no images apart any more."""
+
+
+class Embedding(NamedTuple):
+    """What is known of one image."""
+
+    features: Float32[np.ndarray, " d"]
+    """Of length 1: the product of two is how alike the images are, 1 at most."""
+
+
+class Teacher(nn.Module):
+    """The slow copy of model and projector, which makes the keys."""
+
+    def __init__(self, model: Model, projector: Projector) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.projector = copy.deepcopy(projector)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, view: Canvas) -> Float[Tensor, "b o"]:
+        return self.projector(self.model(*view))
+
+
+class Moco(Task):
+    """A model without a head, and how it learns features that tell images apart."""
+
+    coupled = True
+    score_name = "features"
+    model: Model
+
+    def __init__(self, model: Model, config: MocoConfig, targets: Targets) -> None:
+        """`targets`: what is said of images, by which features are judged where it is classes;
+        nothing learns from it. Raises `UsageError` for a model with a head.
+        """
+        super().__init__()
+        if model.head is not None:
+            raise UsageError(
+                f"a model that learns features has no classes: build it with "
+                f"{setting('model.classes', 0)}"
+            )
+        self.model = model
+        self.config = config
+        self.targets = targets.rows(np.arange(0))
+        self.projector = Projector(pooled_width(model), config.hidden, config.out)
+        self.predictor = Predictor(config.out, config.hidden)
+        self.teacher = Teacher(model, self.projector)
+        self._freeze_patch()
+
+    def loss(self, batch: Batch) -> Losses:
+        """C(q1, k2) + C(q2, k1), a mean over the batch.
+
+        Its parts: `accuracy`, how often the other view of the image is the most alike of all, and
+        `spread` of the keys, which is 0 where they have all become the same.
+        """
+        # Its norms are the batch's, even where what does not learn was put into evaluation mode.
+        self.teacher.train(self.training)
+        one, two = batch.views
+        # A process without images is handed one of no weight, so that the others need not wait.
+        n = len(batch.indices)
+        q1, q2 = (self.predictor(self.projector(self.model(*view)))[:n] for view in (one, two))
+        k1, k2 = (self.teacher(view)[:n] for view in (one, two))
+        first, second = (
+            contrast(queries, keys, self.config.temperature)
+            for queries, keys in ((q1, k2), (q2, k1))
+        )
+        parts = {
+            "accuracy": (first.accuracy + second.accuracy) / 2,
+            "spread": (spread(k1) + spread(k2)) / 2,
+        }
+        return Losses(first.loss + second.loss, parts)
+
+    def features(self, batch: Batch) -> Float[Tensor, "b d"]:
+        """What the model makes of the first view, in float32 and of length 1."""
+        return F.normalize(self.model(*batch.views[0]).float(), dim=1)
+
+    def measure(self, batch: Batch) -> dict[str, Tensor]:
+        """`features [b d]`, and `classes [b c]` where they are known."""
+        known = {name: batch.targets[name] for name in ("classes",) if name in batch.targets}
+        return {"features": self.features(batch), **known}
+
+    def score(self, rows: Mapping[str, Tensor]) -> float:
+        """The share of images whose class their neighbours tell; without classes, the share of
+        the features' directions that images use (RankMe).
+        """
+        features = rows["features"]
+        if "classes" not in rows:
+            return rankme(features) / features.shape[1]
+        votes = leave_one_out(features, rows["classes"], k=self.config.neighbours)
+        return rights(votes, rows["classes"]).double().mean().item()
+
+    def judge(self, rows: Mapping[str, Tensor]) -> FeatureMetrics:
+        """See `vitrail.metrics.features`."""
+        return judged(rows["features"], rows.get("classes"), k=self.config.neighbours)
+
+    def summary(self, metrics: FeatureMetrics, noun: str) -> list[str]:
+        """How many images their neighbours tell, or how many directions the features use; and how
+        far they spread.
+        """
+        lines = []
+        if knn := metrics.summary.get("knn"):
+            interval = f"(95% interval {knn.low:.1%} to {knn.high:.1%})"
+            count = f"{round(knn.value * metrics.images)} of {metrics.images} {noun}"
+            lines += [
+                f"{'k-NN':<10}{knn.value:.1%} {interval}, {count} told by the others",
+                f"{'baseline':<10}{metrics.chance:.1%} for always saying the most common class",
+            ]
+        if rank := metrics.summary["rankme"]:
+            interval = f"(95% interval {rank.low:.1f} to {rank.high:.1f})"
+            used = f"{rank.value:.1f} {interval} of {metrics.dimensions} directions are used"
+            lines.append(f"{'RankMe':<10}{used}")
+        if std := metrics.summary["std"]:
+            lines.append(f"{'spread':<10}{std.value:.2f} of 1; 0 is that all images look the same")
+        return lines
+
+    def notes(self, metrics: FeatureMetrics, noun: str) -> list[str]:
+        """Whether the features have become one."""
+        std = metrics.summary["std"]
+        if metrics.images == 1 or std is None or std.value > _COLLAPSED:
+            return []
+        return [
+            f"the features of all {noun} are nearly the same (spread {std.value:.3f}): the run has "
+            f"collapsed; a smaller {setting('optim.lr')} or a larger {setting('data.batch_size')} "
+            f"may help"
+        ]
+
+    def table(self, rows: Mapping[str, Tensor]) -> Iterable[Sequence[str]]:
+        """label,predicted (where classes are known), then nearest,likeness: the row of the image
+        that is most alike, from 0, and the cosine. Several labels are a|b.
+        """
+        near = nearest(rows["features"])
+        pairs = zip(near.which.tolist(), near.likeness.tolist(), strict=True)
+        others = [(str(which), f"{alike:.6f}") for which, alike in pairs]
+        if "classes" not in rows:
+            yield ("nearest", "likeness")
+            yield from others
+            return
+        yield ("label", "predicted", "nearest", "likeness")
+        names, k = self.targets.names, self.config.neighbours
+        predicted = leave_one_out(rows["features"], rows["classes"], k=k).argmax(dim=1)
+        for row, best, other in zip(
+            rows["classes"].tolist(), predicted.tolist(), others, strict=True
+        ):
+            label = "|".join(names[i] for i, there in enumerate(row) if there)
+            yield (label, names[best], *other)
+
+    def answer(self, batch: Batch, seen: Sequence[Seen]) -> list[Embedding]:
+        """Of each image its features."""
+        return [Embedding(row) for row in self.features(batch).cpu().numpy()]
+
+    def block_names(self) -> list[str]:
+        """The model's."""
+        return self.model.block_names()
+
+    @torch.no_grad()
+    def after_step(self, done: float) -> None:
+        """The teacher moves. `done` (0 to 1) of the run is over, this step included."""
+        mine = [*self.model.parameters(), *self.projector.parameters()]
+        slow = [*self.teacher.model.parameters(), *self.teacher.projector.parameters()]
+        share = 1 - momentum(self.config.momentum, done)
+        torch._foreach_lerp_([p.data for p in slow], [p.data for p in mine], share)
+
+    def state(self) -> dict[str, Any]:
+        """The names of what features are judged by."""
+        return {"classes": list(self.targets.names)}
+
+    def _freeze_patch(self) -> None:
+        if self.config.freeze_patch and isinstance(self.model, ViT):
+            for stem in (self.model.stem, getattr(self.model.stem_second, "stem", None)):
+                if isinstance(stem, PatchEmbed):
+                    stem.requires_grad_(False)
+
+
+def momentum(start: float, done: float) -> float:
+    """How much of itself a teacher keeps when `done` (0 to 1) of the run is over.
+
+    >>> momentum(0.99, 0.0), momentum(0.99, 0.5), momentum(0.99, 1.0)
+    (0.99, 0.995, 1.0)
+    """
+    return 1 - (1 + math.cos(math.pi * min(done, 1.0))) / 2 * (1 - start)
+
+
+class Contrast(NamedTuple):
+    """How well queries find their keys."""
+
+    loss: Float[Tensor, ""]
+    accuracy: Float[Tensor, ""]
+    """The share of queries that their own key is most like."""
+
+
+def contrast(
+    queries: Float[Tensor, "b o"], keys: Float[Tensor, "b o"], temperature: float
+) -> Contrast:
+    """C(q, k) of this process's queries among the keys of all: 0 where it has none."""
+    queries, keys = (F.normalize(_precise(each), dim=1) for each in (queries, keys))
+    every, first = gathered(keys)
+    with _full_precision(queries.device):
+        logits = queries @ every.T / temperature
+    own = first + torch.arange(len(queries), device=queries.device)
+    loss = F.cross_entropy(logits, own, reduction="sum")
+    right = (logits.argmax(dim=1) == own).sum() if len(own) else loss.new_zeros(())
+    count = max(len(queries), 1)
+    return Contrast(2 * temperature * loss / count, right / count)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """In float32, where it is not more precise already: the smallest chances decide a loss."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Without mixed precision, of which there is none where nothing is computed."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+@torch.no_grad()
+def gathered(keys: Float[Tensor, "b o"]) -> tuple[Float[Tensor, "n o"], int]:
+    """The keys of all processes, in the order of their ranks, and the place of this one's first.
+
+    A process may have fewer than others. No gradient passes.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return keys, 0
+    size, rank = dist.get_world_size(), dist.get_rank()
+    counts = [torch.zeros(1, dtype=torch.int64, device=keys.device) for _ in range(size)]
+    dist.all_gather(counts, torch.tensor([len(keys)], device=keys.device))
+    numbers = [int(count) for count in counts]
+    # Of one size each, as a collective wants them.
+    padded = F.pad(keys, (0, 0, 0, max(numbers) - len(keys)))
+    every = [torch.empty_like(padded) for _ in range(size)]
+    dist.all_gather(every, padded.contiguous())
+    kept = [part[:count] for part, count in zip(every, numbers, strict=True)]
+    return torch.cat(kept), sum(numbers[:rank])
+
+
+def pooled_width(model: Model) -> int:
+    """The length of an image's one vector, in a model of any family."""
+    with torch.device("meta"):
+        config = replace(model.config, classes=1)
+        head = FAMILIES[type(config)](config).head  # type: ignore[arg-type]  # its own config
+    assert head is not None
+    return head.in_features
+
+
+@torch.no_grad()
+def draw_as_moco(model: ViT) -> None:
+    """Draw a fresh ViT's weights as the authors do, where that is another way than its own.
+
+    Xavier's uniform for the patch projection, which never learns: its scale beside the positions'
+    stays as it is drawn. A class token of deviation 1e-6. (Queries, keys and values are drawn as
+    three matrices, and biases are zeros, in theirs as in ours; ours of the MLP are 1e-6.)
+    """
+    if isinstance(model.stem, PatchEmbed):
+        weight = model.stem.proj.weight
+        fan_in, fan_out = weight[0].numel(), weight.shape[0]
+        bound = math.sqrt(6 / (fan_in + fan_out))
+        nn.init.uniform_(weight, -bound, bound)
+    if model.prefix is not None and model.config.class_token:
+        normal_(model.prefix[:1], std=1e-6)
