@@ -38,6 +38,7 @@ from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import open_data_of
 from vitrail.runs.load import LoadedRun, load
 from vitrail.runs.world import ALONE, World
+from vitrail.tasks import TASKS
 from vitrail.tasks.tta import looks
 from vitrail.weights.files import read_json
 
@@ -242,7 +243,9 @@ def _open_other(
     if not any(columns or ()) and list_file(Path(data).expanduser()):
         own = config.data
         columns = Columns(own.image_column, own.label_column, own.split_column)
-    source: PartedSource = open_data(data, columns, rules)
+    source: PartedSource = open_data(
+        data, columns, rules, masks=config.data.masks, targets=TASKS[config.task].targets
+    )
     notes = (*(one.sentence() for one in source.left_out), *source.notes)
     there = [name for number, name in enumerate(PARTS) if (source.part == number).any()]
     part = split or _set_apart(there)
@@ -379,7 +382,7 @@ def _as_json(evaluation: Evaluation) -> str:
         "model_images_per_second": round(evaluation.model_images_per_second, 1),
         "unreadable": evaluation.skipped,
         "classes": names,
-        "absent": [names[k] for k in evaluation.metrics.absent],
+        "absent": [names[k] for k in getattr(evaluation.metrics, "absent", ())],
         **evaluation.metrics.to_dict(),
     }
     lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())

@@ -21,7 +21,6 @@ from vitrail.data.names import title_of
 from vitrail.data.sources.hub import place_of
 from vitrail.data.sources.source import refuse_inside
 from vitrail.data.sources.stream import StreamSource
-from vitrail.data.targets import classes_of
 from vitrail.doctor.machine import memory
 from vitrail.errors import UsageError, setting
 from vitrail.evaluation import Evaluation, evaluate
@@ -42,7 +41,7 @@ from vitrail.runs.start import open_start
 from vitrail.runs.teacher import RECORD as TEACHER
 from vitrail.runs.teacher import FoundTeacher, open_teacher, reopen_teacher
 from vitrail.runs.world import ALONE, World, check_layout, join_world
-from vitrail.tasks import TASKS, Task, Teacher
+from vitrail.tasks import TASKS, Task, Teacher, backbone_of
 from vitrail.training import fit, fit_probe
 from vitrail.training.board import board
 from vitrail.training.progress import Listener
@@ -98,13 +97,14 @@ def train(
         looked = with_greys(config, splits, notify) if world.lead else config
         greys = world.lead_says(looked.data.grey_range)
         config = replace(config, data=replace(config.data, grey_range=greys and tuple(greys)))
-        check_tuning(config)
+        with torch.device("meta"):
+            check_tuning(config, _model(config, splits))
         if config.distill.teacher == str(folder.resolve()):
             raise UsageError(
                 f"{folder} cannot be the run to make and its teacher: choose another "
                 f"{setting('out')}"
             )
-        teacher = open_teacher(config, classes_of(splits.train.targets, "a teacher"), notify=notify)
+        teacher = open_teacher(config, splits.train.targets, notify=notify)
         with torch.device("meta"):  # what the task would refuse, before anything is made
             _task(_model(config, splits), config, splits, teacher and teacher.teacher)
         config = _found(auto, config, splits, teacher and teacher.teacher, world, notify)
@@ -133,8 +133,9 @@ def find_lr(
         )
     splits = _open(config)
     config = with_greys(_settled(config, splits), splits, notify)
-    check_tuning(config)
-    found = open_teacher(config, classes_of(splits.train.targets, "a teacher"), notify=notify)
+    with torch.device("meta"):
+        check_tuning(config, _model(config, splits))
+    found = open_teacher(config, splits.train.targets, notify=notify)
     config = _found(auto, config, splits, found and found.teacher, ALONE, notify)
     device = _prepare(config)
     model = _model(config, splits)
@@ -158,8 +159,9 @@ def plan(
     """
     splits = _open(config)
     config = with_greys(_settled(config, splits), splits, notify)
-    check_tuning(config)
-    found = open_teacher(config, classes_of(splits.train.targets, "a teacher"), notify=notify)
+    with torch.device("meta"):
+        check_tuning(config, _model(config, splits))
+    found = open_teacher(config, splits.train.targets, notify=notify)
     for note in splits.notes:
         notify(note)
     device = _prepare(config)
@@ -265,7 +267,10 @@ def _settled(config: TrainConfig, splits: Splits) -> TrainConfig:
         stream = replace(stream, epoch=len(splits.train), held_out=held_out)
     return replace(
         config,
-        model=replace(config.model, classes=len(splits.train.targets.names)),
+        model=replace(
+            config.model,
+            classes=len(splits.train.targets.names) if TASKS[config.task].classifies else 0,
+        ),
         data=replace(
             config.data,
             path=f"{prefix}{place.resolve()}" if place.exists() else config.data.path,
@@ -320,9 +325,7 @@ def _resume(
         notify(f"{run.path} holds no checkpoint: it starts again from its config, and its log anew")
     if world.lead and (anew or (accept_changes and before)):
         _note(run, splits, now)  # without what is gone
-    teacher = reopen_teacher(
-        run, config, classes_of(splits.train.targets, "a teacher"), notify=notify
-    )
+    teacher = reopen_teacher(run, config, splits.train.targets, notify=notify)
     return _work(run, config, splits, teacher, world, resume=not anew, listen=listen, notify=notify)
 
 
@@ -450,7 +453,8 @@ def _start(model: Any, config: TrainConfig, classes: tuple[str, ...], notify: No
     """Give the model its published weights; what they were and what became of them, as JSON."""
     assert config.weights is not None
     opened = open_start(config.weights, wanted=asdict(config.model), notify=notify)
-    fitted = load_into(model, opened, classes)
+    kept = classes if TASKS[config.task].classifies else ()
+    fitted = load_into(backbone_of(model), opened, kept)
     notes = [*opened.notes, *fitted.notes]
     if "probe" in (config.method, config.tune.head_init):
         notes.append("head: to begin with, it is solved as a linear probe of the data")

@@ -1,6 +1,7 @@
 """`vitrail evaluate RUN` and `vitrail predict RUN IMAGE...`: a finished run at work."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from vitrail.data.pixels.greys import look_at_depths
 from vitrail.data.sources.source import LeftOut
 from vitrail.data.sources.walk import walk
 from vitrail.deploy import Predictor
+from vitrail.deploy.answers import write_answer
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation import evaluate as measure
 from vitrail.metrics import MEASURES
 from vitrail.report import write_report
 from vitrail.runs import Run
+from vitrail.tasks import Prediction, Segmentation
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class PredictArgs:
     """Image files, or folders of them."""
     top: int = 3
     """How many classes to show for each image."""
+    out: Path | None = None
+    """Of masks: a folder for NAME.png, the mask, and NAME-overlay.jpg, what it looks like."""
     follow_links: Annotated[bool, tyro.conf.arg(name="data.follow-links")] = False
     """Follow symbolic links to folders elsewhere."""
     checkpoint: str | None = None
@@ -108,12 +113,20 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What `--json` says of metrics.json's content: the numbers alone, and with their intervals."""
-    estimates = {name: metrics[name] for name in MEASURES if name in metrics}
+    names = (*MEASURES, *_OTHERS)
+    estimates = {name: metrics[name] for name in names if name in metrics}
     return {
         "metrics": {name: each and each["value"] for name, each in estimates.items()},
         "estimates": estimates,
-        "over_all_classes": metrics["over_all_classes"],
+        "over_all_classes": metrics.get("over_all_classes", {}),
     }
+
+
+_OTHERS = (
+    *("miou", "pixel_accuracy", "mean_accuracy", "boundary_iou"),
+    *("knn", "probe", "std", "rankme"),
+)
+"""The numbers of masks, and of features."""
 
 
 def predict(args: Sequence[str]) -> dict[str, Any]:
@@ -123,6 +136,7 @@ def predict(args: Sequence[str]) -> dict[str, Any]:
         raise UsageError(f"--top must be at least 1, not {given.top}")
     files, left_out = _files(given.images, given.follow_links)
     predictor = Predictor(given.run, given.checkpoint, given.tta, given.tokens)
+    names = _names(files, given.out)
     rows: list[dict[str, Any]] = []
     failed = 0
     for file in files:
@@ -133,13 +147,39 @@ def predict(args: Sequence[str]) -> dict[str, Any]:
             print(f"{file}  {error}")
             rows.append({"image": str(file), "error": str(error)})
             continue
-        top = dict(list(found.probabilities.items())[: given.top])
-        print(f"{file}  " + "  ".join(f"{label} {p:.1%}" for label, p in top.items()))
-        rows.append({"image": str(file), "label": found.label, "probabilities": top})
+        rows.append({"image": str(file), **_told(found, file, given.top)})
+        if given.out is not None:
+            rows[-1] |= write_answer(found, file, given.out, names[file])
     for one in left_out:
         print(one.sentence())
     told = [asdict(one) for one in left_out]
     return {"predictions": rows, "left_out": told, "exit_code": 3 if failed else 0}
+
+
+def _told(found: Any, file: Path, top: int) -> dict[str, Any]:
+    """An answer in a line for the terminal, and as plain values."""
+    if isinstance(found, Prediction):
+        first = dict(list(found.probabilities.items())[:top])
+        print(f"{file}  " + "  ".join(f"{label} {p:.1%}" for label, p in first.items()))
+        return {"label": found.label, "probabilities": first}
+    if isinstance(found, Segmentation):
+        first = dict(list(found.shares.items())[:top])
+        print(f"{file}  " + "  ".join(f"{name} {share:.1%}" for name, share in first.items()))
+        return {"shares": first}
+    print(f"{file}  {len(found.features)} numbers")
+    return {"features": found.features.tolist()}
+
+
+def _names(files: Sequence[Path], out: Path | None) -> dict[Path, str]:
+    """What each file's answer is called in `out`: its stem; where two have one, with the ending."""
+    if out is None:
+        return {}
+    stems = Counter(file.stem for file in files)
+    names = {file: file.stem if stems[file.stem] == 1 else file.name for file in files}
+    if len(set(names.values())) < len(names):
+        double = next(name for name, n in Counter(names.values()).items() if n > 1)
+        raise UsageError(f"two images are called {double}: give them to --out in two calls")
+    return names
 
 
 def _files(places: Sequence[Path], follow_links: bool) -> tuple[list[Path], list[LeftOut]]:

@@ -55,11 +55,11 @@ class TrainingScreen(_Bar):
 
     def listen(self, event: dict[str, Any]) -> None:
         """Show an event of the training loop."""
-        if "val_accuracy" in event:
+        if score := next((name for name in event if name.startswith("val_")), None):
             loss = "" if self._loss is None else f"   loss {self._loss:.3f}"
             self.notify(
                 f"{clock(event['seconds'])}  epoch {event['epoch'] + 1}  step {event['step']}"
-                f"{loss}   held-out accuracy {event['val_accuracy']:.1%}"
+                f"{loss}   held-out {score[4:]} {event[score]:.1%}"
             )
             return
         # A noisy loss is easier to read as a running mean over about twenty steps.

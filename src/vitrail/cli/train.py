@@ -25,16 +25,19 @@ from vitrail.data import open_data
 from vitrail.data.sources.csvfile import Columns
 from vitrail.data.sources.hub import STREAM_PREFIX, open_streams
 from vitrail.data.sources.layout import FolderRules
+from vitrail.data.sources.masked import MaskRules
 from vitrail.data.sources.stream import StreamSettings
+from vitrail.data.split import task_of
 from vitrail.errors import DataError, UsageError, VitrailError, setting, unknown_name
 from vitrail.models import ModelConfig, ViTConfig, model_config, with_tokens
 from vitrail.planning.auto import ALL_GIVEN, AUTO, Auto
 from vitrail.planning.cluster import Cluster
-from vitrail.recipes import RECIPES, Facts, facts
+from vitrail.recipes import RECIPES, Facts, facts, usual_recipe
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import known_fields, read_changes, with_changes
 from vitrail.runs.start import open_start
 from vitrail.runs.world import LINGER_SECONDS, check_layout
+from vitrail.tasks import TASKS
 from vitrail.weights import Opened
 from vitrail.weights.fit import check_structure
 
@@ -218,12 +221,19 @@ def _defaults(args: Sequence[str]) -> TrainArgs:
             "train what? DATA comes first: vitrail train my_photos/ [options]; or --resume RUN"
         )
     source = _value(args, "--weights") or changes.get("weights")
-    name = asked["recipe"] or changes.pop("recipe", "finetune" if source else "scratch")
+    task = _task(args, changes, asked["recipe"] or changes.get("recipe"), data)
+    name = asked["recipe"] or changes.pop("recipe", usual_recipe(task, weights=source is not None))
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
+    if RECIPES[name].task != task:
+        raise UsageError(
+            f"the recipe {name} is for {setting('task', RECIPES[name].task)}, not for {task}: "
+            f"leave one of them out"
+        )
+    changes.pop("task", None)
     wanted = told_by(args, changes, "train")
     name, start = _start(name, source, row, wanted)
-    found = _facts(data, args, changes, start)
+    found = _facts(data, args, changes, start, task)
     channels = _value(args, "--model.channels") or changes.get("model.channels")
     if str(channels).isdecimal():
         found = found._replace(channels=int(str(channels)))
@@ -318,7 +328,11 @@ def _value(args: Sequence[str], flag: str) -> str | None:
 
 
 def _facts(
-    data: str | None, args: Sequence[str], changes: Mapping[str, Any], start: Opened | None
+    data: str | None,
+    args: Sequence[str],
+    changes: Mapping[str, Any],
+    start: Opened | None,
+    task: str,
 ) -> Facts:
     if data is None:  # for --help
         return Facts("", 1000, 10, 3, 224, gpu=False, bfloat16=False, start=start)
@@ -328,7 +342,11 @@ def _facts(
     )
     columns = Columns(*(str(name) if name is not None else None for name in named))
     if not data.startswith(STREAM_PREFIX):
-        return facts(data, open_data(data, columns, _rules(args, changes)), start)
+        targets = TASKS[task].targets
+        source = open_data(
+            data, columns, _rules(args, changes), masks=_masks(args, changes), targets=targets
+        )
+        return facts(data, source, start)
     classes, epoch = (
         _value(args, f"--data.stream.{name}") or changes.get(f"data.stream.{name}")
         for name in ("classes", "epoch")
@@ -341,6 +359,36 @@ def _facts(
     name = data.removeprefix(STREAM_PREFIX)
     streams = open_streams(name, columns, seed=0, settings=settings).parts
     return facts(data, streams["train"], start)
+
+
+def _task(args: Sequence[str], changes: Mapping[str, Any], recipe: object, data: str | None) -> str:
+    """What is to be learned: as is said, as the recipe is for, or as the data decides."""
+    asked = _value(args, "--task") or changes.get("task")
+    if asked is None and recipe in RECIPES:
+        return RECIPES[str(recipe)].task
+    if asked is None and data is not None and task_of(data) != "classify":
+        asked = task_of(data)
+        say(f"{data} holds masks: {setting('task', asked)}")
+    if asked is None:
+        return "classify"
+    if asked not in TASKS:
+        raise unknown_name("task", str(asked), TASKS)
+    return str(asked)
+
+
+def _masks(args: Sequence[str], changes: Mapping[str, Any]) -> MaskRules:
+    """How masks are to be understood; what is no such value, tyro tells later."""
+    said = {
+        name: _value(args, f"--data.masks.{name.replace('_', '-')}")
+        or changes.get(f"data.masks.{name}")
+        for name in ("classes", "reduce_zero", "any_size")
+    }
+    zero = {"true": True, "false": False}.get(str(said["reduce_zero"]).lower())
+    return MaskRules(
+        classes=Path(str(said["classes"])) if said["classes"] else None,
+        reduce_zero=zero,
+        any_size=str(said["any_size"]).lower() == "true",
+    )
 
 
 def _rules(args: Sequence[str], changes: Mapping[str, Any]) -> FolderRules:

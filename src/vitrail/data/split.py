@@ -22,11 +22,13 @@ from vitrail.data.sources.csvfile import Columns, CsvSource, NoImageColumn, list
 from vitrail.data.sources.folder import FolderSource
 from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open_hub, open_streams
 from vitrail.data.sources.layout import USUAL, FolderRules
-from vitrail.data.sources.samples import SAMPLES, open_sample
-from vitrail.data.sources.shards import ShardSource, has_shards
+from vitrail.data.sources.masked import AS_THEY_SAY, MaskedSource, MaskRules, has_masks
+from vitrail.data.sources.samples import MASKED_SAMPLES, SAMPLES, open_sample
+from vitrail.data.sources.shards import ShardSource, UnlabelledShards, has_shards
 from vitrail.data.sources.source import PARTS, PartedSource, Source, Subset, Tally
 from vitrail.data.sources.stream import HeldImages, StreamSettings, StreamSource
-from vitrail.data.targets import Classes
+from vitrail.data.sources.unlabelled import UnlabelledFiles, open_unlabelled
+from vitrail.data.targets import Classes, Masks, Nothing, Targets
 from vitrail.errors import DataError, UsageError, setting
 
 _TRAIN, _VAL, _TEST = range(len(PARTS))
@@ -61,6 +63,8 @@ def open_splits(
     label_column: str | None = None,
     split_column: str | None = None,
     rules: FolderRules = USUAL,
+    masks: MaskRules = AS_THEY_SAY,
+    targets: type[Targets] = Classes,
     assignment: Path | None = None,
     allow_missing: bool = False,
 ) -> Splits:
@@ -77,7 +81,8 @@ def open_splits(
         raise UsageError(
             f"{setting('val_fraction')} is {val_fraction}: it must be at least 0 and less than 1"
         )
-    source = open_data(data, Columns(image_column, label_column, split_column), rules)
+    columns = Columns(image_column, label_column, split_column)
+    source = open_data(data, columns, rules, masks=masks, targets=targets)
     _refuse_unlearnable(data, source)
     if assignment is None:
         part, notes = _divide(source, seed, val_fraction)
@@ -161,9 +166,18 @@ def _beginning(data: str, stream: StreamSource, most: int, fraction: float) -> H
 
 
 def open_data(
-    data: Path | str, columns: Columns | None = None, rules: FolderRules = USUAL
+    data: Path | str,
+    columns: Columns | None = None,
+    rules: FolderRules = USUAL,
+    *,
+    masks: MaskRules = AS_THEY_SAY,
+    targets: type[Targets] = Classes,
 ) -> PartedSource:
-    """Open the data set at `data`, whole.
+    """Open the data set at `data`, whole, with what a task learns from: `targets`.
+
+    With `Masks`: a folder of images and their masks (`vitrail.data.sources.masked`), or a sample
+    set that has some; `masks` says how they are understood. With `Nothing`: whatever holds images;
+    where they have classes, these are kept. With `Classes` as follows.
 
     It is a folder of class folders, or of train/, val/ and test/ with class folders; a folder with
     a labels.csv; a .csv, .tsv or .txt file that lists images; a .npz file of MedMNIST's layout; a
@@ -172,16 +186,58 @@ def open_data(
     of a list or a Hugging Face data set; `rules` are for folders of images. Raises DataError for
     anything else.
     """
+    name, columns = os.path.expanduser(str(data)), columns or Columns()
     try:
-        source = _open(os.path.expanduser(str(data)), columns or Columns(), rules)
+        if targets is Masks and not name.startswith(_SAMPLES_PREFIX):
+            return _open_masked(name, columns, rules, masks)
+        if masks != AS_THEY_SAY:
+            raise UsageError(f"{setting('data.masks')} is for folders of images with masks")
+        source = _open_or_bare(name, columns, rules, bare=targets is Nothing)
     except OSError as error:
         raise DataError(f"cannot open {data}: {error.strerror}") from error
+    if targets is not Nothing and not isinstance(source.targets, targets):
+        task = {"masks": "segment", "classes": "classify"}.get(source.targets.kind, "mocov3")
+        raise DataError(
+            f"{data} comes with {source.targets.kind}, not with {targets.kind}: learn that with "
+            f"{setting('task', task)}"
+        )
+    if isinstance(source, UnlabelledFiles | UnlabelledShards):
+        return source
     if rules != USUAL and not isinstance(source, FolderSource):
         raise UsageError(
             f"{setting('data.parts')} and {setting('data.follow_links')} are for folders of "
             f"images, but {data} is none"
         )
     return source
+
+
+def _open_masked(name: str, columns: Columns, rules: FolderRules, masks: MaskRules) -> PartedSource:
+    if any(columns):
+        raise UsageError(f"a column is named, but {name} is a folder of images and masks")
+    if not os.path.isdir(name):
+        if os.path.exists(name):
+            raise DataError(f"{name} is no folder: images with masks lie in one")
+        raise _no_data_set(Path(name))
+    return MaskedSource(name, rules, masks)
+
+
+def _open_or_bare(name: str, columns: Columns, rules: FolderRules, *, bare: bool) -> PartedSource:
+    """With labels; where there are none, and none are needed, without."""
+    try:
+        return _open(name, columns, rules)
+    except DataError as error:
+        if not bare or not os.path.exists(name):
+            raise
+        source = open_unlabelled(name, image_column=columns.image, rules=rules)
+        source.notes = (*source.notes, f"no labels: {error}")
+        return source
+
+
+def task_of(data: str) -> str:
+    """The task that data asks for by what it holds: segment where there are masks."""
+    if data.startswith(_SAMPLES_PREFIX):
+        return "segment" if data.removeprefix(_SAMPLES_PREFIX) in MASKED_SAMPLES else "classify"
+    return "segment" if has_masks(os.path.expanduser(data)) else "classify"
 
 
 def _open(name: str, columns: Columns, rules: FolderRules) -> PartedSource:

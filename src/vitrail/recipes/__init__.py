@@ -6,7 +6,7 @@ Each docstring says where it comes from, the command, and what it reached.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from vitrail.recipes import deit, finetune, scratch
+from vitrail.recipes import deit, finetune, pretrain, scratch, segment
 from vitrail.recipes.facts import Facts as Facts
 from vitrail.recipes.facts import facts as facts
 from vitrail.runs import TrainConfig
@@ -20,6 +20,8 @@ class Recipe(NamedTuple):
     """A name in WEIGHTS, where the recipe is about these; others may be given with --weights."""
     offline: str | None = None
     """The recipe to take where those weights cannot be fetched."""
+    task: str = "classify"
+    """What it is for, a name in TASKS."""
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -35,5 +37,14 @@ RECIPES: Mapping[str, Recipe] = {
     "vit-sgd": Recipe(finetune.vit_sgd),
     "deit": Recipe(deit.deit),
     "dynamicvit": Recipe(deit.dynamicvit),
+    "segment": Recipe(segment.segment, task="segment"),
+    "mocov3": Recipe(pretrain.mocov3, task="mocov3"),
 }
 """Name -> recipe, for `vitrail train --recipe NAME`."""
+
+
+def usual_recipe(task: str, *, weights: bool) -> str:
+    """The recipe of a task where none is asked for."""
+    if task != "classify":
+        return task
+    return "finetune" if weights else "scratch"

@@ -41,14 +41,14 @@ def finetune(facts: Facts) -> TrainConfig:
     tokens; with a GPU half an hour at 224 pixels.
     """
     opened = _start(facts)
-    data = _data(facts, opened, batch_size(facts, 128 if facts.gpu else 16))
+    data = data_of(facts, opened, batch_size(facts, 128 if facts.gpu else 16))
     if isinstance(opened.config, ViTConfig) and not facts.gpu:
         height, width = opened.config.patch
         data = replace(data, train_size=(_TOKENS_TO_TRAIN * height, _TOKENS_TO_TRAIN * width))
     return TrainConfig(
         data=data,
         model=_model(facts, opened, _TOKENS),
-        row=_row(opened),
+        row=row_of(opened),
         weights=opened.source,
         augment=AugmentConfig(crop_scale=(0.5, 1.0)),
         classify=ClassifyConfig(label_smoothing=0.1),
@@ -149,7 +149,7 @@ def _head_init(facts: Facts) -> Literal["zeros", "probe"]:
     return "zeros" if facts.streamed else "probe"
 
 
-def _row(opened: Opened) -> str:
+def row_of(opened: Opened) -> str:
     """The name in MODELS that the weights are of; empty if they have a shape of their own."""
     return next(iter(opened.fits), "")
 
@@ -168,7 +168,8 @@ def _model(facts: Facts, opened: Opened, tokens: int) -> ModelConfig:
     return started(opened, facts.labels, **changes)
 
 
-def _data(facts: Facts, opened: Opened, batch: int) -> DataConfig:
+def data_of(facts: Facts, opened: Opened, batch: int) -> DataConfig:
+    """Images as the weights were taught to see them."""
     data = DataConfig(path=facts.data, batch_size=batch)
     shown = opened.preprocess
     if shown is None:

@@ -49,7 +49,7 @@ _STYLE: dict[Any, Any] = {
 def curves(events: Sequence[dict[str, Any]]) -> dict[str, Markup]:
     """Title -> chart, from the lines of metrics.jsonl; empty for a run that logged nothing."""
     steps = [event for event in events if "loss" in event]
-    scores = [event for event in events if "val_accuracy" in event]
+    scores = [event for event in events if score_of(event)]
     found: dict[str, Markup] = {}
     if len(steps) > 1:
         unit, per_unit = _time_unit(steps[-1]["seconds"])
@@ -209,7 +209,7 @@ def _plain(time: np.ndarray, values: np.ndarray, unit: str) -> Markup:
 def _scores(events: Sequence[dict[str, Any]], unit: str, per_unit: float) -> Markup:
     figure, axes = _axes(unit)
     time = [event["seconds"] / per_unit for event in events]
-    score = [event["val_accuracy"] for event in events]
+    score = [event[score_of(event)] for event in events]
     axes.plot(time, score, color=_RIGHT, linewidth=1.6, marker="o", markersize=3.5)
     axes.set_ylim(0, 1.04)
     axes.set_xlim(left=0)
@@ -260,3 +260,8 @@ def _own_ids(text: str, name: str) -> str:
 
     text = re.sub(r" id=\"([^\"]+)\"", renamed, text)
     return re.sub(r"url\(#|href=\"#", lambda match: f"{match[0]}{name}-", text)
+
+
+def score_of(event: dict[str, Any]) -> str:
+    """The name under which an event of the log has the score of held-out images; empty: none."""
+    return next((name for name in event if name.startswith("val_")), "")

@@ -19,13 +19,21 @@ from vitrail.data.batches.loader import Reading
 from vitrail.data.pixels.greys import look_at_depths
 from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX
 from vitrail.data.sources.layout import FolderRules
+from vitrail.data.sources.masked import MaskRules
 from vitrail.data.sources.stream import StreamSettings, StreamSource
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.data.views.mix import check_mixable
 from vitrail.data.views.preprocess import Interpolation, Preprocess, Resize
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import ModelConfig, ViTConfig
-from vitrail.tasks import ClassifyConfig, DistillConfig, PruneConfig
+from vitrail.tasks import (
+    TASKS,
+    ClassifyConfig,
+    DistillConfig,
+    MocoConfig,
+    PruneConfig,
+    SegmentConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +90,8 @@ class DataConfig:
     """Of greys of more than 8 bits, the values that become black and white; what is outside is
     clipped. None: found by a look at the training images, where there are such greys."""
 
+    masks: MaskRules = field(default_factory=MaskRules)
+    """How masks are understood, where that is not as they say themselves."""
     stream: StreamSettings = field(default_factory=StreamSettings)
     """How hf-stream:NAME is read."""
 
@@ -226,10 +236,13 @@ class TrainConfig:
     weights: str | None = None
     """Published weights to start from: a name that `vitrail weights` lists, a file, an https
     address, hf:OWNER/NAME, or a run folder. None starts at random."""
-    task: Literal["classify"] = "classify"
-    """What is learned, a name in `vitrail.tasks.TASKS`."""
+    task: Literal["classify", "segment", "mocov3"] = "classify"
+    """What is learned: classes of images or of pixels, or features from images without labels.
+    Without the flag the data decides: where there are masks it is segment."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
+    moco: MocoConfig = field(default_factory=MocoConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -340,6 +353,7 @@ class TrainConfig:
                 f"{setting('data.resize')} {self.data.resize}: images of different sizes in one "
                 f"batch are for ViTs, not for the family '{self.model.family}'; take crop or squash"
             )
+        self._check_task()
         self._check_channels()
         check_mixable(self.augment, self.train_preprocess())
         self.data.reading()
@@ -355,6 +369,42 @@ class TrainConfig:
             )
         if self.method == "probe":
             self._check_probe()
+
+    def _check_task(self) -> None:
+        """Refuse what the task would have to ignore although it was asked for."""
+        if self.task == "classify":
+            if self.data.resize == "short":
+                raise UsageError(
+                    f"{setting('data.resize', 'short')} is for windows of an image: take crop"
+                )
+            return
+        asked = {
+            f"{setting('method')} probe": self.method == "probe",
+            f"{setting('tune.head_init')} probe": self.tune.head_init == "probe",
+            f"{setting('augment.mixup')} and cutmix": self.augment.mixes,
+            setting("distill.teacher"): self.distill.teacher is not None,
+            "a stream": self.data.streamed,
+            "classify": self.classify != ClassifyConfig(),
+        }
+        if self.task == "mocov3":
+            asked |= {
+                setting("micro_batch"): self.micro_batch is not None,
+                setting("ema"): self.ema > 0,
+                setting("tune.lora_rank"): self.tune.lora_rank > 0,
+                setting("augment.scale"): self.augment.scale is not None,
+                f"{setting('data.resize')} {self.data.resize}": self.data.resize
+                not in ("crop", "squash"),
+            }
+        if refused := [name for name, is_asked in asked.items() if is_asked]:
+            why = (
+                "its loss looks across the images of a batch, and its teacher is an average already"
+                if self.task == "mocov3"
+                else "a class of each pixel is learned"
+            )
+            raise UsageError(
+                f"{setting('task', self.task)} cannot follow {', '.join(refused)}: {why}. Leave "
+                f"that out"
+            )
 
     def _check_channels(self) -> None:
         channels = self.model.channels
@@ -428,7 +478,9 @@ class TrainConfig:
 
     def views(self) -> tuple[AugmentConfig, ...]:
         """What happens to each view of a training image."""
-        return (self.augment,)
+        if self.task != "mocov3":
+            return (self.augment,)
+        return self.augment, replace(self.augment, blur=0.1 * self.augment.blur, solarize=0.2)
 
     def train_sizes(self) -> tuple[tuple[int, int], ...]:
         """The (height, width) of training images from the first steps on, a patch apart."""
@@ -493,6 +545,8 @@ def open_data_of(
         label_column=config.data.label_column,
         split_column=config.data.split_column,
         rules=config.data.rules(),
+        masks=config.data.masks,
+        targets=TASKS[config.task].targets,
         assignment=assignment,
         allow_missing=allow_missing,
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from vitrail.runs.folder import Run
 from vitrail.runs.load import load
+from vitrail.tasks import backbone_of
 from vitrail.weights import OURS, Opened, open_weights
 from vitrail.weights.load import check_told
 from vitrail.weights.unseen import UNSEEN, lines
@@ -32,7 +33,7 @@ def open_start(
         sha256=loaded.sha256,
         layout=OURS,
         config=loaded.config.model,
-        state=loaded.model.state_dict(),
+        state=backbone_of(loaded.model).state_dict(),
         preprocess=loaded.preprocess,
         classes=loaded.names,
         notes=(),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitrail.data.pixels.greys import range_text
-from vitrail.data.targets import Classes, classes_of
+from vitrail.data.targets import Targets, classes_of
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, VitrailError, setting
 from vitrail.models import Model, build
@@ -42,7 +42,7 @@ class _Opened(NamedTuple):
 
 def open_teacher(
     config: TrainConfig,
-    targets: Classes,
+    targets: Targets,
     *,
     notify: Callable[[str], None] = lambda sentence: None,
 ) -> FoundTeacher | None:
@@ -55,16 +55,17 @@ def open_teacher(
 
 def _open_teacher(
     config: TrainConfig,
-    targets: Classes,
+    targets: Targets,
     *,
     named: bool,
     notify: Callable[[str], None],
 ) -> FoundTeacher | None:
     _check_asked(config)
-    classes, multi_label = targets.names, targets.several
     source = config.distill.teacher
     if source is None:
         return None
+    said = classes_of(targets, "a teacher")
+    classes, multi_label = said.names, said.several
     if source in WEIGHTS:  # known before anything is fetched: what is published names no classes
         _order(source, WEIGHTS[source].config.classes, (), classes, named)
     opened = _open(source, notify)
@@ -117,7 +118,7 @@ def _open_teacher(
 def reopen_teacher(
     run: Run,
     config: TrainConfig,
-    targets: Classes,
+    targets: Targets,
     *,
     notify: Callable[[str], None] = lambda sentence: None,
 ) -> FoundTeacher | None:

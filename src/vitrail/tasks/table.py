@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vitrail.data.targets import Classes, Targets
+from vitrail.data.targets import Classes, Coding, MaskArrays, Masks, Nothing, Targets
 from vitrail.errors import DataError
-from vitrail.models import build
+from vitrail.heads.segmenter import Segmenter, build_segmenter
+from vitrail.models import ViT, build
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.distill import Distill, Teacher
+from vitrail.tasks.moco import Moco, draw_as_moco
 from vitrail.tasks.prune import Prune
+from vitrail.tasks.segment import Segment
 from vitrail.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -21,7 +24,9 @@ class Kind(NamedTuple):
     """How a task is made. `targets` are those of the training data."""
 
     targets: type[Targets]
-    """What it learns from."""
+    """What it learns from; of `Nothing`, labels are kept where there are any, to measure by."""
+    classifies: bool
+    """Whether the backbone has a classifier of its own."""
     model: Callable[["TrainConfig", Any], Any]
     """config, targets -> the model that is judged, as it is before it has learned."""
     learn: Callable[[Any, "TrainConfig", Any, Teacher | None], Task]
@@ -58,7 +63,50 @@ def _classes(state: Mapping[str, Any]) -> Classes:
     return Classes(names, empty)
 
 
+def _segmenter(config: "TrainConfig", targets: Masks) -> Segmenter:
+    return build_segmenter(build(config.model), config.segment, len(targets.names))
+
+
+def _segment(model: Any, config: "TrainConfig", targets: Masks, teacher: Teacher | None) -> Task:
+    return Segment(model, config.segment, targets, config.preprocess(), config.seed)
+
+
+def _segmented(model: Any, config: "TrainConfig", targets: Masks, tta: str) -> Task:
+    return Segment(model, config.segment, targets, config.preprocess(), config.seed, tta)
+
+
+def _masks(state: Mapping[str, Any]) -> Masks:
+    return Masks(tuple(map(str, state["classes"])), MaskArrays((), ""), Coding({}))
+
+
+def _featured(config: "TrainConfig", targets: Targets) -> Any:
+    model = build(config.model)
+    if config.weights is None and isinstance(model, ViT):
+        draw_as_moco(model)
+    return model
+
+
+def _moco(model: Any, config: "TrainConfig", targets: Targets, teacher: Teacher | None) -> Task:
+    return Moco(model, config.moco, targets)
+
+
+def _embeds(model: Any, config: "TrainConfig", targets: Targets, tta: str) -> Task:
+    return Moco(model, config.moco, targets)
+
+
+def _labels(state: Mapping[str, Any]) -> Targets:
+    names = tuple(map(str, state["classes"]))
+    return Classes(names, np.zeros(0, np.int64)) if names else Nothing(0)
+
+
 TASKS: Mapping[str, Kind] = {
-    "classify": Kind(Classes, _classifier, _classify, _classified, _classes),
+    "classify": Kind(Classes, True, _classifier, _classify, _classified, _classes),
+    "segment": Kind(Masks, False, _segmenter, _segment, _segmented, _masks),
+    "mocov3": Kind(Nothing, False, _featured, _moco, _embeds, _labels),
 }
 """Name -> kind, as in `--task NAME`."""
+
+
+def backbone_of(model: Any) -> Any:
+    """Of a model with a head for another task, what is below that; else the model itself."""
+    return getattr(model, "backbone", model)

@@ -62,7 +62,7 @@ def hidden_matrices(name: str, parameter: Tensor) -> int:
     embeddings and heads are in both papers. So are LoRA's factors, of which only the product is a
     map from features to features.
     """
-    path = name.split(".")
+    path = name.removeprefix("backbone.").split(".")
     if path[-1] != "weight" or path[0] in _ENDS or name.endswith(_NO_DECAY):
         return 0
     if parameter.ndim < 2 or parameter.shape[1] == 1:

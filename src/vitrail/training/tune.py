@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Any
 
-import torch
 from torch import nn
 
 from vitrail.errors import UsageError, setting, unknown_name
-from vitrail.models import Model, build
 from vitrail.nn.lora import add_lora
 from vitrail.runs import TrainConfig, TuneConfig
 from vitrail.tasks import Task
@@ -65,16 +64,14 @@ class Tuning:
         return progress / warmup if head_only else (progress - warmup) / (1 - warmup)
 
 
-def check_tuning(config: TrainConfig) -> None:
-    """Raise the `UsageError` that a run would meet in its model, before anything is computed."""
-    with torch.device("meta"):
-        model = build(config.model)
-        if "probe" in (config.method, config.tune.head_init):
-            heads(model)
-        prepare(model, config.tune)
+def check_tuning(config: TrainConfig, model: Any) -> None:
+    """Raise the `UsageError` that a run would meet in its `model`, before anything is computed."""
+    if "probe" in (config.method, config.tune.head_init):
+        heads(model)
+    prepare(model, config.tune)
 
 
-def prepare(model: Model, config: TuneConfig) -> None:
+def prepare(model: Any, config: TuneConfig) -> None:
     """Freeze what `config` says, then add its low-rank changes to what is left."""
     frozen = _frozen(model, config)
     for name, parameter in model.named_parameters():
@@ -106,7 +103,7 @@ def layer_of(name: str, blocks: Sequence[str]) -> int:
     for i, block in enumerate(blocks):
         if name.startswith(f"{block}."):
             return i + 1
-    if name.startswith("encoder.peg."):  # it acts between the first block and the second
+    if _bare(name).startswith("encoder.peg."):  # it acts between the first block and the second
         return 1
     if _of(name, _FIRST):
         return 0
@@ -117,8 +114,13 @@ def layer_of(name: str, blocks: Sequence[str]) -> int:
 
 def _stage(name: str) -> str:
     """`stages.2` of `stages.2.blocks.0`; empty where a model has no stages."""
-    parts = name.split(".")
+    parts = _bare(name).split(".")
     return ".".join(parts[:2]) if parts[0] == "stages" else ""
+
+
+def _bare(name: str) -> str:
+    """A parameter's name in its backbone, where that has another task's head."""
+    return name.removeprefix("backbone.")
 
 
 def lr_warning(config: TrainConfig) -> str | None:
@@ -139,10 +141,10 @@ def lr_warning(config: TrainConfig) -> str | None:
 
 def _of(name: str, tops: Iterable[str]) -> bool:
     """Whether a parameter belongs to one of these parts of the model."""
-    return name.split(".")[0] in tops
+    return _bare(name).split(".")[0] in tops
 
 
-def _frozen(model: Model, config: TuneConfig) -> set[str]:
+def _frozen(model: Any, config: TuneConfig) -> set[str]:
     names = [name for name, _ in model.named_parameters()]
     frozen: set[str] = set()
     for pattern in config.freeze:
@@ -174,7 +176,7 @@ def _no_match(pattern: str, names: list[str]) -> UsageError:
     )
 
 
-def _lora_targets(model: Model, config: TuneConfig) -> list[str]:
+def _lora_targets(model: Any, config: TuneConfig) -> list[str]:
     """The linear layers that get a low-rank change: those named, where they are not frozen."""
     layers: dict[str, nn.Linear] = {
         name: module

@@ -22,7 +22,8 @@ from vitrail.data.sources.scenes import SceneSource, fetch_photographs
 from vitrail.data.sources.source import PartedSource
 from vitrail.errors import DataError, unknown_name
 
-SAMPLES = ("emoji", "fashion-mnist", "scenes", *SCANS)
+MASKED_SAMPLES = ("scenes", *SCANS)
+SAMPLES = ("emoji", "fashion-mnist", *MASKED_SAMPLES)
 
 _EMOJI = Path(__file__).parent / "emoji" / "labels.csv"
 _FASHION_PACKAGE = "dataset-fashion-mnist"
@@ -66,9 +67,9 @@ def open_sample(name: str) -> PartedSource:
     if name == "emoji":
         return CsvSource(_EMOJI)
     if name == "scenes":
-        return SceneSource(cache_folder() / "data" / name)  # type: ignore[return-value]
+        return SceneSource(cache_folder() / "data" / name)
     if name in SCANS:
-        return open_scan(name, cache_folder() / "data" / name)  # type: ignore[return-value]
+        return open_scan(name, cache_folder() / "data" / name)
     folder = _fashion_folder()
     if not _is_fashion(folder):
         raise DataError(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from vitrail.evaluation import Evaluation
-from vitrail.report.pages import classify
+from vitrail.report.pages import classify, features, segment
 
 
 class Page(NamedTuple):
@@ -18,4 +18,6 @@ class Page(NamedTuple):
 
 PAGES: Mapping[str, Page] = {
     "classify": Page("classify.html.jinja", classify.content),
+    "segment": Page("segment.html.jinja", segment.content),
+    "mocov3": Page("features.html.jinja", features.content),
 }

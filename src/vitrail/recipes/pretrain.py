@@ -1,0 +1,57 @@
+"""Learning without labels: MoCo v3 (arXiv 2104.02057)."""
+
+from dataclasses import replace
+
+from vitrail.data.views.moco import moco_views
+from vitrail.models import ViTConfig, model_config
+from vitrail.recipes.facts import Facts
+from vitrail.recipes.finetune import data_of, row_of
+from vitrail.recipes.scratch import batch_size, precision
+from vitrail.runs import DataConfig, OptimConfig, TrainConfig, TuneConfig
+from vitrail.tasks import MocoConfig
+from vitrail.weights import started
+
+_SIDE = 80
+"""Of images, in pixels, on a CPU."""
+
+
+def mocov3(facts: Facts) -> TrainConfig:
+    """Features from images without labels.
+
+    Command: `vitrail train photos/ --task mocov3`; the run is then a `--weights` of any other.
+    The paper's settings (4,096 images a batch, 300 epochs) are made smaller in all: projector and
+    predictor are 1,024 wide, positions are sines and cosines, the patch projection is frozen.
+    Score: see benchmarks/results/mocov3.md.
+    """
+    config = TrainConfig(
+        task="mocov3",
+        data=DataConfig(path=facts.data, batch_size=batch_size(facts, 256 if facts.gpu else 128)),
+        model=model_config("vit_s16", classes=0, channels=facts.channels)
+        if facts.gpu
+        else model_config(
+            "vit_mini16", classes=0, channels=facts.channels, image_size=(_SIDE, _SIDE)
+        ),
+        row="vit_s16" if facts.gpu else "vit_mini16",
+        augment=moco_views()[0],
+        moco=MocoConfig(hidden=4096 if facts.gpu else 1024, momentum=0.99),
+        optim=OptimConfig(lr=6e-4, weight_decay=0.1, warmup=0.1),
+        minutes=60 if facts.gpu else 10,
+        precision=precision(facts),
+        evaluations=4,
+    )
+    if facts.start is None:
+        return config
+    opened = facts.start
+    model = started(opened, (), classes=0, channels=facts.channels)
+    if isinstance(model, ViTConfig):
+        height, width = ((224 if facts.gpu else 112) // p * p for p in model.patch)
+        model = replace(model, image_size=(height, width), dropout=0.0)
+    return replace(
+        config,
+        data=data_of(facts, opened, config.data.batch_size),
+        model=model,
+        row=row_of(opened),
+        weights=opened.source,
+        optim=OptimConfig(lr=5e-5, weight_decay=0.1, warmup=0.1),
+        tune=TuneConfig(layer_decay=0.75, head_warmup=0.0),
+    )

@@ -1,0 +1,106 @@
+"""What the report says of features: of a task that learns without labels."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from vitrail.evaluation import Evaluation
+from vitrail.metrics import Estimate
+from vitrail.metrics.features import FeatureMetrics
+from vitrail.report import words
+from vitrail.report.pictures import Picture, thumbnail
+
+_SHOWN = 8
+_NEIGHBOURS = 5
+
+_MEANINGS = {
+    "knn": ("k-NN accuracy", "how often the most alike images tell an image's class"),
+    "probe": ("Linear probe", "how often one matrix, solved on the other images, tells it"),
+    "std": ("Spread", "of features of length 1, times the root of their number; 0 is collapse"),
+    "rankme": ("RankMe", "how many directions the features use (2210.02885)"),
+}
+_SHARES = ("knn", "probe")
+
+
+class Number(NamedTuple):
+    """A row of the table of numbers."""
+
+    name: str
+    meaning: str
+    value: str
+    span: str
+    estimate: Estimate
+    is_share: bool
+
+
+class Neighbours(NamedTuple):
+    """An image, and those that are most like it."""
+
+    key: str
+    picture: Picture
+    others: tuple[tuple[str, Picture, str], ...]
+    """Key, picture and likeness of each."""
+
+
+def content(evaluation: Evaluation) -> dict[str, Any]:
+    """Everything that features.html.jinja names beside the shell's."""
+    metrics: FeatureMetrics = evaluation.metrics
+    headline = metrics.summary[metrics.headline]
+    return {
+        "headline_words": f"{metrics.headline} {_value(metrics.headline, headline)}",
+        "headline_value": _value(metrics.headline, headline),
+        "headline_span": words.span(headline, metrics.headline in _SHARES) if headline else "",
+        "numbers": [
+            Number(
+                *_MEANINGS[name],
+                _value(name, each),
+                words.span(each, name in _SHARES),
+                each,
+                name in _SHARES,
+            )
+            for name, each in metrics.summary.items()
+            if each is not None
+        ],
+        "neighbours": _neighbours(evaluation),
+    }
+
+
+def _value(name: str, each: Estimate | None) -> str:
+    if each is None:
+        return "none"
+    return words.percent(each.value) if name in _SHARES else f"{each.value:.3g}"
+
+
+def _neighbours(evaluation: Evaluation) -> list[Neighbours]:
+    """Some images, evenly spread over those that were measured, each with the most alike."""
+    features = evaluation.rows["features"].float()
+    n = len(features)
+    found = []
+    for k in torch.linspace(0, n - 1, min(_SHOWN, n)).long().tolist():
+        alike = features @ features[k]
+        alike[k] = -2
+        order = alike.argsort(descending=True)[: min(_NEIGHBOURS, n - 1)].tolist()
+        own = _picture(evaluation, k)
+        others = [(j, _picture(evaluation, j)) for j in order]
+        if own is not None:
+            found.append(
+                Neighbours(
+                    _key(evaluation, k),
+                    own,
+                    tuple(
+                        (_key(evaluation, j), picture, f"{alike[j]:.2f}")
+                        for j, picture in others
+                        if picture is not None
+                    ),
+                )
+            )
+    return found
+
+
+def _key(evaluation: Evaluation, k: int) -> str:
+    return evaluation.source.key(int(evaluation.indices[k]))
+
+
+def _picture(evaluation: Evaluation, k: int) -> Picture | None:
+    i = int(evaluation.indices[k])
+    return thumbnail(evaluation.source, i, evaluation.loaded.preprocess)
