@@ -32,7 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import vitrail
 from vitrail.bench.macs import macs
 from vitrail.data import open_data
-from vitrail.data.batches.loader import Batch, EvalLoader, TrainLoader
+from vitrail.data.batches.batch import Batch
+from vitrail.data.batches.loader import EvalLoader, TrainLoader
 from vitrail.recipes import RECIPES, facts
 from vitrail.runs.config import open_data_of
 from vitrail.runs.machine import keep_freed_memory

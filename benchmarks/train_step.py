@@ -39,7 +39,7 @@ def ours(name: str, kind: str, precision: str) -> Contestant:
     """The step as vitrail.training.loop takes it."""
     import numpy as np
 
-    from vitrail.data.batches.loader import Batch
+    from vitrail.data.batches.batch import Batch
     from vitrail.models import build, model_config
     from vitrail.runs import DataConfig, TrainConfig
     from vitrail.runs.machine import keep_freed_memory

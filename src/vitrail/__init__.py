@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vitrail.deploy import Prediction as Prediction
     from vitrail.deploy import Predictor as Predictor
     from vitrail.errors import VitrailError as VitrailError
     from vitrail.evaluation import Evaluation as Evaluation
@@ -29,12 +28,13 @@ if TYPE_CHECKING:
     from vitrail.runs import Run as Run
     from vitrail.runs import TrainConfig as TrainConfig
     from vitrail.runs.load import load_model as load
+    from vitrail.tasks import Prediction as Prediction
     from vitrail.weights import pretrained as pretrained
 
 _HOMES = {
     "MODELS": ("vitrail.models", "MODELS"),
     "Evaluation": ("vitrail.evaluation", "Evaluation"),
-    "Prediction": ("vitrail.deploy", "Prediction"),
+    "Prediction": ("vitrail.tasks", "Prediction"),
     "Predictor": ("vitrail.deploy", "Predictor"),
     "Run": ("vitrail.runs", "Run"),
     "TrainConfig": ("vitrail.runs", "TrainConfig"),

@@ -11,7 +11,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,12 +19,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data import Source, Targets, open_data
-from vitrail.data.batches.loader import EvalLoader, one_hot
+from vitrail.data import Classes, Source, Targets, open_data
+from vitrail.data.batches.loader import EvalLoader
 from vitrail.data.names import shortened, title_of
 from vitrail.data.pixels.decode import Encoded
 from vitrail.data.sources.csvfile import Columns, list_file
@@ -33,12 +33,11 @@ from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.source import PARTS, Joined, PartedSource, Subset, encoded
 from vitrail.data.sources.stream import StreamSource
 from vitrail.errors import DataError, UsageError, setting
-from vitrail.metrics import FEW, Metrics, classification, multi_label
+from vitrail.metrics import FEW
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import open_data_of
 from vitrail.runs.load import LoadedRun, load
 from vitrail.runs.world import ALONE, World
-from vitrail.tasks import Classify
 from vitrail.tasks.tta import looks
 from vitrail.weights.files import read_json
 
@@ -63,10 +62,10 @@ class Evaluation:
     """All images of the part, labelled with the model's classes."""
     indices: Int64[np.ndarray, " n"] = field(repr=False)
     """Which of them could be read; `n` counts these."""
-    probabilities: Float[Tensor, "n c"] = field(repr=False)
-    targets: Int64[Tensor, " n"] | Int64[Tensor, "n c"] = field(repr=False)
-    """Class indices; zeros and ones where an image may have several labels."""
-    metrics: Metrics
+    rows: Mapping[str, Tensor] = field(repr=False)
+    """What the task measured of these, each `[n ...]`: see its `measure`."""
+    metrics: Any
+    """What it makes of that: see its `judge`."""
     skipped: dict[str, str]
     """Key and reason of every image that could not be read."""
     images_per_second: float
@@ -95,20 +94,6 @@ class Evaluation:
         )
 
     @property
-    def right(self) -> int:
-        """Images whose label, or whose every label, was predicted."""
-        if self.metrics.confusion is None:
-            return int(((self.probabilities >= 0.5) == (self.targets > 0)).all(dim=1).sum())
-        return sum(row[k] for k, row in enumerate(self.metrics.confusion))
-
-    @property
-    def most_common(self) -> tuple[str, float]:
-        """The most frequent class, and the share of images that always saying it gets right."""
-        support = [each.support for each in self.metrics.per_class]
-        top = int(np.argmax(support))
-        return self.loaded.classes[top], support[top] / self.metrics.images
-
-    @property
     def suffix(self) -> str:
         """What sets this evaluation's file names apart: nothing for the run's held-out images, seen
         once each by the model that it keeps. Other data has its title, its part, and eight digits
@@ -128,24 +113,8 @@ class Evaluation:
         return f"-{title}-{self.part}-{digest}{how}"
 
     def summary(self) -> list[str]:
-        """Two lines for a terminal: how good, and compared with what."""
-        metrics = self.metrics
-        value = metrics.summary[metrics.headline]
-        name = _NAMES[metrics.headline]
-        count = f"{self.right} of {metrics.images} {self.noun}"
-        if value is None:
-            return [f"{name:<10}not defined: no image has a label"]
-        interval = f"(95% interval {value.low:.1%} to {value.high:.1%})"
-        if metrics.multi_label:
-            return [
-                f"{name:<10}{value.value:.1%} {interval}",
-                f"{'exact':<10}every label right for {count}",
-            ]
-        label, share = self.most_common
-        return [
-            f"{name:<10}{value.value:.1%} {interval}, {count} right",
-            f"{'baseline':<10}{share:.1%} for always saying '{label}'",
-        ]
+        """A few lines for a terminal: how good, and compared with what."""
+        return self.loaded.task.summary(self.metrics, self.noun)
 
     def notes(self) -> list[str]:
         """What a reader of the numbers has to know besides, a sentence each."""
@@ -155,24 +124,9 @@ class Evaluation:
                 f"measured on only {metrics.images} {self.noun}: the intervals are wide, and rough "
                 f"themselves"
             )
-        if metrics.absent:
-            names = shortened(self.loaded.classes[k] for k in metrics.absent)
-            count, of = len(metrics.absent), len(metrics.per_class)
-            said = (
-                f"{count} of {of} classes {'has' if count == 1 else 'have'} no image here: {names}"
-            )
-            others = [
-                f"{_NAMES.get(name, name)} {each.value:.1%} instead of {before.value:.1%}"
-                for name, each in metrics.over_all_classes.items()
-                if (before := metrics.summary[name]) and before.value != each.value
-            ]
-            if others:
-                said += f". Counted as 0, they would make it {', '.join(others)}"
-            found.append(said)
-        return found
+        return found + self.loaded.task.notes(metrics, self.noun)
 
 
-_NAMES = {"top1": "top-1", "map": "mAP", "f1": "F1", "auroc": "AUROC"}
 _LONGEST_TITLE = 80
 """Of data, in a file's name."""
 
@@ -208,7 +162,7 @@ def evaluate(
     if any(columns or ()) and not data:
         raise UsageError(f"columns are those of other images: name them with {setting('data')}")
     looks(tta)  # so that a wrong name is told at once
-    loaded = load(run, checkpoint, tokens)
+    loaded = load(run, checkpoint, tokens, tta)
     named = data or loaded.config.data.path
     if data:
         chosen = _open_other(data, columns, rules, loaded.config, split)
@@ -230,12 +184,8 @@ def evaluate(
         part=world.part,
         reading=loaded.config.data.reading(),
     )
-    predicted = _predict(loaded, loader, named, tta, world)
-    targets = torch.from_numpy(source.targets[predicted.indices].astype(np.int64))
-    metrics = (multi_label if loaded.multi_label else classification)(
-        predicted.probabilities, targets
-    )
-    n = len(predicted.indices)
+    found = _measured(loaded, loader, named, world)
+    n = len(found.indices)
     evaluation = Evaluation(
         loaded=loaded,
         data=named,
@@ -243,13 +193,12 @@ def evaluate(
         held_out=chosen.held_out,
         own=data is None,
         source=source,
-        indices=predicted.indices,
-        probabilities=predicted.probabilities,
-        targets=targets,
-        metrics=metrics,
+        indices=found.indices,
+        rows=found.rows,
+        metrics=loaded.task.judge(found.rows),
         skipped={key: why for each in world.gather(loader.skipped) for key, why in each.items()},
-        images_per_second=n / predicted.seconds,
-        model_images_per_second=n / predicted.model_seconds,
+        images_per_second=n / found.seconds,
+        model_images_per_second=n / found.model_seconds,
         tta=tta,
         tokens=tokens,
         of_data=chosen.notes,
@@ -317,8 +266,7 @@ class _Matched:
 
     def __init__(self, source: Source, loaded: LoadedRun, data: str) -> None:
         self._source = source
-        self.classes = loaded.classes
-        self.targets: Targets = _matched(source, loaded, data)
+        self.targets: Targets = _matched(source.targets, loaded, data)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -337,53 +285,48 @@ class _Matched:
         return self._source.stamp(i)
 
 
-def _matched(source: Source, loaded: LoadedRun, data: str) -> Targets:
+def _matched(targets: Targets, loaded: LoadedRun, data: str) -> Targets:
     """The source's targets in the model's numbering."""
-    several = source.targets.ndim == 2
-    if several and not loaded.multi_label:
+    known = loaded.task.targets
+    if targets.kind != known.kind:
         raise DataError(
-            f"the images of {data} have several labels, but {loaded.run.path} was trained to give "
-            f"one: train a run on such images"
+            f"{data} comes with {targets.kind}, but {loaded.run.path} was trained on "
+            f"{known.kind}: measure it on such data"
         )
-    rows = one_hot(source.targets, len(source.classes)) > 0
-    used = np.flatnonzero(rows.any(axis=0))
-    unknown = [source.classes[k] for k in used if source.classes[k] not in loaded.classes]
+    if isinstance(known, Classes) and isinstance(targets, Classes):
+        if targets.several and not known.several:
+            raise DataError(
+                f"the images of {data} have several labels, but {loaded.run.path} was trained to "
+                f"give one: train a run on such images"
+            )
+        if known.several and not targets.several:
+            targets = Classes(targets.names, targets.shares(np.arange(len(targets))) > 0)
+    unknown = [name for name in targets.present() if name not in known.names]
     if unknown:
-        near = get_close_matches(unknown[0], loaded.classes, n=1)
+        near = get_close_matches(unknown[0], known.names, n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise DataError(
             f"{data} has images of '{unknown[0]}'{hint}, a class that {loaded.run.path} does not "
-            f"know; its classes: {_list(loaded.classes)}. Rename or remove the class, or train a "
+            f"know; its classes: {_list(known.names)}. Rename or remove the class, or train a "
             f"run with it"
         )
-    places = np.array([loaded.classes.index(source.classes[k]) for k in used])
-    if loaded.multi_label:
-        matched = np.zeros((len(source), len(loaded.classes)), np.uint8)
-        matched[:, places] = rows[:, used]
-        return matched
-    return places[rows[:, used].argmax(axis=1)].astype(np.int64)
+    return targets.renumbered(known.names)
 
 
-class _Predicted(NamedTuple):
-    """The model's answers, and how long they took."""
+class _Found(NamedTuple):
+    """What was measured, and how long it took."""
 
-    probabilities: Float[Tensor, "n c"]
+    rows: dict[str, Tensor]
     indices: Int64[np.ndarray, " n"]
     seconds: float
     model_seconds: float
 
 
 @torch.inference_mode()
-def _predict(
-    loaded: LoadedRun, loader: EvalLoader, data: str, tta: str, world: World
-) -> _Predicted:
+def _measured(loaded: LoadedRun, loader: EvalLoader, data: str, world: World) -> _Found:
     config, device = loaded.config, loader.device
-    counts = torch.ones(len(loaded.classes))
-    task = Classify(
-        loaded.model, config.classify, loaded.classes, counts, multi_label=loaded.multi_label
-    )
-    task = task.to(device).eval()
-    rows = [torch.empty(0, len(loaded.classes), device=device)]
+    task = loaded.task.to(device).eval()
+    found: list[dict[str, Tensor]] = []
     indices = [np.empty(0, np.int64)]
     model_seconds = 0.0
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
@@ -393,17 +336,21 @@ def _predict(
         started = time.perf_counter()
         for batch in loader:
             asked = time.perf_counter()
-            rows.append(task.predict(batch, tta).float())
+            if len(batch.indices) or not found:
+                found.append(task.measure(batch))
             model_seconds += time.perf_counter() - asked
             indices.append(batch.indices)
         seconds = time.perf_counter() - started
-    everyone = world.rows(torch.cat(rows)).cpu()
     places = world.rows(torch.from_numpy(np.concatenate(indices)).to(device)).cpu()
     order = places.argsort()
     if not len(order):
         first = next(iter(loader.skipped.items()), ("", "there are none"))
         raise DataError(f"no image of {data} can be read: {first[0]}: {first[1]}")
-    return _Predicted(everyone[order], places[order].numpy(), seconds, model_seconds)
+    rows = {
+        name: world.rows(torch.cat([each[name] for each in found])).cpu()[order]
+        for name in found[0]
+    }
+    return _Found(rows, places[order].numpy(), seconds, model_seconds)
 
 
 def _write(evaluation: Evaluation) -> None:
@@ -421,6 +368,7 @@ def _write(evaluation: Evaluation) -> None:
 
 
 def _as_json(evaluation: Evaluation) -> str:
+    names = evaluation.loaded.names
     content: dict[str, Any] = {
         "data": evaluation.data,
         "part": evaluation.part,
@@ -430,8 +378,8 @@ def _as_json(evaluation: Evaluation) -> str:
         "images_per_second": round(evaluation.images_per_second, 1),
         "model_images_per_second": round(evaluation.model_images_per_second, 1),
         "unreadable": evaluation.skipped,
-        "classes": evaluation.loaded.classes,
-        "absent": [evaluation.loaded.classes[k] for k in evaluation.metrics.absent],
+        "classes": names,
+        "absent": [names[k] for k in evaluation.metrics.absent],
         **evaluation.metrics.to_dict(),
     }
     lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
@@ -439,19 +387,12 @@ def _as_json(evaluation: Evaluation) -> str:
 
 
 def _as_csv(evaluation: Evaluation) -> str:
-    """key,label,predicted,probability, then `p:NAME` for each class. Several labels are a|b."""
-    classes, text = evaluation.loaded.classes, io.StringIO()
+    """Each image's key, and what the task says of it."""
+    text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("key", "label", "predicted", "probability", *(f"p:{c}" for c in classes)))
-    rows = evaluation.probabilities.tolist()
-    for key, target, row in zip(evaluation.keys, evaluation.targets.tolist(), rows, strict=True):
-        best = max(range(len(row)), key=row.__getitem__)
-        if evaluation.metrics.multi_label:
-            label = "|".join(classes[k] for k, there in enumerate(target) if there)
-            predicted = "|".join(classes[k] for k, p in enumerate(row) if p >= 0.5)
-        else:
-            label, predicted = classes[target], classes[best]
-        writer.writerow((key, label, predicted, f"{row[best]:.6f}", *(f"{p:.6f}" for p in row)))
+    header, *lines = evaluation.loaded.task.table(evaluation.rows)
+    writer.writerow(("key", *header))
+    writer.writerows((key, *line) for key, line in zip(evaluation.keys, lines, strict=True))
     return text.getvalue()
 
 

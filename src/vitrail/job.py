@@ -15,16 +15,16 @@ import torch
 
 from vitrail.data import Source, Splits, write_split
 from vitrail.data.batches.loader import EvalLoader, TrainLoader
-from vitrail.data.batches.making import Loader, one_hot
+from vitrail.data.batches.making import Loader
 from vitrail.data.batches.stream_loader import StreamLoader
 from vitrail.data.names import title_of
 from vitrail.data.sources.hub import place_of
 from vitrail.data.sources.source import refuse_inside
 from vitrail.data.sources.stream import StreamSource
+from vitrail.data.targets import classes_of
 from vitrail.doctor.machine import memory
 from vitrail.errors import UsageError, setting
 from vitrail.evaluation import Evaluation, evaluate
-from vitrail.models import Model, build
 from vitrail.nn import BatchNorm
 from vitrail.planning.auto import ALL_GIVEN, Auto
 from vitrail.planning.cluster import Cluster
@@ -42,7 +42,7 @@ from vitrail.runs.start import open_start
 from vitrail.runs.teacher import RECORD as TEACHER
 from vitrail.runs.teacher import FoundTeacher, open_teacher, reopen_teacher
 from vitrail.runs.world import ALONE, World, check_layout, join_world
-from vitrail.tasks import Classify, Distill, Prune, Teacher
+from vitrail.tasks import TASKS, Task, Teacher
 from vitrail.training import fit, fit_probe
 from vitrail.training.board import board
 from vitrail.training.progress import Listener
@@ -104,11 +104,9 @@ def train(
                 f"{folder} cannot be the run to make and its teacher: choose another "
                 f"{setting('out')}"
             )
-        teacher = open_teacher(
-            config, splits.train.classes, multi_label=_several(splits), notify=notify
-        )
+        teacher = open_teacher(config, classes_of(splits.train.targets, "a teacher"), notify=notify)
         with torch.device("meta"):  # what the task would refuse, before anything is made
-            _task(build(config.model), config, splits, teacher and teacher.teacher)
+            _task(_model(config, splits), config, splits, teacher and teacher.teacher)
         config = _found(auto, config, splits, teacher and teacher.teacher, world, notify)
         if world.lead:
             run = Run.create(folder, config)
@@ -136,12 +134,12 @@ def find_lr(
     splits = _open(config)
     config = with_greys(_settled(config, splits), splits, notify)
     check_tuning(config)
-    found = open_teacher(config, splits.train.classes, multi_label=_several(splits), notify=notify)
+    found = open_teacher(config, classes_of(splits.train.targets, "a teacher"), notify=notify)
     config = _found(auto, config, splits, found and found.teacher, ALONE, notify)
     device = _prepare(config)
-    model = build(config.model)
+    model = _model(config, splits)
     if config.weights:
-        _start(model, config, splits.train.classes, notify)
+        _start(model, config, splits.train.targets.names, notify)
     task = _task(model, config, splits, found and found.teacher).to(device)
     return sweep(task, _train_loader(config, splits.train, device), config)
 
@@ -161,7 +159,7 @@ def plan(
     splits = _open(config)
     config = with_greys(_settled(config, splits), splits, notify)
     check_tuning(config)
-    found = open_teacher(config, splits.train.classes, multi_label=_several(splits), notify=notify)
+    found = open_teacher(config, classes_of(splits.train.targets, "a teacher"), notify=notify)
     for note in splits.notes:
         notify(note)
     device = _prepare(config)
@@ -221,15 +219,15 @@ def _makers(
 ) -> Makers:
     """How a try-out of the run makes its parts."""
 
-    def on_paper() -> Classify:
+    def on_paper() -> Task:
         with torch.device("meta"):
             shadow = teacher and teacher_on_paper(teacher)
-            return _alone(_task(build(config.model), config, splits, shadow))
+            return _alone(_task(_model(config, splits), config, splits, shadow))
 
-    def task() -> Classify:
-        model = build(config.model)
+    def task() -> Task:
+        model = _model(config, splits)
         if config.weights:
-            _start(model, config, splits.train.classes, lambda sentence: None)
+            _start(model, config, splits.train.targets.names, lambda sentence: None)
         return _alone(_task(model, config, splits, teacher)).to(device)
 
     def train_loader(batch: int) -> Loader:
@@ -249,7 +247,7 @@ def _makers(
     return Makers(on_paper, task, train_loader, val_loader)
 
 
-def _alone(task: Classify) -> Classify:
+def _alone(task: Task) -> Task:
     """The task, for one process of several to try: its batch norms wait for nobody."""
     for module in task.modules():
         if isinstance(module, BatchNorm):
@@ -267,7 +265,7 @@ def _settled(config: TrainConfig, splits: Splits) -> TrainConfig:
         stream = replace(stream, epoch=len(splits.train), held_out=held_out)
     return replace(
         config,
-        model=replace(config.model, classes=len(splits.train.classes)),
+        model=replace(config.model, classes=len(splits.train.targets.names)),
         data=replace(
             config.data,
             path=f"{prefix}{place.resolve()}" if place.exists() else config.data.path,
@@ -323,7 +321,7 @@ def _resume(
     if world.lead and (anew or (accept_changes and before)):
         _note(run, splits, now)  # without what is gone
     teacher = reopen_teacher(
-        run, config, splits.train.classes, multi_label=_several(splits), notify=notify
+        run, config, classes_of(splits.train.targets, "a teacher"), notify=notify
     )
     return _work(run, config, splits, teacher, world, resume=not anew, listen=listen, notify=notify)
 
@@ -361,9 +359,9 @@ def _work(
     for note in splits.notes:
         notify(note)
     device = _prepare(config, world)
-    model = build(config.model)
+    model = _model(config, splits)
     if config.weights and not resume:
-        record = _start(model, config, splits.train.classes, notify)
+        record = _start(model, config, splits.train.targets.names, notify)
         if world.lead:
             run.write("weights.json", record)
         if warning := lr_warning(config):
@@ -386,7 +384,6 @@ def _work(
             if config.tensorboard:
                 listen = _both(listen, stack.enter_context(board(run.path / "tensorboard")))
         if config.method == "probe":
-            assert isinstance(train_loader, TrainLoader)  # of a stream there is no probe
             fit_probe(task, train_loader, val_loader, config, run, resume=resume, listen=listen)
         else:
             fit(
@@ -417,23 +414,12 @@ def _prepare(config: TrainConfig, world: World = ALONE) -> torch.device:
     return device
 
 
-def _task(
-    model: Model, config: TrainConfig, splits: Splits, teacher: Teacher | None = None
-) -> Classify:
-    classes = splits.train.classes
-    several, counts = _several(splits), torch.ones(len(classes))
-    if not isinstance(splits.train, StreamSource):  # where nothing may ask how many there are
-        counts = torch.from_numpy(one_hot(splits.train.targets, len(classes)).sum(axis=0))
-    if config.model.family == "dynamicvit":
-        return Prune(model, config.classify, classes, counts, several, config.prune, teacher)
-    if teacher:
-        return Distill(model, config.classify, classes, counts, several, teacher, config.distill)
-    return Classify(model, config.classify, classes, counts, several)
+def _model(config: TrainConfig, splits: Splits) -> Any:
+    return TASKS[config.task].model(config, splits.train.targets)
 
 
-def _several(splits: Splits) -> bool:
-    """Whether an image may have several labels."""
-    return splits.val.targets.ndim == 2
+def _task(model: Any, config: TrainConfig, splits: Splits, teacher: Teacher | None = None) -> Task:
+    return TASKS[config.task].learn(model, config, splits.train.targets, teacher)
 
 
 def _train_loader(
@@ -447,7 +433,7 @@ def _train_loader(
     loader: Loader = kind(
         source,
         config.train_preprocess(),
-        config.augment,
+        config.views(),
         batch_size=config.data.batch_size,
         seed=config.seed,
         workers=config.data.workers,
@@ -460,7 +446,7 @@ def _train_loader(
     return loader
 
 
-def _start(model: Model, config: TrainConfig, classes: tuple[str, ...], notify: Notify) -> str:
+def _start(model: Any, config: TrainConfig, classes: tuple[str, ...], notify: Notify) -> str:
     """Give the model its published weights; what they were and what became of them, as JSON."""
     assert config.weights is not None
     opened = open_start(config.weights, wanted=asdict(config.model), notify=notify)

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from close import close
 from vitrail.data.keyed import uniform
-from vitrail.data.views.augment import Augment, AugmentConfig, view
+from vitrail.data.views.augment import Augment, AugmentConfig, view_of
 from vitrail.data.views.mix import mix
 from vitrail.data.views.ops import GEOMETRIC, PHOTOMETRIC, rotate, shear_x, warp
 from vitrail.data.views.policy import randaugment, three, trivial
@@ -23,6 +23,11 @@ OFF = AugmentConfig.off()
 ALL = AugmentConfig(
     shift=3, vflip=0.5, policy="randaugment", jitter=0.3, erase=0.5, mixup=0.8, cutmix=1.0
 )
+
+
+def view(*args: Any, **options: Any) -> np.ndarray:
+    """The pixels alone."""
+    return view_of(*args, **options)[0]
 
 
 def pictures(n: int, channels: int = 3, height: int = H, width: int = W) -> torch.Tensor:

@@ -39,7 +39,7 @@ def keys(source: Source) -> list[str]:
 
 
 def labels(source: Source) -> list[str]:
-    return [source.classes[target] for target in source.targets]
+    return [source.targets.names[target] for target in source.targets.values]
 
 
 def pairs(source: Source) -> list[tuple[str, str]]:
@@ -60,7 +60,7 @@ def test_columns_are_found_by_their_usual_names(tmp_path: Path, image: str, labe
     save(tmp_path, "a/1.png")
     file = write(tmp_path, f"id,{label},{image}\n7,cat,a/1.png\n8,dog,a/2.png\n")
     source = CsvSource(file)
-    assert source.classes == ("cat", "dog")
+    assert source.targets.names == ("cat", "dog")
     assert pairs(source) == [("a/1.png", "cat"), ("a/2.png", "dog")]
     assert source.load(0).size == (2, 2)
     with pytest.raises(UnreadableImage, match=r"a/2\.png: no such file"):
@@ -107,9 +107,9 @@ def test_the_split_column(folder: Path) -> None:
 def test_several_labels_in_a_cell(folder: Path) -> None:
     file = write(folder, "file,label\n1.png,red|round\n2.png,red\n3.png,big; red;red\n")
     source = CsvSource(file)
-    assert source.classes == ("big", "red", "round")
-    assert source.targets.dtype == np.uint8
-    assert source.targets.tolist() == [[0, 1, 1], [0, 1, 0], [1, 1, 0]]
+    assert source.targets.names == ("big", "red", "round")
+    assert source.targets.values.dtype == np.uint8
+    assert source.targets.values.tolist() == [[0, 1, 1], [0, 1, 0], [1, 1, 0]]
 
 
 # Dialects
@@ -202,7 +202,7 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
         source = CsvSource(write(folder, text))
     except DataError:
         return
-    assert keys(source) and all(label_name(name) for name in source.classes)
+    assert keys(source) and all(label_name(name) for name in source.targets.names)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])

@@ -10,7 +10,7 @@ from PIL import Image
 
 import vitrail
 
-FOLDER = Path(vitrail.__file__).parent / "data" / "emoji"
+FOLDER = Path(vitrail.__file__).parent / "data" / "sources" / "emoji"
 
 # Changes only with scripts/build_emoji.py or one of its two pinned sources.
 PER_LABEL = {

@@ -102,9 +102,9 @@ def contents(source: PartedSource) -> list[bytes]:
 @pytest.mark.parametrize("name", ["{}", "hf:{}", "hf:parquet:{}"])
 def test_parquet_files(parquet: Path, name: str, no_network: list[str]) -> None:
     source = open_data(name.format(parquet))
-    assert source.classes == tuple(NAMES)
+    assert source.targets.names == tuple(NAMES)
     assert source.part.tolist() == [0] * 18 + [1] * 4
-    assert source.targets.tolist() == [
+    assert source.targets.values.tolist() == [
         (s + i) % 3 for s, n in ((0, 7), (10, 5), (20, 6), (100, 4)) for i in range(n)
     ]
     assert [source.key(i) for i in (0, 17, 18)] == ["train/0", "train/17", "validation/0"]
@@ -128,7 +128,7 @@ def test_what_save_to_disk_wrote(tmp_path: Path, no_network: list[str]) -> None:
     table(3).select([2, 0]).save_to_disk(tmp_path / "one")
     source = open_data(f"hf:{tmp_path / 'one'}")
     assert contents(source) == [picture(2), picture(0)]
-    assert source.targets.tolist() == [2, 0] and source.part.tolist() == [0, 0]
+    assert source.targets.values.tolist() == [2, 0] and source.part.tolist() == [0, 0]
     assert no_network == []
 
 
@@ -137,7 +137,7 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).write_bytes(picture(i))
     source = open_data(f"hf:imagefolder:{tmp_path / 'data'}")
-    assert source.classes == ("cat", "dog") and source.targets.tolist() == [0, 0, 1]
+    assert source.targets.names == ("cat", "dog") and source.targets.values.tolist() == [0, 0, 1]
     assert contents(source) == [picture(i) for i in range(3)]
     before = source.stamp(0), source.stamp(1)
     (tmp_path / "data/cat/1.png").unlink()
@@ -154,8 +154,8 @@ def test_our_shards_are_read_by_the_library(parquet: Path, tmp_path: Path) -> No
     assert sorted(contents(found)) == sorted(contents(source)) and contents(ours) == contents(
         source
     )
-    expected = dict(zip(contents(source), source.targets.tolist(), strict=True))
-    assert dict(zip(contents(found), found.targets.tolist(), strict=True)) == expected
+    expected = dict(zip(contents(source), source.targets.values.tolist(), strict=True))
+    assert dict(zip(contents(found), found.targets.values.tolist(), strict=True)) == expected
 
 
 def test_a_source_goes_to_other_processes(parquet: Path) -> None:
@@ -190,7 +190,7 @@ def test_labels_that_are_no_classes_of_the_library(
 ) -> None:
     table(3, label=None, kind=values).save_to_disk(tmp_path / "saved")
     source = open_data(tmp_path / "saved", Columns(None, "kind", None))
-    assert (source.classes, source.targets.tolist()) == (classes, targets)
+    assert (source.targets.names, source.targets.values.tolist()) == (classes, targets)
 
 
 def test_plain_parquet_that_does_not_say_what_an_image_is(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_column_that_is_not_clear_must_be_named(tmp_path: Path) -> None:
     made.save_to_disk(tmp_path / "saved")
     with pytest.raises(UsageError, match=r"which column .* holds the label\? .*data.label_column"):
         open_data(tmp_path / "saved")
-    assert open_data(tmp_path / "saved", Columns(None, "fine")).targets.tolist() == [1, 0]
+    assert open_data(tmp_path / "saved", Columns(None, "fine")).targets.values.tolist() == [1, 0]
 
 
 def test_an_image_that_cannot_be_decoded_is_unreadable(tmp_path: Path) -> None:
@@ -502,7 +502,7 @@ def test_a_streamed_data_set_has_its_images_and_goes_on(
         return streamed(str(parquet), lanes=3, buffer=6)
 
     source = opened()
-    assert (source.classes, source.several) == (tuple(NAMES), False)
+    assert (source.targets.names, source.targets.several) == (tuple(NAMES), False)
     whole = drawn(source, 40)
     assert {i.content: i.label for i in whole} == {
         picture(s + i): (s + i) % 3 for s, n in ((0, 7), (10, 5), (20, 6)) for i in range(n)
@@ -511,7 +511,7 @@ def test_a_streamed_data_set_has_its_images_and_goes_on(
     list(islice(reader, 11))
     assert list(islice(resumed(opened(), reader.position(), (0, 1)), 9)) == whole[11:20]
     held = streamed(str(parquet), "val").sample(99)
-    found = {held.encoded(i): label for i, label in enumerate(held.targets.tolist())}
+    found = {held.encoded(i): label for i, label in enumerate(held.targets.values.tolist())}
     assert found == {picture(100 + i): (100 + i) % 3 for i in range(4)}
     assert held.load(0).size == (5, 6) and len({held.stamp(i) for i in range(4)}) == 4
     assert no_network == []
@@ -526,7 +526,7 @@ def test_our_shards_as_a_stream(parquet: Path, tmp_path: Path) -> None:
     file = tmp_path / "classes.txt"
     file.write_text("\n".join(NAMES))
     found = drawn(streamed(name, classes=str(file), lanes=1), 18)
-    expected = dict(zip(contents(source), source.targets.tolist(), strict=True))
+    expected = dict(zip(contents(source), source.targets.values.tolist(), strict=True))
     assert {i.content: i.label for i in found}.items() <= expected.items() and len(found) == 18
     file.write_text("a\nb\n")
     with pytest.raises(DataError, match=r"'cls' of .* holds 2, but there are 2 classes"):
@@ -602,7 +602,7 @@ def divided(data: str, fraction: float = 0.2, **how: Any) -> Any:
 def test_a_streams_own_parts_are_held_in_memory(parquet: Path) -> None:
     splits = divided(str(parquet))
     assert (len(splits.val), splits.test, splits.notes) == (4, None, ())
-    assert splits.train.classes == splits.val.classes and not splits.train.left_out
+    assert splits.train.targets.names == splits.val.targets.names and not splits.train.left_out
     splits = divided(str(parquet), held_out=3)
     assert len(splits.val) == 3 and "no more than 3 images" in splits.notes[0]
     table(2, 200).to_parquet(parquet / "test-00000-of-00001.parquet")

@@ -20,12 +20,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import faulty
+from parts import labelled
 from vitrail.data import keyed, read_image
-from vitrail.data.batches.loader import Batch, EvalLoader, Reading, TrainLoader
+from vitrail.data.batches.batch import Batch
+from vitrail.data.batches.loader import EvalLoader, Reading, TrainLoader
 from vitrail.data.pixels import reading as module
 from vitrail.data.pixels.cache import size_text
 from vitrail.data.pixels.workers import Workers
 from vitrail.data.sources.source import file_stamp
+from vitrail.data.targets import Classes
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
@@ -38,8 +41,7 @@ NATIVE = Preprocess(size=(32, 32), resize="native", patch=(8, 8))
 class Oblong:
     """Images of SHAPES, in which red tells the column and green the row."""
 
-    classes = ("a", "b")
-    targets = np.arange(len(SHAPES)) % 2
+    targets = Classes(("a", "b"), np.arange(len(SHAPES)) % 2)
 
     def __len__(self) -> int:
         return len(SHAPES)
@@ -118,11 +120,9 @@ def test_images_of_different_sizes_are_not_mixed(resize: Any, mixing: dict[str, 
 class Files:
     """The images of a folder, in the order of their names; every other one is a "b"."""
 
-    classes = ("a", "b")
-
     def __init__(self, folder: Path) -> None:
         self.files = sorted(folder.glob("*.*g"))
-        self.targets = np.arange(len(self.files)) % 2
+        self.targets = Classes(("a", "b"), np.arange(len(self.files)) % 2)
         self.loaded: list[str] = []
 
     def __len__(self) -> int:
@@ -174,15 +174,18 @@ def digest(batches: Iterable[Batch]) -> list[str]:
     """Of each batch, all that is in it."""
     return [
         hashlib.sha256(
-            batch.images.numpy().tobytes() + batch.targets.numpy().tobytes() + bytes(batch.indices)
+            batch.images.numpy().tobytes()
+            + batch.targets["classes"].numpy().tobytes()
+            + bytes(batch.indices)
         ).hexdigest()
         for batch in batches
     ]
 
 
 def joined(parts: Iterable[Batch]) -> Batch:
-    images, targets, indices, _ = zip(*parts, strict=True)
-    return Batch(torch.cat(images), torch.cat(targets), np.concatenate(indices))
+    rows = [(part.images, part.targets["classes"], part.indices) for part in parts]
+    images, targets, indices = zip(*rows, strict=True)
+    return labelled(torch.cat(images), torch.cat(targets), np.concatenate(indices))
 
 
 def loader(source: Any, augment: AugmentConfig = ALL, **options: Any) -> TrainLoader:
@@ -231,7 +234,7 @@ def test_processes_share_each_batch(
             both = joined(own)
             assert (both.indices == whole.indices).all() and len(whole.indices) <= 8
             assert torch.equal(both.images, whole.images)
-            assert torch.equal(both.targets, whole.targets)
+            assert torch.equal(both.targets["classes"], whole.targets["classes"])
 
 
 def test_a_batch_that_cannot_be_shared_says_which_could(folder: Path) -> None:
@@ -308,7 +311,7 @@ def test_a_batch_without_images_keeps_its_place(folder: Path) -> None:
     train = loader(Files(folder), batch_size=2)
     found = list(train.epoch(0))
     assert [batch.indices.tolist() for batch in found] == [*order[:2], [], *order[3:]]
-    assert found[2].images.shape == (0, 3, 16, 16) and found[2].targets.shape == (0, 2)
+    assert found[2].images.shape == (0, 3, 16, 16) and found[2].targets["classes"].shape == (0, 2)
     assert digest(loader(Files(folder), batch_size=2).epoch(0, first=3)) == digest(found[3:])
     assert len(train.skipped) == 2
 

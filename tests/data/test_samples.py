@@ -34,7 +34,7 @@ def test_emoji() -> None:
         source = open_data("samples:emoji")
     except DataError:
         pytest.skip("the emoji are not in this checkout")
-    assert len(source.classes) == 9
+    assert len(source.targets.names) == 9
     assert source.load(0).mode == "RGB"
     assert source.load(0).size == (128, 128)
 
@@ -45,9 +45,9 @@ def test_fashion_mnist_keeps_its_official_split() -> None:
     except DataError:
         pytest.skip("run `vitrail data fetch fashion-mnist`")
     assert splits.val is splits.test
-    assert np.bincount(splits.train.targets).tolist() == [6000] * 10
-    assert np.bincount(splits.val.targets).tolist() == [1000] * 10
-    assert splits.train.classes[splits.train.targets[0]] == "ankle_boot"
+    assert np.bincount(splits.train.targets.values).tolist() == [6000] * 10
+    assert np.bincount(splits.val.targets.values).tolist() == [1000] * 10
+    assert splits.train.targets.names[splits.train.targets.values[0]] == "ankle_boot"
     assert (splits.train.key(0), splits.train.load(0).size) == ("train/0", (28, 28))
     assert len(open_splits("samples:fashion-mnist", seed=0).val) == 12_000
 

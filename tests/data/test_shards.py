@@ -65,7 +65,12 @@ def photos(tmp_path: Path) -> Path:
 def described(source: PartedSource) -> list[tuple[object, ...]]:
     """All that a run on a source can follow from."""
     return [
-        (source.key(i), source.targets[i].tolist(), int(source.part[i]), *encoded_image(source, i))
+        (
+            source.key(i),
+            source.targets.values[i].tolist(),
+            int(source.part[i]),
+            *encoded_image(source, i),
+        )
         for i in range(len(source))
     ]
 
@@ -95,7 +100,7 @@ def test_shards_give_back_what_they_were_written_from(photos: Path, tmp_path: Pa
     )
     source, found = open_data(photos), open_data(tmp_path / "out")
     assert isinstance(found, ShardSource)
-    assert (found.classes, found.notes) == (source.classes, ())
+    assert (found.targets.names, found.notes) == (source.targets.names, ())
     assert described(found) == described(source)
     for i in (0, 30, 62):
         assert found.load(i).tobytes() == source.load(i).tobytes()
@@ -106,7 +111,7 @@ def test_a_split_by_seed_is_the_same_on_the_shards(photos: Path, tmp_path: Path)
     parts = [open_splits(data, seed=3) for data in (photos / "train", tmp_path / "out")]
     for one, other in zip(*[(p.train, p.val) for p in parts], strict=True):
         assert [one.key(i) for i in range(len(one))] == [other.key(i) for i in range(len(other))]
-        assert (one.targets == other.targets).all()
+        assert (one.targets.values == other.targets.values).all()
 
 
 def test_several_labels_an_image(tmp_path: Path) -> None:
@@ -116,8 +121,8 @@ def test_several_labels_an_image(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(text)
     shard(tmp_path / "labels.csv", tmp_path.parent / f"{tmp_path.name}-out")
     found = open_data(tmp_path.parent / f"{tmp_path.name}-out")
-    assert found.classes == ("big", "red", "round")
-    assert found.targets.tolist() == [[0, 1, 1], [0, 1, 0], [1, 1, 0]]
+    assert found.targets.names == ("big", "red", "round")
+    assert found.targets.values.tolist() == [[0, 1, 1], [0, 1, 0], [1, 1, 0]]
     assert found.part.tolist() == [0, 1, 2]
 
 
@@ -130,8 +135,8 @@ def test_arrays_keep_their_pixels_and_labels_that_none_has(
     np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels)
     shard(tmp_path / "a.npz", tmp_path / "out")
     found = open_data(tmp_path / "out")
-    assert found.classes == ("0", "1", "2")
-    assert found.targets.tolist() == labels.tolist()
+    assert found.targets.names == ("0", "1", "2")
+    assert found.targets.values.tolist() == labels.tolist()
     for i, pixels in enumerate(images):
         assert found.key(i) == f"train/{i}"
         assert (
@@ -432,9 +437,9 @@ def test_classes_by_number_text_or_json(tmp_path: Path) -> None:
         "d.txt": b"0010",
     }
     source = ShardSource(write_tar(tmp_path / "x.tar", members))
-    assert source.classes == ("7", "10") and source.notes == ()
+    assert source.targets.names == ("7", "10") and source.notes == ()
     assert [source.key(i) for i in range(4)] == ["x/00/a", "x/00/b", "x/c", "x/d"]
-    assert source.targets.tolist() == [0, 1, 0, 1]
+    assert source.targets.values.tolist() == [0, 1, 0, 1]
     assert source.load(1).size == (7, 9)
 
 
@@ -443,7 +448,10 @@ def test_class_names_beside_the_shards(tmp_path: Path) -> None:
     data = write_tar(tmp_path / "data/x.tar", members).parent
     (data / "classes.txt").write_text("cat\ndog\nowl\n")
     source = open_data(data)
-    assert source.classes == ("cat", "dog", "owl") and source.targets.tolist() == [2, 0]
+    assert source.targets.names == ("cat", "dog", "owl") and source.targets.values.tolist() == [
+        2,
+        0,
+    ]
     (data / "classes.txt").write_text("cat\ndog\n")
     with pytest.raises(DataError, match=r"not among its 2 classes: 2; classes\.txt must"):
         open_data(data)
@@ -456,8 +464,8 @@ def test_several_labels_in_json(tmp_path: Path) -> None:
     members = {"a.png": picture(0), "a.json": b'{"labels": ["red", "round"]}'}
     members |= {"b.png": picture(1), "b.json": b'{"labels": []}', "c.png": b"", "c.cls": b"red"}
     source = ShardSource(write_tar(tmp_path / "x.tar", members))
-    assert source.classes == ("red", "round")
-    assert source.targets.tolist() == [[1, 1], [0, 0], [1, 0]]
+    assert source.targets.names == ("red", "round")
+    assert source.targets.values.tolist() == [[1, 1], [0, 0], [1, 0]]
 
 
 @pytest.mark.parametrize(
@@ -483,7 +491,7 @@ def test_a_folder_of_photos_with_an_archive_beside_them_stays_one(tmp_path: Path
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(picture(i))
     write_tar(tmp_path / "photos.tar", {"a.png": picture(0), "a.cls": b"1"})
-    assert open_data(tmp_path).classes == ("cat", "dog")
+    assert open_data(tmp_path).targets.names == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
@@ -755,7 +763,7 @@ def test_a_million_members(tmp_path: Path) -> None:
                 stream.write(about.tobuf(tarfile.USTAR_FORMAT) + content.ljust(512, b"\0"))
         stream.write(bytes(1024))
     source = ShardSource(tmp_path / "x.tar")
-    assert (len(source), len(source.classes)) == (500_000, 1000)
+    assert (len(source), len(source.targets.names)) == (500_000, 1000)
     assert len(pickle.dumps(source)) < 500_000 * 60
 
 

@@ -44,7 +44,7 @@ def keys(source: Source) -> list[str]:
 
 
 def labels(source: Source) -> list[str]:
-    return [source.classes[target] for target in source.targets]
+    return [source.targets.names[target] for target in source.targets.values]
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -61,10 +61,10 @@ def tree(folder: Path) -> dict[str, str]:
 def test_class_folders_become_classes_in_the_order_of_their_names(tmp_path: Path) -> None:
     save(*(tmp_path / name for name in ("dog/2.png", "cat/b.PNG", "dog/1.jpg", "cat/old/a.webp")))
     source = FolderSource(tmp_path)
-    assert source.classes == ("cat", "dog")
+    assert source.targets.names == ("cat", "dog")
     assert keys(source) == ["cat/b.PNG", "cat/old/a.webp", "dog/1.jpg", "dog/2.png"]
     assert labels(source) == ["cat", "cat", "dog", "dog"]
-    assert source.targets.dtype == np.int64
+    assert source.targets.values.dtype == np.int64
     assert source.load(3).getpixel((0, 0)) == Image.open(tmp_path / "dog/2.png").getpixel((0, 0))
     assert source.notes == source.left_out == ()
 
@@ -226,12 +226,12 @@ def test_odd_names_are_kept_apart_and_can_be_printed(tmp_path: Path) -> None:
 def test_class_names_typed_on_a_mac_and_elsewhere_are_one(tmp_path: Path) -> None:
     for form in ("NFC", "NFD"):
         save(tmp_path / unicodedata.normalize(form, "café") / f"{form}.png")
-    assert FolderSource(tmp_path).classes == (unicodedata.normalize("NFC", "café"),)
+    assert FolderSource(tmp_path).targets.names == (unicodedata.normalize("NFC", "café"),)
 
 
 def test_case_counts_in_class_names(tmp_path: Path) -> None:
     save(tmp_path / "Cat/1.png", tmp_path / "cat/1.png")
-    assert FolderSource(tmp_path).classes == ("Cat", "cat")
+    assert FolderSource(tmp_path).targets.names == ("Cat", "cat")
 
 
 def test_an_image_deleted_meanwhile_is_unreadable_no_crash(tmp_path: Path) -> None:
@@ -295,9 +295,9 @@ def medmnist(file: Path, **changes: np.ndarray) -> Path:
 
 def test_npz(tmp_path: Path) -> None:
     source = open_data(medmnist(tmp_path / "set.npz"))
-    assert source.classes == ("0", "1")
+    assert source.targets.names == ("0", "1")
     assert source.part.tolist() == [0] * 6 + [1] * 3 + [2] * 2
-    assert source.targets.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 0, 1]
+    assert source.targets.values.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 0, 1]
     assert (source.key(6), source.load(6).size) == ("val/0", (5, 4))
     assert source.load(10).getpixel((0, 0)) == (2, 2, 2)
 
@@ -309,8 +309,8 @@ def test_npz_with_several_labels_an_image(tmp_path: Path) -> None:
         for p, n in zip(("train", "val", "test"), (6, 3, 2), strict=True)
     }
     source = open_data(medmnist(tmp_path / "set.npz", **several))
-    assert source.targets.dtype == np.uint8
-    assert source.targets.shape == (11, 14)
+    assert source.targets.values.dtype == np.uint8
+    assert source.targets.values.shape == (11, 14)
 
 
 @pytest.mark.parametrize(
@@ -373,8 +373,8 @@ def mnist(folder: Path, end: str = "", dash: str = "-") -> Path:
 @pytest.mark.parametrize("end, dash", [("", "-"), (".gz", "-"), ("", ".")])
 def test_idx(tmp_path: Path, end: str, dash: str) -> None:
     source = open_data(mnist(tmp_path, end, dash))
-    assert source.classes == ("5", "7")
-    assert source.targets.tolist() == [0, 1] * 4
+    assert source.targets.names == ("5", "7")
+    assert source.targets.values.tolist() == [0, 1] * 4
     assert source.part.tolist() == [0] * 4 + [2] * 4
     assert (source.key(5), source.load(5).size, source.load(5).mode) == ("test/1", (2, 3), "L")
 

@@ -42,8 +42,8 @@ def write_csv(folder: Path, *rows: str) -> Path:
 
 def test_each_class_gives_its_share_to_validation(tmp_path: Path) -> None:
     splits = open_splits(save(tmp_path, cat=20, dog=10, owl=2), seed=0)
-    assert np.bincount(splits.train.targets).tolist() == [16, 8, 1]
-    assert np.bincount(splits.val.targets).tolist() == [4, 2, 1]
+    assert np.bincount(splits.train.targets.values).tolist() == [16, 8, 1]
+    assert np.bincount(splits.val.targets.values).tolist() == [4, 2, 1]
     assert splits.test is None
     assert splits.notes == ("validation: 7 of the 32 training images, drawn by seed 0",)
     train, val, _ = parts(splits)
@@ -56,7 +56,7 @@ def test_validation_is_never_empty_and_never_all(
     tmp_path: Path, fraction: float, expected: int
 ) -> None:
     splits = open_splits(save(tmp_path, cat=20, dog=20), seed=0, val_fraction=fraction)
-    assert np.bincount(splits.val.targets).tolist() == [expected, expected]
+    assert np.bincount(splits.val.targets.values).tolist() == [expected, expected]
 
 
 def test_the_same_seed_gives_the_same_split_and_another_seed_another(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_several_labels_an_image_are_split_so_that_training_sees_each(tmp_path: 
     for seed in range(20):
         splits = open_splits(tmp_path, seed=seed)
         assert len(splits.val) in (3, 4)
-        assert splits.train.targets.any(axis=0).all()
+        assert splits.train.targets.values.any(axis=0).all()
 
 
 # The maker's split
@@ -114,8 +114,13 @@ def test_folders_for_train_val_and_test(tmp_path: Path, val: str) -> None:
         {"test/dog/0.png", "test/dog/1.png"},
     )
     assert splits.test is not None
-    assert splits.train.classes == splits.val.classes == splits.test.classes == ("cat", "dog")
-    assert splits.test.targets.tolist() == [1, 1]
+    assert (
+        splits.train.targets.names
+        == splits.val.targets.names
+        == splits.test.targets.names
+        == ("cat", "dog")
+    )
+    assert splits.test.targets.values.tolist() == [1, 1]
     assert splits.notes == ()
 
 
@@ -149,12 +154,12 @@ def test_test_images_without_labels_are_left_out(tmp_path: Path) -> None:
 
 def test_a_train_folder_alone(tmp_path: Path) -> None:
     save(tmp_path / "train", cat=5, dog=5)
-    assert open_splits(tmp_path, seed=0).train.classes == ("cat", "dog")
+    assert open_splits(tmp_path, seed=0).train.targets.names == ("cat", "dog")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     save(tmp_path, train=5, bus=5)
-    assert open_splits(tmp_path, seed=0).train.classes == ("bus", "train")
+    assert open_splits(tmp_path, seed=0).train.targets.names == ("bus", "train")
 
 
 def save_parts(root: Path, *folders: str) -> Path:
@@ -190,7 +195,7 @@ def save_parts(root: Path, *folders: str) -> Path:
 def test_parts_are_known_by_all_their_usual_names(tmp_path: Path, folders: dict[str, str]) -> None:
     """Intel, Kaggle and COCO downloads were trained with the classes "train" and "dev"."""
     source = open_data(save_parts(tmp_path, *folders))
-    assert source.classes == ("cat", "dog")
+    assert source.targets.names == ("cat", "dog")
     found = {(source.key(i).rsplit("/", 2)[0], PARTS[source.part[i]]) for i in range(len(source))}
     assert found == set(folders.items())
     plain = all(name in ("train", "val", "test") for name in folders)
@@ -202,7 +207,7 @@ def test_an_image_that_strays_into_a_part_does_not_make_it_a_class(tmp_path: Pat
     for part in ("train", "test"):
         save(save_parts(tmp_path, part), **{part: 1})
     source = open_data(tmp_path)
-    assert (source.classes, source.left_out[0].count) == (("cat", "dog"), 2)
+    assert (source.targets.names, source.left_out[0].count) == (("cat", "dog"), 2)
 
 
 def test_what_lies_beside_the_parts_is_told(tmp_path: Path) -> None:
@@ -235,9 +240,11 @@ def test_where_parts_and_classes_cannot_be_told_apart_the_user_is_asked(
     save_parts(tmp_path, *folders)
     with pytest.raises(UsageError, match=rf"{asked}.* parts='none' .*parts='{answer}'$"):
         open_data(tmp_path)
-    assert open_data(tmp_path, rules=FolderRules(parts="none")).classes == tuple(sorted(folders))
+    assert open_data(tmp_path, rules=FolderRules(parts="none")).targets.names == tuple(
+        sorted(folders)
+    )
     parted = open_data(tmp_path, rules=FolderRules(parts=answer))
-    assert parted.classes == ("cat", "dog") and len(parted) == 8 * len(folders)
+    assert parted.targets.names == ("cat", "dog") and len(parted) == 8 * len(folders)
 
 
 def test_parts_within_classes_and_parts_without_classes_are_no_classes(tmp_path: Path) -> None:
@@ -249,7 +256,7 @@ def test_parts_within_classes_and_parts_without_classes_are_no_classes(tmp_path:
     with pytest.raises(UsageError, match="they hold images, and no class folders"):
         open_data(tmp_path / "flat")
     rules = FolderRules(parts="none")
-    assert open_data(tmp_path / "flat", rules=rules).classes == ("test", "train")
+    assert open_data(tmp_path / "flat", rules=rules).targets.names == ("test", "train")
 
 
 @pytest.mark.parametrize("classes", [("train", "bus", "car"), ("bullet_train", "test_tube")])
@@ -259,7 +266,7 @@ def test_classes_that_are_called_like_parts_are_classes(
     save(tmp_path, **dict.fromkeys(classes, 2))
     save(tmp_path / classes[0], steam=2, diesel=2)
     source = open_data(tmp_path)
-    assert source.classes == tuple(sorted(classes)) and source.notes == ()
+    assert source.targets.names == tuple(sorted(classes)) and source.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -375,8 +382,8 @@ def test_images_that_are_new_since_are_left_out_with_their_classes(tmp_path: Pat
     save(data, ant=2, dog=11)
     restored = open_splits(data, seed=0, assignment=file)
     assert parts(restored) == parts(splits)
-    assert restored.train.classes == ("cat", "dog")
-    assert restored.train.targets.tolist() == splits.train.targets.tolist()
+    assert restored.train.targets.names == ("cat", "dog")
+    assert restored.train.targets.values.tolist() == splits.train.targets.values.tolist()
     assert restored.notes[0].startswith("left out: images, 3 (the split in ")
     assert restored.notes[0].endswith("does not list them): ant/0.png, ant/1.png, dog/10.png")
 

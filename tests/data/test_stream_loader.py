@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.data.batches.making import Batch
+from vitrail.data.batches.batch import Batch
 from vitrail.data.batches.stream_loader import StreamLoader
 from vitrail.data.pixels.reading import Reading
 from vitrail.data.sources.stream import Label, Position, StreamSource, joined
@@ -70,7 +70,7 @@ def endless(train: StreamLoader) -> Iterator[Batch]:
 
 def content(batch: Batch) -> dict[int, bytes]:
     """What is in it of each image."""
-    rows = zip(batch.indices.tolist(), batch.images, batch.targets, strict=True)
+    rows = zip(batch.indices.tolist(), batch.images, batch.targets["classes"], strict=True)
     return {i: x.numpy().tobytes() + y.numpy().tobytes() for i, x, y in rows}
 
 
@@ -187,7 +187,7 @@ def test_damaged_images_are_left_out_and_told() -> None:
         f"{shard}/{i}" for shard, images in enumerate(PICTURES) for i in range(len(images))
     }
     nothing = next(loader(OFF, stream(everything), max_unreadable=0.99).epoch(0))
-    assert nothing.images.shape == (0, 3, 16, 16) and nothing.targets.shape == (0, 3)
+    assert nothing.images.shape == (0, 3, 16, 16) and nothing.targets["classes"].shape == (0, 3)
     with pytest.raises(
         DataError, match=r"cannot be read, more than the 2% .*(\n.*)*max_unreadable"
     ):
@@ -233,5 +233,8 @@ def test_targets_of_several_labels() -> None:
 
     source = StreamSource(Several(frozenset()), ("a", "b", "c"), seed=0, several=True, epoch=40)
     (batch,) = islice(loader(OFF, source, batch_size=32).epoch(0), 1)
-    assert {tuple(row) for row in batch.targets.tolist()} == {(1.0, 0.0, 1.0), (0.0, 0.0, 0.0)}
+    assert {tuple(row) for row in batch.targets["classes"].tolist()} == {
+        (1.0, 0.0, 1.0),
+        (0.0, 0.0, 0.0),
+    }
     assert torch.isfinite(batch.images).all()

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from close import close
-from vitrail.data.batches.loader import Batch
+from parts import labelled, named
+from vitrail.data.batches.batch import Batch
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 from vitrail.models import (
@@ -300,9 +301,7 @@ def new_task(model: nn.Module, teacher: nn.Module | None = None, **weights: floa
     return Prune(
         model,
         ClassifyConfig(),
-        tuple("abcdefg"),
-        torch.ones(7),
-        False,
+        named(*"abcdefg"),
         PruneConfig(**weights),
         teacher and Teacher(teacher, sees, sees),
     )
@@ -310,7 +309,7 @@ def new_task(model: nn.Module, teacher: nn.Module | None = None, **weights: floa
 
 def new_batch() -> Batch:
     targets = F.one_hot(torch.arange(6) % 7, 7).float()
-    return Batch(torch.randn(6, 3, 64, 64), targets, torch.arange(6).numpy())
+    return labelled(torch.randn(6, 3, 64, 64), targets)
 
 
 def plain(config: DynamicViTConfig) -> ViT:
@@ -336,7 +335,7 @@ def test_the_loss_is_the_papers_written_out(randomised):
         ratio += sum((row.mean() - 0.7 ** (stage + 1)) ** 2 for row in left) / 6 / 3
     chosen = reduced.decisions[-1].bool()
     parts = {
-        "labels": -(batch.targets * logits.log_softmax(dim=1)).sum(dim=1).mean(),
+        "labels": -(batch.targets["classes"] * logits.log_softmax(dim=1)).sum(dim=1).mean(),
         "ratio": 2 * ratio,
         "teacher": 0.5 * (theirs * (theirs.log() - logits.log_softmax(dim=1))).sum(dim=1).mean(),
         "tokens": 0.5 * (reduced.features.patches - seen.patches)[chosen].square().mean(),

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vitrail.data import open_splits, write_split
-from vitrail.data.batches.loader import EvalLoader, TrainLoader, one_hot
+from vitrail.data.batches.loader import EvalLoader, TrainLoader
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.models import ViTConfig, build
 from vitrail.runs import DataConfig, Run, TrainConfig
@@ -66,14 +66,12 @@ def train(data: Path, out: Path, model: ViTConfig = MODEL, **changes: Any) -> Ru
     )
     splits = open_splits(data, seed=0, val_fraction=0.25)
     assert splits.val is not None
-    classes = splits.train.classes
-    config = replace(config, model=replace(model, classes=len(classes)))
+    targets = splits.train.targets
+    config = replace(config, model=replace(model, classes=len(targets.names)))
     run = Run.create(out, config)
     write_split(splits, run.split_file)
     torch.manual_seed(0)
-    counts = torch.from_numpy(one_hot(splits.train.targets, len(classes)).sum(axis=0))
-    several = splits.train.targets.ndim == 2
-    task = Classify(build(config.model), config.classify, classes, counts, multi_label=several)
+    task = Classify(build(config.model), config.classify, targets)
     preprocess = config.preprocess()
     train_loader = TrainLoader(
         splits.train, preprocess, config.augment, batch_size=8, seed=0, workers=1

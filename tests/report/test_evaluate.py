@@ -12,6 +12,7 @@ from vitrail.evaluation import evaluate
 from vitrail.report.page import render
 from vitrail.runs import Run, read_checkpoint, write_checkpoint
 from vitrail.runs.load import load, load_model
+from vitrail.tasks.classify import right
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +44,19 @@ def test_the_held_out_images_are_measured_and_written_down(run):
     held_out = [row for row in rows(run.split_file) if row["split"] == "val"]
     assert list(found.keys) == [row["key"] for row in held_out]
     assert found.part == "val" and found.held_out and found.noun == "held-out images"
-    assert found.probabilities.shape == (6, 3) and found.targets.tolist() == [0, 0, 1, 1, 2, 2]
+    assert found.rows["probabilities"].shape == (6, 3) and found.rows["targets"].tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
     assert found.images_per_second > 0
     assert found.model_images_per_second >= found.images_per_second
 
     written = json.loads((run.path / "metrics.json").read_text())
-    assert written["top1"]["value"] == found.metrics.values()["top1"] == found.right / 6
+    assert written["top1"]["value"] == found.metrics.values()["top1"] == right(found.metrics) / 6
     assert written["classes"] == ["apple", "brick", "cloud"] and written["part"] == "val"
 
     predictions = rows(run.path / "predictions.csv")
@@ -60,12 +68,12 @@ def test_the_held_out_images_are_measured_and_written_down(run):
         assert float(row["probability"]) == max(share.values())
     top, baseline = found.summary()
     assert written["top1"]["low"] < written["top1"]["value"] <= written["top1"]["high"]
-    assert "95% interval" in top and f"{found.right} of 6" in top and "33.3%" in baseline
+    assert "95% interval" in top and f"{right(found.metrics)} of 6" in top and "33.3%" in baseline
 
 
 def test_the_model_is_loaded_as_it_was_trained(run):
     loaded = load(run.path)
-    assert loaded.classes == ("apple", "brick", "cloud") and not loaded.multi_label
+    assert loaded.names == ("apple", "brick", "cloud") and not loaded.task.multi_label
     assert not loaded.model.training and loaded.preprocess.size == (32, 32)
     stored = read_checkpoint(run.checkpoint("last")).tensors["model"]
     for name, tensor in load_model(run).state_dict().items():
@@ -89,9 +97,9 @@ def test_test_time_augmentation_has_files_of_its_own_and_replaces_none(run):
     twice = evaluate(run, tta="flip")
     assert all(file.read_bytes() == content for file, content in before.items())
     written = json.loads((run.path / "metrics-tta-flip.json").read_text())
-    assert written["tta"] == "flip" and written["top1"]["value"] == twice.right / 6
+    assert written["tta"] == "flip" and written["top1"]["value"] == right(twice.metrics) / 6
     assert len(rows(run.path / "predictions-tta-flip.csv")) == 6
-    assert not torch.equal(once.probabilities, twice.probabilities)
+    assert not torch.equal(once.rows["probabilities"], twice.rows["probabilities"])
     assert evaluate(run, split="all", tta="scales").suffix == "-all-tta-scales"
     assert (run.path / "metrics-all-tta-scales.json").is_file()
     with pytest.raises(UsageError, match="did you mean 'flip'"):
@@ -110,7 +118,7 @@ def test_other_images_with_some_of_the_classes(tiny, run, tmp_path):
     tiny.paint(other / "cloud" / "a.png", 2, 100)
     tiny.paint(other / "apple" / "b.png", 0, 100)
     found = evaluate(run, data=str(other))
-    assert found.keys == ("apple/b.png", "cloud/a.png") and found.targets.tolist() == [0, 2]
+    assert found.keys == ("apple/b.png", "cloud/a.png") and found.rows["targets"].tolist() == [0, 2]
     assert found.metrics.per_class[1].support == 0 and not found.held_out
     assert [f.name for f in run.path.glob("metrics*.json")] == [f"metrics{found.suffix}.json"]
     assert found.suffix.startswith("-others-all-")
@@ -202,7 +210,10 @@ def test_several_labels_an_image(tiny, tmp_path):
     data = tiny.table(tmp_path, ("red", "red|warm", "cold"))
     run = tiny.train(data, tmp_path / "run")
     found = evaluate(run)
-    assert found.loaded.multi_label and found.targets.shape == found.probabilities.shape
+    assert (
+        found.loaded.task.multi_label
+        and found.rows["targets"].shape == found.rows["probabilities"].shape
+    )
     assert found.metrics.headline == "map" and found.metrics.confusion is None
     assert any("every label right" in line for line in found.summary())
     assert {row["label"] for row in rows(run.path / "predictions.csv")} <= {
@@ -210,7 +221,7 @@ def test_several_labels_an_image(tiny, tmp_path):
     }  # fmt: skip
     # Images of one label are a case of several.
     tiny.photos(tmp_path / "photos", ("red", "cold"), n=2)
-    assert evaluate(run, data=str(tmp_path / "photos")).targets.sum() == 4
+    assert evaluate(run, data=str(tmp_path / "photos")).rows["targets"].sum() == 4
 
 
 def test_images_of_several_labels_do_not_fit_a_run_of_one(tiny, run, tmp_path):
@@ -240,7 +251,7 @@ def test_weights_that_are_no_numbers_are_told(run):
         (lambda t: {"optimizer": t["optimizer"]}, lambda s: s, "does not fit"),
         (lambda t: {"model": {"x": torch.ones(1)}}, lambda s: s, "does not fit"),
         (lambda t: t, lambda s: {}, "does not fit"),
-        (lambda t: t, lambda s: s | {"classes": ["a"]}, "names 1 classes"),
+        (lambda t: t, lambda s: s | {"classes": ["a"]}, "there are 1 classes"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_told(run, tensors, state, message):

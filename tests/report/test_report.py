@@ -13,6 +13,7 @@ from vitrail.report import write_report
 from vitrail.report.page import render
 from vitrail.report.pages.positions import similarity, why_none
 from vitrail.runs import Run
+from vitrail.tasks.classify import right
 
 HOSTILE = "\"'><script>alert(1)</script>&lt<img src=http://evil.example/x onerror=alert(2)>"
 VOID = {"meta", "link", "img", "br"}
@@ -107,7 +108,7 @@ def test_ids_are_unique_and_what_is_used_is_there(page):
 def test_it_says_how_good_the_model_is_and_compared_with_what(trained):
     evaluation = evaluate(trained)
     words = Page(render(trained, evaluation)).words
-    assert f"{evaluation.right} of 6 held\N{NON-BREAKING HYPHEN}out images right" in words
+    assert f"{right(evaluation.metrics)} of 6 held\N{NON-BREAKING HYPHEN}out images right" in words
     assert "Always guessing the most common class, apple, would give 33.3%" in words
     for said in (
         "Class by class", "What is taken for what", "The numbers", "bootstrap",

@@ -387,7 +387,7 @@ def test_runs_of_every_release_load_and_go_on(tmp_path, file):
         loaded = load(run, checkpoint)
         with torch.inference_mode():
             assert loaded.model(ramp)[0, 0].item() == pytest.approx(logit, abs=1e-5)
-        assert loaded.classes == ("dark", "light", "striped")
+        assert loaded.names == ("dark", "light", "striped")
     assert [folder.name for folder in run.checkpoints()] == ["last", "best"]
     with Checkpoints(run) as checkpoints:
         found, problems = checkpoints.newest()

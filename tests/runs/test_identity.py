@@ -13,6 +13,7 @@ from PIL import Image
 
 from vitrail.data import Splits
 from vitrail.data.sources.stream import StreamSource
+from vitrail.data.targets import Classes
 from vitrail.errors import DataError, UsageError
 from vitrail.models import model_config
 from vitrail.runs import DataConfig, Run, TrainConfig
@@ -34,10 +35,9 @@ class Listed:
     """A source that is nothing but a list: key -> (label, stamp)."""
 
     def __init__(self, images, classes):
-        self.classes = classes
         self._rows = [(key, stamp) for key, (_, stamp) in images.items()]
         labels = [classes.index(label) for label, _ in images.values()]
-        self.targets = np.array(labels, np.int64)
+        self.targets = Classes(classes, np.array(labels, np.int64))
 
     def __len__(self):
         return len(self._rows)

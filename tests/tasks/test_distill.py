@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 
 from close import close
+from parts import labelled, named
 from train.striped import CLASSES, pictures
 from vitrail.cli import main
-from vitrail.data.batches.loader import Batch, EvalLoader, TrainLoader
+from vitrail.data.batches.batch import Batch
+from vitrail.data.batches.loader import EvalLoader, TrainLoader
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.data.views.preprocess import Preprocess, collate
 from vitrail.errors import DataError, UsageError
@@ -41,14 +43,14 @@ def new_task(randomised, *, distilled=False, several=False, teacher=None, **fiel
     teacher = teacher or Teacher(randomised(build(replace(SHAPE, depth=2))), SEES, SEES)
     smooth = ClassifyConfig(label_smoothing=0.1)
     config = DistillConfig(**fields)
-    return Distill(student, smooth, CLASSES, torch.ones(3), several, teacher, config)
+    return Distill(student, smooth, named(*CLASSES, several=several), teacher, config)
 
 
 def new_batch(several: bool = False) -> Batch:
     targets = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]])
     if not several:
         targets = torch.tensor([[0.7, 0.3, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0]])  # mixed, as usual
-    return Batch(torch.randn(4, 3, 16, 16), targets, np.arange(4))
+    return labelled(torch.randn(4, 3, 16, 16), targets)
 
 
 @pytest.mark.parametrize("distilled", [False, True])
@@ -60,7 +62,7 @@ def test_hard_is_equation_3_written_out(randomised, distilled):
     taught = model.head_distilled(features.prefix[:, 1]) if distilled else labels
     said = task.teacher.model(batch.images)
     expected = 0.0
-    for i, target in enumerate(batch.targets * 0.9 + 0.1 / 3):
+    for i, target in enumerate(batch.targets["classes"] * 0.9 + 0.1 / 3):
         expected += 0.7 * -(target * (labels[i].exp() / labels[i].exp().sum()).log()).sum()
         expected += 0.3 * -(taught[i].exp() / taught[i].exp().sum())[said[i].argmax()].log()
     losses = task.loss(batch)
@@ -77,7 +79,7 @@ def test_soft_is_equation_2_written_out(randomised, distilled):
     taught = task.model.head_distilled(features.prefix[:, 1]) if distilled else labels
     p = (task.teacher.model(batch.images) / 2.5).softmax(dim=1)
     q = (taught / 2.5).softmax(dim=1)
-    targets = batch.targets * 0.9 + 0.1 / 3
+    targets = batch.targets["classes"] * 0.9 + 0.1 / 3
     cross = -(targets * labels.log_softmax(dim=1)).sum(dim=1).mean()
     expected = 0.2 * cross + 0.8 * 2.5**2 * (p * (p / q).log()).sum(dim=1).mean()
     close(task.loss(batch).total, expected)
@@ -87,7 +89,7 @@ def test_several_labels_are_problems_of_their_own(randomised):
     batch = new_batch(several=True)
     hard = new_task(randomised, several=True, alpha=0.25)
     s, t = hard.model(batch.images).sigmoid(), hard.teacher.model(batch.images).sigmoid()
-    y = batch.targets * 0.9 + 0.05
+    y = batch.targets["classes"] * 0.9 + 0.05
     labels = -(y * s.log() + (1 - y) * (1 - s).log()).mean()
     yes = (t > 0.5).float()
     taught = -(yes * s.log() + (1 - yes) * (1 - s).log()).mean()
@@ -166,7 +168,7 @@ def test_another_normalisation_is_the_teachers_own(randomised):
     own = replace(SEES, **IMAGENET)
     teacher = Teacher(randomised(build(SHAPE)), own, SEES)
     shown = pixels(3, 16, 16)
-    batch = Batch(SEES.normalise(shown), torch.zeros(3, 3), np.arange(3))
+    batch = labelled(SEES.normalise(shown), torch.zeros(3, 3))
     close(teacher.shown(batch).images, own.normalise(shown))
     close(teacher(batch), teacher.model(own.normalise(shown)))
 
@@ -188,7 +190,7 @@ def test_another_size_is_what_pillow_would_have_made(randomised, interpolation, 
     own = Preprocess(size=size, resize="squash", interpolation=interpolation, **IMAGENET)
     teacher = Teacher(randomised(build(replace(SHAPE, image_size=size))), own, SEES)
     shown = pixels(3, 16, 16)
-    batch = Batch(SEES.normalise(shown), torch.zeros(3, 3), np.arange(3))
+    batch = labelled(SEES.normalise(shown), torch.zeros(3, 3))
     expected = torch.stack([own(Image.fromarray(x.permute(1, 2, 0).numpy())) for x in shown])
     levels = (teacher.shown(batch).images - expected).abs() * torch.tensor(own.std)[:, None, None]
     assert levels.max() < most / 255 and levels.mean() < mean / 255
@@ -213,7 +215,7 @@ def canvas() -> tuple[list[torch.Tensor], Batch, Preprocess]:
     views = [pixels(1, rows * 4, columns * 4)[0] for rows, columns in EXTENT.tolist()]
     images, extent = student.collate(views)
     assert extent is not None and torch.equal(extent, EXTENT)
-    return views, Batch(student.normalise(images), torch.zeros(2, 3), np.arange(2), extent), student
+    return views, labelled(student.normalise(images), torch.zeros(2, 3), extent=extent), student
 
 
 def test_a_teacher_of_one_size_sees_oblong_images_squashed(randomised):
@@ -294,14 +296,14 @@ def weights(tmp_path, randomised):
 
 
 def opened(file: object, **options):
-    return open_teacher(with_teacher(file), CLASSES, multi_label=False, **options)
+    return open_teacher(with_teacher(file), named(*CLASSES), **options)
 
 
 def test_the_same_classes_in_another_order_are_put_right(weights):
     said: list[str] = []
     found = opened(weights(("light", "striped", "dark")), notify=said.append)
     assert found.record["order"] == [2, 0, 1]
-    batch = Batch(torch.randn(4, 1, 16, 16), torch.zeros(4, 3), np.arange(4))
+    batch = labelled(torch.randn(4, 1, 16, 16), torch.zeros(4, 3))
     images = found.teacher.shown(batch).images
     raw = found.teacher.model(images)
     assert torch.equal(found.teacher(batch), torch.stack([raw[:, 2], raw[:, 0], raw[:, 1]], dim=1))
@@ -356,7 +358,7 @@ def test_what_is_no_teacher_is_refused(tmp_path):
         opened(Run.create(tmp_path / "begun", CONFIG).path)
     with pytest.raises(UsageError, match="but there is none"):
         config = replace(CONFIG, distill=DistillConfig(alpha=0.9))
-        open_teacher(config, CLASSES, multi_label=False)
+        open_teacher(config, named(*CLASSES))
     with pytest.raises(UsageError, match=r"cannot follow distill\.teacher"):
         off = AugmentConfig.off()
         replace(with_teacher("x"), method="probe", augment=off)
@@ -373,12 +375,10 @@ def test_it_is_one_value_in_a_file(tmp_path):
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_a_tiny_run_learns_and_its_losses_stay_what_they_were(tmp_path, weights, kind):
     config = with_teacher(weights(CLASSES), kind=kind)
-    found = open_teacher(config, CLASSES, multi_label=False)
+    found = open_teacher(config, named(*CLASSES))
     torch.manual_seed(0)
     model = build(config.model)
-    task = Distill(
-        model, config.classify, CLASSES, torch.ones(3), False, found.teacher, config.distill
-    )
+    task = Distill(model, config.classify, named(*CLASSES), found.teacher, config.distill)
     preprocess = config.preprocess()
     train = TrainLoader(pictures(48, 1), preprocess, config.augment, batch_size=8, seed=0)
     run = Run.create(tmp_path / "run", config)
@@ -462,7 +462,7 @@ def test_a_run_with_a_teacher_trains_goes_on_and_predicts(photos, capfd):
     assert "head_distilled.weight" in read_checkpoint(Run("s").checkpoint("last")).tensors["model"]
 
     with pytest.raises(UsageError, match=r"one label an image, the student is .* any number of"):
-        open_teacher(Run("s").config(), ("blue", "green", "red"), multi_label=True)
+        open_teacher(Run("s").config(), named("blue", "green", "red", several=True))
 
     go_on = ["train", "--resume", "s", "--epochs", "2"]
     code, said = vitrail(capfd, *go_on)

@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from close import close
-from vitrail.data.batches.loader import Batch
+from parts import labelled, named
 from vitrail.data.views.preprocess import Canvas
 from vitrail.errors import UsageError
 from vitrail.models import ViT, ViTConfig
@@ -32,12 +31,14 @@ def test_one_look_is_the_model_itself(model):
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_flip_is_the_mean_of_two_passes(model, multi_label):
-    task = Classify(model, ClassifyConfig(), tuple("abcde"), torch.ones(5), multi_label).eval()
+    task = Classify(model, ClassifyConfig(), named(*"abcde", several=multi_label)).eval()
     x = torch.randn(3, 3, 32, 16)
-    batch = Batch(x, torch.zeros(3, 5), np.arange(3))
-    expected = (task.predict(batch) + task.predict(batch._replace(images=x.flip(-1)))) / 2
-    close(task.predict(batch, "flip"), expected)
-    assert not torch.equal(task.predict(batch), expected)
+    batch = labelled(x, torch.zeros(3, 5))
+    expected = (task.predict(batch) + task.predict(labelled(x.flip(-1), torch.zeros(3, 5)))) / 2
+    plain = task.predict(batch)
+    task.tta = "flip"
+    close(task.predict(batch), expected)
+    assert not torch.equal(plain, expected)
 
 
 def test_scales_are_three_sizes_in_whole_patches():

@@ -5,14 +5,14 @@ By `--micro-batch`, by `--micro-batch auto`, or because memory ran out.
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from models.families import KINDS, RESNET, VIT
-from vitrail.data.batches.loader import Batch
+from parts import labelled, named
+from vitrail.data.batches.batch import Batch
 from vitrail.models import build
 from vitrail.planning.paper import Line, count_step
 from vitrail.runs import DataConfig, TrainConfig, TuneConfig
@@ -43,7 +43,7 @@ def task_of(config: TrainConfig, device: str = "cpu") -> Classify:
             if head is not None:
                 nn.init.normal_(head.weight, std=0.2)
         names = tuple(map(str, range(classes)))
-        return Classify(model, config.classify, names, torch.ones(classes), multi_label=False)
+        return Classify(model, config.classify, named(*names))
 
 
 def batch_of(config: TrainConfig, images: int = 10, extent: torch.Tensor | None = None) -> Batch:
@@ -51,7 +51,7 @@ def batch_of(config: TrainConfig, images: int = 10, extent: torch.Tensor | None 
     size = (min(side, 64) for side in config.model.image_size)
     shown = torch.randn(images, config.model.channels, *size)
     targets = F.one_hot(torch.arange(images) % config.model.classes, config.model.classes)
-    return Batch(shown, targets.float(), np.arange(images), extent)
+    return labelled(shown, targets.float(), extent=extent)
 
 
 def learned(config: TrainConfig, extent: torch.Tensor | None = None):

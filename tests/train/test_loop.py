@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from close import close, largest
+from parts import counted, labelled, named
 from train.striped import CLASSES, pictures
-from vitrail.data.batches.loader import Batch, EvalLoader, TrainLoader
+from vitrail.data.batches.loader import EvalLoader, TrainLoader
 from vitrail.data.sources.source import ArraySource
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.errors import DataError, UsageError
@@ -43,10 +44,7 @@ class Sitting:
     def __init__(self, config: TrainConfig, run: Run, source: ArraySource | None = None) -> None:
         self.config, self.run = config, run
         torch.manual_seed(config.seed)
-        counts = torch.ones(3)
-        self.task = Classify(
-            build(config.model), config.classify, CLASSES, counts, multi_label=False
-        )
+        self.task = Classify(build(config.model), config.classify, named(*CLASSES))
         source = source or pictures(48, seed=1)
         preprocess = config.preprocess()
         self.train = TrainLoader(
@@ -134,7 +132,9 @@ def test_workers_and_cache_change_nothing(tmp_path, monkeypatch):
     second.train.workers = 1
     list(second.train.epoch(0))
     for a, b in zip(batches, second.train.epoch(1), strict=True):
-        assert torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets)
+        assert torch.equal(a.images, b.images) and torch.equal(
+            a.targets["classes"], b.targets["classes"]
+        )
     resumed = next(iter(second.train.epoch(1, first=3)))
     assert torch.equal(resumed.images, batches[3].images)
 
@@ -254,15 +254,12 @@ def test_optimizers_are_what_their_names_say():
 
 
 def test_balanced_weights_and_several_labels():
-    counts = torch.tensor([90.0, 10.0])
     task = Classify(
         build("vit_ti16", depth=1, classes=2, image_size=(32, 32)),
-        ClassifyConfig(class_weights="balanced"), ("a", "b"), counts, multi_label=True,
+        ClassifyConfig(class_weights="balanced"), counted("ab", (90, 10), several=True),
     )  # fmt: skip
     assert task.class_weights.tolist() == pytest.approx([100 / 180, 5.0])
-    from vitrail.data.batches.loader import Batch
-
-    batch = Batch(torch.zeros(2, 3, 32, 32), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), np.arange(2))
+    batch = labelled(torch.zeros(2, 3, 32, 32), torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
     expected = 0.693147 * (100 / 180 + 5) / 2
     assert task.loss(batch).total.item() == pytest.approx(expected, rel=1e-5)
     assert task.predict(batch).tolist() == [[0.5, 0.5], [0.5, 0.5]]
@@ -294,7 +291,7 @@ def gradients(config: TrainConfig, sizes: tuple[int, ...] = (24,)) -> dict[str, 
     torch.manual_seed(0)
     model = build(config.model)
     torch.nn.init.normal_(model.head.weight, std=0.2)
-    task = Classify(model, config.classify, CLASSES, torch.ones(3), multi_label=False).train()
+    task = Classify(model, config.classify, named(*CLASSES)).train()
     engine = Engine(task, config, torch.device("cpu"))
     engine.enter()
     loader = TrainLoader(
@@ -302,10 +299,7 @@ def gradients(config: TrainConfig, sizes: tuple[int, ...] = (24,)) -> dict[str, 
     )
     (whole,) = loader.epoch(0)
     ends = np.cumsum(sizes)
-    batches = [
-        Batch(whole.images[a:b], whole.targets[a:b], whole.indices[a:b])
-        for a, b in zip(ends - sizes, ends, strict=True)
-    ]
+    batches = [whole.rows(slice(a, b)) for a, b in zip(ends - sizes, ends, strict=True)]
     loss = engine.gradients(batches, 24)
     assert math.isfinite(loss.total)
     return {name: p.grad.clone() for name, p in task.named_parameters()} | {

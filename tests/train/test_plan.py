@@ -12,10 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parts import labelled, named
 from vitrail import cli
 from vitrail.cli.plan import show_plan
 from vitrail.data import Splits
-from vitrail.data.batches.loader import Batch, EvalLoader, TrainLoader
+from vitrail.data.batches.batch import Batch
+from vitrail.data.batches.loader import EvalLoader, TrainLoader
 from vitrail.data.sources.source import ArraySource
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.data.views.mix import share_unit
@@ -32,6 +34,7 @@ from vitrail.planning.paper import (
     count_step,
     held_by,
     teacher_on_paper,
+    tensors_of,
 )
 from vitrail.planning.plan import Plan, Room, make_plan, run_time
 from vitrail.planning.tryout import Makers, Meter, Tryout
@@ -58,8 +61,7 @@ AMPLE = Room(memory=2**40, device=None, disk=2**40)
 def task_of(config: TrainConfig, device: str = "cpu") -> Classify:
     names = tuple(map(str, range(config.model.classes)))
     with torch.device(device):
-        counts = torch.ones(len(names))
-        return Classify(build(config.model), config.classify, names, counts, multi_label=False)
+        return Classify(build(config.model), config.classify, named(*names))
 
 
 def pictures(labels: np.ndarray) -> ArraySource:
@@ -117,7 +119,7 @@ def test_sizes_are_those_of_a_real_run_after_a_step(name, state):
     average = Average(task, config.ema)
     tuning.enter(1.0)
     engine.enter()
-    engine.gradients([Batch(torch.randn(2, 1, 16, 16), torch.eye(3)[:2], np.arange(2))], 2)
+    engine.gradients([labelled(torch.randn(2, 1, 16, 16), torch.eye(3)[:2])], 2)
     optimizer.step()
     states = [v for each in optimizer.state.values() for v in each.values()]
     assert held == Held(
@@ -147,7 +149,7 @@ def test_a_teacher_is_held_and_its_own_weights_stay_where_they_are():
     with torch.device("meta"):
         shadow = teacher_on_paper(teacher)
         task = Distill(
-            build(SMALL), ClassifyConfig(), CLASSES, torch.ones(3), False, shadow,
+            build(SMALL), ClassifyConfig(), named(*CLASSES), shadow,
             DistillConfig(teacher="x"),
         )  # fmt: skip
     sizes = count_sizes(task, CONFIG)
@@ -177,7 +179,7 @@ def test_the_size_of_a_checkpoint_is_that_of_one(tmp_path, lora, ema):
 
 def saved_for_backward(task: Classify, batch: Batch) -> int:
     """What autograd keeps, each storage once, without what was there before."""
-    before = [*task.parameters(), *task.buffers(), batch.images, batch.targets]
+    before = [*task.parameters(), *task.buffers(), *tensors_of(batch)]
     known = {each.untyped_storage()._cdata for each in before}
     kept = {}
 
@@ -194,13 +196,13 @@ def saved_for_backward(task: Classify, batch: Batch) -> int:
 
 
 def batch_of(images: int) -> Batch:
-    return Batch(torch.randn(images, 1, 16, 16), torch.ones(images, 3) / 3, np.arange(images))
+    return labelled(torch.randn(images, 1, 16, 16), torch.ones(images, 3) / 3)
 
 
 def test_a_tally_counts_what_autograd_keeps():
     task = task_of(CONFIG).train()
     batch = batch_of(4)
-    with Tally([*task.parameters(), *task.buffers(), *batch[:2]]) as tally:
+    with Tally([*task.parameters(), *task.buffers(), *tensors_of(batch)]) as tally:
         loss = task.loss(batch).total
     # Within a hundredth: the loss itself, and what its own function keeps beside the tensors.
     assert tally.now == pytest.approx(saved_for_backward(task, batch), rel=0.01)
@@ -237,7 +239,7 @@ def test_a_real_step_takes_what_is_counted_on_paper():
     engine = Engine(task, config, CPU)
     engine.enter()
     held, batch = held_by(engine), batch_of(16)
-    with Tally([*held, *batch[:2]]) as tally:
+    with Tally([*held, *tensors_of(batch)]) as tally:
         engine.gradients([batch], 16)
     paper = count_step(task_of(config, "meta"), config, 16, checkpointing=False)
     assert tally.peak == pytest.approx(paper.peak, rel=0.05)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from close import close
+from parts import counted
 from train.striped import CLASSES, pictures
 from vitrail import job
 from vitrail.data import FolderSource
@@ -61,14 +62,13 @@ def several(n: int, seed: int) -> ArraySource:
 class Sitting:
     """A task and its images, as `job` builds them."""
 
-    def __init__(self, config=CONFIG, source=None, model=None, counts=(16.0, 16.0, 16.0)):
+    def __init__(self, config=CONFIG, source=None, model=None, counts=(16, 16, 16)):
         self.config = config
         source = source or pictures(48, 1)
         torch.manual_seed(0)
-        multi_label = source.targets.ndim == 2
+        multi_label = source.targets.several
         model = model or build(config.model)
-        counts = torch.tensor(counts)
-        self.task = Classify(model, config.classify, CLASSES, counts, multi_label)
+        self.task = Classify(model, config.classify, counted(CLASSES, counts, multi_label))
         self.train = TrainLoader(
             source, config.preprocess(), config.augment, batch_size=8, seed=config.seed
         )
@@ -97,8 +97,8 @@ def test_the_solution_is_where_the_gradient_is_zero(kind):
         config = ClassifyConfig(class_weights="balanced", label_smoothing=0.1)
     if kind == "several labels":
         y = (torch.rand(60, 3) > 0.5).double()
-    counts = torch.tensor([40.0, 15.0, 5.0])
-    task = Classify(build(MODEL), config, CLASSES, counts, kind == "several labels")
+    said = counted(CLASSES, (40, 15, 5), kind == "several labels")
+    task = Classify(build(MODEL), config, said)
     for strength in (1.0, 1e-2, 1e-4):
         head = solve(x, y, task.criterion, strength)
         assert max(moments(x, y, head, strength, task.criterion)) < 2e-6
@@ -135,7 +135,7 @@ def test_separable_images_are_all_right_and_the_run_is_a_run(tmp_path):
     assert changed == {"head.weight", "head.bias"}
     with torch.no_grad():
         logits = torch.cat([loaded.model(b.images) for b in sitting.val])
-    assert logits.argmax(1).tolist() == sitting.val.source.targets.tolist()
+    assert logits.argmax(1).tolist() == sitting.val.source.targets.values.tolist()
     assert set(read_checkpoint(run.checkpoint("best")).tensors) == {"model"}
 
 
@@ -150,7 +150,7 @@ def test_the_standardisation_is_in_the_head_and_a_dead_feature_is_left_alone():
     assert model.head.weight[:, 3].abs().max() == 0
     assert model.head.weight[:, 4].abs().max() < 0.01 * model.head.weight.abs().max()
     loader = EvalLoader(sitting.train.source, sitting.train.preprocess)
-    assert sitting.logits(loader).argmax(1).tolist() == sitting.train.source.targets.tolist()
+    assert sitting.logits(loader).argmax(1).tolist() == sitting.train.source.targets.values.tolist()
 
 
 def test_several_labels_an_image(tmp_path):
@@ -158,7 +158,7 @@ def test_several_labels_an_image(tmp_path):
     sitting = Sitting(config, several(120, 1), counts=(60.0, 60.0, 60.0))
     run = Run.create(tmp_path / "run", config)
     at = fit_probe(sitting.task, sitting.train, sitting.val, config, run)
-    right = ((sitting.logits(sitting.val) > 0).numpy() == sitting.val.source.targets).mean()
+    right = ((sitting.logits(sitting.val) > 0).numpy() == sitting.val.source.targets.values).mean()
     assert at.best == pytest.approx(right) and right > 0.9
 
 
@@ -167,7 +167,7 @@ def test_two_heads_share_one_solution(tmp_path):
     sitting = Sitting(config)
     run = Run.create(tmp_path / "run", config)
     assert fit_probe(sitting.task, sitting.train, sitting.val, config, run).best == 1.0
-    right = sitting.logits(sitting.val).argmax(1).numpy() == sitting.val.source.targets
+    right = sitting.logits(sitting.val).argmax(1).numpy() == sitting.val.source.targets.values
     assert right.all() and sitting.task.model.head_distilled.weight.abs().max() > 0
 
 
@@ -304,7 +304,7 @@ class Damaged(ArraySource):
 
 def damaged(n: int) -> Damaged:
     good = pictures(n, 1)
-    return Damaged(good._images, good.targets, CLASSES, "train")
+    return Damaged(good._images, good.targets.values, CLASSES, "train")
 
 
 def test_damaged_images_are_left_out_cache_or_no_cache(tmp_path):
@@ -351,7 +351,7 @@ def test_the_main_job_from_images_to_report(tmp_path):
         writer.writerow(("file", "label"))
         for i in range(60):
             source.load(i).save(tmp_path / f"{i}.png")
-            writer.writerow((f"{i}.png", CLASSES[source.targets[i]]))
+            writer.writerow((f"{i}.png", CLASSES[source.targets.values[i]]))
     config = replace(CONFIG, data=DataConfig(path=str(tmp_path / "labels.csv"), batch_size=8))
     outcome = job.train(config, tmp_path / "run")
     assert outcome.evaluation.metrics.summary["top1"].value == 1.0

@@ -168,7 +168,7 @@ def test_held_out_images_that_cannot_be_shared_evenly_are_measured_once_each(tmp
     assert logged == pytest.approx(alone.metrics.summary["top1"].value)
     assert [row[0] for row in together] == list(alone.keys)
     said = torch.tensor([list(map(float, row[4:])) for row in together])
-    close(said, alone.probabilities)
+    close(said, alone.rows["probabilities"])
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def setting(config: TrainConfig) -> tuple[Classify, TrainLoader]:
     images = np.random.default_rng(0).integers(0, 60, (64, 16, 16), dtype=np.uint8)
     images[labels == 1] += 50
     source = ArraySource(images, labels, ("dark", "light"), "train")
-    task = Classify(build(config.model), ClassifyConfig(), source.classes, torch.ones(2), False)
+    task = Classify(build(config.model), ClassifyConfig(), source.targets)
     return task, TrainLoader(source, config.preprocess(), config.augment, batch_size=16, seed=0)
 
 

@@ -5,14 +5,15 @@ import re
 import signal
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from close import close
+from parts import labelled, named
 from train.striped import CLASSES, pictures
-from vitrail.data.batches.loader import Batch, EvalLoader, TrainLoader
+from vitrail.data.batches.batch import Batch
+from vitrail.data.batches.loader import EvalLoader, TrainLoader
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.errors import UsageError
 from vitrail.models import ViTConfig, build
@@ -54,7 +55,7 @@ def new_task(config: TrainConfig) -> Classify:
     torch.manual_seed(config.seed)
     model = build(config.model)
     nn.init.normal_(model.head.weight, std=0.1)  # at zero nothing flows back into the backbone
-    return Classify(model, ClassifyConfig(), CLASSES, torch.ones(3), multi_label=False)
+    return Classify(model, ClassifyConfig(), named(*CLASSES))
 
 
 def train(config: TrainConfig, run: Run, **options) -> Classify:
@@ -70,7 +71,7 @@ def train(config: TrainConfig, run: Run, **options) -> Classify:
 
 def batch() -> Batch:
     targets = torch.eye(3).repeat(2, 1)
-    return Batch(torch.randn(6, 1, 16, 16), targets, np.arange(6))
+    return labelled(torch.randn(6, 1, 16, 16), targets)
 
 
 def moved(before: dict, after: dict) -> set[str]:

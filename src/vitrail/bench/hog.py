@@ -31,6 +31,7 @@ from jaxtyping import Float32, UInt8
 from vitrail.bench.measure import BATCH, Labeller
 from vitrail.data import Source, UnreadableImage, write_split
 from vitrail.data.sources.stream import StreamSource
+from vitrail.data.targets import classes_of
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.metrics import classification
@@ -106,7 +107,8 @@ def train_hog(
     splits = open_data_of(config)
     if isinstance(splits.train, StreamSource):
         raise UsageError(f"{HOG} looks at all images at once, but {config.data.path} is a stream")
-    if splits.train.targets.ndim == 2:
+    said = classes_of(splits.train.targets, HOG)
+    if said.several:
         raise UsageError(f"{HOG} gives one label an image, but these images may have several")
     preprocess = with_greys(config, splits, notify).preprocess()
     if not preprocess.one_size:
@@ -118,8 +120,8 @@ def train_hog(
     started = time.perf_counter()
     train = _features(splits.train, preprocess, cell, config)
     notify(f"{HOG}  {train.features.shape[1]:,} features of {len(train.indices):,} images")
-    targets = splits.train.targets[train.indices]
-    strength, weights, bias = _fit(train.features, targets, len(splits.train.classes), config)
+    targets = said.values[train.indices]
+    strength, weights, bias = _fit(train.features, targets, len(said.names), config)
     seconds = time.perf_counter() - started
     test = _features(held_out, preprocess, cell, config)
     with (folder / "hog.npz").open("wb") as file:
@@ -130,7 +132,7 @@ def train_hog(
         "strength": strength,
         "parameters": weights.size + bias.size,
         "seconds": round(seconds, 2),
-        "classes": splits.train.classes,
+        "classes": said.names,
     }
     _write(folder, "hog.json", json.dumps(about, indent=1))
     if skipped := train.skipped | test.skipped:
@@ -222,19 +224,20 @@ def _judge(
     folder: Path, source: Source, part: Part, p: Float32[np.ndarray, "n c"], data: str
 ) -> None:
     """predictions.csv and metrics.json, as an evaluation writes them."""
-    targets = source.targets[part.indices]
+    said = classes_of(source.targets, HOG)
+    names, targets = said.names, said.values[part.indices]
     metrics = classification(torch.from_numpy(p), torch.from_numpy(targets))
     rows: list[Sequence[object]] = [
-        ("key", "label", "predicted", "probability", *(f"p:{name}" for name in source.classes))
+        ("key", "label", "predicted", "probability", *(f"p:{name}" for name in names))
     ]
     for i, target, row in zip(part.indices, targets, p, strict=True):
         best = int(row.argmax())
-        label, predicted = source.classes[target], source.classes[best]
+        label, predicted = names[target], names[best]
         rows.append(
             (source.key(i), label, predicted, f"{row[best]:.6f}", *(f"{q:.6f}" for q in row))
         )
     _write(folder, "predictions.csv", _csv(rows))
-    content = {"data": data, "unreadable": part.skipped, "classes": source.classes}
+    content = {"data": data, "unreadable": part.skipped, "classes": names}
     _write(folder, "metrics.json", json.dumps(content | metrics.to_dict(), indent=1))
 
 

@@ -20,9 +20,10 @@ from vitrail.data.sources.source import ArraySource as ArraySource
 from vitrail.data.sources.source import PartedSource as PartedSource
 from vitrail.data.sources.source import Source as Source
 from vitrail.data.sources.source import Subset as Subset
-from vitrail.data.sources.source import Targets as Targets
 from vitrail.data.split import Splits as Splits
 from vitrail.data.split import open_data as open_data
 from vitrail.data.split import open_splits as open_splits
 from vitrail.data.split import open_streamed as open_streamed
 from vitrail.data.split import write_split as write_split
+from vitrail.data.targets import Classes as Classes
+from vitrail.data.targets import Targets as Targets

@@ -12,7 +12,8 @@ from PIL import Image
 
 from vitrail.data.pixels.decode import DEEP, UnreadableImage
 from vitrail.data.pixels.greys import depth_of, look_at_depths, range_text
-from vitrail.data.sources.source import Source, label_counts
+from vitrail.data.sources.source import Source
+from vitrail.data.targets import Classes, Targets
 
 _BLOCK = 32  # images a thread: what is under way bounds the memory that is taken
 
@@ -94,7 +95,7 @@ def check(
     return CheckReport(
         images=n,
         unreadable=tuple(unreadable),
-        counts=dict(zip(source.classes, label_counts(source).tolist(), strict=True)),
+        counts=_counts(source.targets),
         width=_spread(sizes[readable, 0]),
         height=_spread(sizes[readable, 1]),
         duplicates=tuple(_keys(source, group) for group in groups),
@@ -159,9 +160,14 @@ def _keys(source: Source, group: list[int]) -> tuple[str, ...]:
     return tuple(source.key(i) for i in group)
 
 
+def _counts(targets: Targets) -> dict[str, int]:
+    if not isinstance(targets, Classes):
+        return {}
+    return dict(zip(targets.names, targets.counts().tolist(), strict=True))
+
+
 def _conflict(source: Source, group: list[int]) -> bool:
-    targets = source.targets[group]
-    return bool((targets != targets[0]).any())
+    return len({source.targets.text(i) for i in group}) > 1
 
 
 def _spread(lengths: Int[np.ndarray, " r"]) -> Spread | None:

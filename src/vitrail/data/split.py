@@ -24,16 +24,9 @@ from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open
 from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.samples import SAMPLES, open_sample
 from vitrail.data.sources.shards import ShardSource, has_shards
-from vitrail.data.sources.source import (
-    PARTS,
-    PartedSource,
-    Source,
-    Subset,
-    Tally,
-    Targets,
-    label_counts,
-)
+from vitrail.data.sources.source import PARTS, PartedSource, Source, Subset, Tally
 from vitrail.data.sources.stream import HeldImages, StreamSettings, StreamSource
+from vitrail.data.targets import Classes
 from vitrail.errors import DataError, UsageError, setting
 
 _TRAIN, _VAL, _TEST = range(len(PARTS))
@@ -120,8 +113,8 @@ def open_streamed(
     name, columns = data.removeprefix(STREAM_PREFIX), Columns(image_column, label_column)
     streams, left_out = open_streams(name, columns, seed=seed, settings=settings)
     train, most = streams.pop("train"), settings.held_out
-    if not train.several:
-        _refuse_one_class(data, train.classes)
+    if not train.targets.several:
+        _refuse_one_class(data, train.targets.names)
     held = {part: stream.sample(most) for part, stream in streams.items()}
     told = tuple(one.sentence() for one in left_out)
     notes = told + tuple(
@@ -156,11 +149,11 @@ def _beginning(data: str, stream: StreamSource, most: int, fraction: float) -> H
             f"{data} has only {len(held)} images, and all of them would be held out: hold out "
             f"fewer, {setting('data.stream.held_out')} {max(1, len(held) // 5)}"
         )
-    seen = np.flatnonzero(label_counts(held))
+    seen = held.targets.present()
     if len(seen) == 1:
         raise DataError(
             f"the {len(held)} images from the beginning of {data}, which are to be held out, are "
-            f"all of the class '{held.classes[seen[0]]}': hold out more "
+            f"all of the class '{seen[0]}': hold out more "
             f"({setting('data.stream.held_out')}); or, if the data lies sorted by class, which no "
             f"stream can shuffle, read it whole: {HUB_PREFIX}{data.removeprefix(STREAM_PREFIX)}"
         )
@@ -253,8 +246,8 @@ def _refuse_unlearnable(data: Path | str, source: PartedSource) -> None:
             f"{data} has no images to train with: all are for {' and '.join(there)} (which folder "
             f"is which part, {setting('data.parts')} says)"
         )
-    if source.targets.ndim == 1:
-        _refuse_one_class(data, source.classes)
+    if isinstance(source.targets, Classes) and not source.targets.several:
+        _refuse_one_class(data, source.targets.names)
 
 
 def _refuse_one_class(data: Path | str, classes: tuple[str, ...]) -> None:
@@ -268,25 +261,29 @@ def _refuse_one_class(data: Path | str, classes: tuple[str, ...]) -> None:
 
 def _refuse_unseen(source: Source, part: _Part) -> None:
     """Refuse labels of validation and test that no training image has."""
-    trained = label_counts(source, part == _TRAIN)
-    asked = label_counts(source, (part == _VAL) | (part == _TEST))
-    unseen = np.flatnonzero((trained == 0) & (asked > 0))
-    if len(unseen):
+    if not isinstance(targets := source.targets, Classes):
+        return
+    trained = targets.rows(np.flatnonzero(part == _TRAIN)).present()
+    asked = targets.rows(np.flatnonzero((part == _VAL) | (part == _TEST))).present()
+    if unseen := [name for name in asked if name not in {*trained}]:
         raise DataError(
             "labels unseen in training, though validation or test has them: "
-            f"{shortened(source.classes[label] for label in unseen)}; add training images of "
-            "them, or take those images out"
+            f"{shortened(unseen)}; add training images of them, or take those images out"
         )
 
 
 def _subsets(source: Source, part: _Part) -> dict[int, Subset]:
     """The images of each part, without the labels that only images left out have."""
-    used = label_counts(source, part != _LEFT_OUT) > 0
-    labels = np.flatnonzero(used | (label_counts(source, part == _LEFT_OUT) == 0))
-    indices = {number: np.flatnonzero(part == number) for number in (_TRAIN, _VAL, _TEST)}
-    return {
-        number: Subset(source, found, labels) for number, found in indices.items() if len(found)
-    }
+    targets, numbers = source.targets, (_TRAIN, _VAL, _TEST)
+    indices = {n: rows for n in numbers if len(rows := np.flatnonzero(part == n))}
+    if isinstance(targets, Classes):
+        used, unused = (
+            targets.rows(np.flatnonzero(chosen)).counts() > 0
+            for chosen in (part != _LEFT_OUT, part == _LEFT_OUT)
+        )
+        kept = np.flatnonzero(used | ~unused)
+        return {n: Subset(source, rows, targets.rows(rows).of(kept)) for n, rows in indices.items()}
+    return {number: Subset(source, rows) for number, rows in indices.items()}
 
 
 def _divide(source: PartedSource, seed: int, fraction: float) -> tuple[_Part, tuple[str, ...]]:
@@ -317,11 +314,15 @@ def _validation(
     """Those of the training images `pool` that go to validation."""
     draws = np.array([_draw(seed, source.key(int(i))) for i in pool], np.uint64)
     order = pool[np.argsort(draws, kind="stable")]
-    if source.targets.ndim == 2:
-        return _validation_of_several_labels(source.targets, order, fraction)
-    by_class = order[np.argsort(source.targets[order], kind="stable")]
-    groups = np.split(by_class, np.flatnonzero(np.diff(source.targets[by_class])) + 1)
-    lonely = [source.classes[source.targets[group[0]]] for group in groups if len(group) == 1]
+    targets = source.targets
+    if isinstance(targets, Classes) and targets.several:
+        return _validation_of_several_labels(targets.values, order, fraction)
+    strata = targets.strata()
+    if strata is None:
+        return order[: _share(len(order), fraction)]
+    by_class = order[np.argsort(strata[order], kind="stable")]
+    groups = np.split(by_class, np.flatnonzero(np.diff(strata[by_class])) + 1)
+    lonely = [targets.text(int(group[0])) for group in groups if len(group) == 1]
     if lonely:
         raise DataError(
             "a class needs at least two images, one to train with and one to validate with; "
@@ -331,7 +332,7 @@ def _validation(
 
 
 def _validation_of_several_labels(
-    targets: Targets, order: Int64[np.ndarray, " n"], fraction: float
+    targets: UInt8[np.ndarray, "n c"], order: Int64[np.ndarray, " n"], fraction: float
 ) -> Int64[np.ndarray, " v"]:
     """The first of `order`, less those with a label that training would then never see."""
     chosen, rest = np.split(order, [_share(len(order), fraction)])
@@ -364,16 +365,12 @@ def write_split(splits: Splits, file: Path) -> None:
             writer.writerow(_SPLIT_HEADER)
             for name, source in parts.items():
                 if source is not None and not isinstance(source, StreamSource):
-                    rows = ((name, source.key(i), _label(source, i)) for i in range(len(source)))
+                    rows = (
+                        (name, source.key(i), source.targets.text(i)) for i in range(len(source))
+                    )
                     writer.writerows(rows)
     except OSError as error:
         raise DataError(f"cannot write the split to {file}: {error.strerror}") from error
-
-
-def _label(source: Source, i: int) -> str:
-    target = source.targets[i]
-    labels = np.flatnonzero(target) if source.targets.ndim == 2 else [target]
-    return "|".join(source.classes[label] for label in labels)
 
 
 def _restore(

@@ -1,4 +1,3 @@
 """A trained model at work: wrappers around it, which never change it."""
 
-from vitrail.deploy.predict import Prediction as Prediction
 from vitrail.deploy.predict import Predictor as Predictor

@@ -1,28 +1,22 @@
-"""A trained run as a function from images to labels."""
+"""A trained run as a function from images to answers."""
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
+from vitrail.data.batches.batch import Batch
 from vitrail.data.pixels.decode import AnyPicture, read_image
 from vitrail.runs.load import load
-from vitrail.tasks.tta import looks, probabilities
-
-
-class Prediction(NamedTuple):
-    """What a model says of one image."""
-
-    label: str
-    """The likeliest class."""
-    probability: float
-    probabilities: dict[str, float]
-    """Every class, likeliest first. With several labels an image they do not add up to 1."""
+from vitrail.tasks.tta import looks
 
 
 class Predictor:
-    """Images in, labels out, with the preprocessing that the model was measured with.
+    """Images in, answers out, with the preprocessing that the model was measured with.
 
     `Predictor("runs/x")("cat.jpg").label`
 
@@ -45,38 +39,40 @@ class Predictor:
         `tokens`: with how many fewer of them, `tome:r=13` for instance.
         """
         looks(tta)  # so that a wrong name is told at once
-        loaded = load(run, checkpoint, tokens)
-        self.model = loaded.model
-        self.classes: Sequence[str] = loaded.classes
+        loaded = load(run, checkpoint, tokens, tta)
+        self.task = loaded.task
         self.preprocess = loaded.preprocess
-        self.multi_label = loaded.multi_label
-        self.tta = tta
 
-    def __call__(self, picture: AnyPicture) -> Prediction:
-        """Predict one image. Raises `UnreadableImage` (a `DataError`) for a damaged file, and
-        `UsageError`, with what to give, for what is no picture.
+    @property
+    def model(self) -> Any:
+        """What the run has learned."""
+        return self.task.model
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes, in the model's order."""
+        return self.task.targets.names
+
+    def __call__(self, picture: AnyPicture) -> Any:
+        """Ask about one image: a `Prediction` of its classes, or what the run's task answers.
+
+        Raises `UnreadableImage` (a `DataError`) for a damaged file, and `UsageError`, with what to
+        give, for what is no picture.
         """
         return self.many([picture])[0]
 
-    def many(self, pictures: Iterable[AnyPicture], batch_size: int = 32) -> list[Prediction]:
-        """Predict images in batches, in their order. Raises as a call does."""
-        predictions: list[Prediction] = []
-        batch: list[torch.Tensor] = []
-        for picture in pictures:
-            batch.append(torch.from_numpy(self.preprocess.view(read_image(picture))))
-            if len(batch) == batch_size:
-                predictions += self._predict(batch)
-                batch = []
-        return predictions + (self._predict(batch) if batch else [])
+    def many(self, pictures: Iterable[AnyPicture], batch_size: int = 32) -> list[Any]:
+        """Ask about images in batches, in their order. Raises as a call does."""
+        answers: list[Any] = []
+        waiting = iter(pictures)
+        while some := [read_image(picture) for picture in islice(waiting, batch_size)]:
+            answers += self._answer(some)
+        return answers
 
     @torch.inference_mode()
-    def _predict(self, batch: list[torch.Tensor]) -> list[Prediction]:
-        images, extent = self.preprocess.collate(batch)
-        images = self.preprocess.normalise(images)
-        rows = probabilities(self.model, images, extent, multi_label=self.multi_label, tta=self.tta)
-        found = []
-        for row in rows.tolist():
-            ranked = dict(sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1]))
-            label = next(iter(ranked))
-            found.append(Prediction(label, ranked[label], ranked))
-        return found
+    def _answer(self, images: Sequence[Image.Image]) -> list[Any]:
+        views = [torch.from_numpy(self.preprocess.view(image)) for image in images]
+        canvas = self.preprocess.collate(views)
+        shown = canvas._replace(images=self.preprocess.normalise(canvas.images))
+        seen = [self.preprocess.seen(image.height, image.width) for image in images]
+        return self.task.answer(Batch((shown,), {}, np.arange(len(images))), seen)

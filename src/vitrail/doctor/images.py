@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitrail.data import Source, UnreadableImage, open_data, open_splits
+from vitrail.data import Classes, Source, UnreadableImage, open_data, open_splits
 from vitrail.data.names import shortened
 from vitrail.data.sources.csvfile import Columns
 from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX, open_streams
 from vitrail.data.sources.layout import USUAL, FolderRules
-from vitrail.data.sources.source import label_counts
 from vitrail.data.sources.stream import StreamSettings
 from vitrail.doctor.finding import Finding
 from vitrail.doctor.machine import cores
@@ -59,14 +58,16 @@ def data_findings(data: str, columns: Columns, rules: FolderRules = USUAL) -> It
         )
         parts = [("train", splits.train), ("val", splits.val), ("test", splits.test)]
         told = ", ".join(f"{name} {len(part):,}" for name, part in parts if part is not None)
-        text = f"{len(source):,} images in {len(source.classes):,} classes ({told})"
-        numbers = {"images": len(source), "classes": len(source.classes)}
+        classes = len(source.targets.names)
+        text = f"{len(source):,} images in {classes:,} classes ({told})"
+        numbers = {"images": len(source), "classes": classes}
         yield Finding("data", "ok", text, numbers=numbers)
     except VitrailError as error:
         yield Finding("data", "problem", f"it cannot be trained on: {error}", check)
     for note in (*(one.sentence() for one in source.left_out), *source.notes):
         yield Finding("data", "note", note, check)
-    yield judge_balance(source)
+    if isinstance(source.targets, Classes):
+        yield judge_balance(source.targets)
     yield from judge_sample(source, check, of=len(source))
 
 
@@ -83,8 +84,8 @@ def _stream_findings(data: str, columns: Columns) -> Iterator[Finding]:
         return
     known = f"{train.images:,}" if train.images else "an unknown number of"
     parts = ", ".join(streams)
-    text = f"a stream of {known} images in {len(train.classes):,} classes ({parts})"
-    yield Finding("data", "ok", text, numbers={"classes": len(train.classes)})
+    text = f"a stream of {known} images in {len(train.targets.names):,} classes ({parts})"
+    yield Finding("data", "ok", text, numbers={"classes": len(train.targets.names)})
     for one in left_out:
         yield Finding("data", "note", one.sentence())
     whole = f"vitrail train {shlex.quote(HUB_PREFIX + name)}  # read whole, if there is room"
@@ -96,15 +97,12 @@ def _stream_findings(data: str, columns: Columns) -> Iterator[Finding]:
     yield from judge_sample(sample, whole, of=train.images)
 
 
-def judge_balance(source: Source) -> Finding:
+def judge_balance(targets: Classes) -> Finding:
     """How uneven the classes are."""
-    counts = label_counts(source)
+    counts, names = targets.counts(), targets.names
     least, most = int(counts.argmin()), int(counts.argmax())
-    few = [f"{source.classes[i]} ({counts[i]})" for i in np.flatnonzero(counts < _FEW)]
-    text = (
-        f"{counts[least]:,} ({source.classes[least]}) to {counts[most]:,} "
-        f"({source.classes[most]}) images a class"
-    )
+    few = [f"{names[i]} ({counts[i]})" for i in np.flatnonzero(counts < _FEW)]
+    text = f"{counts[least]:,} ({names[least]}) to {counts[most]:,} ({names[most]}) images a class"
     numbers = {"least": int(counts[least]), "most": int(counts[most])}
     if counts[most] > _UNEVEN * counts[least]:
         text += ": rare classes will be missed more often"

@@ -20,10 +20,10 @@ Letters: b batch, c channels, h w pixels, gh gw token grid, n = gh * gw patch to
 tokens, d width. One row of `ROWS` is one published shape; everything else is a change to a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -70,6 +70,8 @@ from vitrail.nn import (
 )
 
 Stem = Literal["patch", "overlap", "patchify", "conv", "resnet"]
+Look: TypeAlias = Callable[[Float[Tensor, "b t d"], tuple[int, int]], Bool[Tensor, "b t t"] | None]
+"""From the tokens before a block, and the patches' grid, to what each token may attend to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -492,6 +494,69 @@ class ViT(Family):
         if isinstance(grid, TwoGrids):
             return self.laid_out(grid.cells(patches), prefix, grid.grid, stages, pooled)
         return self.laid_out(patches, prefix, grid, stages, pooled)
+
+    def taps(
+        self, x: Float[Tensor, "b c h w"], blocks: Sequence[int]
+    ) -> tuple[Float[Tensor, "b d gh gw"], ...]:
+        """The patches after each of `blocks`, counted from 0 and ascending, as maps, each through
+        the final norm: of the last block it is the last of `features(x).maps`.
+
+        Later blocks are not computed. Raises `UsageError` for a model that merges tokens.
+        """
+        self._check_whole("taps")
+        tokens, grid, _ = self.embed(x)
+        assert not isinstance(grid, Grids)  # there is no extent
+        rotation = None if self.rotary is None else self.rotary(grid)
+        maps = []
+        for i in range(max(blocks) + 1):
+            tokens = self.encoder.step(i, tokens, grid, rotation)
+            if i in blocks:
+                patches = self.split(self.encoder.norm(tokens))[1]
+                if isinstance(grid, TwoGrids):
+                    maps.append(tokens_to_map(grid.cells(patches), grid.grid))
+                else:
+                    maps.append(tokens_to_map(patches, grid))
+        return tuple(maps)
+
+    def joined(
+        self,
+        x: Float[Tensor, "b c h w"],
+        queries: Float[Tensor, "q d"],
+        blocks: int,
+        look: Look | None = None,
+    ) -> tuple[Float[Tensor, "b t d"], tuple[int, int]]:
+        """Queries, prefix tokens and patches after the final norm, the queries having gone through
+        the last `blocks` blocks with the others (EoMT, arXiv 2503.19108); and the patches' grid.
+
+        Before each of these blocks `look(tokens, grid)` is shown the tokens, normed as at the end,
+        and says which of them each may attend to. Raises `UsageError` for a model whose patches
+        are merged, or of two sizes.
+        """
+        self._check_whole("queries")
+        tokens, grid, _ = self.embed(x)
+        assert isinstance(grid, tuple)  # one size of images, one of patches
+        rotation = None if self.rotary is None else self.rotary(grid)
+        first = self.config.depth - blocks
+        for i in range(self.config.depth):
+            if i == first:
+                tokens = torch.cat([queries.expand(len(x), -1, -1).to(tokens), tokens], dim=1)
+            seen = None
+            if i >= first and look is not None:
+                seen = look(self.encoder.norm(tokens), grid)
+            tokens = self.encoder.step(i, tokens, grid, rotation, seen)
+        return self.encoder.norm(tokens), grid
+
+    def _check_whole(self, what: str) -> None:
+        if self.config.merge:
+            raise UsageError(
+                f"{what} of a ViT need a token for each patch in every block: use "
+                f"{setting('merge', 0)}"
+            )
+        if what == "queries" and self.config.scales != "one":
+            raise UsageError(
+                f"queries look at patches of one size: use {setting('scales', 'one')}, not "
+                f"{self.config.scales}"
+            )
 
     def embed(
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None

@@ -46,11 +46,12 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "b t d"],
         rotation: Rotation | None = None,
-        keys: Shaped[Tensor, "b t"] | None = None,
+        keys: Shaped[Tensor, "b *_ t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """Attend; `rotation` turns the queries and keys of the patch tokens (rotary positions).
 
-        `keys`: which tokens may be attended to, or how many each stands for, as for `attend`.
+        `keys`: which tokens may be attended to, by all or by each token apart, or how many each
+        stands for, as for `attend`.
         """
         q, k, v = self.apart(x, rotation)
         return self.joined(attend(q, k, v, keys))
@@ -75,7 +76,7 @@ def attend(
     q: Float[Tensor, "b h m e"],
     k: Float[Tensor, "b h n e"],
     v: Float[Tensor, "b h n e"],
-    keys: Shaped[Tensor, "b n"] | None = None,
+    keys: Shaped[Tensor, "b *_ n"] | None = None,
 ) -> Float[Tensor, "b h m e"]:
     """`softmax(q k^T / sqrt(e)) v` by torch's fused kernel, where that is the fast way.
 
@@ -84,6 +85,7 @@ def attend(
 
     `keys`: of booleans, which of them the softmax is over, at least one an image; of numbers, how
     many equal keys each stands for (ToMe, arXiv 2210.09461: `+ log keys`). None is all of them.
+    Booleans of `[b m n]` are those of each query apart.
     """
     mask = keys
     if keys is not None and keys.dtype != torch.bool:
@@ -98,10 +100,15 @@ def attend(
             k = torch.cat([k, mask[:, None, :, None].expand(-1, k.shape[1], -1, -1)], dim=-1)
         logits = q @ k.transpose(-2, -1)
         if mask is not None and mask.dtype == torch.bool:
-            logits = logits.masked_fill(~mask[:, None, None], -torch.inf)
+            logits = logits.masked_fill(~_of_heads(mask), -torch.inf)
         return logits.softmax(dim=-1) @ v
-    mask = None if mask is None else mask[:, None, None]
+    mask = None if mask is None else _of_heads(mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _of_heads(mask: Shaped[Tensor, "b *_ n"]) -> Shaped[Tensor, "b 1 _m n"]:
+    """The same for all heads and, where it has one row an image, for all queries."""
+    return mask[:, None, None] if mask.ndim == 2 else mask[:, None]
 
 
 class _ThreeProducts(torch.autograd.Function):

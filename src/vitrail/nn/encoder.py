@@ -73,7 +73,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "b t d"],
         rotation: Rotation | None = None,
-        keys: Shaped[Tensor, "b t"] | None = None,
+        keys: Shaped[Tensor, "b *_ t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """`rotation` and `keys` as for `Attention`."""
         x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), rotation, keys)))
@@ -109,11 +109,23 @@ class Encoder(nn.Module):
         self, x: Float[Tensor, "b t d"], grid: Grid, rotation: Rotation | None = None
     ) -> Float[Tensor, "b t d"]:
         """`x` holds the prefix tokens, then the patch tokens of `grid`."""
-        k = x.shape[1] - tokens_of(grid)
-        keys = grid.keys(k) if isinstance(grid, Grids) else None
-        for i, block in enumerate(self.blocks):
-            x = block(x, rotation, keys)
-            if i == 0 and self.peg is not None:
-                prefix, patches = x[:, :k], x[:, k:]
-                x = torch.cat([prefix, self.peg(patches, grid)], dim=1)
+        keys = grid.keys(x.shape[1] - tokens_of(grid)) if isinstance(grid, Grids) else None
+        for i in range(len(self.blocks)):
+            x = self.step(i, x, grid, rotation, keys)
         return self.norm(x)
+
+    def step(
+        self,
+        i: int,
+        x: Float[Tensor, "b t d"],
+        grid: Grid,
+        rotation: Rotation | None = None,
+        keys: Shaped[Tensor, "b *_ t"] | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """The tokens after block `i`, of those before it; `keys` as for `Attention`."""
+        x = self.blocks[i](x, rotation, keys)
+        if i == 0 and self.peg is not None:
+            k = x.shape[1] - tokens_of(grid)
+            prefix, patches = x[:, :k], x[:, k:]
+            x = torch.cat([prefix, self.peg(patches, grid)], dim=1)
+        return x

@@ -23,10 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
-from vitrail.data.batches.loader import Batch
+from vitrail.data.batches.batch import Batch
+from vitrail.data.views.preprocess import Canvas
 from vitrail.models import build
 from vitrail.runs import TrainConfig
-from vitrail.tasks import Classify, Distill, Prune, Teacher
+from vitrail.tasks import Distill, Prune, Task, Teacher
 from vitrail.training.engine import Engine, recompute_blocks
 from vitrail.training.optim import build_optimizer
 from vitrail.training.tune import Tuning
@@ -244,16 +245,18 @@ def _in(
     return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
 
 
-def count_sizes(task: Classify, config: TrainConfig) -> Sizes:
+def count_sizes(task: Task, config: TrainConfig) -> Sizes:
     """How large `task` is, on the meta device, when it is trained as `config` says.
 
     The optimiser takes a step there, so its states are those of the real one, whichever it is.
     """
-    plain = _bytes(task.model.state_dict().values())
-    tensors = len(task.model.state_dict())
+    plain = _bytes(task.state_dict().values())
+    tensors = len(task.state_dict())
     with META:
         tuning = Tuning(task, config.tune)
-        optimizer = build_optimizer(task.model, config.optim, tuning.scale)
+        optimizer = build_optimizer(
+            task.model, config.optim, tuning.scale, beside=task.named_beside()
+        )
         tuning.enter(1.0)
         engine = _engine(task, config)
         for group in optimizer.param_groups:
@@ -264,7 +267,7 @@ def count_sizes(task: Classify, config: TrainConfig) -> Sizes:
             optimizer.step()
     model, working = task.model, engine.working
     parameters = list(model.parameters())
-    learning = [p for p in parameters if p.requires_grad]
+    learning = [p for p in task.parameters() if p.requires_grad]
     states = [v for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v)]
     blocks = [_numbers(model.get_submodule(name)) for name in model.block_names()]
     held = Held(
@@ -301,7 +304,7 @@ _HEADER = 110
 
 
 def count_step(
-    task: Classify,
+    task: Task,
     config: TrainConfig,
     images: int,
     *,
@@ -325,12 +328,17 @@ def count_step(
         if checkpointing:
             recompute_blocks(working.model)
         height, width = config.train_preprocess().size
+        shown = torch.empty(images, config.model.channels, height, width)
+        blank = task.targets.blank((height, width))
         batch = Batch(
-            torch.empty(images, config.model.channels, height, width),
-            torch.empty(images, len(task.classes)),
+            (Canvas(shown, None),) * len(config.views()),
+            {
+                name: torch.from_numpy(values).expand(images, *values.shape).to(META)
+                for name, values in blank.items()
+            },
             np.arange(images),
         )
-        known = [*held_by(engine), batch.images, batch.targets]
+        known = [*held_by(engine), *tensors_of(batch)]
         saved = forward = 0
         with Tally(known) as tally, AsOnGPU(half=half), engine.cut(batch) as pieces:
             for piece in pieces:
@@ -368,7 +376,7 @@ def _under(mode: TorchFunctionMode, forward: Any) -> Any:
     return inside
 
 
-def _engine(task: Classify, config: TrainConfig) -> Engine:
+def _engine(task: Task, config: TrainConfig) -> Engine:
     plain = replace(config, compile=False, checkpointing=False, devices=1)
     engine = Engine(task, plain, META)
     engine.enter()
@@ -395,7 +403,12 @@ def held_by(engine: Engine) -> list[Tensor]:
     return [*weights, *grads, *_of_teacher(task)]
 
 
-def _of_teacher(task: Classify) -> list[Tensor]:
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """All that a batch holds."""
+    return [*(view.images for view in batch.views), *batch.targets.values()]
+
+
+def _of_teacher(task: Task) -> list[Tensor]:
     teacher = task.teacher if isinstance(task, (Distill, Prune)) else None
     return [] if teacher is None else [*teacher.model.parameters(), *teacher.model.buffers()]
 

@@ -11,8 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from vitrail.data import Source, Splits
-from vitrail.data.batches.loader import one_hot
+from vitrail.data import Classes, Source, Splits
 from vitrail.data.pixels.cache import MEMORY_BYTES
 from vitrail.data.pixels.decode import UnreadableImage
 from vitrail.data.sources.stream import HeldImages, StreamSource
@@ -457,7 +456,7 @@ def _disk(
     """Checkpoints (the newest, the best, the one being written), the log, the predictions."""
     assert splits.val is not None
     judged = splits.test if splits.test is not None else splits.val
-    classes = len(splits.train.classes)
+    classes = len(splits.train.targets.names)
     other = len(judged) * (_PREDICTION + _PROBABILITY * classes)
     other += _LOG_LINE * found.steps if found else 0
     kept = config.keep_checkpoints + 2
@@ -562,21 +561,7 @@ def _of_data(
             f"and each more takes as much memory again",
             "--devices 1",
         )
-    names = splits.train.classes
-    judged = one_hot(splits.val.targets, len(names)).sum(axis=0)
-    learned = np.full(len(names), np.inf)  # a stream does not say how many there are of a class
-    if not isinstance(splits.train, StreamSource):
-        learned = one_hot(splits.train.targets, len(names)).sum(axis=0)
-    for few, text in (
-        (learned == 0, "no training image"),
-        (learned == 1, "one training image"),
-        ((judged == 0) & (learned > 0), "no held-out image, by which it would be judged,"),
-    ):
-        listed = [name for name, there in zip(names, few, strict=True) if there]
-        if listed:
-            shown = ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if listed[5:] else "")
-            mend = "add images, or leave the class out"
-            yield Problem("note", f"{text} of {_count(len(listed), 'class')}: {shown}", mend)
+    yield from _of_classes(splits)
     if found and found.data > (0.1 if overlapped else 0.4) * found.step:
         workers = 2 * config.data.workers
         yield Problem(
@@ -584,6 +569,25 @@ def _of_data(
             f"{found.data / found.step:.0%} of a step of the first epoch is waiting for images",
             f"--data.workers {workers}" if overlapped else "smaller image files",
         )
+
+
+def _of_classes(splits: Splits) -> Iterator[Problem]:
+    said, held = splits.train.targets, splits.val.targets
+    if not (isinstance(said, Classes) and isinstance(held, Classes)):
+        return
+    judged, learned = held.counts(), said.counts().astype(np.float64)
+    if isinstance(splits.train, StreamSource):  # which does not say how many there are of a class
+        learned = np.full(len(said.names), np.inf)
+    for few, text in (
+        (learned == 0, "no training image"),
+        (learned == 1, "one training image"),
+        ((judged == 0) & (learned > 0), "no held-out image, by which it would be judged,"),
+    ):
+        listed = [name for name, there in zip(said.names, few, strict=True) if there]
+        if listed:
+            shown = ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if listed[5:] else "")
+            mend = "add images, or leave the class out"
+            yield Problem("note", f"{text} of {_count(len(listed), 'class')}: {shown}", mend)
 
 
 def _of_cluster(

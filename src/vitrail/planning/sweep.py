@@ -9,21 +9,19 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float64
-from torch import nn
 
-from vitrail.data.batches.loader import TrainLoader
-from vitrail.data.batches.making import Batch, Loader
+from vitrail.data.batches.batch import Batch
+from vitrail.data.batches.making import Loader
 from vitrail.runs import TrainConfig
-from vitrail.tasks import Classify
-from vitrail.training.optim import build_optimizer
+from vitrail.tasks import Task
 from vitrail.training.probe import solve_head
-from vitrail.training.tune import Tuning
+from vitrail.training.step import Learner
 
 _STEPS = 60
 _FEWEST_STEPS = 20
@@ -51,38 +49,30 @@ class Sweep(NamedTuple):
     """For `optim.lr`; None where the loss never rose for good."""
 
 
-def find_lr(task: Classify, train: Loader, config: TrainConfig, *, seconds: float = 60.0) -> Sweep:
+def find_lr(task: Task, train: Loader, config: TrainConfig, *, seconds: float = 60.0) -> Sweep:
     """Try rising learning rates on a copy of `task`, in about so many `seconds`.
 
-    Starts as the run would (`tune.head_init`, freezing, layer-wise rates), and takes one batch a
-    step; the head's warm-up is left out. `task` itself stays what it is.
+    The steps are the run's own, in its precision and its pieces; it starts as the run would
+    (`tune.head_init`, freezing, layer-wise rates), but for the head's warm-up, which is left out.
+    `task` itself stays what it is.
     """
     task = copy.deepcopy(task)
     if config.tune.head_init == "probe":
-        assert isinstance(train, TrainLoader)  # a stream's config refuses
         solve_head(task, train, config)
-    tuning = Tuning(task, config.tune)
-    optimizer = build_optimizer(task.model, config.optim, tuning.scale)
-    tuning.enter(1.0)
+    learner = Learner(task, config, torch.device(train.device))
     low, high = _DECADES[config.optim.name]
     rates: list[float] = []
     losses: list[float] = []
     steps, started = _STEPS, time.perf_counter()
-    for batch in _batches(train):
+    for group in _groups(train, config.accumulate):
         rate = 10 ** (low + (high - low) * len(rates) / (steps - 1))
-        for settings in optimizer.param_groups:
-            settings["lr"] = rate * settings["scale"]
-        mixed = config.precision == "bfloat16"
-        with torch.autocast(train.device.type, torch.bfloat16, enabled=mixed):
-            loss = task.loss(batch).total
-        loss.backward()
-        nn.utils.clip_grad_norm_(task.parameters(), config.optim.clip or math.inf)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if not math.isfinite(loss.item()):
+        learner.enter(1.0)
+        told = learner.gradients(group)
+        if not told.finite:
             break
+        learner.update(rate, len(rates) + 1, 1.0)
         rates.append(rate)
-        losses.append(loss.item())
+        losses.append(told.loss.total)
         if len(rates) == 1:
             # One step at the lowest rate says how many there is time for.
             per_step = time.perf_counter() - started
@@ -123,6 +113,8 @@ def _smoothed(losses: Sequence[float]) -> Float64[np.ndarray, " n"]:
     return np.array([np.median(values[i - half : i + half + 1]) for i, half in enumerate(halves)])
 
 
-def _batches(train: Loader) -> Iterator[Batch]:
-    for epoch in count():
-        yield from (batch for batch in train.epoch(epoch) if len(batch.indices))
+def _groups(train: Loader, size: int) -> Iterator[list[Batch]]:
+    """What steps are made of: batches `size` at a time, without end."""
+    batches = (b for epoch in count() for b in train.epoch(epoch) if len(b.indices))
+    while True:
+        yield list(islice(batches, size))

@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,20 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from vitrail.data import Splits
+from vitrail.data.batches.batch import Batch
 from vitrail.data.batches.loader import EvalLoader
-from vitrail.data.batches.making import Batch, Loader
+from vitrail.data.batches.making import Loader
 from vitrail.data.sources.source import Source, Subset
-from vitrail.planning.paper import Line, Sizes, Step, Tally, held_by
+from vitrail.planning.paper import Line, Sizes, Step, Tally, held_by, tensors_of
 from vitrail.runs import TrainConfig
 from vitrail.runs.machine import matrix_rate
-from vitrail.tasks import Classify
-from vitrail.training.average import Average
-from vitrail.training.engine import Engine
-from vitrail.training.optim import build_optimizer
-from vitrail.training.tune import Tuning
+from vitrail.tasks import Task
+from vitrail.training.step import Learner
 
 _STEP_SECONDS = 3.0
 """A step is to take about so long; its batch is made smaller for it."""
@@ -42,9 +38,9 @@ _COUNTED = 4
 class Makers(NamedTuple):
     """How the run's parts are made, each time anew."""
 
-    on_paper: Callable[[], Classify]
+    on_paper: Callable[[], Task]
     """The task on the meta device."""
-    task: Callable[[], Classify]
+    task: Callable[[], Task]
     """The task as the run starts with it, on its device."""
     train: Callable[[int], Loader]
     """With batches of so many images, for one process."""
@@ -86,37 +82,6 @@ class Tryout(NamedTuple):
         return self.estimated / self.measured - 1 if self.measured else None
 
 
-class _Trainer:
-    """The run's loop without its log, its checkpoints and its end."""
-
-    def __init__(self, task: Classify, config: TrainConfig, device: torch.device) -> None:
-        self.task = task
-        self.config = config
-        self.tuning = Tuning(task, config.tune)
-        self.engine = Engine(task, config, device)
-        self.optimizer = build_optimizer(task.model, config.optim, self.tuning.scale)
-        self.average = Average(task, config.ema) if config.ema else None
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0  # as the first step of a warm-up: nothing can diverge
-
-    def enter(self) -> None:
-        self.tuning.enter(1.0)
-        self.engine.enter()
-
-    def gradients(self, batch: Batch) -> None:
-        self.enter()
-        self.engine.gradients([batch], len(batch.indices))
-
-    def update(self, step: int) -> None:
-        nn.utils.clip_grad_norm_(self.task.parameters(), self.config.optim.clip or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.engine.follow()
-        self.task.after_step(step)
-        if self.average:
-            self.average.update(self.task, step)
-
-
 def try_out(
     config: TrainConfig,
     splits: Splits,
@@ -141,16 +106,16 @@ def try_out(
     _, read_again = _read(train, seconds * _READ_SHARE / 2, len(batches))
     images = max(len(batch.indices) for batch in batches)
     meter = Meter(device)
-    trainer = _Trainer(makers.task(), config, device)
-    warm, compute, update = _steps(trainer, batches, ends)
+    learner = Learner(makers.task(), config, device)
+    warm, compute, update = _steps(learner, batches, ends)
     measured = meter.grown()
     judge, judge_read, judge_read_again = _judge(
-        trainer, splits, makers, max(2, int(_STEP_SECONDS / compute))
+        learner, splits, makers, max(2, int(_STEP_SECONDS / compute))
     )
-    at_once = min(trainer.engine.micro or images, images)
+    at_once = min(learner.engine.micro or images, images)
     if config.compile:  # what a compiled block allocates cannot be counted
-        trainer = _Trainer(makers.task(), replace(config, compile=False), device)
-    activations = _activations(trainer, batches[0])
+        learner = Learner(makers.task(), replace(config, compile=False), device)
+    activations = _activations(learner, batches[0])
     return Tryout(
         images=images,
         read=read,
@@ -169,23 +134,24 @@ def try_out(
     )
 
 
-def _steps(trainer: _Trainer, batches: list[Batch], ends: float) -> tuple[float, float, float]:
+def _steps(learner: Learner, batches: list[Batch], ends: float) -> tuple[float, float, float]:
     """Seconds that the first steps took beyond the others, of an image, and of an update.
 
     The first step makes the optimiser's states, and whatever a library makes once; the first two
     may compile, and then there are two more however long that took.
     """
-    not_counted = 2 if trainer.config.compile else 1
-    fewest = 4 if trainer.config.compile else 1
+    not_counted = 2 if learner.config.compile else 1
+    fewest = 4 if learner.config.compile else 1
     compute: list[float] = []
     update: list[float] = []
     for step in range(not_counted + _MOST_STEPS):
         batch = batches[step % len(batches)]
         started = time.perf_counter()
-        trainer.gradients(batch)
+        learner.enter(1.0)
+        learner.gradients([batch])
         computed = time.perf_counter()
-        trainer.update(step + 1)
-        _synchronise(trainer.engine.device)
+        learner.update(0.0, step + 1, 1.0)  # as the first of a warm-up: nothing can diverge
+        _synchronise(learner.device)
         compute.append((computed - started) / len(batch.indices))
         update.append(time.perf_counter() - computed)
         longest = compute[-1] * len(batch.indices) + update[-1]
@@ -221,38 +187,31 @@ def _epochs(train: Loader) -> Iterator[Batch]:
         yield from train.epoch(epoch)
 
 
-def _activations(trainer: _Trainer, batch: Batch) -> Line:
+def _activations(learner: Learner, batch: Batch) -> Line:
     """Bytes that a step allocates, counted as they are made: over a few images, and twice as many,
     all at once and cut in two.
 
     Unlike what autograd saves (`torch.autograd.graph.saved_tensors_hooks`), this has in it what
     checkpointing computes again, and what is only there for a moment.
     """
-    engine = trainer.engine
-    trainer.enter()
+    engine = learner.engine
+    learner.enter(1.0)
     held = held_by(engine)
     steps = []
     few = max(2, min(_COUNTED, len(batch.indices) // 4))  # of one, batch norms have no statistics
     for images, at_once in ((few, None), (2 * few, None), (2 * few, few)):
         engine.micro = at_once
-        part = _part(batch, images)
-        with Tally([*held, part.images, part.targets]) as tally:
-            engine.gradients([part], images)
+        part = batch.rows(np.arange(images) % len(batch.indices))  # or the same ones again
+        with Tally([*held, *tensors_of(part)]) as tally:
+            engine.gradients([part], learner.task.weight(part))
         steps.append(Step(images, 0, tally.peak, tally.flops, 0))
-    trainer.optimizer.zero_grad(set_to_none=True)
+    learner.optimizer.zero_grad(set_to_none=True)
     return Line.through(*steps)
-
-
-def _part(batch: Batch, images: int) -> Batch:
-    """So many of its images, or the same ones again."""
-    rows = np.arange(images) % len(batch.indices)
-    extent = None if batch.extent is None else batch.extent[rows]
-    return Batch(batch.images[rows], batch.targets[rows], batch.indices[rows], extent)
 
 
 @torch.inference_mode()
 def _judge(
-    trainer: _Trainer, splits: Splits, makers: Makers, most: int
+    learner: Learner, splits: Splits, makers: Makers, most: int
 ) -> tuple[float, float, float]:
     """Seconds to label a held-out image; to read it; to read it again."""
     assert splits.val is not None
@@ -265,18 +224,19 @@ def _judge(
     started = time.perf_counter()
     list(loader)
     again = time.perf_counter() - started
-    found = sum(len(batch.indices) for batch in batches)
-    if not found:
+    labelled = sum(len(batch.indices) for batch in batches)
+    if not labelled:
         return 0.0, read / number, again / number
-    trainer.task.eval()
+    learner.task.eval()
     taken = []
-    with trainer.engine.autocast():
+    with learner.engine.autocast():
         for _ in range(2):
             started = time.perf_counter()
             for batch in batches:
-                trainer.task.predict(batch).sum().item()
+                for found in learner.task.measure(batch).values():
+                    found.flatten()[:1].cpu()  # waits for it
             taken.append(time.perf_counter() - started)
-    return min(taken) / found, read / number, again / number
+    return min(taken) / labelled, read / number, again / number
 
 
 def _synchronise(device: torch.device) -> None:

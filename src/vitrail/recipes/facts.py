@@ -62,13 +62,13 @@ def facts(data: str, source: Source | StreamSource, start: Opened | None = None)
     return Facts(
         data=data,
         images=images,
-        classes=len(source.classes),
+        classes=len(source.targets.names),
         channels=1 if modes == {"L"} else 3,
         side=int(median(sides)) if sides else 224,
         gpu=device.type == "cuda",
         bfloat16=precision == "bfloat16",
         start=start,
         streamed=streamed,
-        labels=source.classes,
+        labels=source.targets.names,
         rate=matrix_rate(getattr(torch, precision), device, size=_PRODUCT, seconds=0.05),
     )

@@ -80,7 +80,8 @@ def _data(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     for part, images in _parts(evaluation.loaded.run).items():
         yield {"train": "training", "val": "validation"}.get(part, part), f"{images:,} images"
     yield "measured part", f"{evaluation.part}, {evaluation.metrics.images:,} images"
-    yield "classes", f"{len(evaluation.loaded.classes)}"
+    if evaluation.loaded.names:
+        yield "classes", f"{len(evaluation.loaded.names)}"
     preprocess = evaluation.loaded.preprocess
     yield "fitted by", f"{preprocess.resize}, {preprocess.interpolation}"
     if preprocess.grey_range is not None:

@@ -14,43 +14,16 @@ from PIL import Image
 
 from vitrail.data.names import title_of
 from vitrail.evaluation import Evaluation
-from vitrail.metrics import Estimate
 from vitrail.models import ViTConfig
 from vitrail.nn import patch_grid
 from vitrail.report import charts, words
 from vitrail.report.facts import facts, unreadable
-from vitrail.report.pages import classes, gallery, positions
+from vitrail.report.pages import positions
+from vitrail.report.pages.table import PAGES
 from vitrail.report.pictures import Picture, cut, embed, seen
 from vitrail.runs import Run
 
 _HERE = Path(__file__).parent
-
-_MEANINGS = {
-    "top1": ("Top-1 accuracy", "the likeliest class is the right one"),
-    "top5": ("Top-5 accuracy", "the right class is among the five likeliest"),
-    "map": ("Mean average precision", "how well each label ranks the images, on average"),
-    "precision": ("Precision", "of what is said to be a class, the share that is; mean of classes"),
-    "recall": ("Recall", "of what is a class, the share that is found; mean of classes"),
-    "f1": ("F1", "precision and recall in one number; mean of classes"),
-    "auroc": ("AUROC", "how often an image of a class scores above one that is not; 50% is chance"),
-    "exact_match": ("Exact match", "every label of the image is right"),
-    "log_loss": ("Log loss", "mean surprise at the truth, in nats; 0 is perfect"),
-    "ece": ("Calibration error", "mean gap between how sure it is and how often it is right (ECE)"),
-}
-_NOT_A_SHARE = "log_loss"
-
-
-class Number(NamedTuple):
-    """A row of the table of numbers."""
-
-    name: str
-    meaning: str
-    value: str
-    span: str
-    estimate: Estimate
-    is_share: bool
-    over_all: str
-    """The value when every class counts; empty where that is the same."""
 
 
 class Patches(NamedTuple):
@@ -77,13 +50,15 @@ def write_report(run: Run, evaluation: Evaluation) -> Path:
 
 def render(run: Run, evaluation: Evaluation) -> str:
     """The page's text."""
-    return templates().get_template("report.html.jinja").render(**_content(run, evaluation))
+    page = PAGES[evaluation.loaded.config.task]
+    content = _content(run, evaluation) | page.content(evaluation)
+    return templates().get_template(page.template).render(**content)
 
 
 def templates() -> jinja2.Environment:
     """What the pages of this room are laid out by."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
+        loader=jinja2.FileSystemLoader([_HERE, _HERE / "pages"]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -100,9 +75,8 @@ def templates() -> jinja2.Environment:
 
 
 def _content(run: Run, evaluation: Evaluation) -> dict[str, Any]:
-    """Everything that the template names."""
+    """Everything that the shell names, whatever the task."""
     metrics, events = evaluation.metrics, list(run.metrics())
-    rows = classes.class_rows(evaluation)
     speeds = sorted(event["images_per_second"] for event in events if "loss" in event)
     return {
         "title": title_of(evaluation.data),
@@ -111,16 +85,6 @@ def _content(run: Run, evaluation: Evaluation) -> dict[str, Any]:
         "metrics": metrics,
         "headline": metrics.summary[metrics.headline],
         "notes": evaluation.notes(),
-        "numbers": _numbers(evaluation),
-        "rows": rows,
-        "cards": classes.cards(rows),
-        "images_per_square": classes.images_per_square(evaluation),
-        "matrix": classes.matrix(evaluation),
-        "confused": classes.most_confused(evaluation),
-        "best": gallery.best(evaluation),
-        "worst": gallery.worst(evaluation),
-        "calibration": charts.calibration(metrics.calibration),
-        "sureness": _sureness(evaluation),
         "curves": charts.curves(events),
         "training_speed": speeds[len(speeds) // 2] if speeds else None,
         "patches": _patches(evaluation),
@@ -136,27 +100,6 @@ def _byline(run: Run, evaluation: Evaluation) -> list[str]:
     """The model's name and the day, as far as they are known."""
     day = str(run.environment().get("started", ""))[:10]
     return [part for part in (evaluation.loaded.config.row, day) if part]
-
-
-def _numbers(evaluation: Evaluation) -> list[Number]:
-    found, every = [], evaluation.metrics.over_all_classes
-    for key, estimate in evaluation.metrics.summary.items():
-        if estimate is not None:
-            name, meaning = _MEANINGS[key]
-            is_share = key != _NOT_A_SHARE
-            value = words.percent(estimate.value) if is_share else f"{estimate.value:.3f}"
-            interval = words.span(estimate, is_share)
-            over_all = words.percent(every[key].value) if key in every else ""
-            found.append(Number(name, meaning, value, interval, estimate, is_share, over_all))
-    return found
-
-
-def _sureness(evaluation: Evaluation) -> tuple[float, float] | None:
-    """Mean probability of what was predicted, and how often it was right."""
-    if evaluation.metrics.multi_label:
-        return None
-    confidence = float(evaluation.probabilities.max(dim=1).values.double().mean())
-    return confidence, evaluation.right / evaluation.metrics.images
 
 
 def _patches(evaluation: Evaluation) -> Patches | None:

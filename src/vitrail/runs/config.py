@@ -226,6 +226,8 @@ class TrainConfig:
     weights: str | None = None
     """Published weights to start from: a name that `vitrail weights` lists, a file, an https
     address, hf:OWNER/NAME, or a run folder. None starts at random."""
+    task: Literal["classify"] = "classify"
+    """What is learned, a name in `vitrail.tasks.TASKS`."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -423,6 +425,10 @@ class TrainConfig:
         """What training crops are made to be."""
         preprocess = self.preprocess()
         return replace(preprocess, size=self.data.train_size or preprocess.size)
+
+    def views(self) -> tuple[AugmentConfig, ...]:
+        """What happens to each view of a training image."""
+        return (self.augment,)
 
     def train_sizes(self) -> tuple[tuple[int, int], ...]:
         """The (height, width) of training images from the first steps on, a patch apart."""

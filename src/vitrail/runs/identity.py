@@ -19,12 +19,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt64
 
 from vitrail import __version__
-from vitrail.data import Source, Splits
+from vitrail.data import Classes, Source, Splits
 from vitrail.data.names import shortened
-from vitrail.data.sources.source import label_counts
 from vitrail.data.sources.stream import StreamSource
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.runs.config import TrainConfig
@@ -60,7 +58,7 @@ def identity(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     here = environment()
     return {
         "format": _FORMAT,
-        "classes": list(splits.train.classes),
+        "classes": list(splits.train.targets.names),
         "data": {name: _part(source) for name, source in parts.items() if source is not None},
         "vitrail": __version__,
         "code": dict(_code()),
@@ -268,7 +266,7 @@ def _part(source: Source | StreamSource) -> dict[str, Any]:
         return {"images": source.images, "order": source.order}
     digests = {name: hashlib.blake2b(digest_size=16) for name in ("names", "labels", "stamps")}
     sketch = Sketch()
-    labels = _label_hashes(source)
+    labels = source.targets.hashes()
     for start in range(0, len(source), _BLOCK):
         indices = range(start, min(start + _BLOCK, len(source)))
         keys = [source.key(i) for i in indices]
@@ -284,27 +282,12 @@ def _part(source: Source | StreamSource) -> dict[str, Any]:
         sketch.add(keys, labels[indices.start : indices.stop], np.frombuffer(contents, "<u8"))
     return {
         "images": len(source),
-        "counts": label_counts(source).tolist(),
+        "counts": targets.counts().tolist()
+        if isinstance(targets := source.targets, Classes)
+        else [],
         **{name: digest.hexdigest() for name, digest in digests.items()},
         "sketch": sketch.text(),
     }
-
-
-def _label_hashes(source: Source) -> UInt64[np.ndarray, " n"]:
-    """One number for the label, or the set of labels, of each image: of names, not of indices."""
-    of_class = np.array(
-        [
-            int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-            for name in source.classes
-        ],
-        np.uint64,
-    )
-    if source.targets.ndim == 1:
-        return of_class[source.targets]
-    total = np.zeros(len(source), np.uint64)
-    for column, number in enumerate(of_class):  # not a product: that would be [n c] of 8 bytes
-        total += np.where(source.targets[:, column] > 0, number, np.uint64(0))
-    return total
 
 
 @cache

@@ -3,25 +3,22 @@
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, setting
-from vitrail.models import Model, build, with_tokens
+from vitrail.models import Model, with_tokens
 from vitrail.runs.checkpoint import Checkpoint, check_checkpoint, model_sha256, read_checkpoint
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.folder import Run, best_of, step_of
+from vitrail.tasks import TASKS, Task
 
 
 class LoadedRun(NamedTuple):
     """What a checkpoint of a run holds."""
 
-    model: Model
-    """In evaluation mode, on the CPU; it gives logits `[b c]`."""
-    classes: tuple[str, ...]
-    """The names of the logits, in order."""
-    multi_label: bool
-    """Whether an image may have several labels: each logit then has a sigmoid of its own."""
+    task: Task
+    """In evaluation mode, on the CPU; without what only training needs."""
     preprocess: Preprocess
     """What the model has to be shown."""
     config: TrainConfig
@@ -33,13 +30,27 @@ class LoadedRun(NamedTuple):
     sha256: str
     """What identifies the model."""
 
+    @property
+    def model(self) -> Any:
+        """What the task judges; of classification it gives logits `[b c]`."""
+        return self.task.model
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes, in the model's order."""
+        return self.task.targets.names
+
 
 def load(
-    run: Run | Path | str, checkpoint: str | None = None, tokens: str | None = None
+    run: Run | Path | str,
+    checkpoint: str | None = None,
+    tokens: str | None = None,
+    tta: str = "none",
 ) -> LoadedRun:
     """Read a run's model from its `checkpoint`: last, best, step-NUMBER; None: what the run keeps.
 
     `tokens` makes it work with fewer of them (`tome:r=13`); the default is as it was trained.
+    `tta`: how often it looks at an image, a name in `vitrail.tasks.tta.LOOKS`.
 
     Raises `DataError` where there is no such run or checkpoint, it is damaged or does not fit the
     config; `UsageError` for `tokens` that the model cannot do.
@@ -50,25 +61,18 @@ def load(
         config = replace(config, model=with_tokens(config.model, tokens))
     name = checkpoint or config.keep
     tensors, state, folder = _read(run, name)
-    model = build(config.model)
+    kind = TASKS[config.task]
     try:
+        targets = kind.stated(state)
+        model = kind.model(config, targets)
         model.load_state_dict(tensors["model"])
-        classes, multi_label = tuple(map(str, state["classes"])), bool(state["multi_label"])
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, DataError) as error:
         raise DataError(
             f"the checkpoint {folder} does not fit {run.config_file}: "
             f"{' '.join(str(error).split())}"
         ) from error
-    if len(classes) != config.model.classes:
-        raise DataError(
-            f"the checkpoint {folder} names {len(classes)} classes, but the model "
-            f"in {run.config_file} has {config.model.classes}"
-        )
-    preprocess = config.preprocess()
-    sha256 = model_sha256(folder)
-    return LoadedRun(
-        model.eval(), classes, multi_label, preprocess, config, run, name, folder, sha256
-    )
+    task = kind.judge(model, config, targets, tta).eval()
+    return LoadedRun(task, config.preprocess(), config, run, name, folder, model_sha256(folder))
 
 
 def _read(run: Run, name: str) -> Checkpoint:

@@ -34,7 +34,7 @@ def open_start(
         config=loaded.config.model,
         state=loaded.model.state_dict(),
         preprocess=loaded.preprocess,
-        classes=loaded.classes,
+        classes=loaded.names,
         notes=(),
         left_out=(),
         unseen=lines(loaded.config.model, dict.fromkeys(UNSEEN, "by the run's config")),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitrail.data.pixels.greys import range_text
+from vitrail.data.targets import Classes, classes_of
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, VitrailError, setting
 from vitrail.models import Model, build
@@ -41,27 +42,26 @@ class _Opened(NamedTuple):
 
 def open_teacher(
     config: TrainConfig,
-    classes: tuple[str, ...],
+    targets: Classes,
     *,
-    multi_label: bool,
     notify: Callable[[str], None] = lambda sentence: None,
 ) -> FoundTeacher | None:
-    """The teacher that `config.distill` names, for a student of these classes; None: it names none.
+    """The teacher that `config.distill` names, for a student of these targets; None: it names none.
 
     Raises `DataError` where there is no such teacher, `UsageError` for one that does not suit.
     """
-    return _open_teacher(config, classes, multi_label=multi_label, named=True, notify=notify)
+    return _open_teacher(config, targets, named=True, notify=notify)
 
 
 def _open_teacher(
     config: TrainConfig,
-    classes: tuple[str, ...],
+    targets: Classes,
     *,
-    multi_label: bool,
     named: bool,
     notify: Callable[[str], None],
 ) -> FoundTeacher | None:
     _check_asked(config)
+    classes, multi_label = targets.names, targets.several
     source = config.distill.teacher
     if source is None:
         return None
@@ -117,9 +117,8 @@ def _open_teacher(
 def reopen_teacher(
     run: Run,
     config: TrainConfig,
-    classes: tuple[str, ...],
+    targets: Classes,
     *,
-    multi_label: bool,
     notify: Callable[[str], None] = lambda sentence: None,
 ) -> FoundTeacher | None:
     """As `open_teacher`, for a run that goes on: the very teacher that it has learnt from so far.
@@ -131,7 +130,7 @@ def reopen_teacher(
     try:
         # One that names no classes was taken at its number once.
         named = (before := read_json(run.path / RECORD)).get("classes") != []
-        found = _open_teacher(config, classes, multi_label=multi_label, named=named, notify=notify)
+        found = _open_teacher(config, targets, named=named, notify=notify)
     except DataError as error:
         raise DataError(
             f"{run.path} needs its teacher to go on. {error}. If it has moved, say where it is: "
@@ -176,8 +175,8 @@ def _open(source: str, notify: Callable[[str], None]) -> _Opened:
             return _Opened(
                 loaded.model,
                 loaded.preprocess,
-                loaded.classes,
-                loaded.multi_label,
+                loaded.names,
+                classes_of(loaded.task.targets, "a teacher").several,
                 loaded.sha256,
                 OURS,
             )

@@ -2,9 +2,18 @@
 
 from vitrail.tasks.classify import Classify as Classify
 from vitrail.tasks.classify import ClassifyConfig as ClassifyConfig
-from vitrail.tasks.classify import Losses as Losses
+from vitrail.tasks.classify import Prediction as Prediction
 from vitrail.tasks.distill import Distill as Distill
 from vitrail.tasks.distill import DistillConfig as DistillConfig
 from vitrail.tasks.distill import Teacher as Teacher
+from vitrail.tasks.embed import Embed as Embed
+from vitrail.tasks.embed import Embedding as Embedding
+from vitrail.tasks.moco import Moco as Moco
+from vitrail.tasks.moco import MocoConfig as MocoConfig
 from vitrail.tasks.prune import Prune as Prune
 from vitrail.tasks.prune import PruneConfig as PruneConfig
+from vitrail.tasks.table import TASKS as TASKS
+from vitrail.tasks.table import Kind as Kind
+from vitrail.tasks.task import Losses as Losses
+from vitrail.tasks.task import Metrics as Metrics
+from vitrail.tasks.task import Task as Task

@@ -26,12 +26,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vitrail.data.batches.loader import Batch
+from vitrail.data.batches.batch import Batch
+from vitrail.data.targets import Classes
 from vitrail.data.views.preprocess import Canvas, Preprocess, collate
 from vitrail.errors import UsageError, setting
 from vitrail.models import Model
 from vitrail.nn import Features
-from vitrail.tasks.classify import Classify, ClassifyConfig, Losses
+from vitrail.tasks.classify import Classify, ClassifyConfig
+from vitrail.tasks.task import Losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,14 +178,12 @@ class Distill(Classify):
         self,
         model: Model,
         config: ClassifyConfig,
-        classes: tuple[str, ...],
-        counts: Float[Tensor, " c"],
-        multi_label: bool,
+        targets: Classes,
         teacher: Teacher,
         distill: DistillConfig,
     ) -> None:
-        """As `Classify`, with a `teacher` that answers in the order of `classes`."""
-        super().__init__(model, config, classes, counts, multi_label)
+        """As `Classify`, with a `teacher` that answers in the order of the targets' names."""
+        super().__init__(model, config, targets)
         self.teacher = teacher
         self.distill = distill
 
@@ -191,7 +191,7 @@ class Distill(Classify):
         """Both parts, each times its share, and their sum."""
         heads = self.model.logits(self.model.features(batch.images, batch.extent)).float()
         alpha = self.distill.alpha
-        labels = (1 - alpha) * self.criterion(heads[:, 0], batch.targets)
+        labels = (1 - alpha) * self.criterion(heads[:, 0], batch.targets["classes"])
         # The last head is the distilled one, or the only one.
         teacher = alpha * distillation(
             heads[:, -1], self.teacher(batch), self.distill, multi_label=self.multi_label

@@ -22,12 +22,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vitrail.data.batches.loader import Batch
+from vitrail.data.batches.batch import Batch
+from vitrail.data.targets import Classes
 from vitrail.errors import UsageError, setting
 from vitrail.models import Model, ViT
 from vitrail.models.dynamicvit import DynamicViT
-from vitrail.tasks.classify import Classify, ClassifyConfig, Losses
+from vitrail.tasks.classify import Classify, ClassifyConfig
 from vitrail.tasks.distill import DistillConfig, Teacher, distillation
+from vitrail.tasks.task import Losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +55,16 @@ class Prune(Classify):
         self,
         model: Model,
         config: ClassifyConfig,
-        classes: tuple[str, ...],
-        counts: Float[Tensor, " c"],
-        multi_label: bool,
+        targets: Classes,
         prune: PruneConfig,
         teacher: Teacher | None = None,
     ) -> None:
-        """As `Classify`, with a `teacher` that answers in the order of `classes`.
+        """As `Classify`, with a `teacher` that answers in the order of the targets' names.
 
         Raises `UsageError` for a model that drops no tokens, and for a teacher whose tokens are
         not to be compared with the model's.
         """
-        super().__init__(model, config, classes, counts, multi_label)
+        super().__init__(model, config, targets)
         if not isinstance(model, DynamicViT):
             raise UsageError(
                 f"the task 'prune' is for models that drop tokens, such as dynamicvit_s16, not for "
@@ -82,7 +82,7 @@ class Prune(Classify):
         features, decisions = model.reduced(batch.images, batch.extent)
         logits = model.logits(features).float().mean(dim=1)
         parts = {
-            "labels": self.criterion(logits, batch.targets),
+            "labels": self.criterion(logits, batch.targets["classes"]),
             "ratio": self.prune.ratio * ratio_loss(decisions, model.config.shares),
         }
         if self.teacher is not None:

@@ -5,14 +5,14 @@ and prediction know nothing else of it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.data.batches.batch import Batch
+from vitrail.data.targets import Targets
 from vitrail.data.views.seen import Seen
 from vitrail.metrics import Estimate
 
@@ -33,7 +33,7 @@ class Metrics(Protocol):
         ...
 
     @property
-    def summary(self) -> Mapping[str, Estimate | None]:
+    def summary(self) -> dict[str, Estimate | None]:
         """Number by name, in the order in which a reader wants them."""
         ...
 
@@ -57,7 +57,10 @@ class Task(nn.Module, ABC):
     `model` is what is judged, averaged and exported; what else learns, or teaches, lies beside it.
     """
 
-    model: nn.Module
+    model: Any
+    """A module that names its blocks (`block_names`)."""
+    targets: Targets
+    """What is said of images, of no image: names and kind."""
     apart = ""
     """Of the loss what is no mean over images, in words: it depends on what is computed at once."""
     coupled: ClassVar[bool] = False
@@ -67,11 +70,11 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> Losses:
-        """What a step minimises: the mean over the batch's `weight`."""
+        """What a step minimises: the mean over the batch, by its `weight`."""
 
-    def weight(self, batch: Batch) -> Float[Tensor, " b"]:
-        """How much each image counts in a mean: the same, or by the pixels that have a class."""
-        return torch.ones(len(batch.indices), device=batch.images.device)
+    def weight(self, batch: Batch) -> float:
+        """How much a batch counts in a mean: its images, or its pixels that have a class."""
+        return float(len(batch.indices))
 
     @abstractmethod
     def measure(self, batch: Batch) -> dict[str, Tensor]:
@@ -88,18 +91,36 @@ class Task(nn.Module, ABC):
         """Of all measured images, every number with its interval."""
 
     @abstractmethod
-    def answer(self, batch: Batch, seen: Sequence[Seen]) -> list[Any]:
-        """What a user wants to know of each image, of which `seen` is how its view lies in it."""
+    def summary(self, metrics: Any, noun: str) -> list[str]:
+        """A few lines for a terminal: how good, and compared with what. `noun`: what to call the
+        images.
+        """
+
+    def notes(self, metrics: Any, noun: str) -> list[str]:
+        """What a reader of the numbers has to know besides, a sentence each."""
+        return []
 
     @abstractmethod
-    def block_names(self) -> list[str]:
-        """The model's blocks by their names in it, first to last: to compile, recompute, shard."""
+    def table(self, rows: Mapping[str, Tensor]) -> Iterable[Sequence[str]]:
+        """What was said of each measured image, in columns; the first line names them."""
+
+    @abstractmethod
+    def answer(self, batch: Batch, seen: Sequence[Seen]) -> list[Any]:
+        """What a user wants to know of each image, of which `seen` is how its view lies in it."""
 
     def enter(self, done: float) -> None:
         """Before a step, of a run of which `done` (0 to 1) is over."""
 
     def after_step(self, done: float) -> None:
         """After an optimiser's step: a teacher's average moves here."""
+
+    def named_beside(self) -> list[tuple[str, nn.Parameter]]:
+        """What lies beside the model and may learn, by name."""
+        return [
+            (name, parameter)
+            for name, parameter in self.named_parameters()
+            if not name.startswith("model.")
+        ]
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

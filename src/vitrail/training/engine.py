@@ -27,14 +27,14 @@ from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-from vitrail.data.batches.loader import Batch
+from vitrail.data.batches.batch import Batch
+from vitrail.data.views.preprocess import Canvas
 from vitrail.errors import DataError, setting
-from vitrail.models import Model
 from vitrail.nn import ConvStem
 from vitrail.nn.conv import StdConv2d
 from vitrail.runs import TrainConfig
 from vitrail.runs.world import ALONE, World
-from vitrail.tasks import Classify
+from vitrail.tasks import Task
 
 _PRECISE = (_BatchNorm, StdConv2d)
 """What stays float32: statistics, and what is computed from weights before they are used."""
@@ -52,7 +52,7 @@ class Engine:
 
     def __init__(
         self,
-        task: Classify,
+        task: Task,
         config: TrainConfig,
         device: torch.device,
         world: World = ALONE,
@@ -74,7 +74,7 @@ class Engine:
         for block in self._compiled:
             block.compile()
         if self.sharded:
-            _shard(model, device, half=self.half)
+            _shard(self.working, device, half=self.half)
         self._share: nn.Module = _Share(self.working)
         self._learns: tuple[bool, ...] = ()
         self._norms: Sequence[nn.Module] = ()
@@ -105,7 +105,7 @@ class Engine:
         for handle in self._handles:
             handle.remove()
         if self.sharded:
-            _follow_sharded(self.task.model)
+            _follow_sharded(self.task)
         if self.working is not self.task and self.world.size == 1:
             self._handles = [
                 its.register_post_accumulate_grad_hook(partial(_bring_home, mine))
@@ -115,9 +115,12 @@ class Engine:
             # Its buckets hold what learns, so another set of parameters needs another wrapper.
             self._share = DistributedDataParallel(_Share(self.working), forward_sync_buffers=False)
 
-    def gradients(self, batches: Sequence[Batch], images: int) -> StepLoss:
-        """Put the gradient of the mean loss over `images` images, of all processes, into the
-        task's parameters. `batches` are this process's share of them.
+    def gradients(
+        self, batches: Sequence[Batch], weight: float, share: int | None = None
+    ) -> StepLoss:
+        """Put the gradient of the mean loss into the task's parameters. `batches` are this
+        process's share of what weighs `weight` in all processes; of each batch it has `share`
+        images, if all can be read.
 
         Where memory runs out, half as many images are computed at once from then on, and where a
         block cannot be compiled, none is; what a step computes stays the same, but for what is
@@ -127,7 +130,7 @@ class Engine:
         before = [buffer.clone() for buffer in statistics]
         while True:
             try:
-                return self._gradients(batches, images)
+                return self._gradients(batches, weight, share)
             except (RuntimeError, MemoryError) as error:
                 if not self._not_compiled(error):
                     self._halve(error, batches)
@@ -191,13 +194,13 @@ class Engine:
         self._compiled = []
         return True
 
-    def _gradients(self, batches: Sequence[Batch], images: int) -> StepLoss:
+    def _gradients(self, batches: Sequence[Batch], weight: float, images: int | None) -> StepLoss:
         found: dict[str, Tensor] = {}
         for batch in batches:
-            with self.cut(batch) as pieces:
+            with self.cut(batch, images) as pieces:
                 for piece in pieces:
                     last = batch is batches[-1] and piece is pieces[-1]
-                    share = len(piece.indices) / images
+                    share = self.task.weight(piece) / weight if len(piece.indices) else 0.0
                     with self._unsynchronised(last):
                         with record_function("vitrail/forward"), self.autocast():
                             # DDP and FSDP take the mean over the processes.
@@ -220,23 +223,26 @@ class Engine:
                 mine.grad, its.grad = its.grad.float(), None
 
     @contextmanager
-    def cut(self, batch: Batch) -> Iterator[list[Batch]]:
+    def cut(self, batch: Batch, share: int | None = None) -> Iterator[list[Batch]]:
         """A batch in pieces that fit into memory, each to be learned from once and in turn.
 
         A stem that has all of the batch norms computes the whole batch at once, and learns at the
         end what its pieces ask for: statistics and gradients are the batch's.
         """
-        pieces, stem = list(self._pieces(batch)), self._stem
+        pieces, stem = self._pieces(batch, share), self._stem
         if len(pieces) < 2 or stem is None:
             if len(pieces) > 1 and self.apart and not self._told:
                 self._told = True
                 self.notify(sentence_on(self.apart, self.micro))
             yield pieces
             return
+        images, extent = batch.views[0] if len(batch.indices) else pieces[0].views[0]
         with record_function("vitrail/forward"), self.autocast():
-            tokens, grid = stem(batch.images, batch.extent)
-        parts = tokens.split(len(pieces[0].indices))
-        shown = [part.detach().requires_grad_() for part in parts]
+            tokens, grid = stem(images, extent)
+        parts = tokens.split(len(pieces[0].images))
+        # Beyond them come the pieces that another process has more.
+        more = [tokens.new_zeros(1, *tokens.shape[1:])] * (len(pieces) - len(parts))
+        shown = [part.detach().requires_grad_() for part in (*parts, *more)]
         each = iter(shown)
         stem.forward = lambda *_: (next(each), grid)
         try:
@@ -244,27 +250,21 @@ class Engine:
         finally:
             del stem.forward
         with record_function("vitrail/backward"):
-            torch.autograd.backward(parts, [part.grad for part in shown])
+            grads = [part.grad for part in shown[: len(parts)]]
+            torch.autograd.backward(parts, grads)
 
-    def _pieces(self, batch: Batch) -> Iterator[Batch]:
-        """A batch in parts that fit into memory: the same number of them on every process."""
+    def _pieces(self, batch: Batch, share: int | None) -> list[Batch]:
+        """A batch in parts that fit into memory: the same number of them on every process, for
+        each waits for the others' part in the exchange. Where images cannot be read, the last
+        ones show nothing and weigh nothing.
+        """
         n = len(batch.indices)
-        if n == 0:
-            if self.world.size > 1:  # the others wait for this process's part in the exchange
-                yield batch._replace(
-                    images=torch.zeros_like(batch.images).new_zeros(1, *batch.images.shape[1:]),
-                    targets=batch.targets.new_zeros(1, batch.targets.shape[1]),
-                )
-            return
-        size = self.micro or n
-        for start in range(0, n, size):
-            part = slice(start, start + size)
-            yield Batch(
-                batch.images[part],
-                batch.targets[part],
-                batch.indices[part],
-                None if batch.extent is None else batch.extent[part],
-            )
+        size = self.micro or max(n, share or 0, 1)
+        pieces = [batch.rows(slice(start, start + size)) for start in range(0, n, size)]
+        if self.world.size > 1:
+            wanted = max(1, -(-(share or n) // size))
+            pieces += [_blank(batch)] * (wanted - len(pieces))
+        return pieces
 
     def _unsynchronised(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged once a step, with its last part."""
@@ -285,10 +285,22 @@ def _bring_home(mine: nn.Parameter, its: nn.Parameter) -> None:
     its.grad = None
 
 
+def _blank(batch: Batch) -> Batch:
+    """A piece of one image that is none: it has no index, and so no weight."""
+    return Batch(
+        tuple(
+            Canvas(view.images.new_zeros(1, *view.images.shape[1:]), None) for view in batch.views
+        ),
+        {name: said.new_zeros(1, *said.shape[1:]) for name, said in batch.targets.items()},
+        batch.indices[:0],
+        batch.epoch,
+    )
+
+
 class _Share(nn.Module):
     """The task's loss as a forward pass, which is what DDP can wrap."""
 
-    def __init__(self, task: Classify) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
         self.task = task
 
@@ -297,7 +309,7 @@ class _Share(nn.Module):
         return losses.total * share, losses.parts
 
 
-def _in_bfloat16(task: Classify) -> Classify:
+def _in_bfloat16(task: Task) -> Task:
     """A copy of `task` whose weights are bfloat16, and whose buffers are the task's own."""
     working = copy.deepcopy(task)
     for mine, its in zip(task.modules(), working.modules(), strict=True):
@@ -309,7 +321,7 @@ def _in_bfloat16(task: Classify) -> Classify:
     return working
 
 
-def recompute_blocks(model: Model) -> None:
+def recompute_blocks(model: Any) -> None:
     """Keep only each block's input, and compute the block again for the backward pass.
 
     Chen et al., "Training deep nets with sublinear memory cost" (arXiv 1604.06174).
@@ -319,8 +331,9 @@ def recompute_blocks(model: Model) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def _shard(model: Model, device: torch.device, *, half: bool) -> None:
+def _shard(task: Task, device: torch.device, *, half: bool) -> None:
     """FSDP2: each process holds its rows of every parameter, gradient and optimiser state."""
+    model = task.model
     # What it warns of, changing an output in place, no model here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
@@ -336,10 +349,14 @@ def _shard(model: Model, device: torch.device, *, half: bool) -> None:
         fully_shard(model.get_submodule(name), mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for method in ("features", "logits"):
-        register_fsdp_forward_method(model, method)
+        if hasattr(model, method):
+            register_fsdp_forward_method(model, method)
+    for name, beside in task.named_children():
+        if name != "model" and any(True for _ in beside.parameters()):
+            fully_shard(beside, mesh=mesh, mp_policy=policy)
 
 
-def _follow_sharded(model: Model) -> None:
+def _follow_sharded(model: nn.Module) -> None:
     """Let what FSDP gathers for a pass learn what its shards learn: it asks them only once."""
     learns = [p.requires_grad for p in model.parameters()]
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 
 import torch.nn.functional as F
 
-from vitrail.data.batches.loader import Batch
+from vitrail.data.batches.batch import Batch
+from vitrail.data.views.preprocess import Canvas
 
 _GROWN = 0.7
 """The share of a run after which images are whole."""
@@ -27,5 +28,5 @@ def resized(batches: Iterable[Batch], size: Size) -> Iterator[Batch]:
         if batch.images.shape[-2:] == size or not len(batch.images):
             yield batch
             continue
-        small = F.interpolate(batch.images, size, mode="bicubic", antialias=True)
-        yield batch._replace(images=small)
+        views = (F.interpolate(v.images, size, mode="bicubic", antialias=True) for v in batch.views)
+        yield batch._replace(views=tuple(Canvas(images, None) for images in views))

@@ -1,6 +1,5 @@
 """The one training loop. A task brings the loss; everything that happens is in sight here."""
 
-import math
 import shlex
 import signal
 import threading
@@ -11,12 +10,12 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import record_function
 
-from vitrail.data.batches.loader import EvalLoader, TrainLoader
-from vitrail.data.batches.making import Batch, Loader
-from vitrail.data.batches.stream_loader import StreamLoader
+from vitrail.data.batches.batch import Batch
+from vitrail.data.batches.loader import EvalLoader
+from vitrail.data.batches.making import Loader
 from vitrail.data.sources.stream import joined
 from vitrail.errors import DataError, UsageError, VitrailError, setting
 from vitrail.nn.lora import has_lora, merged_state
@@ -24,15 +23,14 @@ from vitrail.runs import Run, TrainConfig
 from vitrail.runs.checkpoint import flatten_optimizer, restore_optimizer, restore_weights
 from vitrail.runs.store import Checkpoints
 from vitrail.runs.world import ALONE, World
-from vitrail.tasks import Classify
-from vitrail.training.average import Average
+from vitrail.tasks import Task
 from vitrail.training.engine import Engine
 from vitrail.training.grow import resized, size_at
-from vitrail.training.optim import build_optimizer, learning_rate
+from vitrail.training.optim import learning_rate
 from vitrail.training.probe import solve_head
 from vitrail.training.profile import Profile
 from vitrail.training.progress import Listener, Progress
-from vitrail.training.tune import Tuning
+from vitrail.training.step import Learner, Told
 
 
 class Interrupted(VitrailError):
@@ -47,7 +45,7 @@ class Interrupted(VitrailError):
 
 
 def fit(
-    task: Classify,
+    task: Task,
     train: Loader,
     val: EvalLoader,
     config: TrainConfig,
@@ -67,15 +65,11 @@ def fit(
     at = Progress()
     if config.tune.head_init == "probe" and not resume:
         started = time.perf_counter()
-        assert isinstance(train, TrainLoader)  # a stream's config refuses
         solve_head(task, train, config)
         world.align(task.state_dict().values())
         seconds = time.perf_counter() - started
         at = at._replace(seconds=seconds, head_seconds=seconds)
-    tuning = Tuning(task, config.tune)
-    engine = Engine(task, config, torch.device(train.device), world, notify)
-    optimizer = build_optimizer(task.model, config.optim, tuning.scale)
-    average = Average(task, config.ema) if config.ema else None
+    learner = Learner(task, config, torch.device(train.device), world, notify)
     steps_per_epoch = len(train) // config.accumulate
     if not steps_per_epoch:
         raise UsageError(
@@ -100,7 +94,7 @@ def fit(
         _signals() as caught,
         Profile(config.profile, run, world.lead, config.precision) as profile,
     ):
-        keeper = _Keeper(checkpoints, engine, optimizer, average, train)
+        keeper = _Keeper(checkpoints, learner, train)
         checkpoints.tidy()
         if resume:
             at = keeper.restore(notify)
@@ -116,36 +110,24 @@ def fit(
             batches = train.epoch(at.epoch, first=at.batch)
             started = time.perf_counter()
             for group in _groups(batches, config.accumulate):
-                images = sum(len(batch.indices) for batch in group)
-                (images,) = world.sum(torch.tensor([images], device=train.device)).tolist()
-                part_done = tuning.enter(scheduled(at._replace(step=at.step + 1)))
-                engine.enter()
+                part_done = learner.enter(scheduled(at._replace(step=at.step + 1)))
                 if len(sizes) > 1:
                     group = list(resized(group, size_at(sizes, scheduled(at))))
                 lr = learning_rate(config.optim, part_done)
-                for settings in optimizer.param_groups:
-                    settings["lr"] = lr * settings["scale"]
                 event: dict[str, Any] = {"step": at.step + 1, "epoch": at.epoch}
-                if images:  # not all of them could be unreadable, but who knows
-                    torch.manual_seed(_seed(config.seed, at.step, world.rank))
-                    losses = engine.gradients(group, images)
-                    with record_function("vitrail/optimiser"):
-                        norm = _clipped(task, config.optim.clip)
-                        if not math.isfinite(losses.total + norm):
-                            place = keeper.capture(at, group, losses.total, norm, lr)
-                            raise DataError(_no_number(at.step + 1, losses.total, norm, lr, place))
-                        optimizer.step()
-                        optimizer.zero_grad(set_to_none=True)
-                        engine.follow()
-                        task.after_step(at.step + 1)
-                        if average:
-                            average.update(task, at.step + 1)
-                    event |= {"loss": losses.total, "lr": lr, "grad_norm": norm}
-                    event |= {f"part/{name}": value for name, value in losses.parts.items()}
+                torch.manual_seed(_seed(config.seed, at.step, world.rank))
+                told = learner.gradients(group, train.share)
+                if told.images:
+                    if not told.finite:
+                        place = keeper.capture(at, group, told, lr)
+                        raise DataError(_no_number(at.step + 1, told, lr, place))
+                    learner.update(lr, at.step + 1, scheduled(at._replace(step=at.step + 1)))
+                    event |= {"loss": told.loss.total, "lr": lr, "grad_norm": told.norm}
+                    event |= {f"part/{name}": value for name, value in told.loss.parts.items()}
                 profile.step()
                 now = time.perf_counter()
                 stop, seconds = _agreed(world, caught, at.seconds + now - started, train.device)
-                event["images_per_second"] = images / max(seconds - at.seconds, 1e-9)
+                event["images_per_second"] = told.images / max(seconds - at.seconds, 1e-9)
                 at = at._replace(step=at.step + 1, batch=at.batch + len(group), seconds=seconds)
                 event |= {"seconds": at.seconds, "done": min(done(at), 1.0)}
                 if world.pulse:
@@ -196,15 +178,10 @@ def _seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(blake2b(f"{seed} {step} {rank}".encode(), digest_size=7).digest())
 
 
-def _clipped(task: Classify, limit: float | None) -> float:
-    """The gradient's global norm, before it is cut to `limit`."""
-    norm = nn.utils.clip_grad_norm_(task.parameters(), limit or math.inf)
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-
-
-def _no_number(step: int, loss: float, norm: float, lr: float, place: str) -> str:
+def _no_number(step: int, told: Told, lr: float, place: str) -> str:
     return (
-        f"the loss is no longer a number at step {step} (loss {loss}, gradient norm {norm}, "
+        f"the loss is no longer a number at step {step} (loss {told.loss.total}, gradient norm "
+        f"{told.norm}, "
         f"learning rate {lr:.3g}). The weights before it and its batch are kept in {place}, and "
         f"so is the last checkpoint. Try a smaller {setting('optim.lr')}"
     )
@@ -225,57 +202,54 @@ def _agreed(
 class _Keeper:
     """Everything of a run that a checkpoint must hold, and the way there and back."""
 
-    def __init__(
-        self,
-        checkpoints: Checkpoints,
-        engine: Engine,
-        optimizer: torch.optim.Optimizer,
-        average: Average | None,
-        train: Loader,
-    ) -> None:
+    def __init__(self, checkpoints: Checkpoints, learner: Learner, train: Loader) -> None:
         self.checkpoints = checkpoints
-        self.engine = engine
-        self.task = engine.task
-        self.optimizer = optimizer
-        self.average = average
+        self.learner = learner
+        self.task = learner.task
+        self.average = learner.average
         self.train = train
         self.measured = -1
         """The step that it was restored at, if that one has been evaluated."""
 
     @contextmanager
-    def judged(self) -> Iterator[Classify]:
+    def judged(self) -> Iterator[Task]:
         """The task as it is measured and kept, in evaluation mode: with its averaged weights."""
         self.task.eval()
         if self.average is None:
             yield self.task
             return
-        with self.average.in_place_of(self.task):
+        with self.average.in_place_of(self.task.model):
             yield self.task
 
     def save(self, at: Progress, score: float | None = None) -> None:
         self.checkpoints.save(at.step, self._tensors(), self._state(at), score)
 
-    def capture(self, at: Progress, group: list[Batch], loss: float, norm: float, lr: float) -> str:
+    def capture(self, at: Progress, group: list[Batch], told: Told, lr: float) -> str:
         """Keep a step that went wrong, to be looked at: what it started from, and what it saw."""
         batches = {
-            f"batch-{i}": {"images": batch.images, "targets": batch.targets}
+            f"batch-{i}": {
+                **{f"images-{k}" if k else "images": v.images for k, v in enumerate(batch.views)},
+                **batch.targets,
+            }
             for i, batch in enumerate(group)
         }
         state = {
             **self._state(at),
             "indices": [batch.indices.tolist() for batch in group],
-            "found": {"loss": str(loss), "grad_norm": str(norm), "lr": lr},
+            "found": {"loss": str(told.loss.total), "grad_norm": str(told.norm), "lr": lr},
         }
         return str(self.checkpoints.save_aside("fault", {**self._tensors(), **batches}, state))
 
     def _state(self, at: Progress) -> dict[str, Any]:
         state = {"progress": at._asdict(), **self.task.state()}
-        if isinstance(self.train, StreamLoader):
-            state["stream"] = joined(self.engine.world.gather(self.train.position))
+        if self.train.position is not None:
+            state["stream"] = joined(self.learner.world.gather(self.train.position))
         return state
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        tensors = {"optimizer": flatten_optimizer(self.optimizer)}
+        tensors = {"optimizer": flatten_optimizer(self.learner.optimizer)}
+        if beside := _beside(self.task):
+            tensors["beside"] = beside
         # "model" is what is judged, and always plain: to go on from it takes what learns besides,
         # and, where that is not plain, what the average of it has otherwise.
         adapted = has_lora(self.task.model)
@@ -300,16 +274,19 @@ class _Keeper:
             notify(f"{problem}; going on from the checkpoint before it")
         tensors = checkpoint.tensors
         weights = tensors.get("weights", tensors["model"])
+        model = self.task.model
         if self.average:
-            average = tensors.get("average", tensors["model"])
-            restore_weights(self.task.model, weights | average)
+            restore_weights(model, weights | tensors.get("average", tensors["model"]))
             self.average.values = {
-                name: value.detach().clone() for name, value in self.task.named_parameters()
+                name: value.detach().clone() for name, value in model.named_parameters()
             }
-        restore_weights(self.task.model, weights)
-        restore_optimizer(self.optimizer, tensors["optimizer"])
-        self.engine.follow()
-        if isinstance(self.train, StreamLoader):
+        restore_weights(model, weights)
+        if beside := tensors.get("beside"):
+            own = self.task.state_dict()
+            restore_weights(self.task, own | beside)
+        restore_optimizer(self.learner.optimizer, tensors["optimizer"])
+        self.learner.engine.follow()
+        if self.train.position is not None:
             self.train.seek(checkpoint.state["stream"])
         at = Progress(**checkpoint.state["progress"])
         self.measured = at.step if "score" in checkpoint.state else -1
@@ -321,14 +298,16 @@ def _evaluate(
 ) -> Progress:
     """Measure the held-out images, log it, and keep a checkpoint."""
     with keeper.judged() as task:
-        score = _score(task, val, keeper.engine, world)
+        rows = measured(task, val, keeper.learner.engine, world)
+        score = task.score(rows)
     better = score > at.best
     at = at._replace(
         evaluations=at.evaluations + 1,
         best=max(score, at.best),
         since_best=0 if better else at.since_best + 1,
     )
-    event = {"step": at.step, "epoch": at.epoch, "seconds": at.seconds, "val_accuracy": score}
+    event = {"step": at.step, "epoch": at.epoch, "seconds": at.seconds}
+    event[f"val_{task.score_name}"] = score
     if world.lead:
         keeper.checkpoints.run.append_metrics(event)
         listen(event)
@@ -337,23 +316,23 @@ def _evaluate(
 
 
 @torch.inference_mode()
-def _score(task: Classify, val: EvalLoader, engine: Engine, world: World) -> float:
-    """The share of images right: the likeliest class, or each label on its side of a half."""
-    right = total = 0
+def measured(task: Task, val: EvalLoader, engine: Engine, world: World) -> dict[str, Tensor]:
+    """What `task` measures of all images that can be read, of all processes."""
+    found: list[dict[str, Tensor]] = []
     with engine.autocast():
         for batch in val:
             if world.pulse:
                 world.pulse.at(world.pulse.step)
-            predicted = task.predict(batch)
-            if task.multi_label:
-                good = (predicted > 0.5) == (batch.targets > 0.5)
-            else:
-                good = predicted.argmax(dim=1) == batch.targets.argmax(dim=1)
-            right += int(good.sum())
-            total += good.numel()
-    counts = torch.tensor([right, total], dtype=torch.float64, device=val.device)
-    right, total = world.sum(counts).tolist()
-    return right / max(total, 1)
+            found.append(task.measure(batch))
+    return {
+        name: world.rows(torch.cat([rows[name] for rows in found]))
+        for name in (found[0] if found else {})
+    }
+
+
+def _beside(task: Task) -> dict[str, Tensor]:
+    """What a task keeps beside its model."""
+    return {k: v for k, v in task.state_dict().items() if not k.startswith("model.")}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Optimisers from a config, and the schedule of the learning rate."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -27,15 +27,16 @@ def parameter_groups(
     weight_decay: float,
     scale: Scale = lambda name: 1.0,
     matrices: Callable[[str, Tensor], int] = lambda name, parameter: 0,
+    beside: Iterable[tuple[str, nn.Parameter]] = (),
 ) -> list[dict[str, Any]]:
-    """What learns, by the `scale` of its learning rate, highest first; of each scale those with
-    decay (matrices and convolution kernels), then those without.
+    """What of `module` and `beside` it learns, by the `scale` of its learning rate, highest first;
+    of each scale those with decay (matrices and convolution kernels), then those without.
 
     `matrices` says of how many matrices under each other a parameter consists, for an optimiser to
     whom that matters: a group has `parts` of one number.
     """
     groups: dict[tuple[float, bool, int], list[Tensor]] = {}
-    for name, parameter in module.named_parameters():
+    for name, parameter in (*module.named_parameters(), *beside):
         if parameter.requires_grad:
             decayed = parameter.ndim >= 2 and not name.endswith(_NO_DECAY)
             parts = matrices(name, parameter)
@@ -70,16 +71,19 @@ def hidden_matrices(name: str, parameter: Tensor) -> int:
 
 
 def build_optimizer(
-    module: nn.Module, config: OptimConfig, scale: Scale = lambda name: 1.0
+    module: nn.Module,
+    config: OptimConfig,
+    scale: Scale = lambda name: 1.0,
+    beside: Iterable[tuple[str, nn.Parameter]] = (),
 ) -> torch.optim.Optimizer:
-    """The optimiser that `config.name` names, over what of `module` learns.
+    """The optimiser that `config.name` names, over what of `module` learns, and beside it.
 
     Each of its groups has a `scale`, which the schedule's learning rate is to be multiplied with.
     Raises `UsageError` for Muon where it has nothing to do.
     """
     muon = config.name == "muon"
     of = hidden_matrices if muon else lambda name, parameter: 0
-    groups = parameter_groups(module, config.weight_decay, scale, of)
+    groups = parameter_groups(module, config.weight_decay, scale, of, beside)
     if config.state == "float32":
         if config.name == "sgd":
             return torch.optim.SGD(groups, lr=config.lr, momentum=config.beta1)

@@ -19,11 +19,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitrail.data import keyed
-from vitrail.data.batches.loader import EvalLoader, TrainLoader, one_hot
+from vitrail.data.batches.loader import EvalLoader
+from vitrail.data.batches.making import Loader
 from vitrail.data.sources.source import Source
+from vitrail.data.targets import classes_of
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.store import Checkpoints
-from vitrail.tasks import Classify
+from vitrail.tasks import Task
 from vitrail.training.features import HeadInputs, head_inputs, heads
 from vitrail.training.progress import Listener, Progress
 
@@ -57,8 +59,8 @@ class Trial(NamedTuple):
 
 
 def fit_probe(
-    task: Classify,
-    train: TrainLoader,
+    task: Task,
+    train: Loader,
     val: EvalLoader,
     config: TrainConfig,
     run: Run,
@@ -104,8 +106,8 @@ def fit_probe(
 
 
 def solve_head(
-    task: Classify,
-    train: TrainLoader,
+    task: Task,
+    train: Loader,
     config: TrainConfig,
     *,
     mirrored: bool = False,
@@ -133,7 +135,7 @@ def solve_head(
 class _Problem:
     """The features and targets of all training images, standardised."""
 
-    def __init__(self, task: Classify, inputs: HeadInputs, train: TrainLoader) -> None:
+    def __init__(self, task: Any, inputs: HeadInputs, train: Loader) -> None:
         # Only Apple's GPUs have no float64; there the CPU does it.
         device = train.device if train.device.type != "mps" else torch.device("cpu")
         x = inputs.values.to(device, torch.float64)
@@ -223,7 +225,7 @@ def solve(
     return Linear(v.detach() * unit, c.detach())
 
 
-def _write_head(task: Classify, solution: Linear) -> None:
+def _write_head(task: Any, solution: Linear) -> None:
     layers = heads(task.model)
     widths = [layer.in_features for layer in layers]
     with torch.no_grad():
@@ -233,26 +235,24 @@ def _write_head(task: Classify, solution: Linear) -> None:
             layer.bias.copy_(solution.bias)
 
 
-def _read_head(task: Classify) -> Linear:
+def _read_head(task: Any) -> Linear:
     layers = heads(task.model)
     weight = torch.cat([layer.weight for layer in layers], dim=1) / len(layers)
     return Linear(weight.detach().cpu(), layers[0].bias.detach().cpu())
 
 
 def _targets(source: Source, indices: Int[np.ndarray, " n"]) -> Float[Tensor, "n c"]:
-    return torch.from_numpy(one_hot(source.targets[indices], len(source.classes)))
+    return torch.from_numpy(classes_of(source.targets, "a probe").shares(indices))
 
 
-def _right(task: Classify, logits: Float[Tensor, "n c"], targets: Float[Tensor, "n c"]) -> float:
+def _right(task: Any, logits: Float[Tensor, "n c"], targets: Float[Tensor, "n c"]) -> float:
     """The share of images right; with several labels an image, of labels."""
     if task.multi_label:
         return float(((logits > 0) == (targets > 0.5)).double().mean())
     return float((logits.argmax(dim=1) == targets.argmax(dim=1)).double().mean())
 
 
-def _save(
-    task: Classify, checkpoints: Checkpoints, at: Progress, score: float | None = None
-) -> None:
+def _save(task: Any, checkpoints: Checkpoints, at: Progress, score: float | None = None) -> None:
     state: dict[str, Any] = {"progress": at._asdict(), **task.state()}
     checkpoints.save(at.step, {"model": task.model.state_dict()}, state, score)
     checkpoints.flush()

@@ -11,7 +11,7 @@ from vitrail.errors import UsageError, setting, unknown_name
 from vitrail.models import Model, build
 from vitrail.nn.lora import add_lora
 from vitrail.runs import TrainConfig, TuneConfig
-from vitrail.tasks import Classify
+from vitrail.tasks import Task
 from vitrail.training.features import HEADS, heads
 
 _NEW = (*HEADS, "predictors")
@@ -23,7 +23,7 @@ _MOST_FOR_ADAMW = 1e-3
 class Tuning:
     """A `TuneConfig` at work on a task's model, from the first step to the last."""
 
-    def __init__(self, task: Classify, config: TuneConfig) -> None:
+    def __init__(self, task: Task, config: TuneConfig) -> None:
         """Freeze, and add low-rank changes. Raises `UsageError` for what the model has not."""
         self.task = task
         self.config = config
@@ -78,7 +78,7 @@ def prepare(model: Model, config: TuneConfig) -> None:
     """Freeze what `config` says, then add its low-rank changes to what is left."""
     frozen = _frozen(model, config)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+        parameter.requires_grad_(parameter.requires_grad and name not in frozen)
     if config.lora_rank:
         targets = _lora_targets(model, config)
         for name, parameter in model.named_parameters():

@@ -6,14 +6,14 @@ change nothing. An image that cannot be read is left out of its batch and rememb
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from vitrail.data import keyed
-from vitrail.data.batches.making import Batch as Batch
+from vitrail.data.batches.batch import Batch
 from vitrail.data.batches.making import (
     Maker,
     View,
@@ -21,9 +21,9 @@ from vitrail.data.batches.making import (
     checked_part,
     no_images,
     normalised,
+    on_device,
     share_of,
 )
-from vitrail.data.batches.making import one_hot as one_hot
 from vitrail.data.pixels.cache import (
     Cache,
     DiskCache,
@@ -35,8 +35,9 @@ from vitrail.data.pixels.cache import (
 from vitrail.data.pixels.reading import USUAL, Reader, check_damage, decoders
 from vitrail.data.pixels.reading import Reading as Reading
 from vitrail.data.sources.source import Source
+from vitrail.data.sources.stream import Position
 from vitrail.data.views.augment import AugmentConfig
-from vitrail.data.views.preprocess import Preprocess
+from vitrail.data.views.preprocess import Canvas, Preprocess
 
 Notify = Callable[[str], None]
 """Told of what a user should know of the caches."""
@@ -82,6 +83,11 @@ class _Shelf:
             self.cache.put(i, found)
         return found
 
+    position = None
+
+    def seek(self, position: Position) -> None:
+        """Nothing: a batch follows from its number alone."""
+
     def leave_out(self, skipped: Mapping[str, str]) -> None:
         """Images that a look at all of them has found unreadable."""
         self._seen[:] = True
@@ -111,7 +117,7 @@ class TrainLoader:
         self,
         source: Source,
         preprocess: Preprocess,
-        augment: AugmentConfig,
+        augments: AugmentConfig | Sequence[AugmentConfig],
         *,
         batch_size: int,
         seed: int,
@@ -130,13 +136,14 @@ class TrainLoader:
         self.source = source
         self.preprocess = preprocess
         self.batch_size = min(batch_size, len(source))
-        self.share = share_of(self.batch_size, part, augment, len(source))
+        augments = (augments,) if isinstance(augments, AugmentConfig) else augments
+        self.share = share_of(self.batch_size, part, augments[0], len(source))
         self.part = part
         self.seed = seed
         self.device = torch.device(device)
         fast = reading.decode == "fast"
         self._maker = Maker(
-            preprocess, augment, seed=seed, workers=workers, device=self.device, fast=fast
+            preprocess, augments, seed=seed, workers=workers, device=self.device, fast=fast
         )
         decoded = (*preprocess.size, preprocess.channels, preprocess.grey_range, reading.decode)
         self._shelf = _Shelf(
@@ -152,6 +159,11 @@ class TrainLoader:
     def skipped(self) -> dict[str, str]:
         """Key and reason of every image that could not be read so far, by this process."""
         return self._shelf.reader.skipped
+
+    position = None
+
+    def seek(self, position: Position) -> None:
+        """Nothing: a batch follows from its number alone."""
 
     def leave_out(self, skipped: Mapping[str, str]) -> None:
         """Count images that a look at all of them found unreadable. `DataError` for too many."""
@@ -258,12 +270,12 @@ class EvalLoader:
             if views
             else no_images(self.preprocess, torch.device("cpu"))
         )
-        targets = one_hot(self.source.targets[indices], len(self.source.classes))
+        said = [self.source.targets.target(i, None) for i in views]
+        shown = normalised(self.preprocess, images.to(self.device))
         return Batch(
-            normalised(self.preprocess, images.to(self.device)),
-            torch.from_numpy(targets).to(self.device),
+            (Canvas(shown, None if extent is None else extent.to(self.device)),),
+            on_device(said, self.source.targets, self.preprocess.size, self.device),
             indices,
-            None if extent is None else extent.to(self.device),
         )
 
 

@@ -8,9 +8,9 @@ is left out of its batch.
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,32 +19,47 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from vitrail.data import keyed
+from vitrail.data.batches.batch import Batch
 from vitrail.data.pixels.cache import Picture, as_array, as_image
 from vitrail.data.sources.source import Source
-from vitrail.data.views.augment import CROP_TRIES, Augment, AugmentConfig, crop_box, view
+from vitrail.data.sources.stream import Position
+from vitrail.data.targets import Targets, blank_rows, stacked
+from vitrail.data.views.augment import (
+    CROP_TRIES,
+    Augment,
+    AugmentConfig,
+    crop_box,
+    purpose,
+    view_of,
+)
 from vitrail.data.views.mix import check_mixable, mix, share_unit
 from vitrail.data.views.preprocess import Canvas, Preprocess
+from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError, setting
-
-
-class Batch(NamedTuple):
-    """What a task learns from and is measured on."""
-
-    images: Float[Tensor, "b c h w"]
-    """Normalised, on the device."""
-    targets: Float[Tensor, "b classes"]
-    """Probabilities, or zeros and ones where an image may have several labels."""
-    indices: Int[np.ndarray, " b"]
-    """Which images of the source these are; of a stream, their numbers in it."""
-    extent: Int[Tensor, "b 2"] | None = None
-    """How many (rows, columns) of patches show each image, at the top left of its canvas; None:
-    all of them, for the images are of one size."""
 
 
 class Loader(Protocol):
     """Endless, keyed epochs of training batches: a `TrainLoader` or a `StreamLoader`."""
 
+    source: Any
+    """A `Source`, or a `StreamSource`."""
+    preprocess: Preprocess
     device: torch.device
+    share: int
+    """Images of a batch that are this process's, if all can be read."""
+
+    @property
+    def position(self) -> Position | None:
+        """Of a stream, where it is after the last batch; None: any batch can be made at once."""
+        ...
+
+    def seek(self, position: Position) -> None:
+        """Of a stream: let the next epoch begin from a position of all processes."""
+        ...
+
+    def leave_out(self, skipped: Mapping[str, str]) -> None:
+        """Count images that a look at all of them found unreadable. `DataError` for too many."""
+        ...
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -73,13 +88,22 @@ class Wanted(NamedTuple):
 
 View = UInt8[np.ndarray, "c h w"]
 
+
+class _Made(NamedTuple):
+    """Of one image, before it goes to the device."""
+
+    views: tuple[View, ...]
+    said: dict[str, np.ndarray]
+    """What is said of the first view."""
+
+
 Look = Callable[[Source, int, Callable[[], bool]], Picture | None]
 """Reads an image of a source; None: it cannot be read. It may give up once the function that it is
 given says that nobody waits any more."""
 
 
 class Maker:
-    """Makes augmented batches, in threads and on the device.
+    """Makes batches of augmented views, in threads and on the device.
 
     Raises `UsageError` for images of different sizes that are to be mixed.
     """
@@ -87,25 +111,26 @@ class Maker:
     def __init__(
         self,
         preprocess: Preprocess,
-        augment: AugmentConfig,
+        augments: Sequence[AugmentConfig],
         *,
         seed: int,
         workers: int,
         device: torch.device,
         fast: bool,
     ) -> None:
-        check_mixable(augment, preprocess)
+        """`augments`: of each view that a batch is to have."""
+        check_mixable(augments[0], preprocess)
         self.preprocess = preprocess
-        self.config = augment
-        self.augment = Augment(augment, seed=seed, size=preprocess.size)
+        self.configs = tuple(augments)
+        self.augments = tuple(
+            Augment(config, seed=seed, size=preprocess.size, view=number)
+            for number, config in enumerate(augments)
+        )
         self.seed = seed
         self.workers = workers
         self.device = device
-        self._quick = (
-            fast
-            and augment.crops
-            and preprocess.one_size
-            and preprocess.interpolation in ("bilinear", "bicubic")
+        self._fast = (
+            fast and preprocess.one_size and preprocess.interpolation in ("bilinear", "bicubic")
         )
 
     def made(
@@ -115,16 +140,15 @@ class Maker:
         # On a CPU the cores belong to the matrix products while a step runs: views are made
         # between steps. Beside a GPU they are made ahead.
         ahead = 0 if self.device.type == "cpu" else 4
-        waiting: deque[tuple[Wanted, list[Future[list[View | None]]]]] = deque()
+        waiting: deque[tuple[Wanted, list[Future[list[_Made | None]]]]] = deque()
         over = threading.Event()
 
-        def views(one: Wanted, rows: np.ndarray) -> list[View | None]:
-            places = one.places[rows].tolist()
-            pictures = (look(one.source, i, over.is_set) for i in places)
-            return self._views(pictures, one.numbers[rows], one.epoch)
+        def some(one: Wanted, rows: np.ndarray) -> list[_Made | None]:
+            pictures = (look(one.source, i, over.is_set) for i in one.places[rows].tolist())
+            return self._some(one, rows, pictures)
 
-        def batch(one: Wanted, tasks: Sequence[Future[list[View | None]]]) -> Batch:
-            made = [view for task in tasks for view in task.result()]
+        def batch(one: Wanted, tasks: Sequence[Future[list[_Made | None]]]) -> Batch:
+            made = [image for task in tasks for image in task.result()]
             check()
             return self._collate(one, made)
 
@@ -135,7 +159,7 @@ class Maker:
                     # making their views.
                     rows = np.arange(len(one.places))
                     tasks = np.array_split(rows, min(4 * self.workers, len(rows)))
-                    waiting.append((one, [pool.submit(views, one, task) for task in tasks]))
+                    waiting.append((one, [pool.submit(some, one, task) for task in tasks]))
                     if len(waiting) > ahead:
                         yield batch(*waiting.popleft())
                 while waiting:
@@ -144,71 +168,101 @@ class Maker:
                 over.set()
                 pool.shutdown(cancel_futures=True)
 
-    def _views(
-        self, pictures: Iterable[Picture | None], numbers: np.ndarray, epoch: int
-    ) -> list[View | None]:
-        if self._quick:
-            draws = keyed.uniform(self.seed, epoch, numbers, "crop", 2 * CROP_TRIES + 2)
-            return [
-                None if picture is None else self._quick_view(as_array(picture), drawn)
-                for picture, drawn in zip(pictures, draws.tolist(), strict=True)
-            ]
-        return [
-            None if picture is None else self._view(picture, epoch, number)
-            for picture, number in zip(pictures, numbers.tolist(), strict=True)
+    def _some(
+        self, one: Wanted, rows: np.ndarray, pictures: Iterable[Picture | None]
+    ) -> list[_Made | None]:
+        numbers = one.numbers[rows]
+        quick = [self._fast and config.crops for config in self.configs]
+        boxes = [
+            keyed.uniform(
+                self.seed, one.epoch, numbers, purpose("crop", view), 2 * CROP_TRIES + 2
+            ).tolist()
+            if quick[view]
+            else None
+            for view in range(len(self.configs))
         ]
+        made: list[_Made | None] = []
+        for row, (picture, place) in enumerate(
+            zip(pictures, one.places[rows].tolist(), strict=True)
+        ):
+            if picture is None:
+                made.append(None)
+                continue
+            views = [
+                self._quick_view(as_array(picture), config, drawn[row])
+                if drawn is not None
+                else view_of(
+                    as_image(picture),
+                    self.preprocess,
+                    config,
+                    seed=self.seed,
+                    epoch=one.epoch,
+                    index=int(numbers[row]),
+                    view=view,
+                )
+                for view, (config, drawn) in enumerate(zip(self.configs, boxes, strict=True))
+            ]
+            said = self._said(one, place, int(numbers[row]), views[0][1])
+            made.append(_Made(tuple(pixels for pixels, _ in views), said))
+        return made
 
-    def _view(self, picture: Picture, epoch: int, number: int) -> View:
-        return view(
-            as_image(picture),
-            self.preprocess,
-            self.config,
-            seed=self.seed,
-            epoch=epoch,
-            index=number,
-        )
+    def _said(self, one: Wanted, place: int, number: int, seen: Seen) -> dict[str, np.ndarray]:
+        """What is said of the first view, as it will be when the device has moved its pixels."""
+        if one.source.targets.placed:
+            moves = self.augments[0].moves(np.array([number]), one.epoch, seen.size)
+            seen = seen.then(moves[0])
+        return one.source.targets.target(place, seen)
 
-    def _quick_view(self, pixels: UInt8[np.ndarray, "_h _w c"], draws: list[float]) -> View:
-        """As `view`, in a third of the time, but for fractions of a pixel: the crop is cut at whole
-        pixels, and torch scales it, with antialiasing as Pillow's.
+    def _quick_view(
+        self, pixels: UInt8[np.ndarray, "_h _w c"], config: AugmentConfig, draws: list[float]
+    ) -> tuple[View, Seen]:
+        """As `view_of`, in a third of the time, but for fractions of a pixel: the crop is cut at
+        whole pixels, and torch scales it, with antialiasing as Pillow's.
         """
         height, width = pixels.shape[:2]
-        config = self.config
         box = crop_box(width, height, config.crop_scale, config.crop_ratio, draws)
         left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
         right, bottom = max(round(box[2]), left + 1), max(round(box[3]), top + 1)
         # Torch's kernel wants colours side by side, as they are; else it copies before and after.
         crop = torch.from_numpy(np.ascontiguousarray(pixels[top:bottom, left:right]))[None]
         crop, mode = crop.permute(0, 3, 1, 2), self.preprocess.interpolation
-        return F.interpolate(crop, self.preprocess.size, mode=mode, antialias=True)[0].numpy()
+        shown = F.interpolate(crop, self.preprocess.size, mode=mode, antialias=True)[0].numpy()
+        seen = Seen.of_box((left, top, right, bottom), (height, width), self.preprocess.size)
+        return shown, seen
 
-    def _collate(self, wanted: Wanted, made: Sequence[View | None]) -> Batch:
-        source, places, numbers, epoch = wanted
-        good = np.array([pixels is not None for pixels in made], dtype=bool)
-        views = [pixels for pixels in made if pixels is not None]
-        found = numbers[good]
-        images, extent = self._augmented(views, found, epoch) if views else self._nothing()
-        x = normalised(self.preprocess, images)
-        targets = one_hot(source.targets[places[good]], len(source.classes))
-        y = torch.from_numpy(targets).to(self.device)
-        if self.config.mixes and len(x):
-            x, y = self._mixed(x, y, numbers, good, epoch)
-        return Batch(x, y, found, extent)
+    def _collate(self, wanted: Wanted, made: Sequence[_Made | None]) -> Batch:
+        good = np.array([image is not None for image in made], dtype=bool)
+        readable = [image for image in made if image is not None]
+        found = wanted.numbers[good]
+        views = [
+            self._augmented(augment, [image.views[k] for image in readable], found, wanted.epoch)
+            for k, augment in enumerate(self.augments)
+        ]
+        shown = [Canvas(normalised(self.preprocess, images), ext) for images, ext in views]
+        said = [image.said for image in readable]
+        y = on_device(said, wanted.source.targets, self.preprocess.size, self.device)
+        if self.configs[0].mixes and len(found):
+            x, y["classes"] = self._mixed(
+                shown[0].images, y["classes"], wanted.numbers, good, wanted.epoch
+            )
+            shown[0] = shown[0]._replace(images=x)
+        return Batch(tuple(shown), y, found, wanted.epoch)
 
-    def _augmented(self, views: Sequence[View], numbers: np.ndarray, epoch: int) -> Canvas:
+    def _augmented(
+        self, augment: Augment, views: Sequence[View], numbers: np.ndarray, epoch: int
+    ) -> Canvas:
         """The views in their order, on the device; those of one size are augmented together."""
+        if not views:
+            return no_images(self.preprocess, self.device)
         done: dict[int, Tensor] = {}
         for shape in dict.fromkeys(pixels.shape for pixels in views):
             places = [i for i, pixels in enumerate(views) if pixels.shape == shape]
             images = torch.from_numpy(np.stack([views[i] for i in places])).to(self.device)
-            images = self.augment(images, numbers[places], epoch)
+            images = augment(images, numbers[places], epoch)
             if len(places) == len(views):
                 return Canvas(images, None)
             done |= zip(places, images, strict=True)
         return self.preprocess.collate([done[i] for i in range(len(views))])
-
-    def _nothing(self) -> Canvas:
-        return no_images(self.preprocess, self.device)
 
     def _mixed(
         self,
@@ -219,23 +273,28 @@ class Maker:
         epoch: int,
     ) -> tuple[Float[Tensor, "g c h w"], Float[Tensor, "g k"]]:
         """Mixed in the pairs of the whole batch: where one cannot be read, the other is alone."""
+        config = self.configs[0]
         whole = np.zeros(len(numbers), bool)
         pairs = good[: len(numbers) // 2 * 2].reshape(-1, 2).min(axis=1)
         whole[: 2 * len(pairs)] = pairs.repeat(2)
         if good.all():
-            return mix(x, y, numbers, self.config, seed=self.seed, epoch=epoch)
+            return mix(x, y, numbers, config, seed=self.seed, epoch=epoch)
         rows = torch.from_numpy(np.flatnonzero(whole[good])).to(x.device)
         x[rows], y[rows] = mix(
-            x[rows], y[rows], numbers[whole], self.config, seed=self.seed, epoch=epoch
+            x[rows], y[rows], numbers[whole], config, seed=self.seed, epoch=epoch
         )
         return x, y
 
 
-def one_hot(targets: Int[np.ndarray, "*b"], classes: int) -> Float[np.ndarray, "b c"]:
-    """Targets as float32 rows: class indices become one-hot, multi-label rows stay."""
-    if targets.ndim == 2:
-        return targets.astype(np.float32)
-    return np.eye(classes, dtype=np.float32)[targets]
+def on_device(
+    said: Sequence[Mapping[str, np.ndarray]],
+    targets: Targets,
+    size: tuple[int, int],
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """What is said of the images of a batch; of a batch of none, for views of `size`."""
+    rows = stacked(said) if said else blank_rows(targets, size)
+    return {name: torch.from_numpy(values).to(device) for name, values in rows.items()}
 
 
 _AT_ONCE = 4

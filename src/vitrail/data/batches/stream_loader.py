@@ -6,7 +6,7 @@ that the stream's position is kept in checkpoints only spares reading all of it 
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
@@ -14,8 +14,9 @@ from itertools import islice
 import numpy as np
 import torch
 
+from vitrail.data.batches.batch import Batch
 from vitrail.data.batches.loader import Notify, silent
-from vitrail.data.batches.making import Batch, Maker, Wanted, share_of
+from vitrail.data.batches.making import Maker, Wanted, share_of
 from vitrail.data.pixels.cache import Picture
 from vitrail.data.pixels.reading import USUAL, Reader, Reading, check_damage, decoders
 from vitrail.data.sources.source import Source
@@ -41,7 +42,7 @@ class StreamLoader:
         self,
         source: StreamSource,
         preprocess: Preprocess,
-        augment: AugmentConfig,
+        augments: AugmentConfig | Sequence[AugmentConfig],
         *,
         batch_size: int,
         seed: int,
@@ -57,12 +58,14 @@ class StreamLoader:
         Raises as `TrainLoader` does.
         """
         self.source = source
+        self.preprocess = preprocess
         self.batch_size = min(batch_size, len(source))
-        self.share = share_of(self.batch_size, part, augment, len(source))
+        augments = (augments,) if isinstance(augments, AugmentConfig) else augments
+        self.share = share_of(self.batch_size, part, augments[0], len(source))
         self.device = torch.device(device)
         self._fast = reading.decode == "fast"
         self._maker = Maker(
-            preprocess, augment, seed=seed, workers=workers, device=self.device, fast=self._fast
+            preprocess, augments, seed=seed, workers=workers, device=self.device, fast=self._fast
         )
         self._shown = preprocess.size
         self._most = max_unreadable
@@ -89,6 +92,9 @@ class StreamLoader:
     def position(self) -> Position:
         """Where the stream is after the last batch that was given out; of this process's lanes."""
         return self._position
+
+    def leave_out(self, skipped: Mapping[str, str]) -> None:
+        """Nothing: of a stream, nobody has looked at all images."""
 
     def seek(self, position: Position) -> None:
         """Let the next epoch begin from a position of all lanes (`joined`), without reading up to
@@ -146,8 +152,8 @@ class StreamLoader:
         self._taken += len(images)
         held = HeldImages(
             ((image.key, image.content, image.label) for image in images),
-            self.source.classes,
-            self.source.several,
+            self.source.targets.names,
+            self.source.targets.several,
         )
         return held, np.array([image.number for image in images]), self._stream.position()
 

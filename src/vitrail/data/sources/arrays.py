@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from vitrail.data.sources.source import PARTS, ArraySource, Joined, PartedSource, Targets
+from vitrail.data.sources.source import PARTS, ArraySource, Joined, PartedSource
+from vitrail.data.targets import Classes
 from vitrail.errors import DataError
 
 _MAX_IDX_BYTES = 4 << 30
@@ -103,20 +104,18 @@ def _parted(where: Path, arrays: _Arrays, classes: tuple[str, ...] | None) -> Pa
         labels = np.concatenate([labels for _, labels in arrays.values()])
     except ValueError as error:
         raise DataError(f"the labels in {where} differ in shape: {error}") from error
-    classes, targets = _targets(where, labels, classes)
+    targets = _targets(where, labels, classes)
     ends = np.cumsum([len(labels) for _, labels in arrays.values()])
-    pieces = np.split(targets, ends[:-1])
+    pieces = np.split(targets.values, ends[:-1])
     return Joined(
         {
-            part: ArraySource(images, piece, classes, prefix=part)
+            part: ArraySource(images, piece, targets.names, prefix=part)
             for (part, (images, _)), piece in zip(arrays.items(), pieces, strict=True)
         }
     )
 
 
-def _targets(
-    where: Path, labels: np.ndarray, classes: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], Targets]:
+def _targets(where: Path, labels: np.ndarray, classes: tuple[str, ...] | None) -> Classes:
     if labels.dtype.kind not in "biu" or labels.ndim not in (1, 2):
         raise DataError(
             f"the labels in {where} are {labels.dtype} of {labels.ndim} dimensions: they must be "
@@ -125,10 +124,10 @@ def _targets(
     if labels.ndim == 2 and labels.shape[1] > 1:
         if labels.max(initial=0) > 1 or labels.min(initial=0) < 0:
             raise DataError(f"the labels in {where} are [n c], but not all of them 0 or 1")
-        return tuple(map(str, range(labels.shape[1]))), labels.astype(np.uint8)
+        return Classes(tuple(map(str, range(labels.shape[1]))), labels.astype(np.uint8))
     values, targets = np.unique(labels.reshape(len(labels)), return_inverse=True)
     if classes is None:
-        return tuple(map(str, values.tolist())), targets.astype(np.int64)
+        return Classes(tuple(map(str, values.tolist())), targets.astype(np.int64))
     if not set(values.tolist()) <= set(range(len(classes))):
         raise DataError(f"the labels in {where} are not all within 0..{len(classes) - 1}")
-    return classes, labels.reshape(len(labels)).astype(np.int64)
+    return Classes(classes, labels.reshape(len(labels)).astype(np.int64))

@@ -16,9 +16,10 @@ from vitrail.data.names import PackedNames, label_name, printable, shortened
 from vitrail.data.pixels.decode import read_image
 from vitrail.data.sources.listed import ListedFiles
 from vitrail.data.sources.parts import part_named
-from vitrail.data.sources.source import PARTS, LeftOut, Targets, file_stamp
+from vitrail.data.sources.source import PARTS, LeftOut, file_stamp
 from vitrail.data.sources.table import Table, is_image_name, read_table, refuse_misfits, refuse_rows
 from vitrail.data.sources.walk import walk
+from vitrail.data.targets import Classes
 from vitrail.errors import DataError, setting
 
 COLUMN_NAMES = {
@@ -93,7 +94,7 @@ class CsvSource:
         found, notes = found_files(file, table.lines, [row.image for row in rows], files)
         self.notes: tuple[str, ...] = (*_assumed(file, table, asked, places), *notes)
         self._names = PackedNames(found)
-        self.classes, self.targets = _encoded([row.labels for row in rows])
+        self.targets = _encoded([row.labels for row in rows])
         self.part = np.array([row.part for row in rows], np.uint8)
         self.left_out = unlisted(file, found, files, whole_folder)
 
@@ -355,13 +356,7 @@ def unlisted(
     return (LeftOut(kind, len(unlisted), reason, tuple(map(printable, unlisted[:5]))), *others)
 
 
-def _encoded(labels: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], Targets]:
-    """The class table, sorted by name, and the targets: `[n]` if all have one label, or `[n c]`."""
-    classes = tuple(sorted(set(chain.from_iterable(labels))))
-    index = {name: i for i, name in enumerate(classes)}
-    if all(len(names) == 1 for names in labels):
-        return classes, np.array([index[name] for (name,) in labels], np.int64)
-    targets = np.zeros((len(labels), len(classes)), np.uint8)
-    for row, names in zip(targets, labels, strict=True):
-        row[[index[name] for name in names]] = 1
-    return classes, targets
+def _encoded(labels: Sequence[tuple[str, ...]]) -> Classes:
+    """One class an image where all have one; the names are sorted."""
+    names = tuple(sorted(set(chain.from_iterable(labels))))
+    return Classes.named(names, labels, several=any(len(found) != 1 for found in labels))

@@ -13,8 +13,9 @@ from vitrail.data.names import PackedNames, label_name, printable, shortened
 from vitrail.data.pixels.decode import read_image
 from vitrail.data.sources.formats import IMAGE_EXTENSIONS
 from vitrail.data.sources.layout import USUAL, FolderRules, Layout, find_layout
-from vitrail.data.sources.source import PARTS, LeftOut, Tally, Targets, file_stamp
+from vitrail.data.sources.source import PARTS, LeftOut, Tally, file_stamp
 from vitrail.data.sources.walk import Tree, walk
+from vitrail.data.targets import Classes
 from vitrail.errors import DataError, setting
 
 
@@ -47,15 +48,15 @@ class FolderSource:
         self.left_out = (*_unused(tree, layout, folders), *tree.left_out)
         if not filled:
             raise DataError(_no_images(self._root, tree, self.left_out))
-        self.classes = tuple(sorted({folder.label for folder in filled}))
-        empty = sorted({folder.label for folder in folders} - set(self.classes))
+        names = tuple(sorted({folder.label for folder in filled}))
+        empty = sorted({folder.label for folder in folders} - set(names))
         self.notes = layout.notes
         if empty:
             self.notes += (f"class folders without images: {shortened(empty)}",)
         sizes = [len(folder.images) for folder in filled]
-        index = {name: i for i, name in enumerate(self.classes)}
+        index = {name: i for i, name in enumerate(names)}
         labels = [index[folder.label] for folder in filled]
-        self.targets: Targets = np.repeat(np.array(labels, np.int64), sizes)
+        self.targets = Classes(names, np.repeat(np.array(labels, np.int64), sizes))
         self.part = np.repeat(np.array([folder.part for folder in filled], np.uint8), sizes)
         self._names = PackedNames(chain.from_iterable(folder.images for folder in filled))
 

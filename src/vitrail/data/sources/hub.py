@@ -32,9 +32,10 @@ from vitrail.data.names import label_name
 from vitrail.data.pixels.decode import UnreadableImage, read_image
 from vitrail.data.sources.csvfile import Columns
 from vitrail.data.sources.parts import most_usual, part_within
-from vitrail.data.sources.shards import class_table, encoded_targets, read_class_names
+from vitrail.data.sources.shards import class_table, read_class_names
 from vitrail.data.sources.source import PARTS, LeftOut, PartedSource, Tally, file_stamp
 from vitrail.data.sources.stream import Label, StreamSettings, StreamSource
+from vitrail.data.targets import Classes
 from vitrail.errors import DataError, UsageError, setting
 
 HUB_PREFIX = "hf:"
@@ -190,9 +191,8 @@ class HubSource:
             raise DataError(f"no row of {name} has a label")
         self.left_out = (*left_out, *unused.told())
         self.notes: tuple[str, ...] = ()
-        self.classes = class_table(name, labels) if names is None else names
-        index = {class_name: i for i, class_name in enumerate(self.classes)}
-        self.targets = encoded_targets(labels, index, several)
+        known = class_table(name, labels) if names is None else names
+        self.targets = Classes.named(known, labels, several=several)
         self.part: UInt8[np.ndarray, " n"] = np.array(part_of, np.uint8)
         self._table = np.array(table_of, np.uint8)
         self._row = np.array(row_of, np.int64)

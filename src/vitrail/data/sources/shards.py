@@ -14,7 +14,7 @@ Format: https://github.com/webdataset/webdataset.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -30,9 +30,9 @@ from vitrail.data.pixels.decode import Slice, UnreadableImage, read_image
 from vitrail.data.sources.formats import unread
 from vitrail.data.sources.listing import LEFT_OUT, Listing, listed
 from vitrail.data.sources.parts import part_named, part_within
-from vitrail.data.sources.source import PARTS, LeftOut, Tally, Targets, file_stamp
+from vitrail.data.sources.source import PARTS, LeftOut, Tally, file_stamp
 from vitrail.data.sources.walk import HIDDEN, is_hidden
-from vitrail.data.targets import Nothing
+from vitrail.data.targets import Classes, Nothing
 from vitrail.disk import sha256
 from vitrail.errors import DataError
 
@@ -128,8 +128,7 @@ class ShardSource(ShardImages):
             raise DataError(_nothing_found(place, listings))
         super().__init__(place, files, listings, ours=about is not None)
         labels = [listing.labels[code] for listing in listings for code in listing.codes.tolist()]
-        self.classes, targets = _targets(place, labels, about)
-        self.targets: Targets = targets[self._order]
+        self.targets = _targets(place, labels, about).rows(self._order)
 
 
 class UnlabelledShards(ShardImages):
@@ -368,14 +367,11 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     return names
 
 
-def _targets(
-    root: Path, labels: Sequence[tuple[str, ...]], about: _About | None
-) -> tuple[tuple[str, ...], Targets]:
+def _targets(root: Path, labels: Sequence[tuple[str, ...]], about: _About | None) -> Classes:
     names = _class_names(root, about)
     several = (about is not None and about.several) or any(len(found) != 1 for found in labels)
     if names is None:
-        names = class_table(str(root), labels)
-        return names, encoded_targets(labels, {name: i for i, name in enumerate(names)}, several)
+        return Classes.named(class_table(str(root), labels), labels, several=several)
     index = {str(i): i for i in range(len(names))}
     if about is None:
         index |= {name: i for i, name in enumerate(names) if name not in index}
@@ -384,7 +380,8 @@ def _targets(
             f"labels of {root} that are not among its {len(names)} classes: "
             f"{shortened(unknown)}; {INDEX if about else 'classes.txt'} must list them all"
         )
-    return names, encoded_targets(labels, index, several)
+    found = [tuple(names[index[label]] for label in one) for one in labels]
+    return Classes.named(names, found, several=several)
 
 
 def class_table(where: str, labels: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
@@ -394,15 +391,3 @@ def class_table(where: str, labels: Sequence[tuple[str, ...]]) -> tuple[str, ...
         raise DataError(f"no two images of {where} have one label: these are captions, not classes")
     numbers = all(label.isdecimal() and len(label) < 19 for label in distinct)
     return tuple(sorted(distinct, key=int) if numbers else sorted(distinct))
-
-
-def encoded_targets(
-    labels: Sequence[tuple[str, ...]], index: Mapping[str, int], several: bool
-) -> Targets:
-    """Each image's label as its number, `[n]`; or, where it may have several, `[n c]`."""
-    if not several:
-        return np.array([index[label] for (label,) in labels], np.int64)
-    targets = np.zeros((len(labels), max(index.values(), default=-1) + 1), np.uint8)
-    for row, found in zip(targets, labels, strict=True):
-        row[[index[label] for label in found]] = 1
-    return targets

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Int, Int64, UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 
 from vitrail.data.names import printable
 from vitrail.data.pixels.decode import Encoded
+from vitrail.data.targets import Classes, Targets
+from vitrail.data.targets.classes import Values
 from vitrail.errors import DataError, UsageError, setting
 
 PARTS = ("train", "val", "test")
@@ -27,19 +29,15 @@ PARTS = ("train", "val", "test")
 _EXAMPLES = 5
 """Names of what is left out that are kept."""
 
-Targets = Int64[np.ndarray, " n"] | UInt8[np.ndarray, "n c"]
-
 
 @runtime_checkable
 class Source(Protocol):
-    """Labelled images, in an order that depends on nothing but the data.
+    """Images and what is said of them, in an order that depends on nothing but the data."""
 
-    `classes` are the labels' names, index by index. `targets` hold one label an image as int64
-    `[n]`, or, where an image may have several, uint8 `[n c]` of zeros and ones.
-    """
-
-    classes: tuple[str, ...]
-    targets: Targets
+    @property
+    def targets(self) -> Targets:
+        """What is said of the images."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -113,16 +111,6 @@ class PartedSource(Source, Protocol):
     notes: tuple[str, ...]
 
 
-def label_counts(
-    source: Source, chosen: Bool[np.ndarray, " n"] | None = None
-) -> Int64[np.ndarray, " c"]:
-    """How many images have each label: all of them, or those where `chosen` is true."""
-    targets = source.targets if chosen is None else source.targets[chosen]
-    if targets.ndim == 2:
-        return targets.sum(axis=0, dtype=np.int64)
-    return np.bincount(targets, minlength=len(source.classes))
-
-
 class ArraySource:
     """Images in memory: uint8 `[n h w]` or `[n h w c]`, of 1 channel (grey) or 3 (RGB).
 
@@ -130,14 +118,14 @@ class ArraySource:
 
     >>> black = np.zeros((2, 28, 28), np.uint8)
     >>> source = ArraySource(black, np.array([1, 0]), classes=("cat", "dog"), prefix="train")
-    >>> source.key(1), source.load(1).size, source.classes[source.targets[1]]
+    >>> source.key(1), source.load(1).size, source.targets.text(1)
     ('train/1', (28, 28), 'cat')
     """
 
     def __init__(
         self,
         images: UInt8[np.ndarray, "n h w"] | UInt8[np.ndarray, "n h w c"],
-        targets: Targets,
+        labels: Values,
         classes: tuple[str, ...],
         prefix: str,
     ) -> None:
@@ -147,10 +135,9 @@ class ArraySource:
                 f"{prefix} images are {images.dtype} {list(images.shape)}: "
                 "they must be uint8 [n h w], [n h w 1] or [n h w 3]"
             )
-        if len(targets) != len(images):
-            raise DataError(f"{prefix} has {len(images)} images but {len(targets)} labels")
-        self.classes = classes
-        self.targets = targets
+        if len(labels) != len(images):
+            raise DataError(f"{prefix} has {len(images)} images but {len(labels)} labels")
+        self.targets = Classes(classes, labels)
         self._images = images[..., 0] if images.shape[3:] == (1,) else images
         self._prefix = prefix
 
@@ -168,13 +155,13 @@ class ArraySource:
 
 
 class Joined:
-    """Sources of the same classes, one a part (a name in PARTS), as one data set."""
+    """Sources of the same targets, one a part (a name in PARTS), as one data set."""
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
         self._sources = tuple(sources.values())
         self._starts = np.cumsum([0, *map(len, self._sources)]).tolist()
-        self.classes = self._sources[0].classes
-        self.targets: Targets = np.concatenate([source.targets for source in self._sources])
+        said = [source.targets for source in self._sources]
+        self.targets: Targets = type(said[0]).joined(said)
         parts = np.array([PARTS.index(name) for name in sources], np.uint8)
         self.part = np.repeat(parts, [len(source) for source in self._sources])
         self.left_out: tuple[LeftOut, ...] = ()
@@ -206,25 +193,16 @@ class Joined:
 
 
 class Subset:
-    """The images `indices` of a source, with all its classes, or with those that `labels` lists.
-
-    `labels` must be sorted, and hold every label that these images have.
+    """The images `indices` of a source; `targets` is what is said of them, in their order, instead
+    of what the source says.
     """
 
     def __init__(
-        self,
-        source: Source,
-        indices: Int[np.ndarray, " n"],
-        labels: Int[np.ndarray, " c"] | None = None,
+        self, source: Source, indices: Int[np.ndarray, " n"], targets: Targets | None = None
     ) -> None:
-        kept = np.arange(len(source.classes)) if labels is None else labels
-        targets = source.targets[indices]
         self._source = source
         self._indices = indices
-        self.classes = tuple(source.classes[label] for label in kept)
-        self.targets: Targets = (
-            np.searchsorted(kept, targets) if targets.ndim == 1 else targets[:, kept]
-        )
+        self.targets = source.targets.rows(indices) if targets is None else targets
 
     def __len__(self) -> int:
         return len(self._indices)

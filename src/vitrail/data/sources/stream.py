@@ -23,14 +23,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 from PIL import Image
 
 from vitrail.data import keyed
 from vitrail.data.pixels.decode import UnreadableImage, read_image
-from vitrail.data.sources.source import Targets
+from vitrail.data.targets import Classes
 from vitrail.errors import DataError, UsageError, setting
 
 LANES = 8
@@ -144,9 +144,8 @@ class StreamSource:
         if not len(shards):
             raise DataError("a stream without shards has no images")
         self.shards = shards
-        self.classes = classes
-        self.several = several
-        """Whether an image may have several labels."""
+        self.targets = Classes.numbered(classes, (), several=several)
+        """Of no image: nobody knows them before they come."""
         self.seed = seed
         self.lanes = min(lanes, len(shards))
         self.block = max(1, buffer // self.lanes)
@@ -177,7 +176,7 @@ class StreamSource:
             if lane.position()[0] == 0:  # else it has begun again
                 rows.append(image)
                 lanes.append(lane)
-        return HeldImages(rows, self.classes, self.several)
+        return HeldImages(rows, self.targets.names, self.targets.several)
 
     def without(self, held: "HeldImages") -> "StreamSource":
         """The stream less some of its images."""
@@ -389,13 +388,8 @@ class HeldImages:
         self._rows = tuple(rows)
         if not self._rows:
             raise DataError("the stream's shards hold no image with a label")
-        self.classes = classes
-        labels: Any = [label for _, _, label in self._rows]
-        self.targets: Targets = np.array(labels if not several else [], np.int64)
-        if several:
-            self.targets = np.zeros((len(labels), len(classes)), np.uint8)
-            for row, found in zip(self.targets, labels, strict=True):
-                row[list(found)] = 1
+        labels = (label for _, _, label in self._rows)
+        self.targets = Classes.numbered(classes, labels, several=several)
 
     def __len__(self) -> int:
         return len(self._rows)

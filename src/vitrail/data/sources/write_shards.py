@@ -20,6 +20,7 @@ from vitrail.data.sources.formats import HEAD_BYTES, image_format
 from vitrail.data.sources.shards import FORMAT, INDEX, MOST_IMAGE_BYTES
 from vitrail.data.sources.source import PARTS, PartedSource, Source, encoded, refuse_inside
 from vitrail.data.sources.tar import BLOCK
+from vitrail.data.targets import classes_of
 from vitrail.disk import flush_folder
 from vitrail.errors import DataError, UsageError
 
@@ -62,6 +63,7 @@ def write_shards(
     if (images is not None and images < 1) or (megabytes is not None and not megabytes > 0):
         raise UsageError("a shard must hold at least one image")
     _refuse_place(out, data)
+    labels = classes_of(source.targets, "writing shards")
     limit = _Limit(images or len(source), int((megabytes or 0) * 1e6) or 1 << 62)
     done = _Done(len(source), on_done)
     beside = out.with_name(f".{out.name}.{os.getpid()}")
@@ -72,8 +74,8 @@ def write_shards(
         shards = [s for part in PARTS for s in _write_part(source, part, beside, limit, done)]
         about = {
             "format": FORMAT,
-            "classes": source.classes,
-            "labels": "several" if source.targets.ndim == 2 else "one",
+            "classes": labels.names,
+            "labels": "several" if labels.several else "one",
             "images": sum(shard["images"] for shard in shards),
             "shards": shards,
         }
@@ -192,12 +194,12 @@ def _members(source: PartedSource, i: int, done: _Done) -> bytes:
     # Numbered, so that the order can be restored; and in ASCII without dots and slashes, since a
     # key ends at the first dot, and somebody may unpack it.
     name = f"{i:09}-{quote(key, safe='').replace('.', '%2E')}"
-    target = source.targets[i]
-    if source.targets.ndim == 1:
-        label = _member(f"{name}.cls", str(int(target)).encode())
-    else:
-        labels = {"labels": np.flatnonzero(target).tolist()}
+    said = classes_of(source.targets, "writing shards")
+    if said.several:
+        labels = {"labels": np.flatnonzero(said.values[i]).tolist()}
         label = _member(f"{name}.json", json.dumps(labels).encode())
+    else:
+        label = _member(f"{name}.cls", str(int(said.values[i])).encode())
     members = _member(f"{name}.{ending}", content) + label
     done.one(len(members))
     return members

@@ -1,5 +1,6 @@
 """Images of which nothing is said: what is learned without labels."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ class Nothing:
     """No targets, of `n` images."""
 
     kind: ClassVar[str] = "no labels"
+    placed: ClassVar[bool] = False
     names: tuple[str, ...] = ()
 
     def __init__(self, n: int) -> None:
@@ -20,9 +22,22 @@ class Nothing:
     def __len__(self) -> int:
         return self._n
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Nothing]") -> "Nothing":
+        """As many as all of them."""
+        return cls(sum(map(len, parts)))
+
     def rows(self, chosen: Int[np.ndarray, " m"]) -> "Nothing":
         """As many as are chosen."""
         return Nothing(len(chosen))
+
+    def present(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def renumbered(self, names: tuple[str, ...]) -> "Nothing":
+        """Still nothing."""
+        return self
 
     def target(self, i: int, seen: Seen | None) -> dict[str, np.ndarray]:
         """Nothing."""

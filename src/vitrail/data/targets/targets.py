@@ -19,13 +19,28 @@ class Targets(Protocol):
 
     kind: ClassVar[str]
     """What such targets are, in words for a message: "classes", "masks"."""
+    placed: ClassVar[bool]
+    """Whether they lie in the image, and move with what is seen of it."""
     names: tuple[str, ...]
     """Of the classes, index by index; empty where there are none."""
 
     def __len__(self) -> int: ...
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Those of several sources one after another, which have the same names."""
+        ...
+
     def rows(self, chosen: Int[np.ndarray, " m"]) -> Self:
         """Those of the images `chosen`."""
+        ...
+
+    def present(self) -> tuple[str, ...]:
+        """The names that any of the images has."""
+        ...
+
+    def renumbered(self, names: tuple[str, ...]) -> Self:
+        """The same in another table of names, which has all that are present."""
         ...
 
     def target(self, i: int, seen: Seen | None) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Training views and augmentation, driven by numbers keyed by (seed, epoch, sample index, view).
 
-- `view`: one image to uint8 pixels of the training size; Pillow crops and scales in one call
+- `view_of`: one image to uint8 pixels of the training size; Pillow crops and scales in one call
 - `Augment`: everything else, on whole batches of such pixels, on whatever device they lie
 
 What happens to an image depends on its own index alone, whatever shares its batch. A task that
@@ -15,7 +15,7 @@ from typing import get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Float64, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -32,6 +32,7 @@ from vitrail.data.views.ops import (
 )
 from vitrail.data.views.policy import Draw, Plan, Policy, randaugment, three, trivial
 from vitrail.data.views.preprocess import Preprocess
+from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError, setting, unknown_name
 
 
@@ -143,7 +144,7 @@ _WHOLE = ("shift", "ops", "fill")
 _MAY_BE_NONE = ("saturation",)
 
 
-def view(
+def view_of(
     image: Image.Image,
     preprocess: Preprocess,
     config: AugmentConfig,
@@ -152,21 +153,22 @@ def view(
     epoch: int,
     index: int,
     view: int = 0,
-) -> UInt8[np.ndarray, "c h w"]:
-    """The pixels of sample `index` in one epoch: a random resized crop, or the evaluation view.
-    `view`: which of several that the sample is given.
+) -> tuple[UInt8[np.ndarray, "c h w"], Seen]:
+    """One view of sample `index` in one epoch, a random resized crop or the evaluation view: its
+    pixels, and how they lie in the image.
 
     The crop is cut between pixels, not at them, and scaled with antialiasing; size, its rule,
     interpolation and channels are `preprocess`'s. Raises as `Preprocess.convert` does.
     """
     if not config.crops:
-        return preprocess.view(image)
+        return preprocess.view(image), preprocess.seen(image.height, image.width)
     image = preprocess.convert(image)
     draws = uniform(seed, epoch, np.array([index]), purpose("crop", view), 2 * CROP_TRIES + 2)[0]
     own = 1.0 if preprocess.one_size else image.width / image.height
     ratios = config.crop_ratio[0] * own, config.crop_ratio[1] * own
     box = crop_box(image.width, image.height, config.crop_scale, ratios, draws.tolist())
-    return preprocess.view_part(image, box)
+    seen = preprocess.seen_part(box, image.height, image.width)
+    return preprocess.view_part(image, box), seen
 
 
 def purpose(of: str, view: int) -> str:
@@ -272,6 +274,25 @@ class Augment:
             _erase(images, draw("erase", 7), config.erase, self._noise)
         return images
 
+    def moves(
+        self, indices: Int[np.ndarray, " b"], epoch: int, size: tuple[int, int]
+    ) -> Float64[np.ndarray, "b 3 3"]:
+        """Where a call takes the places (x, y, 1) of views of `size`, in pixels: what lies in the
+        images moves with them.
+        """
+        config, draw = self.config, self._draw(indices, epoch)
+        moves = np.tile(np.eye(3), (len(indices), 1, 1))
+        if config.shift:
+            reach = min(config.shift, min(size) - 1)
+            moves[:, 1::-1, 2] = reach - (draw("shift", 2) * (2 * reach + 1)).astype(np.int64)
+        for axis, name, probability in ((0, "hflip", config.hflip), (1, "vflip", config.vflip)):
+            flip = np.eye(3)
+            flip[axis, axis], flip[axis, 2] = -1, size[1 - axis]
+            chosen = draw(name, 1)[:, 0] < probability
+            moves[chosen] = flip @ moves[chosen]
+        plan = self._plan(draw, size)
+        return moves if plan is None else np.linalg.inv(_maps(plan, size)) @ moves
+
     def _draw(self, indices: Int[np.ndarray, " b"], epoch: int) -> Draw:
         def draw(of: str, n: int) -> Float[np.ndarray, "b n"]:
             return uniform(self.seed, epoch, indices, purpose(of, self.view), n)
@@ -324,14 +345,19 @@ def _recolour(rows: list[Tensor], plan: Plan) -> None:
 
 def _move(rows: list[Tensor], plan: Plan, fill: int) -> None:
     """What the plan says of the pixels' places."""
-    h, w = rows[0].shape[1:]
-    maps = np.tile(np.eye(3), (len(rows), 1, 1))
+    maps = _maps(plan, (rows[0].shape[1], rows[0].shape[2]))
+    moved = np.isin(plan.names, list(GEOMETRIC)).max(axis=1)
+    _change(rows, moved, warp, maps[moved], fill)
+
+
+def _maps(plan: Plan, size: tuple[int, int]) -> Float64[np.ndarray, "b 3 3"]:
+    """From places in the new images to those in the old ones, as `warp` wants them."""
+    maps = np.tile(np.eye(3), (len(plan.names), 1, 1))
     for names, levels in zip(plan.names.T, plan.levels.T, strict=True):
         for name in GEOMETRIC.keys() & set(names.tolist()):
             chosen = names == name
-            maps[chosen] = maps[chosen] @ GEOMETRIC[name](levels[chosen], (h, w))
-    moved = np.isin(plan.names, list(GEOMETRIC)).max(axis=1)
-    _change(rows, moved, warp, maps[moved], fill)
+            maps[chosen] = maps[chosen] @ GEOMETRIC[name](levels[chosen], size)
+    return maps
 
 
 def _jitter(

@@ -35,6 +35,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.pixels.decode import AnyPicture, eight_bits, read_image
+from vitrail.data.views.seen import Seen
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 
 Resize = Literal["crop", "squash", "pad", "native"]
@@ -139,16 +140,19 @@ class Preprocess:
     def view(self, image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
         """The pixels of a decoded image that a model is evaluated on. Raises as `convert` does."""
         image = self.convert(image)
-        height, width = self._scaled(image.height, image.width)
-        frame = self._frame(image.height, image.width)
-        rows = _window(image.height, height, frame[0])
-        columns = _window(image.width, width, frame[1])
-        shown = image.resize(
-            (columns.pixels, rows.pixels),
-            self.resampling,
-            box=(columns.start, rows.start, columns.stop, rows.stop),
-        )
+        box, (height, width) = self._placed(image.height, image.width)
+        shown = image.resize((width, height), self.resampling, box=box)
         return pixels(self._whole_patches(shown))
+
+    def seen(self, height: int, width: int) -> Seen:
+        """How `view` shows an image of this size."""
+        box, shown = self._placed(height, width)
+        return Seen.of_box(box, (height, width), shown)._replace(size=self._whole(*shown))
+
+    def seen_part(self, box: tuple[float, float, float, float], height: int, width: int) -> Seen:
+        """How `view_part` shows this part of an image of this size."""
+        shown = self._part_size(box)
+        return Seen.of_box(box, (height, width), shown)._replace(size=self._whole(*shown))
 
     def view_part(
         self, image: Image.Image, box: tuple[float, float, float, float]
@@ -156,11 +160,7 @@ class Preprocess:
         """The part (left, top, right, bottom) of a converted image, all of it: squashed to `size`
         by the rules crop and squash, at its own aspect by pad and native.
         """
-        height, width = box[3] - box[1], box[2] - box[0]
-        size = self._frame(height, width)
-        if self.resize == "pad":
-            scale = min(size[0] / height, size[1] / width)
-            size = max(1, round(scale * height)), max(1, round(scale * width))
+        size = self._part_size(box)
         # Four times as fast for photographs of 12 megapixels, and nothing for small images.
         shown = image.resize(size[::-1], self.resampling, box=box, reducing_gap=2.0)
         return pixels(self._whole_patches(shown))
@@ -239,10 +239,34 @@ class Preprocess:
                 return _at_aspect(height, width, (target_h, target_w), min)
         return target_h, target_w
 
+    def _placed(
+        self, height: int, width: int
+    ) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
+        """Which part of an image is shown, and at what (height, width), before whole patches."""
+        scaled, frame = self._scaled(height, width), self._frame(height, width)
+        rows, columns = _window(height, scaled[0], frame[0]), _window(width, scaled[1], frame[1])
+        box = columns.start, rows.start, columns.stop, rows.stop
+        return box, (rows.pixels, columns.pixels)
+
+    def _part_size(self, box: tuple[float, float, float, float]) -> tuple[int, int]:
+        height, width = box[3] - box[1], box[2] - box[0]
+        size = self._frame(height, width)
+        if self.resize == "pad":
+            scale = min(size[0] / height, size[1] / width)
+            size = max(1, round(scale * height)), max(1, round(scale * width))
+        return size
+
+    def _whole(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of what is shown, for pad up to the next whole patches."""
+        if self.resize != "pad":
+            return height, width
+        p, q = self.patch
+        return -(-height // p) * p, -(-width // q) * q
+
     def _whole_patches(self, shown: Image.Image) -> Image.Image:
         """For pad, with background at the right and below up to the next whole patches."""
-        height, width = (-(-n // p) * p for n, p in zip(shown.size[::-1], self.patch, strict=True))
-        if self.resize != "pad" or shown.size == (width, height):
+        height, width = self._whole(shown.height, shown.width)
+        if shown.size == (width, height):
             return shown
         canvas = Image.new(shown.mode, (width, height), (self.background,) * self.channels)
         canvas.paste(shown)

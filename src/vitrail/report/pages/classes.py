@@ -62,7 +62,7 @@ class MatrixRow(NamedTuple):
 
 def class_rows(evaluation: Evaluation) -> list[ClassRow]:
     """All classes, in the model's order."""
-    names, metrics = evaluation.loaded.classes, evaluation.metrics
+    names, metrics = evaluation.loaded.names, evaluation.metrics
     most = max(each.support for each in metrics.per_class)
     images_per_square = max(1, -(-most // _SQUARES))
     rows = []
@@ -96,7 +96,7 @@ def cards(rows: Sequence[ClassRow]) -> list[ClassRow]:
 
 def matrix(evaluation: Evaluation) -> list[MatrixRow]:
     """The confusion matrix to print; empty where there is none, or too large a one."""
-    counts, names = evaluation.metrics.confusion, evaluation.loaded.classes
+    counts, names = evaluation.metrics.confusion, evaluation.loaded.names
     if counts is None or len(names) > CLASSES_IN_A_MATRIX:
         return []
     return [
@@ -117,7 +117,7 @@ def matrix(evaluation: Evaluation) -> list[MatrixRow]:
 
 def most_confused(evaluation: Evaluation) -> list[Confused]:
     """The pairs of classes that are mixed up most often."""
-    counts, names = evaluation.metrics.confusion or (), evaluation.loaded.classes
+    counts, names = evaluation.metrics.confusion or (), evaluation.loaded.names
     pairs = [
         Confused(names[i], names[j], count, percent(count / sum(row)))
         for i, row in enumerate(counts)

@@ -30,7 +30,7 @@ def best(evaluation: Evaluation) -> list[Exhibit]:
     order = sureness.argsort(descending=True).tolist()
     chosen = [k for k in order if right[k]]
     if not evaluation.metrics.multi_label:
-        chosen = list(_fairly(chosen, evaluation.targets.tolist()))
+        chosen = list(_fairly(chosen, evaluation.rows["targets"].tolist()))
     return _exhibits(evaluation, chosen)
 
 
@@ -43,7 +43,7 @@ def worst(evaluation: Evaluation) -> list[Exhibit]:
 
 def _judged(evaluation: Evaluation) -> tuple[list[bool], Tensor]:
     """Which images are right; and how sure the model was, or how likely it found the truth."""
-    p, targets = evaluation.probabilities, evaluation.targets
+    p, targets = evaluation.rows["probabilities"], evaluation.rows["targets"]
     if evaluation.metrics.multi_label:
         truth = targets > 0
         right = ((p >= 0.5) == truth).all(dim=1)
@@ -80,11 +80,11 @@ def _exhibits(evaluation: Evaluation, chosen: Iterable[int]) -> list[Exhibit]:
 
 
 def _said(evaluation: Evaluation, k: int) -> tuple[str, str, str]:
-    classes, p = evaluation.loaded.classes, evaluation.probabilities[k]
+    classes, p = evaluation.loaded.names, evaluation.rows["probabilities"][k]
     if evaluation.metrics.multi_label:
-        true = _labels(classes, (evaluation.targets[k] > 0).tolist())
+        true = _labels(classes, (evaluation.rows["targets"][k] > 0).tolist())
         return true, _labels(classes, (p >= 0.5).tolist()), ""
-    true = classes[int(evaluation.targets[k])]
+    true = classes[int(evaluation.rows["targets"][k])]
     return true, classes[int(p.argmax())], percent(float(p.max()))
 
 

@@ -1,0 +1,323 @@
+"""COCO's JSON: outlines of objects as polygons and run lengths, drawn as masks of classes.
+
+Categories are the classes 1.., by rising id, and what no object covers is 0, the background. Larger
+objects are drawn first. Polygons are drawn by Pillow's `ImageDraw.polygon`, whose borders differ
+from those of pycocotools by up to a pixel.
+"""
+
+import hashlib
+import json
+import os
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+from PIL import Image, ImageDraw
+
+from vitrail.data.names import label_name, printable
+from vitrail.data.pixels.decode import MAX_SIDE, UnreadableImage
+from vitrail.data.pixels.values import Values
+from vitrail.data.sources.parts import part_within
+from vitrail.data.sources.source import PARTS, LeftOut, Tally
+from vitrail.data.sources.walk import Tree
+from vitrail.errors import DataError
+
+BACKGROUND = "background"
+_MOST_BYTES = 4 << 30
+_MOST_PIXELS = 64_000_000
+_HEAD = 1 << 20
+_FOLDERS = ("", "annotations", *("train", "val", "valid", "test"))
+_OUTLINE = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[|\{\s*"(counts|size)")')
+
+
+class Outline(NamedTuple):
+    """One object of an image."""
+
+    label: int
+    """Its class index."""
+    area: float
+    polygons: tuple[Float32[np.ndarray, "k 2"], ...] = ()
+    """Corners (x, y); pixel centres are at halves."""
+    runs: Int64[np.ndarray, " r"] | None = None
+    """Lengths, column by column, of pixels outside and inside in turn; of the whole image."""
+
+
+class Drawing(NamedTuple):
+    """What is drawn of one image."""
+
+    size: tuple[int, int]
+    """(height, width), as the file says."""
+    outlines: tuple[Outline, ...]
+
+
+class CocoMasks:
+    """Masks drawn from outlines, of the class indices 0 (background) and up."""
+
+    def __init__(self, names: Sequence[str], drawings: Sequence[Drawing]) -> None:
+        self._names = names
+        self._drawings = drawings
+
+    def __len__(self) -> int:
+        return len(self._drawings)
+
+    def drawing(self, i: int) -> Drawing:
+        """What mask `i` is drawn from."""
+        return self._drawings[i]
+
+    def values(self, i: int) -> Values:
+        size, outlines = self._drawings[i]
+        if size[0] * size[1] > _MOST_PIXELS or max(size) > MAX_SIDE or min(size) < 1:
+            raise UnreadableImage(f"the file says {size[1]} x {size[0]} pixels", self.name(i))
+        canvas = Image.new("I", (size[1], size[0]))
+        draw = ImageDraw.Draw(canvas)
+        for one in sorted(outlines, key=lambda one: -one.area):
+            for corners in one.polygons:
+                # Pillow's pixel 0 is at 0, COCO's from 0 to 1.
+                draw.polygon([(x, y) for x, y in (corners - 0.5).tolist()], fill=one.label)
+            if one.runs is not None:
+                canvas.paste(one.label, mask=Image.fromarray(_covered(one.runs, size)))
+        return np.asarray(canvas)
+
+    def stamp(self, i: int) -> str:
+        size, outlines = self._drawings[i]
+        digest = hashlib.blake2b(f"{size}".encode(), digest_size=16)
+        for one in outlines:
+            digest.update(f"{one.label} {one.area}".encode())
+            for part in (*one.polygons, *(() if one.runs is None else (one.runs,))):
+                digest.update(f"{part.shape}".encode() + part.tobytes())
+        return digest.hexdigest()
+
+    def name(self, i: int) -> str:
+        return self._names[i]
+
+
+def _covered(runs: Int64[np.ndarray, " r"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """The pixels of an image of (height, width) that run lengths say are inside."""
+    inside = np.arange(len(runs)) % 2 == 1
+    return np.ascontiguousarray(np.repeat(inside, runs).reshape(size[1], size[0]).T)
+
+
+def _are_runs(runs: Int64[np.ndarray, " r"], pixels: int) -> bool:
+    return bool((runs >= 0).all() and (runs <= pixels).all() and runs.sum() == pixels)
+
+
+def read_runs(counts: str | bytes) -> Int64[np.ndarray, " r"]:
+    """The run lengths in COCO's compressed text: 5 bits a letter, and from the fourth number on
+    differences to the last but one. Raises `ValueError` for text that is none.
+    """
+    letters = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, "u1")
+    letters = letters.astype(np.int64) - 48
+    if not len(letters):
+        return np.zeros(0, np.int64)
+    if letters.min() < 0 or letters.max() > 63 or letters[-1] & 32:
+        raise ValueError("its run lengths are no such text")
+    ends = np.flatnonzero((letters & 32) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 10:
+        raise ValueError("its run lengths have too many digits")
+    place = np.arange(len(letters)) - np.repeat(starts, lengths)
+    values = np.add.reduceat((letters & 31) << (5 * place), starts)
+    values -= np.where(letters[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    for first in (1, 2):
+        values[first::2] = values[first::2].cumsum()
+    return values
+
+
+def find_coco(root: str) -> list[str]:
+    """The JSON files of `root`, relative to it, that may be COCO's."""
+    found = []
+    for folder in _FOLDERS:
+        place = os.path.join(root, folder)
+        if os.path.isdir(place):
+            found += [
+                posixpath.join(folder, name)
+                for name in sorted(os.listdir(place))
+                if name.lower().endswith(".json") and _is_coco(Path(place, name))
+            ]
+    # Of COCO's own: instances, and neither captions, keypoints nor panoptic.
+    own = [file for file in found if posixpath.basename(file).startswith("instances_")]
+    return own or found
+
+
+def _is_coco(file: Path) -> bool:
+    head = _head(file)
+    return b'"images"' in head or b'"annotations"' in head
+
+
+def has_outlines(file: Path) -> bool:
+    """Whether outlines are seen at the beginning or the end of a JSON file."""
+    return bool(_OUTLINE.search(_head(file)))
+
+
+def _head(file: Path) -> bytes:
+    try:
+        if not file.is_file():
+            return b""
+        with file.open("rb") as stream:
+            head = stream.read(_HEAD)
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(_HEAD, size - _HEAD))
+            return head + stream.read(_HEAD)
+    except OSError:
+        return b""
+
+
+class Coco(NamedTuple):
+    """What COCO files say; one row an image, ordered by part and path."""
+
+    images: list[str]
+    parts: list[int]
+    names: tuple[str, ...]
+    store: CocoMasks
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+
+
+def read_coco(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Coco:
+    """All images that the JSON `files` name and that are there.
+
+    Raises `DataError` for a file that is damaged, says two things of one image, or other classes
+    than another one.
+    """
+    left, problems = Tally(), Tally()
+    by_name: dict[str, list[str]] = {}
+    for image in tree.images():
+        by_name.setdefault(posixpath.basename(image), []).append(image)
+    names: tuple[str, ...] | None = None
+    rows: dict[str, tuple[int, Drawing]] = {}
+    for file in files:
+        loaded = _Json(root, file)
+        if names is not None and loaded.names != names:
+            raise DataError(f"{file} names other classes than {files[0]}: they must be the same")
+        names = loaded.names
+        words = (posixpath.splitext(posixpath.basename(file))[0], *file.split("/")[:-1])
+        found = next((name for word in words if (name := part_within(word))), None)
+        part = PARTS.index(found.part) if found and parts else 0
+        for called, drawing in loaded.drawings(problems):
+            path = _place(called, file, by_name)
+            if path is None:
+                left.add("images that are named and not there", f"{file} names them", called)
+            elif path in rows:
+                left.add("images that are named twice", "the first one is taken", path)
+            else:
+                rows[path] = part, drawing
+    unnamed = sorted(set(tree.images()) - set(rows))
+    left.add("images without a mask", "no JSON file names them", *unnamed)
+    if not rows or names is None:
+        raise DataError(f"none of the images that {', '.join(files)} names lies in {root}")
+    images = sorted(rows, key=lambda path: (rows[path][0], path))
+    drawings = [rows[path][1] for path in images]
+    return Coco(
+        images,
+        [rows[path][0] for path in images],
+        (BACKGROUND, *names),
+        CocoMasks([printable(path) for path in images], drawings),
+        (*problems.told(), *left.told()),
+        (
+            f"outlines of {', '.join(files)} are drawn by Pillow's ImageDraw.polygon, larger "
+            f"objects first; what none covers is '{BACKGROUND}'",
+        ),
+    )
+
+
+def _place(name: str, file: str, by_name: Mapping[str, list[str]]) -> str | None:
+    """Where an image lies: at the path that ends like its name, the nearest to the JSON file."""
+    ends = posixpath.normpath(name.replace("\\", "/"))
+    found = [
+        path
+        for path in by_name.get(posixpath.basename(ends), [])
+        if f"/{path}".endswith(f"/{ends}") or posixpath.dirname(ends) not in path
+    ]
+    words = set(re.findall(r"[a-z]+\d*", file.lower()))
+    return min(
+        found, key=lambda path: (-len(words & set(path.lower().split("/"))), path), default=None
+    )
+
+
+class _Json:
+    def __init__(self, root: str, file: str) -> None:
+        self._file = file
+        path = Path(root, file)
+        try:
+            if path.stat().st_size > _MOST_BYTES:
+                raise ValueError(f"it has more than {_MOST_BYTES >> 30} GB")
+            content = json.loads(path.read_bytes())
+            self._images = {one["id"]: one for one in content["images"]}
+            if len(self._images) != len(content["images"]):
+                raise ValueError("two images have one id")
+            categories = sorted(content["categories"], key=lambda one: one["id"])
+            self._index = {one["id"]: k + 1 for k, one in enumerate(categories)}
+            if len(self._index) != len(categories):
+                raise ValueError("two categories have one id")
+            self.names = tuple(label_name(str(one["name"])) for one in categories)
+            self._annotations: list[Any] = content["annotations"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"{file} is no COCO file that can be read: {_said(error)}") from error
+
+    def drawings(self, problems: Tally) -> list[tuple[str, Drawing]]:
+        """Of each image its file's name and what is drawn of it."""
+        outlines: dict[Any, list[Outline]] = {}
+        for number, one in enumerate(self._annotations):
+            try:
+                image = self._images[one["image_id"]]
+                outline = _outline(one, self._index[one["category_id"]], _size(image))
+            except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+                problems.add("outlines", _said(error), f"annotation {number} of {self._file}")
+                continue
+            outlines.setdefault(one["image_id"], []).append(outline)
+        try:
+            return [
+                (str(image["file_name"]), Drawing(_size(image), tuple(outlines.get(key, ()))))
+                for key, image in self._images.items()
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"an image of {self._file} has no file_name, height or width: {_said(error)}"
+            ) from error
+
+
+def _said(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int]:
+    return int(image["height"]), int(image["width"])
+
+
+def _outline(one: Mapping[str, Any], index: int, size: tuple[int, int]) -> Outline:
+    """Raises `ValueError` for what is neither polygons nor run lengths of such an image."""
+    found = one["segmentation"]
+    area = float(one.get("area") or 0)
+    if isinstance(found, Mapping):
+        counts, of = found["counts"], tuple(int(side) for side in found["size"])
+        if of != size:
+            raise ValueError("run lengths are for another size than the image's")
+        pixels = size[0] * size[1]
+        if pixels > _MOST_PIXELS or len(counts) > 8 * pixels + 8:
+            raise ValueError("more run lengths than an image can have")
+        runs = read_runs(counts) if isinstance(counts, str) else np.array(counts, np.int64)
+        if runs.ndim != 1 or not _are_runs(runs, pixels):
+            raise ValueError("run lengths do not add up to the image's pixels")
+        return Outline(index, area or float(runs[1::2].sum()), runs=runs)
+    polygons = tuple(np.array(part, np.float32).reshape(-1, 2) for part in found)
+    if not polygons or any(len(p) < 3 for p in polygons):
+        raise ValueError("an outline needs at least one polygon of three corners")
+    if not all((np.abs(p) < 4 * MAX_SIDE).all() for p in polygons):
+        raise ValueError("a polygon has corners far beyond any image")
+    return Outline(index, area or sum(map(_area, polygons)), polygons)
+
+
+def _area(corners: Float32[np.ndarray, "k 2"]) -> float:
+    x, y = corners.T.astype(np.float64)
+    return float(abs((x * np.roll(y, 1) - y * np.roll(x, 1)).sum()) / 2)
+
+
+def outside(outline: Outline, size: tuple[int, int]) -> bool:
+    """Whether a polygon reaches beyond an image of (height, width), by more than a pixel."""
+    limit = np.array([size[1], size[0]]) + 1
+    return any(bool(((p < -1) | (p > limit)).any()) for p in outline.polygons)

@@ -1,0 +1,253 @@
+"""Which values the masks of a data set hold, and what they mean where no file says it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vitrail.data.pixels.decode import UnreadableImage
+from vitrail.data.pixels.values import Values, read_header, read_palette
+from vitrail.data.sources.class_map import ClassMap
+from vitrail.data.sources.mask_files import MaskFiles
+from vitrail.data.sources.samples import cache_folder
+from vitrail.data.targets.coding import packed, value_text
+from vitrail.errors import DataError, setting
+
+_VERSION = 1  # of what is cached
+MOST_VALUES = 4096
+"""Different values after which no more are told apart: these are no classes."""
+_MOST_GUESSED = 256
+"""More classes than that are not taken from values alone."""
+_FEW = 0.05
+"""The share of values between 0 and 255 that JPEG and resizing leave in a mask of two values."""
+_MANY = 16
+"""More values than that between 0 and 255 were hardly drawn."""
+_LOSSY = ("JPEG", "MPO")
+
+
+@dataclass
+class Present:
+    """What masks hold, counted over all of them."""
+
+    masks: int = 0
+    pixels: dict[int, int] = field(default_factory=dict)
+    """By value, or by packed colour."""
+    images: dict[int, int] = field(default_factory=dict)
+    """Masks that hold the value."""
+    colours: bool = False
+    """Whether some masks have colours, so that all are counted as such."""
+    three_greys: int = 0
+    """Masks of three channels that are all equal."""
+    lossy: int = 0
+    """Masks in JPEG files."""
+    palette: int = 0
+    """Masks that are numbers of a palette."""
+    deep: int = 0
+    """Masks of more than 8 bits."""
+    too_many: bool = False
+    """Whether there are more than MOST_VALUES values, of which some are then not here."""
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    """(name, reason)."""
+
+
+class _One(NamedTuple):
+    values: list[int]
+    counts: list[int]
+    mode: str
+    lossy: bool
+
+
+def present(store: MaskFiles, *, threads: int | None = None) -> Present:
+    """Read all masks of `store` and count; from the user's cache where it is known of these files
+    as they are now.
+    """
+    place, stamp = _cache_place(store)
+    if place is not None and (known := _read(place, stamp)) is not None:
+        return known
+    with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:
+        found = _counted(pool.map(lambda i: _look(store, i), range(len(store))))
+    if place is not None:
+        _write(place, stamp, found)
+    return found
+
+
+def _look(store: MaskFiles, i: int) -> _One | tuple[str, str]:
+    try:
+        header, values = read_header(store.file(i)), store.values(i)
+    except UnreadableImage as error:
+        return store.name(i), error.reason
+    mode = header.mode
+    if values.ndim == 3 and is_grey(values):
+        mode, values = "grey", values[..., 0]
+    if values.ndim == 3:
+        values = packed(values)
+    return _One(*count_values(values), mode, header.format in _LOSSY)
+
+
+def is_grey(values: Values) -> bool:
+    """Whether the three channels of a colour picture are equal everywhere."""
+    return bool((values == values[..., :1]).all())
+
+
+def count_values(values: np.ndarray) -> tuple[list[int], list[int]]:
+    """The different numbers in an array, rising, and how often each occurs."""
+    if values.dtype == np.uint8:
+        count = np.bincount(values.reshape(-1), minlength=256)
+        found = np.flatnonzero(count)
+        return found.tolist(), count[found].tolist()
+    found, count = np.unique(values, return_counts=True)
+    return found.tolist(), count.tolist()
+
+
+def _counted(looks: Iterable[_One | tuple[str, str]]) -> Present:
+    found = Present()
+    greys: list[_One] = []
+    colours: list[_One] = []
+    for one in looks:
+        if not isinstance(one, _One):
+            found.unreadable.append(one)
+            continue
+        found.masks += 1
+        found.lossy += one.lossy
+        found.three_greys += one.mode == "grey"
+        found.palette += one.mode == "P"
+        found.deep += one.mode.startswith(("I", "F"))
+        of_colours = one.mode not in ("grey", "L", "P", "1", "LA", "PA") and not (
+            one.mode.startswith(("I", "F"))
+        )
+        (colours if of_colours else greys).append(one)
+        found.too_many |= len(one.values) > MOST_VALUES
+    found.colours = bool(colours)
+    for one in (*greys, *colours):
+        # Among colours, a mask that happens to have greys only holds colours too.
+        spread = 0x010101 if found.colours and one.mode in ("grey", "L", "1", "LA") else 1
+        for value, count in zip(one.values[:MOST_VALUES], one.counts, strict=False):
+            value *= spread
+            if value not in found.pixels and len(found.pixels) >= MOST_VALUES:
+                found.too_many = True
+                continue
+            found.pixels[value] = found.pixels.get(value, 0) + count
+            found.images[value] = found.images.get(value, 0) + 1
+    return found
+
+
+class Meaning(NamedTuple):
+    """What values mean, and what to tell the user about it."""
+
+    classes: ClassMap
+    notes: tuple[str, ...] = ()
+
+
+def meaning(
+    found: Present, ignored: tuple[int, ...] | None, palette: Callable[[], Path | None]
+) -> Meaning:
+    """Each value that is present is a class, by its number; but
+
+    - 0 and 255 alone are two classes, also where JPEG or resizing left a few values in between
+    - 255 beside others (of 16 bits: 65,535) is to be ignored, unless 254 is there too
+
+    `ignored` are the values to ignore instead of that; `palette` gives a file with a palette.
+    Raises `DataError` where so many values are there that they are no classes.
+    """
+    values = sorted(found.pixels)
+    if not values:
+        raise DataError("no mask can be read" + "".join(f": {n}: {r}" for n, r in found.unreadable))
+    notes = []
+    if found.three_greys:
+        notes.append(f"{found.three_greys:,} masks are greys saved as three channels: read as grey")
+    black, white = 0, 0xFFFFFF if found.colours else 255
+    total = sum(found.pixels.values())
+    between = total - found.pixels.get(black, 0) - found.pixels.get(white, 0)
+    smoothed = found.lossy or len(values) > _MANY
+    two = {black, white} <= set(values) and ignored is None
+    if two and (len(values) == 2 or (smoothed and between < _FEW * total)):
+        notes.append(_two_values(len(values) - 2, between / total, found))
+        return Meaning(ClassMap(("0", "255"), {black: 0, white: 1}, found.colours), tuple(notes))
+    if ignored is None:
+        ignored = ()
+        top = white if found.colours else 65_535 if values[-1] > 255 else 255
+        if not found.colours and top in values and top - 1 not in values and len(values) > 2:
+            ignored = (top,)
+            notes.append(f"value {top:,} is ignored (as a border, or unlabelled)")
+    kept = [value for value in values if value not in ignored]
+    if found.too_many or len(kept) > _MOST_GUESSED:
+        what = "colours" if found.colours else "values"
+        why = "masks in JPEG files hold values that nobody drew: save them as PNG"
+        if not found.lossy:
+            why = "numbers of instances, or edges that were smoothed when the masks were resized"
+        count = f"more than {MOST_VALUES:,}" if found.too_many else f"{len(kept):,}"
+        raise DataError(
+            f"the masks hold {count} different {what}, which are no classes ({why}). Say "
+            f"which ones are, in a file that {setting('data.classes')} names"
+        )
+    colours = _palette_of(palette() if found.palette == found.masks else None)
+    names = tuple(
+        value_text(value, colours=found.colours)
+        + (f" {colours[value]}" if value in colours else "")
+        for value in kept
+    )
+    return Meaning(
+        ClassMap(names, {v: k for k, v in enumerate(kept)}, found.colours, ignored), tuple(notes)
+    )
+
+
+def _two_values(others: int, share: float, found: Present) -> str:
+    text = "masks hold 0 and 255: these are two classes, 0 and 1"
+    if others:
+        how = "JPEG files" if found.lossy else "resized with smoothing"
+        text += f"; {share:.2%} of pixels hold {others} values in between ({how}?) and are ignored"
+    return text
+
+
+def _palette_of(file: Path | None) -> dict[int, str]:
+    """The colour of each number of a palette that is more than greys."""
+    found = None if file is None else read_palette(file)
+    if found is None or is_grey(found[None]):
+        return {}
+    return {
+        value: value_text(int(colour), colours=True) for value, colour in enumerate(packed(found))
+    }
+
+
+def _cache_place(store: MaskFiles) -> tuple[Path | None, str]:
+    try:
+        folder = cache_folder() / "masks"
+    except DataError:
+        return None, ""
+    names, stamps = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    for i in range(len(store)):
+        names.update(os.fsencode(store.file(i)) + b"\0")
+        stamps.update(store.stamp(i).encode() + b"\0")
+    return folder / f"{names.hexdigest()}.json", f"{_VERSION} {stamps.hexdigest()}"
+
+
+def _read(place: Path, stamp: str) -> Present | None:
+    """What the cache holds; None if there is none of this stamp, or it is damaged."""
+    try:
+        known = json.loads(place.read_bytes())
+        if known.pop("stamp") != stamp:
+            return None
+        for name in ("pixels", "images"):
+            known[name] = {int(value): count for value, count in known[name].items()}
+        known["unreadable"] = [(name, reason) for name, reason in known["unreadable"]]
+        return Present(**known)
+    except Exception:  # whatever is wrong with it, the masks are read anew
+        return None
+
+
+def _write(place: Path, stamp: str, found: Present) -> None:
+    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    with suppress(OSError):  # without a cache it is only slower
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.write_text(json.dumps({"stamp": stamp, **asdict(found)}))
+            beside.replace(place)
+        finally:
+            beside.unlink(missing_ok=True)

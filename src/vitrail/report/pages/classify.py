@@ -1,0 +1,78 @@
+"""What the report says of classification."""
+
+from typing import Any, NamedTuple
+
+from vitrail.evaluation import Evaluation
+from vitrail.metrics import Estimate
+from vitrail.report import charts, words
+from vitrail.report.pages import classes, gallery
+from vitrail.tasks.classify import most_common, right
+
+_MEANINGS = {
+    "top1": ("Top-1 accuracy", "the likeliest class is the right one"),
+    "top5": ("Top-5 accuracy", "the right class is among the five likeliest"),
+    "map": ("Mean average precision", "how well each label ranks the images, on average"),
+    "precision": ("Precision", "of what is said to be a class, the share that is; mean of classes"),
+    "recall": ("Recall", "of what is a class, the share that is found; mean of classes"),
+    "f1": ("F1", "precision and recall in one number; mean of classes"),
+    "auroc": ("AUROC", "how often an image of a class scores above one that is not; 50% is chance"),
+    "exact_match": ("Exact match", "every label of the image is right"),
+    "log_loss": ("Log loss", "mean surprise at the truth, in nats; 0 is perfect"),
+    "ece": ("Calibration error", "mean gap between how sure it is and how often it is right (ECE)"),
+}
+_NOT_A_SHARE = "log_loss"
+
+
+class Number(NamedTuple):
+    """A row of the table of numbers."""
+
+    name: str
+    meaning: str
+    value: str
+    span: str
+    estimate: Estimate
+    is_share: bool
+    over_all: str
+    """The value when every class counts; empty where that is the same."""
+
+
+def content(evaluation: Evaluation) -> dict[str, Any]:
+    """Everything that classify.html.jinja names beside the shell's."""
+    metrics, rows = evaluation.metrics, classes.class_rows(evaluation)
+    top, share = most_common(metrics)
+    return {
+        "headline_words": f"{right(metrics)} of {metrics.images} right",
+        "right": right(metrics),
+        "most_common": (evaluation.loaded.names[top], share),
+        "numbers": _numbers(evaluation),
+        "rows": rows,
+        "cards": classes.cards(rows),
+        "images_per_square": classes.images_per_square(evaluation),
+        "matrix": classes.matrix(evaluation),
+        "confused": classes.most_confused(evaluation),
+        "best": gallery.best(evaluation),
+        "worst": gallery.worst(evaluation),
+        "calibration": charts.calibration(metrics.calibration),
+        "sureness": _sureness(evaluation),
+    }
+
+
+def _numbers(evaluation: Evaluation) -> list[Number]:
+    found, every = [], evaluation.metrics.over_all_classes
+    for key, estimate in evaluation.metrics.summary.items():
+        if estimate is not None:
+            name, meaning = _MEANINGS[key]
+            is_share = key != _NOT_A_SHARE
+            value = words.percent(estimate.value) if is_share else f"{estimate.value:.3f}"
+            interval = words.span(estimate, is_share)
+            over_all = words.percent(every[key].value) if key in every else ""
+            found.append(Number(name, meaning, value, interval, estimate, is_share, over_all))
+    return found
+
+
+def _sureness(evaluation: Evaluation) -> tuple[float, float] | None:
+    """Mean probability of what was predicted, and how often it was right."""
+    if evaluation.metrics.multi_label:
+        return None
+    confidence = float(evaluation.rows["probabilities"].max(dim=1).values.double().mean())
+    return confidence, right(evaluation.metrics) / evaluation.metrics.images

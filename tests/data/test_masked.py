@@ -1,0 +1,547 @@
+"""Images with masks, in every layout that people have them in."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitrail.data import FolderSource
+from vitrail.data.pixels.decode import UnreadableImage
+from vitrail.data.sources.coco_masks import read_runs
+from vitrail.data.sources.layout import FolderRules
+from vitrail.data.sources.masked import MaskedSource, MaskRules, has_masks
+from vitrail.errors import DataError, UsageError
+
+SIZE = (12, 16)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("VITRAIL_CACHE", str(folder))
+    return folder
+
+
+def image(file: Path, size: tuple[int, int] = SIZE, seed: int = 0) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 255, (*size, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(file)
+
+
+def mask(file: Path, *values: int, size: tuple[int, int] = SIZE, palette: bool = False) -> None:
+    """Columns of the values in turn."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    deep = np.uint16 if max(values) > 255 else np.uint8
+    columns = np.array(values, deep)[np.arange(size[1]) * len(values) // size[1]]
+    found = Image.fromarray(np.broadcast_to(columns, size).copy())
+    if palette:
+        found = Image.frombytes("P", size[::-1], found.tobytes())
+        found.putpalette([c for k in range(256) for c in (k, 255 - k, 7)])
+    found.save(file)
+
+
+def colours(file: Path, *values: tuple[int, int, int]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    columns = np.array(values, np.uint8)[np.arange(SIZE[1]) * len(values) // SIZE[1]]
+    Image.fromarray(np.broadcast_to(columns, (*SIZE, 3)).copy()).save(file)
+
+
+def classes_of(source: MaskedSource, i: int = 0) -> list[int]:
+    """The class indices along a mask, one a column, each once."""
+    row = source.targets.target(i, None)["mask"][0].tolist()
+    return [k for place, k in enumerate(row) if place == 0 or k != row[place - 1]]
+
+
+LAYOUTS = {
+    "parts below": (
+        "images/train/a.jpg",
+        "masks/train/a.png",
+        "images/val/b.jpg",
+        "masks/val/b.png",
+    ),
+    "parts above": ("train/img/a.jpg", "train/mask/a.png", "val/img/b.jpg", "val/mask/b.png"),
+    "ade": (
+        *("images/training/a.jpg", "annotations/training/a.png"),
+        *("images/validation/b.jpg", "annotations/validation/b.png"),
+    ),
+    "suffix": (
+        "train/images/a.jpg",
+        "train/labels/a_mask.png",
+        "val/images/b.jpg",
+        "val/labels/b_seg.png",
+    ),
+    "beside": ("train/a.jpg", "train/a_mask.png", "val/b.jpg", "val/b_mask.png"),
+    "camvid": ("train/a.png", "trainannot/a.png", "val/b.png", "valannot/b.png"),
+    "kaggle": ("train/a.png", "train_labels/a_L.png", "val/b.png", "val_labels/b_L.png"),
+    "words": (
+        *("DUTS/train_images/a.jpg", "DUTS/train_masks/a.png"),
+        *("DUTS/valid_images/b.jpg", "DUTS/valid_masks/b.png"),
+    ),
+    "stuff": (
+        *("images/train2017/a.jpg", "stuffthingmaps/train2017/a.png"),
+        *("images/val2017/b.jpg", "stuffthingmaps/val2017/b.png"),
+    ),
+    "deep": (
+        *("leftImg8bit/train/ulm/a_leftImg8bit.png", "gt/train/ulm/a_gtFine_label.png"),
+        *("leftImg8bit/val/bonn/b_leftImg8bit.png", "gt/val/bonn/b_gtFine_label.png"),
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(tmp_path: Path, layout: str) -> None:
+    first, its_mask, second, other_mask = LAYOUTS[layout]
+    image(tmp_path / first)
+    image(tmp_path / second, (20, 30))
+    mask(tmp_path / its_mask, 0, 1, 2)
+    mask(tmp_path / other_mask, 2, 1, size=(20, 30))
+    assert has_masks(tmp_path)
+    source = MaskedSource(tmp_path)
+    assert [source.key(0), source.key(1)] == [first, second]
+    assert source.part.tolist() == [0, 1]
+    assert source.targets.names == ("0", "1", "2")
+    assert (classes_of(source), classes_of(source, 1)) == ([0, 1, 2], [2, 1])
+    assert [source.targets.text(0), source.targets.text(1)] == [its_mask, other_mask]
+    assert source.left_out == ()
+    assert source.load(1).size == (30, 20)
+    assert source.encoded(0) == tmp_path / first
+    mixed = MaskedSource(tmp_path, FolderRules(parts="none"))
+    assert mixed.part.tolist() == [0, 0]
+
+
+def test_what_is_left_alone_is_told(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        image(tmp_path / f"images/{name}.jpg")
+    image(tmp_path / "images/a.png")
+    for name in ("a", "b", "z"):
+        mask(tmp_path / f"masks/{name}.png", 0, 1)
+    mask(tmp_path / "masks/b_mask_1.png", 0, 1)
+    mask(tmp_path / "instances/b.png", 0, 1)
+    (tmp_path / "masks/.hidden.png").write_text("")
+    source = MaskedSource(tmp_path)
+    assert len(source) == 2
+    assert {one.kind: (one.count, one.examples) for one in source.left_out} == {
+        "other annotations": (1, ("instances/b.png",)),
+        "images of one name": (1, ("images/a.png",)),
+        "further masks of one image": (1, ("masks/b_mask_1.png",)),
+        "masks without an image": (1, ("masks/z.png",)),
+        "images without a mask": (1, ("images/c.jpg",)),
+        "hidden and system files": (1, ("masks/.hidden.png",)),
+    }
+
+
+def test_folders_that_have_only_the_names_of_files_in_common(tmp_path: Path) -> None:
+    image(tmp_path / "Task1-2_Input/a.jpg")
+    mask(tmp_path / "Task1_GroundTruth/a_segmentation.png", 0, 1)
+    assert MaskedSource(tmp_path).targets.text(0) == "Task1_GroundTruth/a_segmentation.png"
+
+
+def test_classes_that_are_called_like_masks_are_classes(tmp_path: Path) -> None:
+    for folder in ("with_mask", "without_mask", "masks", "labels"):
+        for name in ("1.jpg", "2.jpg"):
+            image(tmp_path / "faces" / folder / name)
+    image(tmp_path / "birds/images/hat/1_mask.jpg")
+    assert not has_masks(tmp_path / "faces")
+    assert not has_masks(tmp_path / "birds")
+    assert not has_masks(tmp_path / "nowhere")
+    assert len(FolderSource(tmp_path / "faces")) == 8
+    with pytest.raises(DataError, match=r"no image in .* has a mask: masks lie as in images/17"):
+        MaskedSource(tmp_path / "birds")
+
+
+def test_photographs_of_two_classes_are_no_masks(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        image(tmp_path / folder / "1.png", (40, 40), seed=len(folder))
+    assert not has_masks(tmp_path)
+
+
+# --- values
+
+
+def test_0_and_255_are_two_classes_and_that_is_said(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", 0, 255)
+    source = MaskedSource(tmp_path)
+    assert source.targets.names == ("0", "255")
+    assert classes_of(source) == [0, 1]
+    assert source.notes == ("masks hold 0 and 255: these are two classes, 0 and 1",)
+
+
+def test_255_beside_others_is_ignored_unless_the_user_says_otherwise(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", 0, 3, 255)
+    source = MaskedSource(tmp_path)
+    assert (source.targets.names, classes_of(source)) == (("0", "3"), [0, 1, -1])
+    assert source.notes == ("value 255 is ignored (as a border, or unlabelled)",)
+    told = MaskedSource(tmp_path, masks=MaskRules(ignore=(0,)))
+    assert (told.targets.names, classes_of(told)) == (("3", "255"), [-1, 0, 1])
+    reduced = MaskedSource(tmp_path, masks=MaskRules(reduce_zero=True))
+    assert (reduced.targets.names, classes_of(reduced)) == (("3",), [-1, 0, -1])
+
+
+def test_palettes_are_numbers_and_16_bits_are_kept(tmp_path: Path) -> None:
+    image(tmp_path / "p/images/a.jpg")
+    mask(tmp_path / "p/masks/a.png", 0, 5, palette=True)
+    source = MaskedSource(tmp_path / "p")
+    assert source.targets.names == ("0 #00ff07", "5 #05fa07")
+    assert classes_of(source) == [0, 1]
+    image(tmp_path / "deep/images/a.jpg")
+    mask(tmp_path / "deep/masks/a.png", 0, 256, 1000, 65_535)
+    deep = MaskedSource(tmp_path / "deep")
+    assert (deep.targets.names, classes_of(deep)) == (("0", "256", "1000"), [0, 1, 2, -1])
+
+
+def test_colours_with_and_without_a_class_map(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    colours(tmp_path / "masks/a.png", (0, 0, 0), (255, 0, 0), (1, 2, 3))
+    source = MaskedSource(tmp_path)
+    assert source.targets.names == ("#000000", "#010203", "#ff0000")
+    assert classes_of(source) == [0, 2, 1]
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nroad,255,0,0\nvoid,0,0,0\nsea,9,9,9\n")
+    mapped = MaskedSource(tmp_path)
+    assert (mapped.targets.names, classes_of(mapped)) == (("road", "sea"), [-1, 0, -1])
+    assert mapped.notes == ("classes are those of class_dict.csv",)
+
+
+def test_greys_of_three_channels_are_read_as_grey_and_that_is_said(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    colours(tmp_path / "masks/a.png", (0, 0, 0), (4, 4, 4))
+    source = MaskedSource(tmp_path)
+    assert (source.targets.names, classes_of(source)) == (("0", "4"), [0, 1])
+    assert "1 masks are greys saved as three channels: read as grey" in source.notes
+
+
+def test_two_values_are_still_two_where_jpeg_left_others(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg", (160, 160))
+    disc = np.hypot(*np.mgrid[-80:80, -80:80]) < 50
+    (tmp_path / "masks").mkdir()
+    Image.fromarray((disc * 255).astype(np.uint8)).save(tmp_path / "masks/a.jpg", quality=100)
+    source = MaskedSource(tmp_path)
+    found = source.targets.target(0, None)["mask"]
+    assert (found[disc] == 0).sum() == 0
+    assert set(np.unique(found)) == {-1, 0, 1}
+    assert "JPEG files?" in source.notes[0]
+
+
+def test_values_that_are_no_classes_are_refused(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg", (40, 40))
+    (tmp_path / "masks").mkdir()
+    noise = np.random.default_rng(0).integers(0, 9000, (40, 40)).astype(np.uint16)
+    Image.fromarray(noise).save(tmp_path / "masks/a.png")
+    with pytest.raises(
+        DataError, match=r"different values, which are no classes \(numbers of inst"
+    ):
+        MaskedSource(tmp_path)
+
+
+CLASS_FILES = {
+    "classes.txt": "sky\nsea\nship\n",
+    "codes.txt": "0: sky\n1: sea\n2: ship\n",
+    "labels.txt": "0 sky\n1 sea\n2 ship\n",
+    "classes.json": '["sky", "sea", "ship"]',
+    "id2label.json": '{"0": "sky", "1": "sea", "2": "ship"}',
+    "label2id.json": '{"sky": 0, "sea": 1, "ship": 2}',
+    "labels.json": '[{"id": 2, "name": "ship"}, {"id": 0, "name": "sky"}, {"id": 1, "name": "sea"}'
+    "]",
+    "classes.yaml": "names: {0: sky, 1: sea, 2: ship}",
+    "names.yml": "- sky\n- sea\n- ship",
+    "classes.csv": "id,name\n0,sky\n1,sea\n2,ship\n",
+    "classmap.json": '{"0": {"name": "sky"}, "1": {"name": "sea"}, "2": {"name": "ship"}}',
+}
+
+
+@pytest.mark.parametrize("name", CLASS_FILES)
+def test_files_that_name_classes(tmp_path: Path, name: str) -> None:
+    image(tmp_path / "images/a.jpg")
+    mask(tmp_path / "annotations/a.png", 0, 1, 2, 7)
+    (tmp_path / "annotations" / name).write_text(CLASS_FILES[name])
+    source = MaskedSource(tmp_path)
+    of_value = [source.targets.names[k] if k >= 0 else None for k in classes_of(source)]
+    assert of_value == ["sky", "sea", "ship", None]
+    assert source.notes == (f"classes are those of annotations/{name}",)
+
+
+COLOUR_FILES = {
+    "labelmap.txt": "# label:color_rgb:parts:actions\nsea:0,0,255::\nroad:255,0,0::\n",
+    "label_colors.txt": "0 0 255 sea\n255 0 0\troad\n",
+    "classes.json": '{"sea": [0, 0, 255], "road": "#ff0000"}',
+    "class_map.yaml": "'#0000ff': sea\n'255, 0, 0': road\n",
+    "categories.json": '[{"name": "sea", "color": [0, 0, 255]}, '
+    '{"name": "road", "color": [255, 0, 0]}]',
+}
+
+
+@pytest.mark.parametrize("name", COLOUR_FILES)
+@pytest.mark.parametrize("palette", [False, True])
+def test_files_that_give_colours(tmp_path: Path, name: str, palette: bool) -> None:
+    image(tmp_path / "images/a.jpg")
+    colours(tmp_path / "masks/a.png", (255, 0, 0), (0, 0, 255), (1, 1, 1))
+    if palette:
+        with Image.open(tmp_path / "masks/a.png") as opened:
+            opened.quantize(3).save(tmp_path / "masks/a.png")
+    (tmp_path / name).write_text(COLOUR_FILES[name])
+    source = MaskedSource(tmp_path)
+    of_value = [source.targets.names[k] if k >= 0 else None for k in classes_of(source)]
+    assert of_value == ["road", "sea", None]
+
+
+def test_a_class_file_that_is_none(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", 0, 1)
+    (tmp_path / "classes.json").write_text('{"sea": 1.5}')
+    source = MaskedSource(tmp_path)
+    assert source.targets.names == ("0", "1")
+    assert source.notes[0].startswith("passed over: ")
+    with pytest.raises(DataError, match=r"does not say what the classes are .* a name a line"):
+        MaskedSource(tmp_path, masks=MaskRules(classes=tmp_path / "classes.json"))
+    for content in (
+        "",
+        "[]",
+        "[1]",
+        "{",
+        '{"a": [1, 2]}',
+        '{"a": 0, "b": 0}',
+        '{"a": 0, "b": "c"}',
+    ):
+        (tmp_path / "classes.json").write_text(content)
+        with pytest.raises(DataError, match="does not say what the classes are"):
+            MaskedSource(tmp_path, masks=MaskRules(classes=tmp_path / "classes.json"))
+
+
+def test_one_name_too_few_is_asked_about(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", 0, 1, 2)
+    (tmp_path / "classes.txt").write_text("sea\nship\n")
+    with pytest.raises(DataError, match=r"names 2 classes, but the masks hold the values 0 to 2"):
+        MaskedSource(tmp_path)
+    reduced = MaskedSource(tmp_path, masks=MaskRules(reduce_zero=True))
+    assert (reduced.targets.names, classes_of(reduced)) == (("sea", "ship"), [-1, 0, 1])
+
+
+# --- data sets that are known
+
+
+def test_voc(tmp_path: Path) -> None:
+    root = tmp_path / "VOCdevkit/VOC2012"
+    for name in ("a", "b", "c", "d"):
+        image(root / f"JPEGImages/{name}.jpg")
+    for name in ("a", "b", "c"):
+        mask(root / f"SegmentationClass/{name}.png", 0, 20, 255, palette=True)
+        mask(root / f"SegmentationObject/{name}.png", 0, 1, palette=True)
+    lists = root / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("b\n")
+    (lists / "val.txt").write_text("a\n")
+    (lists / "trainval.txt").write_text("a\nb\n")
+    assert has_masks(tmp_path)
+    source = MaskedSource(tmp_path)
+    assert [source.key(i)[-5:] for i in range(len(source))] == ["b.jpg", "a.jpg"]
+    assert source.part.tolist() == [0, 1]
+    assert classes_of(source) == [0, 20, -1]
+    assert source.targets.names[20] == "tvmonitor"
+    assert {one.kind: one.count for one in source.left_out} == {
+        "images that no list names": 1,
+        "other annotations": 3,
+        "images without a mask": 1,
+    }
+    assert source.notes == ("masks are understood as Pascal VOC's",)
+
+
+def test_ade20k_and_its_zero(tmp_path: Path) -> None:
+    image(tmp_path / "images/training/ADE_train_1.jpg")
+    mask(tmp_path / "annotations/training/ADE_train_1.png", 0, 1, 150)
+    source = MaskedSource(tmp_path)
+    assert classes_of(source) == [-1, 0, 149]
+    rows = "".join(f"{k}\t0.1\t10\t5\t1\tthing {k}, other\n" for k in range(1, 151))
+    (tmp_path / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tStuff\tName\n" + rows)
+    named = MaskedSource(tmp_path)
+    assert (len(named.targets.names), named.targets.names[149]) == (150, "thing 150")
+    assert classes_of(named) == [-1, 0, 149]
+
+
+def test_cityscapes_takes_train_ids_where_they_are(tmp_path: Path) -> None:
+    image(tmp_path / "leftImg8bit/train/ulm/ulm_0_leftImg8bit.png")
+    place = tmp_path / "gtFine/train/ulm"
+    mask(place / "ulm_0_gtFine_labelIds.png", 0, 7, 33, 34)
+    mask(place / "ulm_0_gtFine_instanceIds.png", 0, 26_001)
+    colours(place / "ulm_0_gtFine_color.png", (0, 0, 0), (128, 64, 128))
+    source = MaskedSource(tmp_path)
+    assert classes_of(source) == [-1, 0, 18, -1]
+    assert source.targets.names[18] == "bicycle"
+    assert source.notes == ("masks are understood as Cityscapes's",)
+    mask(place / "ulm_0_gtFine_labelTrainIds.png", 255, 0, 18)
+    assert classes_of(MaskedSource(tmp_path)) == [-1, 0, 18]
+    image(tmp_path / "leftImg8bit/train/ulm/ulm_1_leftImg8bit.png")
+    mask(place / "ulm_1_gtFine_labelIds.png", 0, 7)
+    with pytest.raises(DataError, match="some masks are labelIds and some labelTrainIds"):
+        MaskedSource(tmp_path)
+
+
+# --- sizes
+
+
+def test_a_mask_of_another_size(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", 0, 1, size=(6, 8))
+    source = MaskedSource(tmp_path)
+    with pytest.raises(
+        UnreadableImage, match=r"masks/a.png: the mask is 8 x 6 .* image is 16 x 12"
+    ):
+        source.targets.target(0, None)
+    told = MaskedSource(tmp_path, masks=MaskRules(any_size=True))
+    assert told.targets.target(0, None)["mask"].shape == (6, 8)
+
+
+def test_parts_are_found_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="of images with masks it is auto or none"):
+        MaskedSource(tmp_path, FolderRules(parts="train=a"))
+
+
+def test_what_was_counted_is_kept_until_a_mask_changes(tmp_path: Path, cache: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", 0, 1)
+    MaskedSource(tmp_path)
+    (kept,) = (cache / "masks").iterdir()
+    content = json.loads(kept.read_text())
+    kept.write_text(json.dumps(content | {"pixels": {"0": 1, "9": 1}}))
+    assert MaskedSource(tmp_path).targets.names == ("0", "9")
+    mask(tmp_path / "masks/a.png", 0, 1, 2)
+    assert MaskedSource(tmp_path).targets.names == ("0", "1", "2")
+    kept.write_text("damaged")
+    assert MaskedSource(tmp_path).targets.names == ("0", "1", "2")
+
+
+# --- COCO
+
+
+def coco(*annotations: dict[str, object], images: int = 1) -> dict[str, object]:
+    return {
+        "images": [
+            {"id": 10 + k, "file_name": f"{k}.jpg", "height": SIZE[0], "width": SIZE[1]}
+            for k in range(images)
+        ],
+        "categories": [{"id": 90, "name": "ship"}, {"id": 7, "name": "sea"}],
+        "annotations": [{"id": k, "image_id": 10, **one} for k, one in enumerate(annotations)],
+    }
+
+
+def write(file: Path, content: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+SQUARE = {"category_id": 7, "segmentation": [[0, 0, 8, 0, 8, 12, 0, 12]], "area": 96}
+RUNS = {"category_id": 90, "segmentation": {"size": [12, 16], "counts": [25, 4, 163]}, "area": 4}
+
+
+def test_coco_outlines_are_drawn(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        image(tmp_path / f"{part}2017/0.jpg")
+        write(tmp_path / f"annotations/instances_{part}2017.json", coco(RUNS, SQUARE))
+    write(tmp_path / "annotations/captions_train2017.json", {"images": [], "annotations": []})
+    image(tmp_path / "train2017/more.jpg")
+    assert has_masks(tmp_path)
+    source = MaskedSource(tmp_path)
+    assert [source.key(0), source.key(1)] == ["train2017/0.jpg", "val2017/0.jpg"]
+    assert source.part.tolist() == [0, 1]
+    assert source.targets.names == ("background", "sea", "ship")
+    expected = np.zeros(SIZE, int)
+    expected[:, :8] = 1
+    expected[1:5, 2] = 2  # the smaller one over the larger
+    assert np.array_equal(source.targets.target(0, None)["mask"], expected)
+    assert "Pillow's ImageDraw.polygon" in source.notes[0]
+    assert {one.kind: one.examples for one in source.left_out} == {
+        "images without a mask": ("train2017/more.jpg",),
+        "other files": ("annotations/captions_train2017.json",),
+    }
+    before = source.targets.hashes()
+    write(tmp_path / "annotations/instances_val2017.json", coco(SQUARE))
+    after = MaskedSource(tmp_path).targets.hashes()
+    assert [before[0] == after[0], before[1] == after[1]] == [True, False]
+
+
+def test_roboflow_layout(tmp_path: Path) -> None:
+    for part in ("train", "valid"):
+        image(tmp_path / part / "0.jpg")
+        write(tmp_path / part / "_annotations.coco.json", coco(SQUARE))
+    source = MaskedSource(tmp_path)
+    assert [source.key(0), source.key(1)] == ["train/0.jpg", "valid/0.jpg"]
+    assert source.part.tolist() == [0, 1]
+
+
+def test_boxes_alone_are_no_masks(tmp_path: Path) -> None:
+    image(tmp_path / "train/0.jpg")
+    box = {"category_id": 7, "segmentation": [], "bbox": [0, 0, 3, 3]}
+    write(tmp_path / "train/_annotations.coco.json", coco(box))
+    assert not has_masks(tmp_path)
+
+
+def compressed(runs: list[int]) -> str:
+    """As pycocotools' rleToString writes them."""
+    text = ""
+    for k, run in enumerate(runs):
+        x = run - (runs[k - 2] if k > 2 else 0)
+        more = True
+        while more:
+            letter = x & 31
+            x >>= 5
+            more = x != -1 if letter & 16 else x != 0
+            text += chr((letter | 32 if more else letter) + 48)
+    return text
+
+
+def test_compressed_run_lengths() -> None:
+    assert read_runs("61X13mN000`0").tolist() == [6, 1, 40, 4, 5, 4, 5, 4, 21]  # pycocotools' own
+    runs = np.random.default_rng(0).integers(0, 70_000, 40).tolist()
+    assert read_runs(compressed(runs)).tolist() == runs
+    for text in ("\x01", "o", "oooooooooooooooo0"):
+        with pytest.raises(ValueError, match="run lengths"):
+            read_runs(text)
+
+
+@pytest.mark.parametrize(
+    ("outline", "reason"),
+    [
+        ({"size": [12, 16], "counts": [10**12]}, "do not add up"),
+        ({"size": [12, 16], "counts": [-5, 197]}, "do not add up"),
+        ({"size": [10**6, 10**6], "counts": [10**12]}, "another size"),
+        ({"size": [12, 16], "counts": "0" * 10_000}, "more run lengths"),
+        ([[0, 0, 1, 1]], "three corners"),
+        ([[0, 0, 1]], "reshape"),
+        ([[0, 0, 1e30, 0, 5, 5]], "far beyond"),
+        ([[0, 0, float("nan"), 0, 5, 5]], "far beyond"),
+        ([], "at least one polygon"),
+    ],
+)
+def test_outlines_that_are_none_are_left_out(tmp_path: Path, outline: object, reason: str) -> None:
+    image(tmp_path / "train/0.jpg")
+    bad = {"category_id": 7, "segmentation": outline}
+    write(tmp_path / "train/_annotations.coco.json", coco(SQUARE, bad))
+    source = MaskedSource(tmp_path)
+    (left,) = source.left_out
+    assert reason in left.reason
+    assert left.examples == ("annotation 1 of train/_annotations.coco.json",)
+    assert (source.targets.target(0, None)["mask"] == 1).sum() == 96
+
+
+def test_json_that_is_not_what_it_should_be(tmp_path: Path) -> None:
+    image(tmp_path / "train/0.jpg")
+    file = tmp_path / "train/_annotations.coco.json"
+    twice = coco(SQUARE, images=2)
+    twice["images"] = [{**one, "id": 1} for one in twice["images"]]  # type: ignore[attr-defined]
+    for content, reason in (
+        ({"images": []}, "no 'categories'"),
+        (twice, "two images have one id"),
+        ([{"images": 1}], "list indices"),
+    ):
+        write(file, content)
+        with pytest.raises(DataError, match=reason):
+            MaskedSource(tmp_path)
+    other = coco(SQUARE)
+    other["images"] = [{"id": 1, "file_name": "gone.jpg", "height": 3, "width": 3}]
+    other["annotations"] = []
+    write(file, other)
+    with pytest.raises(DataError, match="none of the images"):
+        MaskedSource(tmp_path)
