@@ -509,7 +509,7 @@ def test_compressed_run_lengths() -> None:
         ({"size": [10**6, 10**6], "counts": [10**12]}, "another size"),
         ({"size": [12, 16], "counts": "0" * 10_000}, "more run lengths"),
         ([[0, 0, 1, 1]], "three corners"),
-        ([[0, 0, 1]], "reshape"),
+        ([[0, 0, 1]], "odd number"),
         ([[0, 0, 1e30, 0, 5, 5]], "far beyond"),
         ([[0, 0, float("nan"), 0, 5, 5]], "far beyond"),
         ([], "at least one polygon"),

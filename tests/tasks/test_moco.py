@@ -221,7 +221,7 @@ def test_what_is_measured_and_said_of_images() -> None:
     assert task.judge(bare).headline == "rankme"
     assert task.score(bare) == pytest.approx(task.judge(bare).values()["rankme"] / 16)
     with torch.no_grad():
-        answers = task.answer(batch, [Seen(np.eye(3), (16, 16))] * 9)
+        answers = task.answer(batch, [Seen(np.eye(3), (16, 16), (16, 16))] * 9)
     assert len(answers) == 9 and answers[0].features.shape == (16,)
     assert task.state() == {"classes": [], "multi_label": False} and len(task.targets) == 0
     # The same is said without what taught it.

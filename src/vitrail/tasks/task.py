@@ -33,7 +33,7 @@ class Metrics(Protocol):
         ...
 
     @property
-    def summary(self) -> dict[str, Estimate | None]:
+    def summary(self) -> Mapping[str, Estimate | None]:
         """Number by name, in the order in which a reader wants them."""
         ...
 

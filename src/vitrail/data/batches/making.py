@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
 
 from vitrail.data import keyed
@@ -24,6 +25,7 @@ from vitrail.data.pixels.cache import Picture, as_array, as_image
 from vitrail.data.sources.source import Source
 from vitrail.data.sources.stream import Position
 from vitrail.data.targets import Targets, blank_rows, stacked
+from vitrail.data.views import scaled
 from vitrail.data.views.augment import (
     CROP_TRIES,
     Augment,
@@ -188,6 +190,9 @@ class Maker:
             if picture is None:
                 made.append(None)
                 continue
+            if self.configs[0].scale is not None:
+                made.append(self._scaled(one, place, int(numbers[row]), as_image(picture)))
+                continue
             views = [
                 self._quick_view(as_array(picture), config, drawn[row])
                 if drawn is not None
@@ -205,6 +210,19 @@ class Maker:
             said = self._said(one, place, int(numbers[row]), views[0][1])
             made.append(_Made(tuple(pixels for pixels, _ in views), said))
         return made
+
+    def _scaled(self, one: Wanted, place: int, number: int, image: Image.Image) -> _Made:
+        """A window that may reach beyond the image, and is not nearly all of one class."""
+        config, size = self.configs[0], (image.height, image.width)
+        draws = keyed.uniform(self.seed, one.epoch, np.array([number]), "window", 3 * scaled.TRIES)
+        for drawn in draws.reshape(scaled.TRIES, 3):
+            assert config.scale is not None
+            box = scaled.window(size, self.preprocess.size, config.scale, drawn)
+            seen = Seen.of_box(box, size, self.preprocess.size)
+            said = self._said(one, place, number, seen)
+            if "mask" not in said or not scaled.dominated(said["mask"], config.dominance):
+                break
+        return _Made((scaled.shown(image, box, self.preprocess)[0],), said)
 
     def _said(self, one: Wanted, place: int, number: int, seen: Seen) -> dict[str, np.ndarray]:
         """What is said of the first view, as it will be when the device has moved its pixels."""

@@ -304,6 +304,8 @@ def _outline(one: Mapping[str, Any], index: int, size: tuple[int, int]) -> Outli
         if runs.ndim != 1 or not _are_runs(runs, pixels):
             raise ValueError("run lengths do not add up to the image's pixels")
         return Outline(index, area or float(runs[1::2].sum()), runs=runs)
+    if any(len(part) % 2 for part in found):
+        raise ValueError("a polygon has an odd number of coordinates")
     polygons = tuple(np.array(part, np.float32).reshape(-1, 2) for part in found)
     if not polygons or any(len(p) < 3 for p in polygons):
         raise ValueError("an outline needs at least one polygon of three corners")

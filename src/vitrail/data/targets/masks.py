@@ -67,12 +67,13 @@ class Masks:
     >>> masks = Masks(("sky", "sea"), MaskArrays([np.array([[0, 1]])], "m"), Coding({0: 0, 1: 1}))
     >>> masks.target(0, None)["mask"].tolist()
     [[0, 1]]
-    >>> mirrored = Seen(np.array([[-4.0, 0, 4], [0, 1, 0], [0, 0, 1]]), (1, 5))
+    >>> mirrored = Seen(np.array([[-4.0, 0, 4], [0, 1, 0], [0, 0, 1]]), (1, 5), (1, 2))
     >>> masks.target(0, mirrored)["mask"].tolist()
     [[1, 1, 0, 0, -1]]
     """
 
     kind: ClassVar[str] = "masks"
+    placed: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -93,10 +94,29 @@ class Masks:
     def __len__(self) -> int:
         return len(self._chosen)
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Masks]") -> "Masks":
+        """Those of several parts of one data set, one after another."""
+        first = parts[0]
+        chosen = np.concatenate([part._chosen for part in parts])
+        return cls(first.names, first.store, first.coding, first._image_size, chosen)
+
     def rows(self, chosen: Int[np.ndarray, " m"]) -> "Masks":
         """Those of the images `chosen`, with all names."""
         picked = self._chosen[chosen]
         return Masks(self.names, self.store, self.coding, self._image_size, picked)
+
+    def present(self) -> tuple[str, ...]:
+        """All names: which classes the masks show is not known before they are read."""
+        return self.names
+
+    def renumbered(self, names: tuple[str, ...]) -> "Masks":
+        """The same in another table of names, which has all of ours."""
+        if names == self.names:
+            return self
+        index = {name: k for k, name in enumerate(names)}
+        coding = self.coding.renumbered([index[name] for name in self.names])
+        return Masks(names, self.store, coding, self._image_size, self._chosen)
 
     def at(self, i: int) -> int:
         """The number of mask `i` in `store`."""
@@ -104,11 +124,13 @@ class Masks:
 
     def target(self, i: int, seen: Seen | None) -> dict[str, np.ndarray]:
         """`mask [h w]`, int16: of the view, each pixel has the class that lies under its centre,
-        and IGNORE outside of the image; of the whole image, at the mask's own size.
+        and IGNORE outside of the image; of the whole image, at the mask's own size, with that as
+        `size [2]`.
         """
         values = self.values(i)
         if seen is None:
-            return {"mask": self.coding.indices(values)}
+            mask = self.coding.indices(values)
+            return {"mask": mask, "size": np.array(mask.shape)}
         shown, outside = nearest(values, seen)
         mask = self.coding.indices(shown)
         mask[outside] = IGNORE

@@ -48,6 +48,12 @@ class AugmentConfig:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Its width over its height; where images keep their shape (resize pad and native), as a part
     of the image's own. With (1, 1) and a scale of (1, 1): the evaluation view."""
+    scale: tuple[float, float] | None = None
+    """Instead of such a crop: the image covers the view, times a factor in this range, and is cut
+    to it or lies in it with background around, as targets that lie in the image want it."""
+    dominance: float = 1.0
+    """With `scale`: the largest share of the pixels that one class should have; another window is
+    drawn up to ten times (mmsegmentation has 0.75)."""
     shift: int = 0
     """Moves the image by up to so many pixels each way ("pad by 4 and crop" is 4)."""
     hflip: float = 0.5
@@ -89,6 +95,8 @@ class AugmentConfig:
                 raise UsageError(
                     f"{setting(field)} {bounds}: give 0 < least <= greatest <= {most:g}"
                 )
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 100:
+            raise UsageError(f"{setting('scale')} {self.scale}: give 0 < least <= greatest <= 100")
         if self.policy not in get_args(Policy):
             raise unknown_name("augmentation policy", str(self.policy), get_args(Policy))
         for field, (least, most) in _RANGES.items():
@@ -108,7 +116,7 @@ class AugmentConfig:
     @property
     def crops(self) -> bool:
         """Whether `view` differs from the evaluation view."""
-        return self.crop_scale != (1, 1) or self.crop_ratio != (1, 1)
+        return self.scale is None and (self.crop_scale != (1, 1) or self.crop_ratio != (1, 1))
 
     @property
     def jitters(self) -> tuple[float, float, float, float]:
@@ -123,6 +131,7 @@ class AugmentConfig:
 
 
 _RANGES: dict[str, tuple[float, float]] = {
+    "dominance": (0.1, 1),
     "shift": (0, 4096),
     "hflip": (0, 1),
     "vflip": (0, 1),

@@ -9,6 +9,7 @@ With S = floor(size / crop) on each axis, the scaled image is
 - crop:    of the least size that covers S at the image's own aspect; the rest is cut off
 - squash:  S itself, whatever the aspect
 - pad:     of the greatest size that fits into S at the image's own aspect
+- short:   of the least size that covers S at the image's own aspect, and nothing is cut off
 - native:  squashed, but with a `size` of the image's own: whole patches in each direction, as many
            as `size` has, in the numbers whose aspect is nearest to the image's (NaFlex)
 
@@ -38,7 +39,7 @@ from vitrail.data.pixels.decode import AnyPicture, eight_bits, read_image
 from vitrail.data.views.seen import Seen
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 
-Resize = Literal["crop", "squash", "pad", "native"]
+Resize = Literal["crop", "squash", "pad", "native", "short"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 _MODES = {1: "L", 3: "RGB"}
@@ -222,6 +223,9 @@ class Preprocess:
         """(height, width) of what is cut from the middle of the scaled image: `size`, or, for
         native, the image's own.
         """
+        if self.resize == "short":
+            sides = (floor(side / self.crop) for side in self.size)
+            return _at_aspect(int(height), int(width), (next(sides), next(sides)), max)
         if self.resize != "native":
             return self.size
         most = [ceil(side / p) for side, p in zip(self.size, self.patch, strict=True)]
@@ -231,9 +235,10 @@ class Preprocess:
     def _scaled(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the scaled image, of which the frame is cut from the middle."""
         # timm's rounding: 224 / 0.9 = 248.9 becomes 248.
-        target_h, target_w = (floor(side / self.crop) for side in self._frame(height, width))
+        frame = self.size if self.resize == "short" else self._frame(height, width)
+        target_h, target_w = (floor(side / self.crop) for side in frame)
         match self.resize:
-            case "crop":
+            case "crop" | "short":
                 return _at_aspect(height, width, (target_h, target_w), max)
             case "pad":
                 return _at_aspect(height, width, (target_h, target_w), min)
@@ -258,7 +263,7 @@ class Preprocess:
 
     def _whole(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of what is shown, for pad up to the next whole patches."""
-        if self.resize != "pad":
+        if self.resize not in ("pad", "short"):
             return height, width
         p, q = self.patch
         return -(-height // p) * p, -(-width // q) * q

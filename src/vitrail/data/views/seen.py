@@ -27,6 +27,8 @@ class Seen(NamedTuple):
     """Invertible."""
     size: tuple[int, int]
     """(height, width) of the view, in pixels."""
+    image: tuple[int, int]
+    """(height, width) of the image, in pixels, of which nothing else here depends."""
 
     @classmethod
     def of_box(
@@ -41,7 +43,7 @@ class Seen(NamedTuple):
         (height, width), (left, top, right, bottom) = image, box
         x, y = view[1] / (right - left), view[0] / (bottom - top)
         matrix = np.array([[x * width, 0, -x * left], [0, y * height, -y * top], [0, 0, 1.0]])
-        return cls(matrix, view)
+        return cls(matrix, view, image)
 
     def then(self, moved: Float64[np.ndarray, "3 3"]) -> "Seen":
         """The view after its pixels were moved: `moved` takes old places in it to new ones."""

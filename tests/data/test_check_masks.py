@@ -1,0 +1,142 @@
+"""Every fault of masks that users report is found, and called by its name."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitrail.data.check_masks import Finding, check_masks
+from vitrail.data.sources.masked import MaskedSource, MaskRules
+from vitrail.data.sources.masked_arrays import MaskedArrays
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def pair(root: Path, name: str, mask: np.ndarray, ending: str = "png", part: str = "train") -> None:
+    for folder in ("images", "masks"):
+        (root / folder / part).mkdir(parents=True, exist_ok=True)
+    size = mask.shape[1::-1]
+    Image.new("RGB", size, (9, 99, 200)).save(root / f"images/{part}/{name}.jpg")
+    Image.fromarray(mask).save(root / f"masks/{part}/{name}.{ending}")
+
+
+def classes(root: Path, *names: str) -> None:
+    (root / "classes.txt").write_text("\n".join(names))
+
+
+def halves(first: int, second: int) -> np.ndarray:
+    return np.repeat(np.array([first, second], np.uint8), 20)[None].repeat(30, axis=0)
+
+
+def found(root: Path, rules: MaskRules | None = None) -> dict[str, Finding]:
+    findings = check_masks(MaskedSource(root, masks=rules or MaskRules()), threads=2)
+    assert all(finding.sentence and finding.count for finding in findings)
+    return {finding.name: finding for finding in findings}
+
+
+def test_nothing_is_said_of_masks_in_order(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        pair(tmp_path, part, halves(0, 1), part=part)
+    done: list[int] = []
+    assert check_masks(MaskedSource(tmp_path), 1, done.append) == []
+    assert done == [1, 2]
+
+
+def test_unknown_values_are_counted_and_the_nearest_named(tmp_path: Path) -> None:
+    pair(tmp_path, "a", halves(0, 9))
+    pair(tmp_path, "b", halves(0, 1))
+    classes(tmp_path, "sky", "sea")
+    (finding,) = found(tmp_path).values()
+    assert (finding.name, finding.count, finding.examples) == (
+        "unknown values",
+        1,
+        ("masks/train/a.png",),
+    )
+    assert "25.00% of all pixels hold 1 values that are no class" in finding.sentence
+    assert "9 (25.00%; nearest 1)" in finding.sentence
+
+
+def test_unknown_colours_name_the_nearest_colour(tmp_path: Path) -> None:
+    mask = np.array([[[250, 0, 0], [0, 0, 255]]], np.uint8).repeat(8, 0).repeat(8, 1)
+    pair(tmp_path, "a", mask)
+    (tmp_path / "classes.json").write_text('{"road": [255, 0, 0], "sea": [0, 0, 255]}')
+    assert "#fa0000 (50.00%; nearest #ff0000)" in found(tmp_path)["unknown values"].sentence
+    assert found(tmp_path)["classes never seen"].examples == ("road",)
+
+
+def test_smoothed_and_jpeg_masks(tmp_path: Path) -> None:
+    disc = (np.hypot(*np.mgrid[-80:80, -80:80]) < 50).astype(np.uint8) * 255
+    smooth = Image.fromarray(disc).resize((300, 300), Image.Resampling.BILINEAR)
+    pair(tmp_path, "a", np.asarray(smooth))
+    findings = found(tmp_path)
+    assert "were smoothed" in findings["unknown values"].sentence
+    assert "JPEG masks" not in findings
+    pair(tmp_path, "b", disc, "jpg")
+    assert found(tmp_path)["JPEG masks"].examples == ("masks/train/b.jpg",)
+
+
+def test_masks_that_teach_nothing(tmp_path: Path) -> None:
+    pair(tmp_path, "a", halves(255, 255))
+    pair(tmp_path, "b", halves(0, 1))
+    classes(tmp_path, "sky", "sea")
+    assert found(tmp_path, MaskRules(ignore=(255,)))["nothing but ignored"].examples == (
+        "masks/train/a.png",
+    )
+
+
+def test_masks_that_cannot_be_used(tmp_path: Path) -> None:
+    pair(tmp_path, "a", halves(0, 1))
+    pair(tmp_path, "b", halves(0, 1))
+    pair(tmp_path, "c", halves(0, 1))
+    Image.new("RGB", (80, 60)).save(tmp_path / "images/train/a.jpg")
+    (tmp_path / "masks/train/b.png").write_text("no picture")
+    findings = found(tmp_path)
+    assert findings["another size"].examples == ("masks/train/a.png",)
+    assert "40 x 30 pixels, but its image is 80 x 60" in findings["another size"].sentence
+    assert findings["unreadable masks"].examples == ("masks/train/b.png",)
+    assert "another size" not in found(tmp_path, MaskRules(any_size=True))
+
+
+def test_greys_in_three_channels(tmp_path: Path) -> None:
+    pair(tmp_path, "a", np.stack([halves(0, 1)] * 3, axis=2))
+    assert found(tmp_path)["grey in three channels"].count == 1
+
+
+def test_classes_that_are_never_or_only_elsewhere_seen(tmp_path: Path) -> None:
+    pair(tmp_path, "a", halves(0, 1))
+    pair(tmp_path, "b", halves(0, 2), part="val")
+    classes(tmp_path, "sky", "sea", "ship", "star")
+    findings = found(tmp_path)
+    assert findings["classes only in validation"].examples == ("ship",)
+    assert findings["classes never seen"].examples == ("star",)
+
+
+def test_more_classes_than_8_bits_hold() -> None:
+    mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    names = tuple(f"class {k}" for k in range(300))
+    source = MaskedArrays([mask], [mask], names, np.zeros(1, np.uint8), "a")
+    first, second = check_masks(source)
+    assert (first.name, first.count) == ("more than 255 classes in 8 bits", 300)
+    assert (second.name, second.count) == ("classes never seen", 44)
+
+
+def test_outlines_beyond_the_image(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "train/0.jpg")
+    inside, beyond = [0, 0, 20, 0, 20, 30], [0, 0, 90, 0, 90, 30]
+    annotations = [
+        {"image_id": 1, "category_id": 1, "segmentation": [corners]} for corners in (inside, beyond)
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "0.jpg", "height": 30, "width": 40}],
+        "categories": [{"id": 1, "name": "sea"}],
+        "annotations": annotations,
+    }
+    (tmp_path / "train/_annotations.coco.json").write_text(json.dumps(content))
+    finding = found(tmp_path)["outlines beyond the image"]
+    assert (finding.count, finding.examples) == (1, ("train/0.jpg",))
