@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.data.views.augment import Augment, AugmentConfig, view
+from vitrail.data.views.augment import Augment, AugmentConfig, view_of
 from vitrail.data.views.moco import moco_views
 from vitrail.data.views.ops import brightness, color, contrast
 from vitrail.data.views.ops import hue as turned
@@ -47,7 +47,8 @@ def test_the_first_view_is_the_only_one_and_the_second_another() -> None:
     def crop(number: int | None) -> bytes:
         several = {} if number is None else {"view": number}
         preprocess = Preprocess(size=(16, 16))
-        return view(image, preprocess, config, seed=3, epoch=1, index=2, **several).tobytes()
+        shown, _ = view_of(image, preprocess, config, seed=3, epoch=1, index=2, **several)
+        return shown.tobytes()
 
     assert crop(None) == crop(0) and len({crop(0), crop(1), crop(2)}) == 3
 
@@ -158,7 +159,7 @@ def test_what_is_drawn_for_a_view_never_changes() -> None:
     preprocess = Preprocess(size=(H, W), interpolation="bilinear")
     means = []
     for number, config in enumerate(moco_views()):
-        shown = view(image, preprocess, config, seed=0, epoch=1, index=0, view=number)
+        shown, _ = view_of(image, preprocess, config, seed=0, epoch=1, index=0, view=number)
         batch = torch.from_numpy(shown)[None]
         done = Augment(config, 0, (H, W), view=number)(batch, np.array([0]), 1)
         means.append(done.float().mean((0, 2, 3)).tolist())

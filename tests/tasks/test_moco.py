@@ -21,6 +21,7 @@ from vitrail.data.views.preprocess import Canvas
 from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError
 from vitrail.models import ViT, ViTConfig, build
+from vitrail.tasks.embed import Embed
 from vitrail.tasks.moco import Moco, MocoConfig, contrast, draw_as_moco, momentum, pooled_width
 
 TINY = ViTConfig(
@@ -222,14 +223,18 @@ def test_what_is_measured_and_said_of_images() -> None:
     with torch.no_grad():
         answers = task.answer(batch, [Seen(np.eye(3), (16, 16), (16, 16))] * 9)
     assert len(answers) == 9 and answers[0].features.shape == (16,)
-    assert task.block_names() == task.model.block_names()
-    assert task.state() == {"classes": []} and len(task.targets) == 0
+    assert task.state() == {"classes": [], "multi_label": False} and len(task.targets) == 0
+    # The same is said without what taught it.
+    bare_task = Embed(task.model, Nothing(0), neighbours=3)
+    assert torch.equal(bare_task.measure(batch)["features"], rows["features"])
+    assert bare_task.judge(rows) == metrics
+    assert [*bare_task.state_dict()] == [k for k in task.state_dict() if k.startswith("model.")]
 
 
 def test_what_a_reader_is_told() -> None:
     names = ("cat", "dog", "owl")
     task = Moco(build(TINY), SMALL, Classes(names, np.arange(9) % 3)).eval()
-    assert task.state() == {"classes": list(names)} and len(task.targets) == 0
+    assert task.state() == {"classes": list(names), "multi_label": False} and len(task.targets) == 0
     with torch.no_grad():
         rows = task.measure(batch_of(9, classes=3))
     lines = task.summary(task.judge(rows), "images")

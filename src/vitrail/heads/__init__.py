@@ -1,5 +1,7 @@
 """From a backbone's features to what a task asks for; one head, one file."""
 
+from vitrail.heads.projector import Predictor as Predictor
+from vitrail.heads.projector import Projector as Projector
 from vitrail.heads.queries import Prediction as Prediction
 from vitrail.heads.segmenter import Segmenter as Segmenter
 from vitrail.heads.segmenter import SegmentHeadConfig as SegmentHeadConfig

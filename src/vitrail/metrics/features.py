@@ -15,7 +15,6 @@ Letters: n images, m images that are asked, d features, c classes, r draws.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,10 +24,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vitrail.errors import DataError
+from vitrail.metrics.draws import weights
 from vitrail.metrics.intervals import Estimate, from_draws, share
 
-SEED = 0
-"""Of the draws: the same features always have the same intervals."""
 _AT_ONCE = 1024
 """Images whose likeness to all others is held at once."""
 _MOST_DRAWS, _LEAST_DRAWS = 200, 20
@@ -102,15 +100,15 @@ def judged(
     least = min(n, d)
     draws = min(max(_ROOM // (n * d * least + 20 * least**3), _LEAST_DRAWS), _MOST_DRAWS)
     spreads, ranks = [], []
-    for weights in _weights(n, draws):
-        spreads.append(_spread(x, weights))
-        ranks.append(_rank(x, weights))
+    for drawn in weights(n, draws):
+        spreads.append(_spread(x, drawn))
+        ranks.append(_rank(x, drawn))
     count = torch.tensor(n)
-    for name, value, drawn, most in (
+    for name, value, draw, most in (
         ("std", spread(x), torch.cat(spreads), 1.0),
         ("rankme", torch.tensor(rankme(x), dtype=torch.float64), torch.cat(ranks), float(d)),
     ):
-        low, high = from_draws((value / most).clamp(0, 1), (drawn / most).clamp(0, 1), count)
+        low, high = from_draws((value / most).clamp(0, 1), (draw / most).clamp(0, 1), count)
         summary[name] = Estimate(value.item(), low.item() * most, high.item() * most)
     return FeatureMetrics(n, d, draws, None if classes is None else k, chance, summary)
 
@@ -261,11 +259,3 @@ def _rank(x: Float[Tensor, "n d"], weights: Float[Tensor, "n r"]) -> Float[Tenso
         p = singular / singular.sum().clamp(min=1e-300) + 1e-7
         ranks.append((-(p * p.log()).sum()).exp())
     return torch.stack(ranks)
-
-
-def _weights(n: int, draws: int) -> Iterator[Float[Tensor, "n r"]]:
-    """How often each image is in each draw, some draws at a time."""
-    generator = torch.Generator().manual_seed(SEED)
-    for start in range(0, draws, 50):
-        drawn = torch.randint(n, (min(50, draws - start), n), generator=generator)
-        yield torch.stack([torch.bincount(row, minlength=n) for row in drawn], 1).double()

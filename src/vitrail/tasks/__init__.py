@@ -6,7 +6,9 @@ from vitrail.tasks.classify import Prediction as Prediction
 from vitrail.tasks.distill import Distill as Distill
 from vitrail.tasks.distill import DistillConfig as DistillConfig
 from vitrail.tasks.distill import Teacher as Teacher
-from vitrail.tasks.moco import Embedding as Embedding
+from vitrail.tasks.embed import Embed as Embed
+from vitrail.tasks.embed import Embedding as Embedding
+from vitrail.tasks.moco import Moco as Moco
 from vitrail.tasks.moco import MocoConfig as MocoConfig
 from vitrail.tasks.prune import Prune as Prune
 from vitrail.tasks.prune import PruneConfig as PruneConfig

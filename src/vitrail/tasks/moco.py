@@ -24,36 +24,28 @@ runs unstable.
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Targets
 from vitrail.data.views.preprocess import Canvas
-from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError, setting
 from vitrail.heads.projector import Predictor, Projector
 from vitrail.metrics.features import (
-    FeatureMetrics,
-    judged,
-    leave_one_out,
-    nearest,
-    rankme,
-    rights,
     spread,
 )
 from vitrail.models import FAMILIES, Model, ViT
 from vitrail.nn import PatchEmbed, normal_
-from vitrail.tasks.task import Losses, Task
+from vitrail.tasks.embed import Embed
+from vitrail.tasks.task import Losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +81,6 @@ class MocoConfig:
                 )
 
 
-_COLLAPSED = 0.1
-"""A spread of features that tells no images apart any more."""
-
-
-class Embedding(NamedTuple):
-    """What is known of one image."""
-
-    features: Float32[np.ndarray, " d"]
-    """Of length 1: the product of two is how alike the images are, 1 at most."""
-
-
 class Teacher(nn.Module):
     """The slow copy of model and projector, which makes the keys."""
 
@@ -114,26 +95,15 @@ class Teacher(nn.Module):
         return self.projector(self.model(*view))
 
 
-class Moco(Task):
+class Moco(Embed):
     """A model without a head, and how it learns features that tell images apart."""
 
     coupled = True
-    score_name = "features"
-    model: Model
 
     def __init__(self, model: Model, config: MocoConfig, targets: Targets) -> None:
-        """`targets`: what is said of images, by which features are judged where it is classes;
-        nothing learns from it. Raises `UsageError` for a model with a head.
-        """
-        super().__init__()
-        if model.head is not None:
-            raise UsageError(
-                f"a model that learns features has no classes: build it with "
-                f"{setting('model.classes', 0)}"
-            )
-        self.model = model
+        """As `Embed`: nothing learns from `targets`."""
+        super().__init__(model, targets, config.neighbours)
         self.config = config
-        self.targets = targets.rows(np.arange(0))
         self.projector = Projector(pooled_width(model), config.hidden, config.out)
         self.predictor = Predictor(config.out, config.hidden)
         self.teacher = Teacher(model, self.projector)
@@ -162,88 +132,6 @@ class Moco(Task):
         }
         return Losses(first.loss + second.loss, parts)
 
-    def features(self, batch: Batch) -> Float[Tensor, "b d"]:
-        """What the model makes of the first view, in float32 and of length 1."""
-        return F.normalize(self.model(*batch.views[0]).float(), dim=1)
-
-    def measure(self, batch: Batch) -> dict[str, Tensor]:
-        """`features [b d]`, and `classes [b c]` where they are known."""
-        known = {name: batch.targets[name] for name in ("classes",) if name in batch.targets}
-        return {"features": self.features(batch), **known}
-
-    def score(self, rows: Mapping[str, Tensor]) -> float:
-        """The share of images whose class their neighbours tell; without classes, the share of
-        the features' directions that images use (RankMe).
-        """
-        features = rows["features"]
-        if "classes" not in rows:
-            return rankme(features) / features.shape[1]
-        votes = leave_one_out(features, rows["classes"], k=self.config.neighbours)
-        return rights(votes, rows["classes"]).double().mean().item()
-
-    def judge(self, rows: Mapping[str, Tensor]) -> FeatureMetrics:
-        """See `vitrail.metrics.features`."""
-        return judged(rows["features"], rows.get("classes"), k=self.config.neighbours)
-
-    def summary(self, metrics: FeatureMetrics, noun: str) -> list[str]:
-        """How many images their neighbours tell, or how many directions the features use; and how
-        far they spread.
-        """
-        lines = []
-        if knn := metrics.summary.get("knn"):
-            interval = f"(95% interval {knn.low:.1%} to {knn.high:.1%})"
-            count = f"{round(knn.value * metrics.images)} of {metrics.images} {noun}"
-            lines += [
-                f"{'k-NN':<10}{knn.value:.1%} {interval}, {count} told by the others",
-                f"{'baseline':<10}{metrics.chance:.1%} for always saying the most common class",
-            ]
-        if rank := metrics.summary["rankme"]:
-            interval = f"(95% interval {rank.low:.1f} to {rank.high:.1f})"
-            used = f"{rank.value:.1f} {interval} of {metrics.dimensions} directions are used"
-            lines.append(f"{'RankMe':<10}{used}")
-        if std := metrics.summary["std"]:
-            lines.append(f"{'spread':<10}{std.value:.2f} of 1; 0 is that all images look the same")
-        return lines
-
-    def notes(self, metrics: FeatureMetrics, noun: str) -> list[str]:
-        """Whether the features have become one."""
-        std = metrics.summary["std"]
-        if metrics.images == 1 or std is None or std.value > _COLLAPSED:
-            return []
-        return [
-            f"the features of all {noun} are nearly the same (spread {std.value:.3f}): the run has "
-            f"collapsed; a smaller {setting('optim.lr')} or a larger {setting('data.batch_size')} "
-            f"may help"
-        ]
-
-    def table(self, rows: Mapping[str, Tensor]) -> Iterable[Sequence[str]]:
-        """label,predicted (where classes are known), then nearest,likeness: the row of the image
-        that is most alike, from 0, and the cosine. Several labels are a|b.
-        """
-        near = nearest(rows["features"])
-        pairs = zip(near.which.tolist(), near.likeness.tolist(), strict=True)
-        others = [(str(which), f"{alike:.6f}") for which, alike in pairs]
-        if "classes" not in rows:
-            yield ("nearest", "likeness")
-            yield from others
-            return
-        yield ("label", "predicted", "nearest", "likeness")
-        names, k = self.targets.names, self.config.neighbours
-        predicted = leave_one_out(rows["features"], rows["classes"], k=k).argmax(dim=1)
-        for row, best, other in zip(
-            rows["classes"].tolist(), predicted.tolist(), others, strict=True
-        ):
-            label = "|".join(names[i] for i, there in enumerate(row) if there)
-            yield (label, names[best], *other)
-
-    def answer(self, batch: Batch, seen: Sequence[Seen]) -> list[Embedding]:
-        """Of each image its features."""
-        return [Embedding(row) for row in self.features(batch).cpu().numpy()]
-
-    def block_names(self) -> list[str]:
-        """The model's."""
-        return self.model.block_names()
-
     @torch.no_grad()
     def after_step(self, done: float) -> None:
         """The teacher moves. `done` (0 to 1) of the run is over, this step included."""
@@ -251,10 +139,6 @@ class Moco(Task):
         slow = [*self.teacher.model.parameters(), *self.teacher.projector.parameters()]
         share = 1 - momentum(self.config.momentum, done)
         torch._foreach_lerp_([p.data for p in slow], [p.data for p in mine], share)
-
-    def state(self) -> dict[str, Any]:
-        """The names of what features are judged by."""
-        return {"classes": list(self.targets.names)}
 
     def _freeze_patch(self) -> None:
         if self.config.freeze_patch and isinstance(self.model, ViT):

@@ -11,6 +11,7 @@ from vitrail.heads.segmenter import Segmenter, build_segmenter
 from vitrail.models import ViT, build
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.distill import Distill, Teacher
+from vitrail.tasks.embed import Embed
 from vitrail.tasks.moco import Moco, draw_as_moco
 from vitrail.tasks.prune import Prune
 from vitrail.tasks.segment import Segment
@@ -91,7 +92,7 @@ def _moco(model: Any, config: "TrainConfig", targets: Targets, teacher: Teacher 
 
 
 def _embeds(model: Any, config: "TrainConfig", targets: Targets, tta: str) -> Task:
-    return Moco(model, config.moco, targets)
+    return Embed(model, targets, config.moco.neighbours)
 
 
 def _labels(state: Mapping[str, Any]) -> Targets:
