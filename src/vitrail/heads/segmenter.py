@@ -81,6 +81,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """What a head needs of a backbone: a `vitrail.models.family.Family` has it."""
 
