@@ -539,7 +539,7 @@ class ViT(Family):
         first = self.config.depth - blocks
         for i in range(self.config.depth):
             if i == first:
-                tokens = torch.cat([queries.expand(len(x), -1, -1).to(tokens), tokens], dim=1)
+                tokens = torch.cat([queries.expand(x.shape[0], -1, -1).to(tokens), tokens], dim=1)
             seen = None
             if i >= first and look is not None:
                 seen = look(self.encoder.norm(tokens), grid)
