@@ -9,6 +9,7 @@
 Letters: b batch, c channels, h w pixels.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -118,7 +119,7 @@ def quarters(depth: int) -> tuple[int, ...]:
     return tuple(max(0, depth * i // 4 - 1) for i in (1, 2, 3, 4))
 
 
-class Segmenter(nn.Module):
+class Segmenter(nn.Module, ABC):
     """A backbone and its head. `build_segmenter` puts them together.
 
     `config` is the backbone's, `head_config` and `classes` what the head was built from, `stride`
@@ -136,6 +137,7 @@ class Segmenter(nn.Module):
         self.classes = classes
         self.backbone = backbone
 
+    @abstractmethod
     def forward(
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> Float[Tensor, "b _classes _h _w"]:
@@ -144,7 +146,6 @@ class Segmenter(nn.Module):
         Raises `UsageError` for an `extent`: images of different sizes are to be padded, with pixels
         that have no class.
         """
-        raise NotImplementedError
 
     def predictions(
         self, x: Float[Tensor, "b c h w"], draws: Float[Tensor, "n b q"] | None = None
@@ -201,7 +202,7 @@ class LinearSegmenter(Segmenter):
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> Float[Tensor, "b _classes _h _w"]:
         """Logits at the stride of the last map, or of the finest of several."""
-        _check(self.backbone, x, extent)
+        _check(extent)
         size = (x.shape[2], x.shape[3])
         if self.blocks:
             maps = self.backbone.taps(x, self.blocks)
@@ -256,7 +257,7 @@ class DeepLabSegmenter(Segmenter):
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> Float[Tensor, "b _classes _h _w"]:
         """Logits of stride 4."""
-        _check(self.backbone, x, extent)
+        _check(extent)
         size = (x.shape[2], x.shape[3])
         if self.early:
             low, high = self.backbone.taps(x, (*self.early, self.config.depth - 1))
@@ -303,7 +304,7 @@ class QuerySegmenter(Segmenter):
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> Float[Tensor, "b _classes _h _w"]:
         """What speaks for each class, from 0: `vitrail.heads.queries.semantic` of all queries."""
-        _check(self.backbone, x, extent)
+        _check(extent)
         return semantic(self.head(self.backbone, x))
 
     def predictions(
@@ -365,8 +366,8 @@ def _shapes(backbone: Backbone) -> Features:
         return twin.features(torch.zeros(1, backbone.config.channels, *backbone.config.image_size))
 
 
-def _check(backbone: Backbone, x: Tensor, extent: Tensor | None) -> None:
-    """Raise `UsageError` for images that a head cannot take."""
+def _check(extent: Tensor | None) -> None:
+    """Raise `UsageError` for images of different sizes on one canvas."""
     if extent is not None:
         raise UsageError(
             f"images of different sizes in one batch ({setting('data.resize')} native or pad) have "
