@@ -11,7 +11,7 @@ Letters: b batch, c channels, h w pixels.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -87,6 +87,7 @@ class Backbone(Protocol):
     """What a head needs of a backbone: a `vitrail.models.family.Family` has it."""
 
     config: Any
+    pooling: ClassVar[tuple[str, ...]]
 
     def features(self, x: Tensor, extent: Tensor | None = None) -> Features:
         """Maps and strides."""
@@ -136,6 +137,10 @@ class Segmenter(nn.Module, ABC):
         self.head_config = config
         self.classes = classes
         self.backbone = backbone
+        for name in backbone.pooling:
+            # Processes that wait for each other's gradients would wait for these for ever.
+            if (module := getattr(backbone, name)) is not None:
+                module.requires_grad_(False)
 
     @abstractmethod
     def forward(
@@ -266,7 +271,7 @@ class DeepLabSegmenter(Segmenter):
             maps = self.backbone.features(x).maps
             high = maps[-1]
             if self.head.fine is None:
-                low = maps[self.own]
+                low = at_stride(maps[self.own], FINE, FINE, size)
             elif isinstance(self.head.fine, Deconv):
                 low = self.head.fine(high, size)
             else:
@@ -332,6 +337,7 @@ _SEGMENTERS: dict[HeadKind, type[Segmenter]] = {
 def build_segmenter(backbone: Backbone, config: SegmentHeadConfig, classes: int) -> Segmenter:
     """A segmenter of a backbone, which keeps its weights, and a new head for so many classes.
 
+    What only the image's one vector goes through (`backbone.pooling`) does not learn any more.
     Raises `UsageError` for a backbone that the head cannot be put on.
     """
     if classes < 1:

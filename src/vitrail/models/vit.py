@@ -23,7 +23,7 @@ tokens, d width. One row of `ROWS` is one published shape; everything else is a 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -353,6 +353,8 @@ class ViT(Family):
     >>> model.features(torch.zeros(3, 3, 64, 96)).grid
     (4, 6)
     """
+
+    pooling: ClassVar[tuple[str, ...]] = ("pool", "pool_norm", "representation")
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
