@@ -3,7 +3,7 @@
 And one thread, also in the processes that it starts: those of tiny tensors wait for each other
 longer than they compute, on busy cores ten times as long. OMP_NUM_THREADS=2 takes two.
 
-Shapes are checked by jaxtyping and beartype in `vitrail.nn` and `vitrail.models`; set
+Shapes are checked by jaxtyping and beartype in `vitrail.nn`, `vitrail.models`, `vitrail.heads`; set
 JAXTYPING_DISABLE=1 for tests that compile or export (pytorch#122093). Tests of weights and
 benchmarks run many large models, whose shapes tests/models has checked, without.
 """
@@ -24,12 +24,15 @@ import pytest
 import torch
 
 # Before anything imports these packages.
-jaxtyping.install_import_hook(["vitrail.nn", "vitrail.models"], "beartype.beartype")
+jaxtyping.install_import_hook(
+    ["vitrail.nn", "vitrail.models", "vitrail.heads"], "beartype.beartype"
+)
 
 from vitrail.errors import spell  # noqa: E402
+from vitrail.heads import SegmentHeadConfig  # noqa: E402
 from vitrail.models import FAMILIES  # noqa: E402
 
-for config in FAMILIES:
+for config in (*FAMILIES, SegmentHeadConfig):
     typing.no_type_check(config.__init__)  # a config checks itself, and says it better
 
 try:

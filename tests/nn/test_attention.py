@@ -61,3 +61,16 @@ def test_bfloat16_which_takes_another_way_on_a_cpu_says_the_same():
     half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
     assert half.dtype == torch.bfloat16
     close(half.float(), expected, 0.03)
+
+
+def test_each_query_may_have_keys_of_its_own():
+    q, k, v = torch.randn(3, 2, 4, 7, 16)
+    keys = torch.rand(2, 7, 7) > 0.5
+    keys[:, :, 0] = True
+    logits = (q @ k.mT / 16**0.5).masked_fill(~keys[:, None], -torch.inf)
+    expected = logits.softmax(dim=-1) @ v
+    close(attend(q, k, v, keys), expected)
+    half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), keys)
+    close(half.float(), expected, 0.03)
+    alike = keys[:, :1].expand(-1, 7, -1)
+    close(attend(q, k, v, alike), attend(q, k, v, keys[:, 0]))

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers as hf
 
 from close import close
 from vitrail.errors import DataError
 from vitrail.heads import SegmentHeadConfig, build_segmenter
 from vitrail.models import ViTConfig, build
+from vitrail.tasks.matching import SetLossConfig, objects_of, set_loss
 from vitrail.weights.eomt import from_eomt, head_of, layout_of, to_eomt
 
 DINOV2 = ViTConfig(
@@ -93,6 +95,34 @@ def test_the_same_training_as_transformers(case, randomised):
     found[-1].masks.square().mean().backward()
     expected.masks_queries_logits.square().mean().backward()
     close(model.head.queries.grad, other.query.weight.grad, 1e-4)
+
+
+@pytest.mark.parametrize("case", ["dinov2", "dinov3"])
+def test_the_same_loss_as_transformers(case, randomised):
+    """Of all three predictions, with the points of one seed."""
+    config = CONFIGS[case]
+    other = randomised(theirs(config)).train()
+    model = segmenter(config).train()
+    model.load_state_dict(from_eomt(other.state_dict(), config))
+    other.attn_mask_probs.fill_(1)
+    other.criterion.empty_weight.copy_(torch.tensor([*[1.0] * CLASSES, 0.1]))
+    x = torch.randn(2, 3, 64, 64)
+    labels = F.interpolate(torch.rand(2, 1, 3, 4), (64, 64))[:, 0] * CLASSES
+    objects = [objects_of(one.long()) for one in labels]
+    torch.manual_seed(5)
+    expected = other(
+        x,
+        mask_labels=[one.masks.float() for one in objects],
+        class_labels=[one.classes for one in objects],
+    ).loss
+    generator = torch.Generator().manual_seed(5)
+    found = set_loss(
+        model.predictions(x, torch.zeros(2, 2, HEAD.queries)),
+        objects,
+        SetLossConfig(points=500),
+        lambda i, shape: torch.rand(shape, generator=generator),
+    )
+    close(found.total, expected)
 
 
 @pytest.mark.parametrize("layout", ["huggingface", "authors"])

@@ -39,7 +39,7 @@ class ConvNormReLU(nn.Sequential):
 def rates_at(rates: tuple[int, ...], stride: float) -> tuple[int, ...]:
     """Dilations for a map of another stride than 16 that reach as many pixels far.
 
-    >>> rates_at((6, 12, 18), 8), rates_at((6, 12, 18), 32)
+    >>> rates_at((6, 12, 18), 8.0), rates_at((6, 12, 18), 32.0)
     ((12, 24, 36), (3, 6, 9))
     """
     return tuple(max(1, round(rate * 16 / stride)) for rate in rates)

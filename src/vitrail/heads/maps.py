@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-Stride = tuple[float, float]
+Stride = tuple[int | float, int | float]
 """Pixels of the image per cell, (vertical, horizontal): of patches of 14 enlarged by 4, 3.5."""
 
 

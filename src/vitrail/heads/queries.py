@@ -11,7 +11,7 @@ n blocks that queries go through.
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ class Prediction(NamedTuple):
     """Logits, of cells that show the image."""
 
 
+@runtime_checkable
 class Jointly(Protocol):
     """What a ViT does with queries: `vitrail.models.ViT.joined`."""
 
@@ -41,6 +42,7 @@ class Jointly(Protocol):
         ...
 
 
+@runtime_checkable
 class Look(Protocol):
     """What is asked before each block of which tokens each may attend to."""
 

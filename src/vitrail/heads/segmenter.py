@@ -9,8 +9,9 @@
 Letters: b batch, c channels, h w pixels.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -81,10 +82,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """What a head needs of a backbone: a `vitrail.models.family.Family` has it."""
 
     config: Any
+    pooling: ClassVar[tuple[str, ...]]
 
     def features(self, x: Tensor, extent: Tensor | None = None) -> Features:
         """Maps and strides."""
@@ -117,7 +120,7 @@ def quarters(depth: int) -> tuple[int, ...]:
     return tuple(max(0, depth * i // 4 - 1) for i in (1, 2, 3, 4))
 
 
-class Segmenter(nn.Module):
+class Segmenter(nn.Module, ABC):
     """A backbone and its head. `build_segmenter` puts them together.
 
     `config` is the backbone's, `head_config` and `classes` what the head was built from, `stride`
@@ -134,7 +137,12 @@ class Segmenter(nn.Module):
         self.head_config = config
         self.classes = classes
         self.backbone = backbone
+        for name in backbone.pooling:
+            # Processes that wait for each other's gradients would wait for these for ever.
+            if (module := getattr(backbone, name)) is not None:
+                module.requires_grad_(False)
 
+    @abstractmethod
     def forward(
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> Float[Tensor, "b _classes _h _w"]:
@@ -143,7 +151,6 @@ class Segmenter(nn.Module):
         Raises `UsageError` for an `extent`: images of different sizes are to be padded, with pixels
         that have no class.
         """
-        raise NotImplementedError
 
     def predictions(
         self, x: Float[Tensor, "b c h w"], draws: Float[Tensor, "n b q"] | None = None
@@ -200,7 +207,7 @@ class LinearSegmenter(Segmenter):
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> Float[Tensor, "b _classes _h _w"]:
         """Logits at the stride of the last map, or of the finest of several."""
-        _check(self.backbone, x, extent)
+        _check(extent)
         size = (x.shape[2], x.shape[3])
         if self.blocks:
             maps = self.backbone.taps(x, self.blocks)
@@ -255,7 +262,7 @@ class DeepLabSegmenter(Segmenter):
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> Float[Tensor, "b _classes _h _w"]:
         """Logits of stride 4."""
-        _check(self.backbone, x, extent)
+        _check(extent)
         size = (x.shape[2], x.shape[3])
         if self.early:
             low, high = self.backbone.taps(x, (*self.early, self.config.depth - 1))
@@ -264,7 +271,7 @@ class DeepLabSegmenter(Segmenter):
             maps = self.backbone.features(x).maps
             high = maps[-1]
             if self.head.fine is None:
-                low = maps[self.own]
+                low = at_stride(maps[self.own], FINE, FINE, size)
             elif isinstance(self.head.fine, Deconv):
                 low = self.head.fine(high, size)
             else:
@@ -302,7 +309,7 @@ class QuerySegmenter(Segmenter):
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> Float[Tensor, "b _classes _h _w"]:
         """What speaks for each class, from 0: `vitrail.heads.queries.semantic` of all queries."""
-        _check(self.backbone, x, extent)
+        _check(extent)
         return semantic(self.head(self.backbone, x))
 
     def predictions(
@@ -330,6 +337,7 @@ _SEGMENTERS: dict[HeadKind, type[Segmenter]] = {
 def build_segmenter(backbone: Backbone, config: SegmentHeadConfig, classes: int) -> Segmenter:
     """A segmenter of a backbone, which keeps its weights, and a new head for so many classes.
 
+    What only the image's one vector goes through (`backbone.pooling`) does not learn any more.
     Raises `UsageError` for a backbone that the head cannot be put on.
     """
     if classes < 1:
@@ -364,8 +372,8 @@ def _shapes(backbone: Backbone) -> Features:
         return twin.features(torch.zeros(1, backbone.config.channels, *backbone.config.image_size))
 
 
-def _check(backbone: Backbone, x: Tensor, extent: Tensor | None) -> None:
-    """Raise `UsageError` for images that a head cannot take."""
+def _check(extent: Tensor | None) -> None:
+    """Raise `UsageError` for images of different sizes on one canvas."""
     if extent is not None:
         raise UsageError(
             f"images of different sizes in one batch ({setting('data.resize')} native or pad) have "

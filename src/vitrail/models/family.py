@@ -154,6 +154,9 @@ class Family(nn.Module, ABC):
 
     config: FamilyConfig
     head: nn.Linear | None
+    pooling: ClassVar[tuple[str, ...]] = ()
+    """The modules, if it has them, that only the image's one vector goes through: nothing that
+    reads its maps has a gradient for them."""
 
     @abstractmethod
     def block_names(self) -> list[str]:

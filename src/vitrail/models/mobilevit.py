@@ -216,6 +216,8 @@ class MobileViT(Family):
     (16, 24)
     """
 
+    pooling: ClassVar[tuple[str, ...]] = ("expand",)
+
     def __init__(self, config: MobileViTConfig) -> None:
         super().__init__()
         self.config: MobileViTConfig = config

@@ -23,7 +23,7 @@ tokens, d width. One row of `ROWS` is one published shape; everything else is a 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -354,6 +354,8 @@ class ViT(Family):
     (4, 6)
     """
 
+    pooling: ClassVar[tuple[str, ...]] = ("pool", "pool_norm", "representation")
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config: ViTConfig = config
@@ -539,7 +541,7 @@ class ViT(Family):
         first = self.config.depth - blocks
         for i in range(self.config.depth):
             if i == first:
-                tokens = torch.cat([queries.expand(len(x), -1, -1).to(tokens), tokens], dim=1)
+                tokens = torch.cat([queries.expand(x.shape[0], -1, -1).to(tokens), tokens], dim=1)
             seen = None
             if i >= first and look is not None:
                 seen = look(self.encoder.norm(tokens), grid)

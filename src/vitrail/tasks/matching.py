@@ -179,7 +179,8 @@ def matched(
 ) -> list[tuple[Int[Tensor, " n"], Int[Tensor, " n"]]]:
     """Of each image the queries, ascending, and the object that each of them gets."""
     pairs = []
-    with torch.no_grad():
+    # Products of sums over thousands of points: in bfloat16 near costs would be equal ones.
+    with torch.no_grad(), torch.autocast(found.masks.device.type, enabled=False):
         for i, one in enumerate(objects):
             logits = found.masks[i].float()
             if config.points is None or draw is None:
