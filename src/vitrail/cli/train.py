@@ -33,8 +33,9 @@ from vitrail.planning.cluster import Cluster
 from vitrail.recipes import RECIPES, Facts, facts
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import known_fields, read_changes, with_changes
+from vitrail.runs.join import check_layout
+from vitrail.runs.notes import LINGER_SECONDS
 from vitrail.runs.start import open_start
-from vitrail.runs.world import LINGER_SECONDS, check_layout
 from vitrail.weights import Opened
 from vitrail.weights.fit import check_structure
 
