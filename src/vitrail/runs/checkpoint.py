@@ -13,7 +13,6 @@ it can run code.
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from vitrail.disk import flush_folder
+from vitrail.disk import flush_file, flush_folder
 from vitrail.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -169,8 +168,7 @@ def write_file(file: Path, parts: Iterable[bytes | memoryview]) -> Sum:
                 digest.update(piece)
                 stream.write(piece)
             size += len(view)
-        stream.flush()
-        os.fsync(stream.fileno())
+        flush_file(stream)
     return Sum(digest.hexdigest(), size)
 
 

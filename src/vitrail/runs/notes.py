@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.distributed.distributed_c10d import Store
 
+from vitrail.disk import write_whole
+
 TOLD_IN = "VITRAIL_TOLD_IN"
 """The variable with the folder in which `vitrail train --devices N` looks for what went wrong."""
 
@@ -31,9 +33,7 @@ class Notes:
             place = Path(self.folder) / name
             if place.exists():
                 return False
-            beside = place.with_name(f"{name}.{os.getpid()}")
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(place)
+            write_whole(place, text.encode())
             return True
         with suppress(RuntimeError):  # the store is gone
             if self._store and self._store.add(f"{name} count", 1) > 1:

