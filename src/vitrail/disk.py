@@ -1,5 +1,5 @@
-"""What files need, whoever writes them: to be told apart, to be there whole or not at all, and after
-a power cut too.
+"""What files need, whoever writes them: to be told apart, to be there whole or not at all, and to
+be there after a power cut.
 """
 
 import hashlib

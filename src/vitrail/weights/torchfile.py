@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import DataError
-from vitrail.weights.files import MOST_BYTES, Content, open_zip, within
+from vitrail.weights.content import MOST_BYTES, Content, open_zip, within
 
 PREFERRED = (
     *("state_dict", "model", "model_state_dict", "teacher", "student", "module", "net"),
