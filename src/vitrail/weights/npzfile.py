@@ -12,7 +12,7 @@ from vitrail.weights.content import Content, from_numpy, open_zip
 
 
 def read_npz(path: Path) -> Content:
-    """The arrays in the .npz file at `path`. Raises `DataError` for damage, and what is no number."""
+    """The arrays in the .npz file at `path`. Raises `DataError` for damage, or no numbers."""
     tensors: dict[str, Tensor] = {}
     with open_zip(path) as archive:
         for member in archive.infolist():
