@@ -16,6 +16,7 @@ from vitrail.data.sources.shards import read_class_names
 from vitrail.errors import UsageError, unknown_name
 from vitrail.models import model_config, parameters_of
 from vitrail.runs.start import open_start
+from vitrail.units import bytes_text
 from vitrail.weights import OURS, Opened, convert
 from vitrail.weights.fetch import cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
@@ -139,7 +140,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         row["name"],
         row["model"],
         f"{row['parameters'] / 1e6:.1f}M",
-        f"{row['bytes'] / 1e6:,.0f} MB",
+        bytes_text(row["bytes"]),
         f"{score['top1']:.1f}{'*' if score['how'] else ' '}" if score else "",
         f"{shown['size'][0]} {shown['resize']} {shown['crop']:.2g}, mean {shown['mean'][0]:.2g}",
         row["licence"],

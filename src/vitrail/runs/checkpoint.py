@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from vitrail.disk import flush_file, flush_folder
 from vitrail.errors import DataError
+from vitrail.units import bytes_text
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -325,7 +326,7 @@ def cannot_write(folder: Path, need: int, error: OSError) -> DataError:
     way_out = _WAYS_OUT.get(error.errno or 0, "Make room or move the run to another disk")
     return DataError(
         f"cannot write the checkpoint {folder}: {error.strerror or error} (it needs "
-        f"{need / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free there). What was saved before is "
+        f"{bytes_text(need)}, {bytes_text(free)} are free there). What was saved before is "
         f"not touched. {way_out}, then go on with --resume"
     )
 

@@ -35,6 +35,7 @@ from typing import Any, Self
 
 import torch
 
+from vitrail import proc
 from vitrail.disk import meant, write_whole
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.runs.checkpoint import read_state
@@ -288,7 +289,6 @@ def environment() -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return proc.processor().get("model name", "")
     except OSError:
         return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "")

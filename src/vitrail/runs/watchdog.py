@@ -12,11 +12,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch.distributed.distributed_c10d import Store
 
+from vitrail import proc
 from vitrail.errors import VitrailError, setting
 
 KEPT = ". The last checkpoint is kept; go on with --resume"
@@ -156,11 +156,10 @@ def _state(beat: Mapping[str, Any]) -> str:
     """What became of a process that is silent."""
     if beat.get("host") == socket.gethostname():
         try:
-            stat = Path(f"/proc/{beat['pid']}/stat").read_text()
-            if stat.rpartition(")")[2].split()[0] in "Tt":
+            if proc.state(beat["pid"]) in "Tt":
                 return "stopped (SIGSTOP; kill -CONT lets it go on)"
         except OSError:
-            if Path("/proc/self").exists():
+            if (proc.ROOT / "proc/self").exists():
                 return "gone"
     return "silent"
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import DataError, unknown_name
+from vitrail.units import bytes_text
 
 MOST_BYTES = 64 << 30
 """More than any published ViT has (22 B parameters in bfloat16 are 44 GB): a header that claims
@@ -47,7 +48,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
             # Deflate takes little off weights, except zeros: a head that was never trained.
             if claimed > min(MOST_BYTES, max(1 << 30, 20 * path.stat().st_size)):
                 raise DataError(
-                    f"{path} would unpack to {claimed / 2**30:,.1f} GiB, more than weights do: "
+                    f"{path} would unpack to {bytes_text(claimed)}, more than weights do: "
                     f"it is damaged or hostile"
                 )
             if len(archive.infolist()) != _members(path):  # one damaged entry may cover others

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vitrail.disk import sha256
 from vitrail.errors import DataError
+from vitrail.units import bytes_text
 from vitrail.weights.content import Content, open_zip, within
 from vitrail.weights.npzfile import read_npz
 from vitrail.weights.onnxfile import read_onnx
@@ -241,7 +242,7 @@ def read_json(path: Path) -> dict[str, Any]:
         with path.open("rb") as stream:
             content = stream.read(_MOST_JSON_BYTES + 1)
         if len(content) > _MOST_JSON_BYTES:
-            raise ValueError(f"it is over {_MOST_JSON_BYTES >> 20} MiB")
+            raise ValueError(f"it is over {bytes_text(_MOST_JSON_BYTES)}")
         value = json.loads(content)
         if not isinstance(value, dict):
             raise ValueError("it holds no JSON object")
