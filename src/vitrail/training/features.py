@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.data.batches.loader import EvalLoader
-from vitrail.data.kept import keep, kept_place, read_kept
+from vitrail.data.sources.kept import keep, kept_place, read_kept
 from vitrail.data.views.preprocess import Canvas
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.models import Model
