@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from vitrail.data.sources.kept import keep, kept_place, read_kept
 from vitrail.data.names import label_name, printable
 from vitrail.data.sources.formats import FORMATS, HEAD_BYTES, IMAGE_EXTENSIONS, image_format
+from vitrail.data.sources.kept import keep, kept_place, read_kept
 from vitrail.data.sources.source import file_stamp
 from vitrail.data.sources.tar import TarReader
 
