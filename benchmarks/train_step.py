@@ -19,11 +19,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from vitrail.proc import forget_peak, peak_resident, resident
 
 BATCH, SIDE, CLASSES = 16, 224, 1000
 TIMM = {"vit_ti16": "vit_tiny_patch16_224", "vit_s16": "vit_small_patch16_224",
@@ -128,13 +129,7 @@ def create_state(optimizer: torch.optim.Optimizer) -> None:
 
 def memory() -> tuple[float, float]:
     """MiB that the process holds now, and the most it has held since the last `forget_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    named = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}
-    return int(named["VmRSS"]) / 1024, int(named["VmHWM"]) / 1024
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
+    return resident() / 2**20, peak_resident() / 2**20
 
 
 def work(name: str, kind: str, precision: str) -> None:

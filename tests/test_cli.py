@@ -559,13 +559,13 @@ def test_grey_models_of_colour_weights_are_trained_and_it_is_said_how(photos, tm
 
 
 def test_the_demo_without_a_network_trains_from_scratch_and_says_so(monkeypatch, capsys):
-    from vitrail.cli import train as verb
+    from vitrail.cli import defaults as module
     from vitrail.errors import DataError
 
     def no_network(*args: object, **options: object) -> None:
         raise DataError("cannot fetch focus_s14: no network")
 
-    monkeypatch.setattr(verb, "open_start", no_network)
-    given = verb._defaults(["samples:emoji", "--recipe", "demo"])
+    monkeypatch.setattr(module, "open_start", no_network)
+    given = module.defaults(["samples:emoji", "--recipe", "demo"])
     assert given.settings.weights is None and given.settings.row == "vit_mini16"
     assert "training from scratch instead" in capsys.readouterr().err

@@ -36,11 +36,12 @@ from vitrail.report import write_report
 from vitrail.runs import Run, RunLock, TrainConfig
 from vitrail.runs.config import open_data_of, with_greys
 from vitrail.runs.identity import IDENTITY, identity, read_identity, refuse_changes
+from vitrail.runs.join import check_layout, join_world
 from vitrail.runs.machine import keep_freed_memory
 from vitrail.runs.start import open_start
 from vitrail.runs.teacher import RECORD as TEACHER
 from vitrail.runs.teacher import FoundTeacher, open_teacher, reopen_teacher
-from vitrail.runs.world import ALONE, World, check_layout, join_world
+from vitrail.runs.world import ALONE, World
 from vitrail.tasks import TASKS, Task, Teacher, backbone_of
 from vitrail.training import fit, fit_probe
 from vitrail.training.board import board

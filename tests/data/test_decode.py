@@ -249,7 +249,6 @@ def test_orientation_of_a_jpeg() -> None:
     assert read_image(encoded(photo(48, 32), "JPEG", exif=exif)).size == (32, 48)
 
 
-@pytest.mark.filterwarnings("ignore")  # as decode.py does wherever pytest does not undo it
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b""])
 def test_damaged_exif_data_spoils_nothing(exif: bytes) -> None:
     assert read_image(encoded(photo(), "JPEG", exif=exif)).size == photo().size
@@ -328,6 +327,16 @@ def test_pillows_own_warning_does_not_reach_the_user(tmp_path: Path) -> None:
     )
     assert done.stderr == ""
     assert "claims 10000 x 10000 pixels" in done.stdout
+
+
+def test_whoever_uses_pillow_besides_is_warned_as_before(tmp_path: Path) -> None:
+    damaged = encoded(photo(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    read_image(damaged)  # where warnings are errors
+    with pytest.warns(UserWarning, match="Corrupt EXIF"):
+        Image.open(io.BytesIO(damaged)).getexif()
+    with pytest.warns(UserWarning, match="Corrupt EXIF"):
+        read_image(damaged)
+        Image.open(io.BytesIO(damaged)).getexif()
 
 
 def test_a_bomb_in_a_pngs_text_is_refused() -> None:

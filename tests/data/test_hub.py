@@ -7,7 +7,9 @@ import pickle
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from vitrail.data.sources.write_shards import encoded_image, write_shards
 from vitrail.errors import DataError, UsageError
 
 datasets: Any = pytest.importorskip("datasets", reason="needs the extra `data`")
+huggingface_hub: Any = pytest.importorskip("huggingface_hub")
 
 
 @pytest.fixture(autouse=True)
@@ -276,6 +279,38 @@ def test_without_a_network_the_message_says_what_works(name: str, no_network: li
         open_data(name)
     assert no_network == ["huggingface.co"]
     assert not datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("name", ["", "owner/name"])
+def test_the_library_is_for_others_as_they_have_set_it(
+    name: str, parquet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a set is opened, and after it, or after an error."""
+    settings = {
+        "HF_HUB_OFFLINE": (datasets.config, huggingface_hub.constants),
+        "HF_UPDATE_DOWNLOAD_COUNTS": (datasets.config,),
+    }
+    seen: list[list[bool]] = []
+
+    def look() -> None:
+        seen.append([bool(getattr(m, name)) for name, modules in settings.items() for m in modules])
+
+    def open_as_usual(*args: Any, **named: Any) -> Any:
+        look()
+        other = threading.Thread(target=look)
+        other.start()
+        other.join()
+        return usual(*args, **named)
+
+    usual = datasets.load_dataset_builder
+    monkeypatch.setattr(datasets, "load_dataset_builder", open_as_usual)
+    datasets.enable_progress_bars()
+    with nullcontext() if not name else pytest.raises(DataError):
+        open_data(f"hf:{name or parquet}")
+    look()
+    assert seen == [[True, True, False], [False, False, True], [False, False, True]]
+    assert datasets.config.HF_HUB_OFFLINE is huggingface_hub.constants.HF_HUB_OFFLINE is False
+    assert not datasets.are_progress_bars_disabled()
 
 
 def test_damaged_files_are_one_message(parquet: Path) -> None:

@@ -25,13 +25,13 @@ from vitrail.data import keyed, read_image
 from vitrail.data.batches.batch import Batch
 from vitrail.data.batches.loader import EvalLoader, Reading, TrainLoader
 from vitrail.data.pixels import reading as module
-from vitrail.data.pixels.cache import size_text
 from vitrail.data.pixels.workers import Workers
 from vitrail.data.sources.source import file_stamp
 from vitrail.data.targets import Classes
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
+from vitrail.units import bytes_text as size_text
 
 SHAPES = [(40, 40), (20, 80), (80, 20), (40, 40), (30, 60), (40, 40), (16, 128), (57, 31)]
 OFF = AugmentConfig.off()

@@ -323,7 +323,7 @@ def test_a_damaged_cache_is_no_matter(photos: Path, tmp_path: Path, cache: Path)
     shard(photos, tmp_path / "out")
     first = described(ShardSource(tmp_path / "out"))
     files = sorted((cache / "shards").iterdir())
-    assert len(files) == 3 and all(file.suffix == ".npz" for file in files)
+    assert len(files) == 3 and all(file.suffix == ".safetensors" for file in files)
     content = files[0].read_bytes()
     for at in range(0, len(content), 97):
         files[0].write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])

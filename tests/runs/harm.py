@@ -213,7 +213,7 @@ def fail_at(some: Victims, place: Path, step: int, call: str, n: int, error: str
     outcome = harmed(some, place, step, call, n, f"error={error}")
     assert outcome.code in (0, 3), outcome
     if outcome.code == 3:
-        assert re.search(r"cannot write the checkpoint /.*MiB, .* are free.*--resume", outcome.said)
+        assert re.search(r"cannot write the checkpoint /.*iB, .* are free.*--resume", outcome.said)
     return outcome.code == 3
 
 

@@ -11,8 +11,12 @@ from torch.distributed import HashStore, PrefixStore
 
 from vitrail.errors import DataError, UsageError
 from vitrail.recipes import RECIPES, Facts
-from vitrail.runs import world as worlds
-from vitrail.runs.world import ALONE, Lost, Pulse, World, check_layout, join_world
+from vitrail.runs import join as joining
+from vitrail.runs import watchdog
+from vitrail.runs.join import check_layout, join_world
+from vitrail.runs.notes import TOLD_IN, Notes
+from vitrail.runs.watchdog import Lost, Pulse
+from vitrail.runs.world import ALONE, World
 
 
 @pytest.fixture
@@ -23,7 +27,7 @@ def config():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(worlds, "_BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_BEAT_SECONDS", 0.01)
 
 
 def test_one_process_hears_itself():
@@ -55,7 +59,7 @@ def test_processes_agree_on_a_name_although_others_have_talked_in_their_store():
         agreed = {}
 
         def join(rank, agreed=agreed):
-            agreed[rank] = worlds._agreed_name(store, rank, 3, 60)
+            agreed[rank] = joining._agreed_name(store, rank, 3, 60)
 
         threads = [threading.Thread(target=join, args=(rank,)) for rank in range(3)]
         for thread in threads:
@@ -66,25 +70,25 @@ def test_processes_agree_on_a_name_although_others_have_talked_in_their_store():
         names |= set(agreed.values())
     assert len(names) == 3
     with pytest.raises(TimeoutError, match="no word from process 1, 2"):
-        worlds._agreed_name(store, 0, 3, 0.1)
+        joining._agreed_name(store, 0, 3, 0.1)
     with pytest.raises(TimeoutError, match="the first"):
-        worlds._agreed_name(store, 1, 3, 0.1)
+        joining._agreed_name(store, 1, 3, 0.1)
 
 
 def test_a_lost_process_is_told_once_a_start_and_an_error_of_the_users_once_a_launch():
     store, (lost, fault) = HashStore(), (Lost("process 1 is gone", "."), DataError("no images"))
-    launch, first, second = (worlds._Notes(PrefixStore(name, store)) for name in "abc")
-    assert [worlds._tells(lost, launch, each) for each in (first, first, second)] == [1, 0, 1]
+    launch, first, second = (Notes(PrefixStore(name, store)) for name in "abc")
+    assert [joining._tells(lost, launch, each) for each in (first, first, second)] == [1, 0, 1]
     assert launch.get("told") is None
-    assert [worlds._tells(fault, launch, each) for each in (first, second)] == [1, 0]
+    assert [joining._tells(fault, launch, each) for each in (first, second)] == [1, 0]
     assert launch.get("told") == {"error": "no images", "exit_code": 3}
 
 
 def test_a_launcher_of_ours_tells_what_the_first_has_left_for_it(tmp_path, monkeypatch):
-    monkeypatch.setenv(worlds.TOLD_IN, str(tmp_path))
-    notes = worlds._Notes()
+    monkeypatch.setenv(TOLD_IN, str(tmp_path))
+    notes = Notes()
     for name in ("process 1 is gone", "process 2 is gone"):
-        assert not worlds._tells(Lost(name, "."), notes, notes)
+        assert not joining._tells(Lost(name, "."), notes, notes)
     assert json.loads((tmp_path / "missing").read_text())["what"] == "process 1 is gone"
 
 
@@ -140,7 +144,7 @@ def test_what_is_no_step_may_take_as_long_as_it_wants(monkeypatch):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
 def test_others_that_cannot_be_reached(host, monkeypatch):
-    monkeypatch.setattr(worlds, "_LEAST_JOIN_SECONDS", 0.1)
+    monkeypatch.setattr(joining, "_LEAST_JOIN_SECONDS", 0.1)
     names = {"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 1, "MASTER_ADDR": host, "MASTER_PORT": 9}
     for name, value in names.items():
         monkeypatch.setenv(name, str(value))
@@ -161,7 +165,7 @@ def test_a_layout_that_cannot_be(config):
 
 
 def test_more_processes_than_gpus(config, monkeypatch):
-    monkeypatch.setattr(worlds, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(joining, "pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(DataError, match="it has 1: take devices 1"):
         check_layout(replace(config, device="cuda"), 2)

@@ -125,7 +125,7 @@ def test_a_file_is_fetched_once(server: Server, row: str, tmp_path: Path) -> Non
     assert file == tmp_path / "cache" / "weights" / "mine" / "w.npz" == cached_file(row)
     assert file.read_bytes() == CONTENT
     assert parts(file) == ["w.npz", "w.npz.sha256"]
-    assert said == [f"fetching {server.url}/files/w.npz (0.1 MB)"]
+    assert said == [f"fetching {server.url}/files/w.npz (100 KiB)"]
     server.status["w.npz"] = 500
     assert fetch(row, said.append) == file
     assert said[1:] == [f"checking {file}"]
@@ -139,7 +139,7 @@ def test_a_broken_connection_is_gone_on_with(server: Server, row: str, ranges: b
     assert fetch(row, said.append).read_bytes() == CONTENT
     asked = [headers.get("Range") for _, headers in server.asked]
     assert asked[:2] == [None, "bytes=51200-"]
-    assert "the connection broke after 0.1 MB of 0.1 MB; trying again" in said
+    assert "the connection broke after 50 KiB of 100 KiB; trying again" in said
 
 
 def test_a_half_finished_download_is_kept_for_the_next_call(server: Server, row: str) -> None:
@@ -236,7 +236,7 @@ def test_a_disk_without_room_is_seen_beforehand(
     server: Server, row: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(DataError, match=r"has 0\.0 MB free, it needs 0\.1 MB.*VITRAIL_CACHE"):
+    with pytest.raises(DataError, match=r"has 10 bytes free, it needs 100 KiB.*VITRAIL_CACHE"):
         fetch(row, print)
 
 
@@ -399,7 +399,7 @@ def test_the_command_line(server: Server, row: str, capsys: pytest.CaptureFixtur
     assert main(["weights", "fetch", row, "--again", "--json"]) == 0
     assert main(["weights", "list", "min"]) == 0
     [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("mine ")][-1:]
-    shown = ["mine", "vit_s16", "21.7M", "87 MB", "77.0*", "224 crop 0.88, mean 0.48"]
+    shown = ["mine", "vit_s16", "21.7M", "83 MiB", "77.0*", "224 crop 0.88, mean 0.48"]
     assert " ".join(line.split()).startswith(" ".join(shown))
     assert "Apache-2.0" in line and line.split()[-1] == "yes"
     assert main(["weights", "fetch", "no_such"]) == 2

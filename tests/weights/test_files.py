@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 
 from vitrail.errors import DataError, UsageError
 from vitrail.weights.fetch import cached_file
-from vitrail.weights.files import read_weights, write_npz, write_safetensors
+from vitrail.weights.files import read_weights
+from vitrail.weights.write import write_npz, write_safetensors
 
 onnx = pytest.importorskip("onnx")
 

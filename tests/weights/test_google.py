@@ -15,9 +15,10 @@ from vitrail.errors import DataError
 from vitrail.models import ViT, ViTConfig, build
 from vitrail.nn import resample_table
 from vitrail.weights import convert, open_weights, pretrained
-from vitrail.weights.files import read_weights, write_npz
+from vitrail.weights.files import read_weights
 from vitrail.weights.google import from_google, to_google
 from vitrail.weights.layouts import Found, understand, write_as
+from vitrail.weights.write import write_npz
 from weights.sources import in_turns, one_of_each
 
 Arrays = dict[str, np.ndarray]

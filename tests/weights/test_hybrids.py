@@ -19,10 +19,11 @@ from torch import nn
 from close import close
 from vitrail.errors import DataError
 from vitrail.models import ViT, ViTConfig
-from vitrail.weights.files import read_weights, write_npz
+from vitrail.weights.files import read_weights
 from vitrail.weights.fit import fit
 from vitrail.weights.google import to_google
 from vitrail.weights.layouts import Found, understand
+from vitrail.weights.write import write_npz
 from weights.sources import in_turns
 
 Arrays = dict[str, np.ndarray]

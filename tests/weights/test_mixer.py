@@ -15,11 +15,12 @@ from vitrail.errors import DataError
 from vitrail.models import GmlpConfig, MixerConfig, build
 from vitrail.models.mixer import ROWS
 from vitrail.nn import resample_table
-from vitrail.weights.files import read_weights, write_npz
+from vitrail.weights.files import read_weights
 from vitrail.weights.fit import fit
 from vitrail.weights.layouts import Found, understand, write_as
 from vitrail.weights.load import open_weights, pretrained, save_weights
 from vitrail.weights.mixer import resize_tokens
+from vitrail.weights.write import write_npz
 
 State = dict[str, Tensor]
 Config = MixerConfig | GmlpConfig

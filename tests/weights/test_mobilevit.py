@@ -14,11 +14,11 @@ from models.theirs import lively, transformers_mobilevit
 from vitrail.errors import DataError
 from vitrail.models import model_config
 from vitrail.weights import open_weights, pretrained
-from vitrail.weights.files import write_safetensors
 from vitrail.weights.layouts import understand
 from vitrail.weights.load import convert
 from vitrail.weights.mobilevit import HUGGINGFACE_MOBILEVIT, TIMM_MOBILEVIT
 from vitrail.weights.table import WEIGHTS
+from vitrail.weights.write import write_safetensors
 
 State = dict[str, Tensor]
 CLASSES = 7

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from close import close
 from vitrail.errors import DataError
 from vitrail.models import build, model_config
-from vitrail.weights.files import write_npz
 from vitrail.weights.layouts import Found, understand
 from vitrail.weights.resnet import GOOGLE_BIT, RESNET
+from vitrail.weights.write import write_npz
 
 State = dict[str, Tensor]
 CLASSES = 7

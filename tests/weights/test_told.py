@@ -15,11 +15,11 @@ from vitrail.cli import train as verb
 from vitrail.cli.told import Told
 from vitrail.models import ViT, ViTConfig
 from vitrail.weights import convert, open_weights, pretrained, to_timm
-from vitrail.weights.files import write_npz
 from vitrail.weights.google import to_google
 from vitrail.weights.layouts import LAYOUTS
 from vitrail.weights.table import WEIGHTS
 from vitrail.weights.unseen import UNSEEN
+from vitrail.weights.write import write_npz
 
 SIZE = (16, 40)  # 2 x 5 patches: no square
 PLAIN = ViTConfig(depth=2, width=24, heads=3, mlp=40, patch=(8, 8), image_size=SIZE, classes=5)
@@ -140,9 +140,7 @@ def test_to_train(case, tmp_path):
     config.write_text(json.dumps({"model": {name: value}}))  # which is YAML too
     said = ["--config", str(config), *flags(dict(others))]
     asked = ["samples:emoji", "--weights", str(file), "--recipe", "probe", *said]
-    found = verb.parse(
-        verb.TrainArgs, asked, "train", "", default=verb._defaults(asked), flags=True
-    ).settings.model
+    found = verb.read(asked).settings.model
     assert {name: getattr(found, name) for name in told} == told
 
 

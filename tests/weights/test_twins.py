@@ -7,8 +7,8 @@ import torch
 from close import close
 from vitrail.errors import DataError
 from vitrail.weights import open_weights, pretrained
-from vitrail.weights.files import write_safetensors
 from vitrail.weights.load import convert
+from vitrail.weights.write import write_safetensors
 
 CLASSES = 7
 

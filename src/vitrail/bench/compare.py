@@ -35,6 +35,7 @@ from vitrail.bench.measure import (
 )
 from vitrail.bench.memory import peak_memory
 from vitrail.data.sources.layout import USUAL
+from vitrail.disk import write_whole
 from vitrail.errors import DataError, UsageError, VitrailError, setting
 from vitrail.metrics import Estimate, paired, share
 from vitrail.models import ModelConfig, parameters_of
@@ -406,10 +407,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, name: str, text: str) -> None:
-    """Whole or not at all."""
-    beside = folder / f".{name}.writing"
     try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(folder / name)
+        write_whole(folder / name, text.encode())
     except OSError as error:
         raise DataError(f"cannot write {folder / name}: {error.strerror}") from error

@@ -23,13 +23,12 @@ import numpy as np
 import torch
 from pydantic import Discriminator, TypeAdapter
 
+from vitrail import proc
 from vitrail.bench.hog import hog_features, hog_labeller
 from vitrail.bench.measure import BATCH, Labeller, Place, computing, model_labeller
 from vitrail.models import ModelConfig
 
 _CONFIGS: TypeAdapter[ModelConfig] = TypeAdapter(Annotated[ModelConfig, Discriminator("family")])
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
 
 
 def peak_memory(subjects: Mapping[str, ModelConfig | Path], place: Place) -> dict[str, int | None]:
@@ -38,7 +37,7 @@ def peak_memory(subjects: Mapping[str, ModelConfig | Path], place: Place) -> dic
     None where the system does not tell (it takes Linux's /proc), or killed the process because it
     had no memory left.
     """
-    if not _CLEAR.exists():
+    if not proc.can_forget_peak():
         return dict.fromkeys(subjects)
     asked = [
         {"hog": str(each)} if isinstance(each, Path) else {"model": asdict(each)}
@@ -94,13 +93,13 @@ def _labeller(asked: dict[str, Any], place: Place) -> Labeller:
 def _on_cpu(asked: dict[str, Any], place: Place) -> int:
     with computing(place):
         _warm("hog" in asked)
-    before = _resident("VmRSS")
+    before = proc.resident()
     label = _labeller(asked, place)
-    _CLEAR.write_text("5")  # the peak starts anew: how the model was built does not count
+    proc.forget_peak()  # how the model was built does not count
     with computing(place):
         label(BATCH)
         label(BATCH)
-    return _resident("VmHWM") - before
+    return proc.peak_resident() - before
 
 
 def _warm(hog: bool) -> None:
@@ -111,12 +110,6 @@ def _warm(hog: bool) -> None:
     x = torch.randn(2, 8, 16, 16)
     x = torch.nn.functional.conv2d(x, torch.randn(8, 8, 3, 3))
     x.flatten(1) @ torch.randn(x[0].numel(), 8)
-
-
-def _resident(line: str) -> int:
-    """A line of the process's status, in bytes."""
-    (found,) = (each for each in _STATUS.read_text().splitlines() if each.startswith(f"{line}:"))
-    return 1024 * int(found.split()[1])
 
 
 if __name__ == "__main__":

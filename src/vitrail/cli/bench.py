@@ -21,6 +21,7 @@ from vitrail.cli.dataset import AS_FOUND, OfData
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import TrainingScreen, say
 from vitrail.cli.table import Column, print_table, print_text
+from vitrail.cli.words import Word, run_word
 from vitrail.data import open_data
 from vitrail.errors import UsageError, VitrailError, unknown_name
 from vitrail.models import MODELS, ViTConfig, model_config, parameters_of
@@ -101,19 +102,14 @@ class PatchesArgs:
 
 def bench(args: Sequence[str]) -> dict[str, Any]:
     """Compare, measure, or look at the price of patches."""
-    verbs = {"compare": _compare, "speed": _speed, "patches": _patches}
-    if not args or args[0] in ("-h", "--help"):
-        print(
-            "usage: vitrail bench compare DATA    train models for the same minutes, compare them\n"
-            "       vitrail bench speed MODELS    size, cost, speed and memory, without training\n"
-            "       vitrail bench patches         what patch and image size cost, beside a claim"
-        )
-        if args:
-            return {}
-        raise UsageError("vitrail bench needs a word: compare, speed or patches")
-    if args[0] not in verbs:
-        raise unknown_name("word after vitrail bench:", args[0], verbs)
-    return verbs[args[0]](args[1:])
+    words = {
+        "compare": Word(
+            _compare, "compare DATA", "train models for the same minutes, compare them"
+        ),
+        "speed": Word(_speed, "speed MODELS", "size, cost, speed and memory, without training"),
+        "patches": Word(_patches, "patches", "what patch and image size cost, beside a claim"),
+    }
+    return run_word("bench", words, args)
 
 
 def _compare(args: Sequence[str]) -> dict[str, Any]:

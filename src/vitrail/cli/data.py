@@ -11,11 +11,11 @@ import tyro
 from vitrail.cli.dataset import AS_FOUND, OfData
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import CountingScreen
+from vitrail.cli.words import Word, run_word
 from vitrail.data import PARTS, SAMPLES, CheckReport, PartedSource, check, fetch, open_data
 from vitrail.data.pixels.greys import cut_sentence
 from vitrail.data.sources.shards import changed_shards
 from vitrail.data.sources.write_shards import write_shards
-from vitrail.errors import UsageError, unknown_name
 
 _SHOWN = 10
 """Lines of a long list that are printed; --json has them all."""
@@ -56,20 +56,13 @@ class FetchArgs:
 
 def data(args: Sequence[str]) -> dict[str, Any]:
     """Check, shard, fetch or list."""
-    verbs = {"check": _check, "shard": _shard, "fetch": _fetch, "list": _list}
-    if not args or args[0] in ("-h", "--help"):
-        print(
-            "usage: vitrail data check DATA     read every image, count, list what is wrong\n"
-            "       vitrail data shard DATA OUT write it as a few large tar files\n"
-            "       vitrail data fetch NAME     bring a sample set into the cache\n"
-            "       vitrail data list           the sample sets"
-        )
-        if args:
-            return {}
-        raise UsageError("vitrail data needs a word: check, shard, fetch or list")
-    if args[0] not in verbs:
-        raise unknown_name("word after vitrail data:", args[0], verbs)
-    return verbs[args[0]](args[1:])
+    words = {
+        "check": Word(_check, "check DATA", "read every image, count, list what is wrong"),
+        "shard": Word(_shard, "shard DATA OUT", "write it as a few large tar files"),
+        "fetch": Word(_fetch, "fetch NAME", "bring a sample set into the cache"),
+        "list": Word(_list, "list", "the sample sets"),
+    }
+    return run_word("data", words, args)
 
 
 def _check(args: Sequence[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from vitrail.errors import DataError, VitrailError
-from vitrail.runs.world import TOLD_IN
+from vitrail.runs.notes import TOLD_IN
 
 
 class Ended(VitrailError):

@@ -3,7 +3,7 @@
 import dataclasses
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -39,6 +39,28 @@ def parse(
         default=default,
         config=settings,
     )
+
+
+def parse_among(kind: type[T], args: Sequence[str], verb: str) -> tuple[T, list[str]]:
+    """The flags of `kind` among `args`, which may hold others as well; and those others."""
+    return tyro.cli(
+        kind, args=args, prog=f"vitrail {verb}", return_unknown_args=True, add_help=False
+    )
+
+
+def flags_among(
+    paths: Sequence[str], args: Sequence[str], verb: str
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """The words behind those flags among `args` that are for fields of a config, by their dotted
+    names; and the arguments that are left.
+    """
+    # tyro names a flag by its field or by a mark, and a field's name has no dots.
+    marked = ((path, Annotated[tuple[str, ...] | None, tyro.conf.arg(name=path)]) for path in paths)
+    fields = [(f"flag{i}", hint, None) for i, (_, hint) in enumerate(marked)]
+    kind: type[Any] = dataclasses.make_dataclass("Flags", fields)
+    found, rest = parse_among(kind, args, verb)
+    said = zip(paths, dataclasses.astuple(found), strict=True)
+    return {path: words for path, words in said if words is not None}, rest
 
 
 def spell_flags(kind: type[Any], *, flags: bool = False) -> None:

@@ -7,9 +7,10 @@ from rich.text import Text
 
 from vitrail.cli.table import Column, print_facts, print_table
 from vitrail.planning.cluster import RESERVED, Layout
-from vitrail.planning.plan import Plan, size_text
+from vitrail.planning.plan import Plan
 from vitrail.planning.tryout import Tryout
 from vitrail.report import words
+from vitrail.units import bytes_text
 
 _NAMES = {"alone": "one GPU", "ddp": "DDP", "fsdp": "FSDP"}
 
@@ -81,8 +82,8 @@ def _here(plan: Plan) -> Iterator[_Row]:
     }
     yield _Row(
         "memory",
-        f"{size_text(memory.needed)} of {_known(memory.free)} free",
-        ", ".join(f"{size_text(size)} {name}" for name, size in parts.items()),
+        f"{bytes_text(memory.needed)} of {_known(memory.free)} free",
+        ", ".join(f"{bytes_text(size)} {name}" for name, size in parts.items()),
     )
     if plan.tryout and plan.tryout.error is not None:
         yield _Row("", "", _error(plan.tryout))
@@ -90,9 +91,9 @@ def _here(plan: Plan) -> Iterator[_Row]:
     yield _Row("at once", f"{_counted(memory.at_once, 'image')}, {most}")
     yield _Row(
         "disk",
-        f"{size_text(disk.needed)} of {_known(disk.free)} free",
-        f"{disk.kept} checkpoints of {size_text(disk.checkpoint)}, "
-        f"{size_text(disk.other)} log and predictions",
+        f"{bytes_text(disk.needed)} of {_known(disk.free)} free",
+        f"{disk.kept} checkpoints of {bytes_text(disk.checkpoint)}, "
+        f"{bytes_text(disk.other)} log and predictions",
     )
 
 
@@ -107,13 +108,13 @@ def _seconds(time: float) -> str:
 def _error(tried: Tryout) -> str:
     assert tried.measured is not None and tried.error is not None
     return (
-        f"of a step of {tried.images} images {size_text(tried.estimated)} were foreseen, "
-        f"{size_text(tried.measured)} measured ({tried.error:+.0%})"
+        f"of a step of {tried.images} images {bytes_text(tried.estimated)} were foreseen, "
+        f"{bytes_text(tried.measured)} measured ({tried.error:+.0%})"
     )
 
 
 def _known(size: int | None) -> str:
-    return "an unknown amount" if size is None else size_text(size)
+    return "an unknown amount" if size is None else bytes_text(size)
 
 
 def _cluster(plan: Plan) -> Iterator[_Row]:
@@ -155,7 +156,7 @@ def _layout(layout: Layout) -> tuple[str, ...]:
     )  # fmt: skip
     return (
         _NAMES[layout.parallel] + again,
-        *map(size_text, parts),
+        *map(bytes_text, parts),
         "yes" if layout.fits else "no",
         f"{layout.most_at_once:,}",
         words.rate(layout.images_per_second),

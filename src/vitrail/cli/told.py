@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
+from vitrail.cli.parse import parse_among
 from vitrail.errors import UsageError, setting
 from vitrail.nn import Activation, Eps, Pool, Position, Resample, Rope
 
@@ -63,13 +64,5 @@ def told_by(args: Sequence[str], changes: Mapping[str, Any], verb: str) -> dict[
         fault = error.errors()[0]
         name = setting(f"model.{fault['loc'][0]}")
         raise UsageError(f"{name}, by the config: {fault['msg']}") from error
-    flags = {f"--model.{name.replace('_', '-')}" for name in names}
-    kept: list[str] = []
-    taken = False
-    for arg in args:
-        if arg.startswith("--"):
-            taken = arg.partition("=")[0] in flags
-        if taken:
-            kept.append(arg)
-    found = tyro.cli(_Flags, args=kept, prog=f"vitrail {verb}")
+    found, _ = parse_among(_Flags, args, verb)
     return told | found.told.fields()

@@ -12,10 +12,12 @@ from vitrail.cli.parse import parse
 from vitrail.cli.screen import say
 from vitrail.cli.table import Column, print_table, print_text
 from vitrail.cli.told import Told
+from vitrail.cli.words import Word, run_word
 from vitrail.data.sources.shards import read_class_names
 from vitrail.errors import UsageError, unknown_name
 from vitrail.models import model_config, parameters_of
 from vitrail.runs.start import open_start
+from vitrail.units import bytes_text
 from vitrail.weights import OURS, Opened, convert
 from vitrail.weights.fetch import cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
@@ -82,20 +84,13 @@ class ConvertArgs(ShowArgs):
 
 def weights(args: Sequence[str]) -> dict[str, Any]:
     """List, fetch, show or convert."""
-    verbs = {"list": _list, "fetch": _fetch, "show": _show, "convert": _convert}
-    if args and args[0] in ("-h", "--help"):
-        print(
-            "usage: vitrail weights [list [WORD]]        the published weights\n"
-            "       vitrail weights fetch NAME          bring them into the cache\n"
-            "       vitrail weights show SOURCE         what a file of weights holds\n"
-            "       vitrail weights convert SOURCE OUT --to LAYOUT"
-        )
-        return {}
-    if not args:
-        return _list(())
-    if args[0] not in verbs:
-        raise unknown_name("word after vitrail weights:", args[0], verbs)
-    return verbs[args[0]](args[1:])
+    words = {
+        "list": Word(_list, "[list [WORD]]", "the published weights"),
+        "fetch": Word(_fetch, "fetch NAME", "bring them into the cache"),
+        "show": Word(_show, "show SOURCE", "what a file of weights holds"),
+        "convert": Word(_convert, "convert SOURCE OUT --to LAYOUT", "in another layout"),
+    }
+    return run_word("weights", words, args, usual="list")
 
 
 def _list(args: Sequence[str]) -> dict[str, Any]:
@@ -139,7 +134,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         row["name"],
         row["model"],
         f"{row['parameters'] / 1e6:.1f}M",
-        f"{row['bytes'] / 1e6:,.0f} MB",
+        bytes_text(row["bytes"]),
         f"{score['top1']:.1f}{'*' if score['how'] else ' '}" if score else "",
         f"{shown['size'][0]} {shown['resize']} {shown['crop']:.2g}, mean {shown['mean'][0]:.2g}",
         row["licence"],

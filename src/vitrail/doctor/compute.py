@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vitrail.doctor.finding import Finding, bytes_text, on_linux
+from vitrail.doctor.finding import Finding, on_linux
 from vitrail.doctor.machine import cores, cpu_facts
+from vitrail.units import bytes_text
 
 if TYPE_CHECKING:
     import torch

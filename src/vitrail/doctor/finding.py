@@ -20,17 +20,6 @@ class Finding:
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
 
-def bytes_text(count: float) -> str:
-    """A number of bytes for people.
-
-    >>> bytes_text(3 * 2**30), bytes_text(64 * 2**20)
-    ('3.0 GiB', '64 MiB')
-    """
-    if count >= 2**30:
-        return f"{count / 2**30:,.1f} GiB"
-    return f"{count / 2**20:,.0f} MiB"
-
-
 def on_linux() -> bool:
     """Whether /proc and cgroups say how the machine is."""
     return platform.system() == "Linux"

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vitrail.doctor.finding import Finding, bytes_text, on_linux
+from vitrail import proc
+from vitrail.doctor.finding import Finding, on_linux
+from vitrail.units import bytes_text
 
-_ROOT = Path("/")
 _GIB = 2**30
 _LEAST_FREE, _LITTLE_FREE = _GIB, 4 * _GIB
 _LITTLE_SHARED = _GIB
@@ -71,21 +72,17 @@ class CpuFacts(NamedTuple):
     flags: frozenset[str]
 
 
-def cpu_facts(root: Path = _ROOT) -> CpuFacts:
+def cpu_facts(root: Path = proc.ROOT) -> CpuFacts:
     """The processor's name and features; empty where nothing says them."""
     try:
-        first = (root / "proc/cpuinfo").read_text(errors="replace").split("\n\n")[0]
+        fields = proc.processor(root)
     except OSError:
         return CpuFacts(platform.processor(), frozenset())
-    fields = {
-        key.strip(): value.strip()
-        for key, _, value in (line.partition(":") for line in first.splitlines())
-    }
     flags = fields.get("flags") or fields.get("Features") or ""  # the latter on Arm
     return CpuFacts(fields.get("model name") or platform.processor(), frozenset(flags.split()))
 
 
-def cores(root: Path = _ROOT) -> Cores:
+def cores(root: Path = proc.ROOT) -> Cores:
     """Cores by the kernel, by this process's affinity and by its cgroup's quota."""
     present = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else present
@@ -126,12 +123,11 @@ def judge_cores(found: Cores, busy: float | None) -> Finding:
     return Finding("cores", "ok", text, numbers=numbers)
 
 
-def memory(root: Path = _ROOT) -> Memory | None:
+def memory(root: Path = proc.ROOT) -> Memory | None:
     """Memory by the kernel and by this process's cgroup; None where nothing says it."""
     try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        kib = {name: int(rest.split()[0]) for name, _, rest in (s.partition(":") for s in lines)}
-        total, free = kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
+        found = proc.memory(root)
+        total, free = found["MemTotal"], found["MemAvailable"]
     except (OSError, KeyError):
         return _memory_elsewhere()
     limits = []
@@ -160,7 +156,7 @@ def _cgroup_memory(root: Path) -> Iterator[tuple[int, int, int]]:
             yield most, used, _statistic(folder / "memory.stat", "inactive_file")
 
 
-def killed_for_memory(root: Path = _ROOT) -> int:
+def killed_for_memory(root: Path = proc.ROOT) -> int:
     """How many processes of this cgroup the kernel has killed because memory ran out."""
     return max(
         (
@@ -234,7 +230,7 @@ def _cgroup_folders(root: Path, controller: str) -> list[Path]:
     Inside a container the path may be that of the host, which is not there: the controller's own
     folder is then this container's.
     """
-    if not on_linux() and root == _ROOT:
+    if not on_linux() and root == proc.ROOT:
         return []
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitrail.data import cache_folder
-from vitrail.doctor.finding import Finding, bytes_text
+from vitrail.doctor.finding import Finding
 from vitrail.errors import DataError
+from vitrail.units import bytes_text
 
 _GIB = 2**30
 _LEAST_FREE, _LITTLE_FREE = _GIB, 10 * _GIB
@@ -48,7 +49,7 @@ def judge_runs(runs: Path) -> Finding:
         text = f"{where} cannot be written: {error.strerror}"
         return Finding("run folder", "problem", text, "vitrail train DATA --out ELSEWHERE/run")
     rate = written / max(seconds, 1e-9)
-    text = f"{where}, written and flushed at {rate / 2**20:,.0f} MiB/s"
+    text = f"{where}, written and flushed at {bytes_text(rate)}/s"
     return _judge_room("run folder", place, text, {"bytes_per_second": round(rate)}, rate < _SLOW)
 
 

@@ -9,12 +9,13 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from vitrail.data.sources.hub import place_of
-from vitrail.doctor.finding import Finding, bytes_text
+from vitrail.doctor.finding import Finding
 from vitrail.errors import DataError, VitrailError
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.checkpoint import check_checkpoint, read_state
 from vitrail.runs.config import open_data_of
 from vitrail.runs.identity import IDENTITY, changes, identity, read_identity
+from vitrail.units import bytes_text
 
 
 def run_findings(folder: Path) -> Iterator[Finding]:

@@ -120,9 +120,7 @@ class BiT(Family):
         for module in self.modules():
             if isinstance(module, StdConv2d):
                 he_normal_(module)
-        if self.head is not None:
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+        self.zero_head()
 
     def block_names(self) -> list[str]:
         """The modules of the blocks, first to last."""

@@ -168,6 +168,12 @@ class Family(nn.Module, ABC):
     ) -> Features:
         """Everything a head may want of images `x` (already normalised)."""
 
+    def zero_head(self) -> None:
+        """Let the head, if there is one, prefer no class before it has learned."""
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
     def logits(self, features: Features) -> Float[Tensor, "b t c"]:
         """The logits of each head apart; here of the one head."""
         assert self.head is not None, "this model was built without a head (classes=0)"

@@ -234,8 +234,7 @@ class Mixer(_Model):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 lecun_normal_(module)
-        if self.head is not None:
-            nn.init.zeros_(self.head.weight)
+        self.zero_head()
 
 
 class Gmlp(_Model):
@@ -270,8 +269,7 @@ class Gmlp(_Model):
                 normal_(parameter, std=1e-6)
             elif name.endswith("gate.proj.bias"):
                 nn.init.ones_(parameter)
-        if self.head is not None:
-            nn.init.zeros_(self.head.weight)
+        self.zero_head()
 
 
 _S = MixerConfig(depth=8, width=512, mlp=2048, tokens_mlp=256)

@@ -250,8 +250,7 @@ class MobileViT(Family):
             elif isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        if self.head is not None:
-            nn.init.zeros_(self.head.weight)
+        self.zero_head()
 
     def block_names(self) -> list[str]:
         """The modules of the blocks, first to last: inverted residuals and MobileViT blocks."""

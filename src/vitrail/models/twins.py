@@ -265,8 +265,7 @@ class Twins(Family):
                 normal_(module.weight, std=math.sqrt(2 / fan_out))
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
-        if self.head is not None:
-            nn.init.zeros_(self.head.weight)
+        self.zero_head()
 
     def block_names(self) -> list[str]:
         """The names of its blocks, first to last."""

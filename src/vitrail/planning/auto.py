@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from vitrail.data.pixels.cache import size_text
 from vitrail.data.views.mix import share_unit
 from vitrail.errors import DataError, setting
 from vitrail.runs import TrainConfig
+from vitrail.units import bytes_text
 
 AUTO = "auto"
 """What stands for such a number in a file or behind a flag."""
@@ -105,12 +105,12 @@ def _largest(
     """
     why = top
     for number, config in ladder.items():
-        taken = f"{number} would take {size_text(needed(config))}"
+        taken = f"{number} would take {bytes_text(needed(config))}"
         if needed(config) <= room:
-            return config, f"{name} {number} (auto): of {size_text(room)} {taken}, and {why}"
+            return config, f"{name} {number} (auto): of {bytes_text(room)} {taken}, and {why}"
         why = taken
     raise DataError(
-        f"{name} auto: {why}, and {size_text(room)} can be had. Take "
+        f"{name} auto: {why}, and {bytes_text(room)} can be had. Take "
         f"{setting('checkpointing', True)}, or a smaller {setting('model')} or "
         f"{setting('model.image_size')}"
     )

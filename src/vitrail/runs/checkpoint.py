@@ -13,7 +13,6 @@ it can run code.
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,8 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from vitrail.disk import flush_folder
+from vitrail.disk import flush_file, flush_folder
 from vitrail.errors import DataError
+from vitrail.units import bytes_text
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -169,8 +169,7 @@ def write_file(file: Path, parts: Iterable[bytes | memoryview]) -> Sum:
                 digest.update(piece)
                 stream.write(piece)
             size += len(view)
-        stream.flush()
-        os.fsync(stream.fileno())
+        flush_file(stream)
     return Sum(digest.hexdigest(), size)
 
 
@@ -327,7 +326,7 @@ def cannot_write(folder: Path, need: int, error: OSError) -> DataError:
     way_out = _WAYS_OUT.get(error.errno or 0, "Make room or move the run to another disk")
     return DataError(
         f"cannot write the checkpoint {folder}: {error.strerror or error} (it needs "
-        f"{need / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free there). What was saved before is "
+        f"{bytes_text(need)}, {bytes_text(free)} are free there). What was saved before is "
         f"not touched. {way_out}, then go on with --resume"
     )
 

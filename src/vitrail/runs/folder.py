@@ -35,6 +35,8 @@ from typing import Any, Self
 
 import torch
 
+from vitrail import proc
+from vitrail.disk import meant, write_whole
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.runs.checkpoint import read_state
 from vitrail.runs.config import TrainConfig, from_dict, read_tree, write_yaml
@@ -57,7 +59,7 @@ class Run:
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> Self:
         """A new run folder. Raises `UsageError` if there is one already, so that none is lost."""
-        if path.is_dir() and {entry.name for entry in path.iterdir()} - {".config.yaml.writing"}:
+        if path.is_dir() and any(meant(entry.name) == entry.name for entry in path.iterdir()):
             raise UsageError(
                 f"{path} is not empty: choose another folder with {setting('out')}, or go on with "
                 f"that run: vitrail train --resume {shlex.quote(str(path))}"
@@ -75,7 +77,7 @@ class Run:
         """Whether it was stopped before anything that it learned was kept: it has what a run has
         before its first checkpoint, and can start again from its config.
         """
-        names = {re.sub(r"\.(.+)\.writing", r"\1", entry.name) for entry in self.path.iterdir()}
+        names = {meant(entry.name) for entry in self.path.iterdir()}
         return names <= _EARLY and not self.checkpoints()
 
     @property
@@ -189,11 +191,9 @@ class Run:
 
 
 def _write(place: Path, text: str) -> Path:
-    beside = place.with_name(f".{place.name}.writing")
     try:
         # The name of a folder may be bytes that are no text.
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        beside.replace(place)
+        write_whole(place, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise DataError(f"cannot write {place}: {error.strerror}") from error
     return place
@@ -289,7 +289,6 @@ def environment() -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return proc.processor().get("model name", "")
     except OSError:
         return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "")

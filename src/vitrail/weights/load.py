@@ -25,11 +25,12 @@ from vitrail.weights.beside import preprocess_by, told_by_config
 from vitrail.weights.classes import Match, match, named_by_config
 from vitrail.weights.family import FamilyLayout
 from vitrail.weights.fetch import cached_file, fetch, parse_source
-from vitrail.weights.files import WeightsFile, read_weights, write_npz, write_safetensors
+from vitrail.weights.files import WeightsFile, read_weights
 from vitrail.weights.fit import Fitted, fit, models_like
 from vitrail.weights.layouts import recognise, understand, write_as
 from vitrail.weights.table import WEIGHTS, Published
 from vitrail.weights.unseen import UNSEEN, Unseen, lines
+from vitrail.weights.write import write_npz, write_safetensors
 
 OURS = "vitrail"
 """Our own layout: safetensors whose header holds the config, the preprocessing and the classes."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import DataError
-from vitrail.weights.files import Content, from_numpy
+from vitrail.weights.content import Content, from_numpy
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto

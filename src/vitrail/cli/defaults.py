@@ -1,0 +1,245 @@
+"""What a run is unless its flags say otherwise: by the data, a recipe, weights and a file.
+
+A few flags decide what the others' defaults are, so those are parsed first; then all together, with
+the defaults that follow from them.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitrail.cli.parse import flags_among
+from vitrail.cli.screen import say
+from vitrail.cli.told import told_by
+from vitrail.data import open_data
+from vitrail.data.sources.csvfile import Columns
+from vitrail.data.sources.hub import STREAM_PREFIX, open_streams
+from vitrail.data.sources.layout import FolderRules
+from vitrail.data.sources.masked import MaskRules
+from vitrail.data.sources.stream import StreamSettings
+from vitrail.data.split import task_of
+from vitrail.errors import DataError, UsageError, setting, unknown_name
+from vitrail.models import ModelConfig, ViTConfig, model_config, with_tokens
+from vitrail.planning.auto import AUTO, Auto
+from vitrail.recipes import RECIPES, Facts, facts, usual_recipe
+from vitrail.runs import Run, TrainConfig
+from vitrail.runs.config import read_changes, with_changes
+from vitrail.runs.start import open_start
+from vitrail.tasks import TASKS
+from vitrail.weights import Opened
+from vitrail.weights.fit import check_structure
+
+_DECIDING = (
+    *("model", "recipe", "config", "resume", "tokens", "weights", "devices"),
+    *("task", "data.masks.classes", "data.masks.reduce_zero", "data.masks.any_size"),
+    *("data.resize", "data.parts", "data.follow_links", "data.stream.classes", "data.stream.epoch"),
+    *(f"data.{kind}_column" for kind in Columns._fields),
+    *("model.channels", "model.image_size"),
+)
+_TO_BE_FOUND = {"batch_size": "data.batch_size", "micro_batch": "micro_batch"}
+"""A field of `Auto`, and the config's."""
+
+
+class Defaults(NamedTuple):
+    """What the arguments of `vitrail train` change."""
+
+    settings: TrainConfig
+    auto: Auto
+    """Numbers that are not given, but to be found."""
+    data: str | None = None
+    recipe: str = "scratch"
+
+
+_Said = Callable[[str], Any]
+"""From a dotted name to what the flag says of it, as it is typed, or else the file."""
+
+
+def defaults(args: Sequence[str]) -> Defaults:
+    """The defaults for the arguments `args`, of which DATA and a few flags are looked at.
+
+    Raises `UsageError` and `DataError` for what they name.
+    """
+    data = args[0] if args and not args[0].startswith("-") else None
+    flags, _ = flags_among(_DECIDING, args, "train")
+    asked = {path: "".join(flags.get(path, ())[:1]) or None for path in _DECIDING}
+    changes = read_changes(Path(asked["config"])) if asked["config"] else {}
+    auto = _auto(args, changes)
+    if asked["resume"] is not None:
+        return Defaults(Run(asked["resume"]).config(), auto)
+    row = asked["model"] or changes.pop("model", changes.pop("model.name", None))
+    data = data or changes.get("data.path")
+    if data is None and not {"-h", "--help"} & set(args):
+        raise UsageError(
+            "train what? DATA comes first: vitrail train my_photos/ [options]; or --resume RUN"
+        )
+
+    def said(path: str) -> Any:
+        return asked[path] or changes.get(path)
+
+    source = said("weights")
+    task = _task(said, data)
+    name = asked["recipe"] or changes.pop("recipe", usual_recipe(task, weights=source is not None))
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    if RECIPES[name].task != task:
+        raise UsageError(
+            f"the recipe {name} is for {setting('task', RECIPES[name].task)}, not for {task}: "
+            f"leave one of them out"
+        )
+    changes.pop("task", None)
+    wanted = told_by(args, changes, "train")
+    name, start = _start(name, source, row, wanted)
+    found = _facts(data, said, start, task)
+    channels = said("model.channels")
+    if str(channels).isdecimal():
+        found = found._replace(channels=int(str(channels)))
+    if "WORLD_SIZE" in os.environ or str(said("devices") or 1) != "1":
+        # Each process reads its arguments itself, and no two of them measure the same rate.
+        found = found._replace(rate=math.inf)
+    config = RECIPES[name].config(found)
+    if row is not None:
+        config = replace(config, model=_model(row, config, start), row=row)
+    if asked["tokens"] is not None:
+        config = replace(config, model=with_tokens(config.model, asked["tokens"]))
+    if said("data.resize") in ("pad", "native"):
+        # Images of different sizes are not mixed: no recipe's default should be in the way.
+        config = replace(config, augment=replace(config.augment, mixup=0.0, cutmix=0.0))
+    if row is None and said("model.image_size") is None:
+        _say_if_small(config, RECIPES[name].config(found._replace(rate=math.inf)), found)
+    origin = asked["config"] or "the config"
+    return Defaults(with_changes(config, changes, origin), auto, data, name)
+
+
+def _auto(args: Sequence[str], changes: dict[str, Any]) -> Auto:
+    """What is to be found: by the flags, or else by the file, whose `changes` lose it."""
+    flags, _ = flags_among(tuple(_TO_BE_FOUND.values()), args, "train")
+    asked = {}
+    for name, path in _TO_BE_FOUND.items():
+        filed = changes.pop(path) if changes.get(path) == AUTO else None
+        asked[name] = (flags.get(path) or (filed,)) == (AUTO,)
+    return Auto(**asked)
+
+
+def without_auto(args: Sequence[str]) -> list[str]:
+    """The arguments but for flags whose value is `auto`, which is no number."""
+    flags, kept = flags_among(tuple(_TO_BE_FOUND.values()), args, "train")
+    for path, words in flags.items():
+        if words != (AUTO,):
+            kept += [f"--{path}", *words]
+    return kept
+
+
+def _say_if_small(config: TrainConfig, usual: TrainConfig, found: Facts) -> None:
+    """Say that a recipe takes smaller images than `usual`, because the machine is slow."""
+    sizes = ["x".join(map(str, each.model.image_size)) for each in (config, usual)]
+    if sizes[0] != sizes[1]:
+        say(
+            f"images of {sizes[0]} pixels, not {sizes[1]}: too few of those would be seen at the "
+            f"{found.rate / 1e9:.0f} GFLOP/s of this machine now ({setting('model.image_size')})"
+        )
+
+
+def _start(
+    name: str, source: str | None, row: str | None, wanted: Mapping[str, Any]
+) -> tuple[str, Opened | None]:
+    """The weights that a run starts from, and the recipe: another one where the network is not."""
+    recipe = RECIPES[name]
+    if source is not None:
+        return name, open_start(source, row=row, wanted=wanted, notify=say)
+    if recipe.weights is None:
+        return name, None
+    try:
+        return name, open_start(recipe.weights, row=row, wanted=wanted, notify=say)
+    except DataError as error:
+        if recipe.offline is None:
+            raise
+        say(f"{error}\ntraining from scratch instead: recipe {recipe.offline}")
+        return recipe.offline, None
+
+
+def _facts(data: str | None, said: _Said, start: Opened | None, task: str) -> Facts:
+    if data is None:  # for --help
+        return Facts("", 1000, 10, 3, 224, gpu=False, bfloat16=False, start=start)
+    named = (said(f"data.{kind}_column") for kind in Columns._fields)
+    columns = Columns(*(str(name) if name is not None else None for name in named))
+    if not data.startswith(STREAM_PREFIX):
+        source = open_data(
+            data, columns, _rules(said), masks=_masks(said), targets=TASKS[task].targets
+        )
+        return facts(data, source, start)
+    epoch = said("data.stream.epoch")
+    settings = StreamSettings(
+        classes=said("data.stream.classes"),
+        epoch=int(str(epoch)) if str(epoch).isdecimal() else None,
+        buffer=1,  # the order does not matter
+    )
+    name = data.removeprefix(STREAM_PREFIX)
+    streams = open_streams(name, columns, seed=0, settings=settings).parts
+    return facts(data, streams["train"], start)
+
+
+def _task(said: _Said, data: str | None) -> str:
+    """What is to be learned: as is said, as the recipe is for, or as the data decides."""
+    asked, recipe = said("task"), said("recipe")
+    if asked is None and recipe in RECIPES:
+        return RECIPES[recipe].task
+    if asked is None and data is not None:
+        asked = task_of(data)
+        if asked != "classify":
+            say(f"{data} holds masks: {setting('task', asked)}")
+    if asked is None:
+        return "classify"
+    if asked not in TASKS:
+        raise unknown_name("task", str(asked), TASKS)
+    return str(asked)
+
+
+def _masks(said: _Said) -> MaskRules:
+    """How masks are to be understood; what is no such value, tyro tells later."""
+    classes, zero = said("data.masks.classes"), said("data.masks.reduce_zero")
+    return MaskRules(
+        classes=Path(str(classes)) if classes else None,
+        reduce_zero={"true": True, "false": False}.get(str(zero).lower()),
+        any_size=str(said("data.masks.any_size")).lower() == "true",
+    )
+
+
+def _rules(said: _Said) -> FolderRules:
+    """How a folder of images is to be understood; what is no such value, tyro tells later."""
+    links = said("data.follow_links")
+    return FolderRules(
+        parts=str(said("data.parts") or "auto"), follow_links=str(links).lower() == "true"
+    )
+
+
+def _model(row: str, config: TrainConfig, start: Opened | None) -> ModelConfig:
+    """A named model as the data needs it: at its own image size, or at that of its weights' start.
+
+    What no row decides (which GELU, how positions are resampled) is as the weights were made.
+    """
+    model = model_config(row, channels=config.model.channels, classes=config.model.classes)
+    drop_path = getattr(config.model, "drop_path", 0.0)
+    if drop_path and getattr(model, "drop_path", None) == 0:  # the recipe's, if the row has none
+        model = replace(model, drop_path=drop_path)
+    if start is None:
+        return model
+    given = start.config
+    if not (
+        isinstance(model, ViTConfig)
+        and isinstance(config.model, ViTConfig)
+        and isinstance(given, ViTConfig)
+    ):
+        check_structure(given, model, start.source)
+        return replace(model, image_size=config.model.image_size)
+    kept = ["norm_eps", "resample", "heads"]
+    kept += [] if "swiglu" in (model.activation, config.model.activation) else ["activation"]
+    kept += ["pool"] if model.pool == given.pool else []
+    (gh, gw), (p, q) = config.model.grid, model.patch
+    wanted = replace(
+        model, image_size=(gh * p, gw * q), **{name: getattr(config.model, name) for name in kept}
+    )
+    check_structure(given, wanted, start.source)
+    return wanted
