@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -40,6 +39,7 @@ from vitrail.runs.load import LoadedRun, load
 from vitrail.runs.world import ALONE, World
 from vitrail.tasks import TASKS
 from vitrail.tasks.tta import looks
+from vitrail.training.measure import Measured, measured
 from vitrail.weights.files import read_json
 
 Part = Literal["train", "val", "test", "all"]
@@ -145,6 +145,7 @@ def evaluate(
     tta: str = "none",
     tokens: str | None = None,
     world: World = ALONE,
+    known: Measured | None = None,
 ) -> Evaluation:
     """Measure `run`, and write metrics.json and predictions.csv into its folder.
 
@@ -155,7 +156,8 @@ def evaluate(
     `tta` averages several looks at each image (test-time augmentation: flip, scales, flip+scales);
     the files then have a name of their own, metrics-tta-flip.json. `tokens` (tome:r=13) merges or
     drops tokens, and has its own files as well. The processes of a `world` share the images, each
-    once; all of them get the whole result, and the first writes it.
+    once; all of them get the whole result, and the first writes it. `known`: what the run has just
+    measured of these very images with this very checkpoint.
 
     Raises `DataError` for a run, a checkpoint or images that are not as they must be, `UsageError`
     for an unknown `tta`, or `tokens` that the model cannot do.
@@ -185,7 +187,7 @@ def evaluate(
         part=world.part,
         reading=loaded.config.data.reading(),
     )
-    found = _measured(loaded, loader, named, world)
+    found = known or _measured(loaded, loader, named, world)
     n = len(found.indices)
     evaluation = Evaluation(
         loaded=loaded,
@@ -197,7 +199,7 @@ def evaluate(
         indices=found.indices,
         rows=found.rows,
         metrics=loaded.task.judge(found.rows),
-        skipped={key: why for each in world.gather(loader.skipped) for key, why in each.items()},
+        skipped={key: why for each in world.gather(found.skipped) for key, why in each.items()},
         images_per_second=n / found.seconds,
         model_images_per_second=n / found.model_seconds,
         tta=tta,
@@ -316,44 +318,17 @@ def _matched(targets: Targets, loaded: LoadedRun, data: str) -> Targets:
     return targets.renumbered(known.names)
 
 
-class _Found(NamedTuple):
-    """What was measured, and how long it took."""
-
-    rows: dict[str, Tensor]
-    indices: Int64[np.ndarray, " n"]
-    seconds: float
-    model_seconds: float
-
-
-@torch.inference_mode()
-def _measured(loaded: LoadedRun, loader: EvalLoader, data: str, world: World) -> _Found:
-    config, device = loaded.config, loader.device
-    task = loaded.task.to(device).eval()
-    found: list[dict[str, Tensor]] = []
-    indices = [np.empty(0, np.int64)]
-    model_seconds = 0.0
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+def _measured(loaded: LoadedRun, loader: EvalLoader, data: str, world: World) -> Measured:
+    task, preprocess = loaded.task.to(loader.device).eval(), loaded.preprocess
+    half = loaded.config.precision == "bfloat16"
+    with torch.inference_mode(), torch.autocast(loader.device.type, torch.bfloat16, enabled=half):
         # The first call sets up more than it computes.
-        channels, size = loaded.preprocess.channels, loaded.preprocess.size
-        task.model(torch.zeros(1, channels, *size, device=device))
-        started = time.perf_counter()
-        for batch in loader:
-            asked = time.perf_counter()
-            if len(batch.indices) or not found:
-                found.append(task.measure(batch))
-            model_seconds += time.perf_counter() - asked
-            indices.append(batch.indices)
-        seconds = time.perf_counter() - started
-    places = world.rows(torch.from_numpy(np.concatenate(indices)).to(device)).cpu()
-    order = places.argsort()
-    if not len(order):
+        task.model(torch.zeros(1, preprocess.channels, *preprocess.size, device=loader.device))
+    found = measured(task, loader, world, half=half)
+    if not len(found.indices):
         first = next(iter(loader.skipped.items()), ("", "there are none"))
         raise DataError(f"no image of {data} can be read: {first[0]}: {first[1]}")
-    rows = {
-        name: world.rows(torch.cat([each[name] for each in found])).cpu()[order]
-        for name in found[0]
-    }
-    return _Found(rows, places[order].numpy(), seconds, model_seconds)
+    return found
 
 
 def _write(evaluation: Evaluation) -> None:

@@ -37,7 +37,7 @@ from vitrail.runs import Run, RunLock, TrainConfig
 from vitrail.runs.config import open_data_of, with_greys
 from vitrail.runs.identity import IDENTITY, identity, read_identity, refuse_changes
 from vitrail.runs.join import check_layout, join_world
-from vitrail.runs.machine import keep_freed_memory
+from vitrail.runs.machine import keep_freed_memory, left_as_found
 from vitrail.runs.start import open_start
 from vitrail.runs.teacher import RECORD as TEACHER
 from vitrail.runs.teacher import FoundTeacher, open_teacher, reopen_teacher
@@ -45,6 +45,7 @@ from vitrail.runs.world import ALONE, World
 from vitrail.tasks import TASKS, Task, Teacher, backbone_of
 from vitrail.training import fit, fit_probe
 from vitrail.training.board import board
+from vitrail.training.measure import Measured
 from vitrail.training.progress import Listener
 from vitrail.training.tune import check_tuning, lr_warning
 from vitrail.weights import load_into
@@ -82,7 +83,7 @@ def train(
     folder has them in its config. Raises `UsageError` and `DataError`, always before anything of
     the user's is touched.
     """
-    with join_world(config.device, config.stall_seconds) as world:
+    with left_as_found(), join_world(config.device, config.stall_seconds) as world:
         config = auto.start(config, world.size)
         check_layout(config, world.size)
         world.device(config.device)  # raises for one that is not there
@@ -120,6 +121,7 @@ def train(
         )
 
 
+@left_as_found()
 def find_lr(
     config: TrainConfig, *, auto: Auto = ALL_GIVEN, notify: Notify = lambda sentence: None
 ) -> Sweep:
@@ -146,6 +148,7 @@ def find_lr(
     return sweep(task, _train_loader(config, splits.train, device), config)
 
 
+@left_as_found()
 def plan(
     config: TrainConfig,
     out: Path | str | None = None,
@@ -299,7 +302,7 @@ def resume(
     not what they were, that is a `UsageError` that says so, unless `accept_changes`.
     """
     config = config or run.config()
-    with join_world(config.device, config.stall_seconds) as world:
+    with left_as_found(), join_world(config.device, config.stall_seconds) as world:
         check_layout(config, world.size)
         return _resume(
             run, world, config, accept_changes=accept_changes, listen=listen, notify=notify
@@ -387,17 +390,20 @@ def _work(
             stack.enter_context(RunLock(run))
             if config.tensorboard:
                 listen = _both(listen, stack.enter_context(board(run.path / "tensorboard")))
+        known: Measured | None = None
         if config.method == "probe":
             fit_probe(task, train_loader, val_loader, config, run, resume=resume, listen=listen)
         else:
-            fit(
+            known = fit(
                 task, train_loader, val_loader, config, run,
                 resume=resume, listen=listen, notify=notify, world=world,
             )  # fmt: skip
         skipped: dict[str, str] = {}
         for each in world.gather(train_loader.skipped | val_loader.skipped):
             skipped |= each
-        evaluation = evaluate(run, checkpoint=config.keep, world=world)
+        if config.keep != "last" or splits.test is not None or not (known and len(known.indices)):
+            known = None  # other images, or another checkpoint, than was measured last
+        evaluation = evaluate(run, checkpoint=config.keep, world=world, known=known)
         if world.lead:
             run.write_skipped(skipped)
             write_report(run, evaluation)

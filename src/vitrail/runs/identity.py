@@ -37,6 +37,8 @@ _LIBRARIES = ("torch", "numpy", "pillow", "simplejpeg")
 """What computes, and what decodes."""
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
 _BLOCK = 2**16
+_DECIDING = ("nn/", "models/", "heads/", "data/", "metrics/", "tasks/", "training/")
+"""The rooms of the package whose code decides what a step gives, and which checkpoint is best."""
 
 
 class Change(NamedTuple):
@@ -159,7 +161,11 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Chan
             yield Change("inexact", sentence)
     if before["vitrail"] != now["vitrail"]:
         yield Change("inexact", _was("vitrail", before["vitrail"], now["vitrail"]))
-    if files := sorted(f for f in {*before["code"], *now["code"]} if _differ(before, now, f)):
+    if files := sorted(
+        f
+        for f in {*before["code"], *now["code"]}
+        if f.startswith(_DECIDING) and _differ(before, now, f)
+    ):
         yield Change("inexact", f"vitrail's code changed: {shortened(files)}")
     for name in dict.fromkeys((*before["libraries"], *now["libraries"])):
         versions = before["libraries"].get(name), now["libraries"].get(name)
@@ -292,7 +298,8 @@ def _part(source: Source | StreamSource) -> dict[str, Any]:
 
 @cache
 def _code() -> Mapping[str, str]:
-    """A digest of each of the package's own source files, by its name within the package.
+    """A digest of each of the package's own source files that decide what a step gives, by its name
+    within the package: not of those that write a report, plan, serve or parse arguments.
 
     Read once: what is written into them later is not what this process runs.
     """
@@ -301,7 +308,8 @@ def _code() -> Mapping[str, str]:
         file.relative_to(root).as_posix(): hashlib.blake2b(
             file.read_bytes(), digest_size=6
         ).hexdigest()
-        for file in sorted(root.rglob("*.py"))
+        for room in _DECIDING
+        for file in sorted((root / room).rglob("*.py"))
     }
 
 

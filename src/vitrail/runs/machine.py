@@ -3,6 +3,9 @@
 import ctypes
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -61,3 +64,34 @@ def keep_freed_memory(*, lean: bool = False) -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 3 * 2**20 if lean else 2**30)
         mallopt(_M_TRIM_THRESHOLD, 3 * 2**20 if lean else 2**31 - 1)
+
+
+def hand_freed_memory_back() -> None:
+    """Glibc's own thresholds again, after `keep_freed_memory`."""
+    if sys.platform.startswith("linux"):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_TRIM_THRESHOLD, _USUAL_THRESHOLD)
+            mallopt(_M_MMAP_THRESHOLD, _USUAL_THRESHOLD)
+
+
+_USUAL_THRESHOLD = 128 * 1024
+
+
+@contextmanager
+def left_as_found() -> Iterator[None]:
+    """Whatever a job changes of the process is in the end as it was before: torch's threads and
+    random numbers, what is warned of, and how freed memory is kept. A notebook or a server goes on
+    undisturbed.
+    """
+    threads, drawn = torch.get_num_threads(), torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(drawn)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)
+        hand_freed_memory_back()

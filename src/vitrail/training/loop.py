@@ -24,8 +24,8 @@ from vitrail.runs.checkpoint import flatten_optimizer, restore_optimizer, restor
 from vitrail.runs.store import Checkpoints
 from vitrail.runs.world import ALONE, World
 from vitrail.tasks import Task
-from vitrail.training.engine import Engine
 from vitrail.training.grow import resized, size_at
+from vitrail.training.measure import Measured, measured
 from vitrail.training.optim import learning_rate
 from vitrail.training.probe import solve_head
 from vitrail.training.profile import Profile
@@ -55,8 +55,9 @@ def fit(
     listen: Listener = lambda event: None,
     notify: Callable[[str], None] = lambda sentence: None,
     world: World = ALONE,
-) -> Progress:
-    """Train `task` until the run's length is reached, and keep checkpoints in `run`.
+) -> Measured | None:
+    """Train `task` until the run's length is reached, and keep checkpoints in `run`; what was
+    measured at the end, unless that was before this process.
 
     Every process of `world` calls it with its own part of the data; the first writes and talks.
 
@@ -144,7 +145,7 @@ def fit(
                     saved = at.seconds
                     if config.patience is not None and at.since_best >= config.patience:
                         world.rest()
-                        return at
+                        return keeper.found
                 elif at.seconds - saved > 60 * config.checkpoint_minutes and done(at) < 1:
                     keeper.save(at)
                     saved = at.seconds
@@ -156,7 +157,7 @@ def fit(
         if keeper.measured != at.step:  # or it was killed between that and the end of the report
             at = _evaluate(keeper, at, val, world, listen)
         world.rest()
-        return at
+        return keeper.found
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
@@ -210,6 +211,8 @@ class _Keeper:
         self.train = train
         self.measured = -1
         """The step that it was restored at, if that one has been evaluated."""
+        self.found: Measured | None = None
+        """What was measured last."""
 
     @contextmanager
     def judged(self) -> Iterator[Task]:
@@ -298,8 +301,10 @@ def _evaluate(
 ) -> Progress:
     """Measure the held-out images, log it, and keep a checkpoint."""
     with keeper.judged() as task:
-        rows = measured(task, val, keeper.learner.engine, world)
-        score = task.score(rows)
+        found = measured(task, val, world, half=keeper.learner.engine.half)
+        score = task.score(found.rows) if len(found.indices) else 0.0
+    # Later passes find the images in memory: from files they were read in the first one.
+    keeper.found = found if keeper.found is None else found._replace(seconds=keeper.found.seconds)
     better = score > at.best
     at = at._replace(
         evaluations=at.evaluations + 1,
@@ -313,21 +318,6 @@ def _evaluate(
         listen(event)
     keeper.save(at, score)
     return at
-
-
-@torch.inference_mode()
-def measured(task: Task, val: EvalLoader, engine: Engine, world: World) -> dict[str, Tensor]:
-    """What `task` measures of all images that can be read, of all processes."""
-    found: list[dict[str, Tensor]] = []
-    with engine.autocast():
-        for batch in val:
-            if world.pulse:
-                world.pulse.at(world.pulse.step)
-            found.append(task.measure(batch))
-    return {
-        name: world.rows(torch.cat([rows[name] for rows in found]))
-        for name in (found[0] if found else {})
-    }
 
 
 def _beside(task: Task) -> dict[str, Tensor]:
