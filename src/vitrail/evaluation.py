@@ -34,7 +34,7 @@ from vitrail.data.sources.stream import StreamSource
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.metrics import FEW
 from vitrail.runs import Run, TrainConfig
-from vitrail.runs.config import open_data_of
+from vitrail.runs.data import open_data_of
 from vitrail.runs.load import LoadedRun, load
 from vitrail.runs.world import ALONE, World
 from vitrail.tasks import TASKS

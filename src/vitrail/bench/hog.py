@@ -36,7 +36,7 @@ from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.metrics import classification
 from vitrail.runs import TrainConfig
-from vitrail.runs.config import open_data_of, with_greys
+from vitrail.runs.data import open_data_of, with_greys
 
 HOG = "hog"
 """Its name among the models."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from vitrail.cli.parse import flags_among
 from vitrail.cli.screen import say
 from vitrail.cli.told import told_by
-from vitrail.data import open_data
+from vitrail.data import PartedSource, open_data
 from vitrail.data.sources.csvfile import Columns
 from vitrail.data.sources.hub import STREAM_PREFIX, open_streams
 from vitrail.data.sources.layout import FolderRules
@@ -51,6 +51,8 @@ class Defaults(NamedTuple):
     """Numbers that are not given, but to be found."""
     data: str | None = None
     recipe: str = "scratch"
+    source: PartedSource | None = None
+    """The data, opened; None of a stream."""
 
 
 _Said = Callable[[str], Any]
@@ -79,9 +81,9 @@ def defaults(args: Sequence[str]) -> Defaults:
     def said(path: str) -> Any:
         return asked[path] or changes.get(path)
 
-    source = said("weights")
+    weights = said("weights")
     task = _task(said, data)
-    name = asked["recipe"] or changes.pop("recipe", usual_recipe(task, weights=source is not None))
+    name = asked["recipe"] or changes.pop("recipe", usual_recipe(task, weights=weights is not None))
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     if RECIPES[name].task != task:
@@ -91,8 +93,9 @@ def defaults(args: Sequence[str]) -> Defaults:
         )
     changes.pop("task", None)
     wanted = told_by(args, changes, "train")
-    name, start = _start(name, source, row, wanted)
-    found = _facts(data, said, start, task)
+    name, start = _start(name, weights, row, wanted)
+    source = _opened(data, said, task)
+    found = _facts(data, source, said, start)
     channels = said("model.channels")
     if str(channels).isdecimal():
         found = found._replace(channels=int(str(channels)))
@@ -110,7 +113,7 @@ def defaults(args: Sequence[str]) -> Defaults:
     if row is None and said("model.image_size") is None:
         _say_if_small(config, RECIPES[name].config(found._replace(rate=math.inf)), found)
     origin = asked["config"] or "the config"
-    return Defaults(with_changes(config, changes, origin), auto, data, name)
+    return Defaults(with_changes(config, changes, origin), auto, data, name, source)
 
 
 def _auto(args: Sequence[str], changes: dict[str, Any]) -> Auto:
@@ -160,15 +163,26 @@ def _start(
         return recipe.offline, None
 
 
-def _facts(data: str | None, said: _Said, start: Opened | None, task: str) -> Facts:
+def _opened(data: str | None, said: _Said, task: str) -> PartedSource | None:
+    """The data, but of a stream and for --help."""
+    if data is None or data.startswith(STREAM_PREFIX):
+        return None
+    return open_data(
+        data, _columns(said), _rules(said), masks=_masks(said), targets=TASKS[task].targets
+    )
+
+
+def _columns(said: _Said) -> Columns:
+    named = (said(f"data.{kind}_column") for kind in Columns._fields)
+    return Columns(*(str(name) if name is not None else None for name in named))
+
+
+def _facts(
+    data: str | None, source: PartedSource | None, said: _Said, start: Opened | None
+) -> Facts:
     if data is None:  # for --help
         return Facts("", 1000, 10, 3, 224, gpu=False, bfloat16=False, start=start)
-    named = (said(f"data.{kind}_column") for kind in Columns._fields)
-    columns = Columns(*(str(name) if name is not None else None for name in named))
-    if not data.startswith(STREAM_PREFIX):
-        source = open_data(
-            data, columns, _rules(said), masks=_masks(said), targets=TASKS[task].targets
-        )
+    if source is not None:
         return facts(data, source, start)
     epoch = said("data.stream.epoch")
     settings = StreamSettings(
@@ -177,7 +191,7 @@ def _facts(data: str | None, said: _Said, start: Opened | None, task: str) -> Fa
         buffer=1,  # the order does not matter
     )
     name = data.removeprefix(STREAM_PREFIX)
-    streams = open_streams(name, columns, seed=0, settings=settings).parts
+    streams = open_streams(name, _columns(said), seed=0, settings=settings).parts
     return facts(data, streams["train"], start)
 
 

@@ -20,6 +20,7 @@ from vitrail.cli.measure import numbers
 from vitrail.cli.parse import parse, spell_flags
 from vitrail.cli.plan import show_plan
 from vitrail.cli.screen import TrainingScreen, clock, say
+from vitrail.data import PartedSource
 from vitrail.errors import UsageError, VitrailError, setting
 from vitrail.planning.auto import ALL_GIVEN, Auto
 from vitrail.planning.cluster import Cluster
@@ -82,7 +83,7 @@ def train(args: Sequence[str]) -> dict[str, Any]:
     """Train, judge and report; or go on with a run."""
     spell_flags(TrainArgs, flags=True)
     with _one_of_a_machine():
-        given = read(args)
+        given, source = read(args)
     if any(given.auto) and given.resume is not None:
         raise UsageError(
             "a resumed run keeps the numbers that it has found: leave out auto, or give "
@@ -94,9 +95,9 @@ def train(args: Sequence[str]) -> dict[str, Any]:
             f"dies, so it is 0 or more, and goes with --devices 2 or more"
         )
     if given.find_lr:
-        return _find_lr(given)
+        return _find_lr(given, source)
     if given.plan:
-        return _plan(given)
+        return _plan(given, source)
     if given.cluster != Cluster():
         raise UsageError(
             "--cluster.gpus and the like are what --plan plans for: give --plan as well"
@@ -109,6 +110,7 @@ def train(args: Sequence[str]) -> dict[str, Any]:
                 given.settings,
                 given.out,
                 auto=given.auto,
+                source=source,
                 listen=screen.listen,
                 notify=screen.notify,
             )
@@ -132,11 +134,14 @@ def train(args: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def read(args: Sequence[str]) -> TrainArgs:
-    """What the arguments ask for, over the defaults that follow from DATA and some of them."""
+def read(args: Sequence[str]) -> tuple[TrainArgs, PartedSource | None]:
+    """What the arguments ask for, over the defaults that follow from DATA and some of them; and
+    DATA, as it was opened for that.
+    """
     found = defaults(args)
     default = TrainArgs(found.settings, data=found.data, recipe=found.recipe, auto=found.auto)
-    return parse(TrainArgs, without_auto(args), "train", _ABOUT, default=default, flags=True)
+    given = parse(TrainArgs, without_auto(args), "train", _ABOUT, default=default, flags=True)
+    return given, found.source
 
 
 @contextmanager
@@ -175,16 +180,18 @@ def _in_processes(args: Sequence[str], given: TrainArgs) -> dict[str, Any]:
     }
 
 
-def _plan(given: TrainArgs) -> dict[str, Any]:
+def _plan(given: TrainArgs, source: PartedSource | None) -> dict[str, Any]:
     if given.resume is not None or "WORLD_SIZE" in os.environ:
         raise UsageError("--plan is for a run that is not begun yet, and for one process")
-    found = job.plan(given.settings, given.out, given.cluster, auto=given.auto, notify=say)
+    found = job.plan(
+        given.settings, given.out, given.cluster, auto=given.auto, source=source, notify=say
+    )
     return show_plan(found)
 
 
-def _find_lr(given: TrainArgs) -> dict[str, Any]:
+def _find_lr(given: TrainArgs, source: PartedSource | None) -> dict[str, Any]:
     config = given.settings
-    found = job.find_lr(config, auto=given.auto, notify=say)
+    found = job.find_lr(config, auto=given.auto, source=source, notify=say)
     print("learning rate    loss")
     for rate, loss in list(zip(found.rates, found.losses, strict=True))[::4]:
         print(f"{rate:13.1e}  {loss:6.3f}")

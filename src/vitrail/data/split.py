@@ -67,8 +67,9 @@ def open_splits(
     targets: type[Targets] = Classes,
     assignment: Path | None = None,
     allow_missing: bool = False,
+    source: PartedSource | None = None,
 ) -> Splits:
-    """Open `data`, as `open_data` does, and split it.
+    """Open `data`, as `open_data` does, unless it is open as `source`, and split it.
 
     Where the data has no validation part, `val_fraction` of its training images become one; with
     0, the test part takes that role. `assignment` is a file of `write_split`, whose split is
@@ -82,7 +83,8 @@ def open_splits(
             f"{setting('val_fraction')} is {val_fraction}: it must be at least 0 and less than 1"
         )
     columns = Columns(image_column, label_column, split_column)
-    source = open_data(data, columns, rules, masks=masks, targets=targets)
+    if source is None:
+        source = open_data(data, columns, rules, masks=masks, targets=targets)
     _refuse_unlearnable(data, source)
     if assignment is None:
         part, notes = _divide(source, seed, val_fraction)

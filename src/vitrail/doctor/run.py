@@ -13,7 +13,7 @@ from vitrail.doctor.finding import Finding
 from vitrail.errors import DataError, VitrailError
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.checkpoint import check_checkpoint, read_state
-from vitrail.runs.config import open_data_of
+from vitrail.runs.data import open_data_of
 from vitrail.runs.identity import IDENTITY, changes, identity, read_identity
 from vitrail.units import bytes_text
 

@@ -5,7 +5,7 @@ keeps it as config.yaml: enough to run it again. This module reads and writes; i
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,20 +14,17 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Discriminator, TypeAdapter, ValidationError
 
-from vitrail.data import Splits, open_splits, open_streamed
 from vitrail.data.batches.loader import Reading
-from vitrail.data.pixels.greys import look_at_depths
 from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX
 from vitrail.data.sources.layout import FolderRules
 from vitrail.data.sources.masked import MaskRules
-from vitrail.data.sources.stream import StreamSettings, StreamSource
+from vitrail.data.sources.stream import StreamSettings
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.data.views.mix import check_mixable
 from vitrail.data.views.preprocess import Interpolation, Preprocess, Resize
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import ModelConfig, ViTConfig
 from vitrail.tasks import (
-    TASKS,
     ClassifyConfig,
     DistillConfig,
     MocoConfig,
@@ -510,57 +507,6 @@ class TrainConfig:
             patch=self.model.stride,
             grey_range=data.grey_range,
         )
-
-
-def open_data_of(
-    config: TrainConfig, assignment: Path | None = None, *, allow_missing: bool = False
-) -> Splits:
-    """The images of a run, divided; `assignment` is its split.csv, to divide them as before.
-
-    A stream needs none: what it holds out follows from the config. Raises as `open_splits` does.
-    """
-    if config.data.streamed:
-        splits = open_streamed(
-            config.data.path,
-            seed=config.seed,
-            settings=config.data.stream,
-            val_fraction=config.data.val_fraction,
-            image_column=config.data.image_column,
-            label_column=config.data.label_column,
-        )
-        assert isinstance(splits.train, StreamSource)
-        if config.epochs is not None and not (splits.train.epoch or splits.train.images):
-            raise UsageError(
-                f"nobody says how many images {config.data.path} has, so a run's length cannot be "
-                f"told in epochs: say what counts as one ({setting('data.stream.epoch')} 100000), "
-                f"or give the length in minutes ({setting('epochs', None)} "
-                f"{setting('minutes', 60)})"
-            )
-        return splits
-    return open_splits(
-        config.data.path,
-        seed=config.seed,
-        val_fraction=config.data.val_fraction,
-        image_column=config.data.image_column,
-        label_column=config.data.label_column,
-        split_column=config.data.split_column,
-        rules=config.data.rules(),
-        masks=config.data.masks,
-        targets=TASKS[config.task].targets,
-        assignment=assignment,
-        allow_missing=allow_missing,
-    )
-
-
-def with_greys(config: TrainConfig, splits: Splits, notify: Callable[[str], None]) -> TrainConfig:
-    """The config with the range of its data's deep greys, which a look at the training images
-    finds unless it is given; `notify` is told. It is then the run's, whatever it is shown.
-    """
-    found = look_at_depths(splits.train, splits.val, config.data.grey_range)
-    for sentence in found.sentences():
-        notify(sentence)
-    grey_range = found.greys.range if found.greys else config.data.grey_range
-    return replace(config, data=replace(config.data, grey_range=grey_range))
 
 
 ALIASES: Mapping[str, str] = {

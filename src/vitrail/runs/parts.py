@@ -1,0 +1,119 @@
+"""The parts of a run, as its config describes them: model, task, loaders, what it starts from."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from vitrail.data import Source, Splits
+from vitrail.data.batches.loader import EvalLoader, TrainLoader
+from vitrail.data.batches.making import Loader
+from vitrail.data.batches.stream_loader import StreamLoader
+from vitrail.data.sources.stream import StreamSource
+from vitrail.runs.config import TrainConfig
+from vitrail.runs.machine import keep_freed_memory
+from vitrail.runs.start import open_start
+from vitrail.runs.world import ALONE, World
+from vitrail.tasks import TASKS, Task, Teacher, backbone_of
+from vitrail.weights import load_into
+
+Notify = Callable[[str], None]
+
+
+def silent(sentence: str) -> None:
+    """Tells nobody."""
+
+
+def prepare(config: TrainConfig, world: World = ALONE) -> torch.device:
+    """Set the threads, the memory and the seed; the device."""
+    device = world.device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory(lean=config.checkpointing)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    return device
+
+
+def model_of(config: TrainConfig, splits: Splits) -> Any:
+    """What the task judges, before it has learned."""
+    return TASKS[config.task].model(config, splits.train.targets)
+
+
+def task_of(
+    model: Any, config: TrainConfig, splits: Splits, teacher: Teacher | None = None
+) -> Task:
+    """The task as it is trained."""
+    return TASKS[config.task].learn(model, config, splits.train.targets, teacher)
+
+
+def train_loader(
+    config: TrainConfig,
+    source: Source | StreamSource,
+    device: torch.device,
+    world: World = ALONE,
+    notify: Notify = silent,
+) -> Loader:
+    """Batches to learn from, of this process."""
+    kind: Any = StreamLoader if isinstance(source, StreamSource) else TrainLoader
+    loader: Loader = kind(
+        source,
+        config.train_preprocess(),
+        config.views(),
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        workers=config.data.workers,
+        max_unreadable=config.data.max_unreadable,
+        device=device,
+        part=world.part,
+        reading=config.data.reading(),
+        notify=notify,
+    )
+    return loader
+
+
+def val_loader(
+    config: TrainConfig,
+    source: Source,
+    device: torch.device,
+    world: World = ALONE,
+    batch_size: int = 64,
+) -> EvalLoader:
+    """Batches to be measured on, of this process."""
+    return EvalLoader(
+        source,
+        config.preprocess(),
+        batch_size=batch_size,
+        workers=config.data.workers,
+        device=device,
+        part=world.part,
+        reading=config.data.reading(),
+    )
+
+
+def start(model: Any, config: TrainConfig, classes: tuple[str, ...], notify: Notify) -> str:
+    """Give the model its published weights; what they were and what became of them, as JSON."""
+    assert config.weights is not None
+    opened = open_start(config.weights, wanted=asdict(config.model), notify=notify)
+    kept = classes if TASKS[config.task].classifies else ()
+    fitted = load_into(backbone_of(model), opened, kept)
+    notes = [*opened.notes, *fitted.notes]
+    if "probe" in (config.method, config.tune.head_init):
+        notes.append("head: to begin with, it is solved as a linear probe of the data")
+    for words in (*(f"assumed: {each}" for each in opened.assumed), *notes):
+        notify(f"weights   {words}")
+    return json.dumps(
+        {
+            "source": opened.source,
+            "sha256": opened.sha256,
+            "layout": opened.layout,
+            "assumed": opened.assumed,
+            "unseen": [one._asdict() for one in opened.unseen],
+            "notes": notes,
+            "new": fitted.new,
+            "left_out": [*opened.left_out, *fitted.left_out],
+        },
+        indent=1,
+    )
