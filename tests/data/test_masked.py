@@ -1,6 +1,7 @@
 """Images with masks, in every layout that people have them in."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,22 @@ LAYOUTS = {
     "words": (
         *("DUTS/train_images/a.jpg", "DUTS/train_masks/a.png"),
         *("DUTS/valid_images/b.jpg", "DUTS/valid_masks/b.png"),
+    ),
+    "supervisely": (
+        *("data/train/img/a.jpg", "data/train/ann_masks/a.jpg.png"),
+        *("data/val/img/b.jpg", "data/val/ann_masks/b.jpg.png"),
+    ),
+    "keras": (
+        *("train_images/img/a.png", "train_masks/img/a.png"),
+        *("val_images/img/b.png", "validation_masks/img/b.png"),
+    ),
+    "around all": (
+        *("segmentation set/train/images/a.png", "segmentation set/train/labels/a.png"),
+        *("segmentation set/val/images/b.png", "segmentation set/val/labels/b.png"),
+    ),
+    "bdd100k": (
+        *("images/100k/train/a.jpg", "sem_seg/masks/train/a.png"),
+        *("images/100k/val/b.jpg", "sem_seg/masks/val/b.png"),
     ),
     "stuff": (
         *("images/train2017/a.jpg", "stuffthingmaps/train2017/a.png"),
@@ -399,6 +416,44 @@ def test_parts_are_found_or_not_at_all(tmp_path: Path) -> None:
         MaskedSource(tmp_path, FolderRules(parts="train=a"))
 
 
+def test_images_beside_the_parts_are_not_mixed_in(tmp_path: Path) -> None:
+    for place in ("train", "val", "extra"):
+        image(tmp_path / place / f"images/{place}.jpg")
+        mask(tmp_path / place / f"masks/{place}.png", 0, 1)
+    source = MaskedSource(tmp_path)
+    assert [source.key(i) for i in range(len(source))] == [
+        "train/images/train.jpg",
+        "val/images/val.jpg",
+    ]
+    (left,) = source.left_out
+    assert (left.kind, left.examples) == ("images beside the parts", ("extra/images/extra.jpg",))
+    assert len(MaskedSource(tmp_path, FolderRules(parts="none"))) == 3
+
+
+def test_a_folder_called_like_another_part_alone_is_no_part(tmp_path: Path) -> None:
+    for place in ("test drive", "highway"):
+        image(tmp_path / "images" / place / "a.jpg")
+        mask(tmp_path / "masks" / place / "a.png", 0, 1)
+    assert MaskedSource(tmp_path).part.tolist() == [0, 0]
+
+
+def test_a_source_goes_to_other_processes(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", 0, 1)
+    source = pickle.loads(pickle.dumps(MaskedSource(tmp_path)))
+    assert classes_of(source) == [0, 1]
+
+
+def test_what_the_user_ignores_is_no_class(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", 0, 1, 2, 255)
+    (tmp_path / "classes.txt").write_text("sky\nsea\nship\n")
+    assert classes_of(MaskedSource(tmp_path)) == [0, 1, 2, -1]
+    told = MaskedSource(tmp_path, masks=MaskRules(ignore=(1,)))
+    assert (told.targets.names, classes_of(told)) == (("sky", "ship"), [0, -1, 1, -1])
+    assert told.targets.coding.unknown(np.array([[1, 255]], np.uint8)) == {255: 1}
+
+
 def test_what_was_counted_is_kept_until_a_mask_changes(tmp_path: Path, cache: Path) -> None:
     image(tmp_path / "images/a.jpg")
     mask(tmp_path / "masks/a.png", 0, 1)
@@ -460,6 +515,16 @@ def test_coco_outlines_are_drawn(tmp_path: Path) -> None:
     write(tmp_path / "annotations/instances_val2017.json", coco(SQUARE))
     after = MaskedSource(tmp_path).targets.hashes()
     assert [before[0] == after[0], before[1] == after[1]] == [True, False]
+
+
+def test_an_image_that_may_be_two_is_left_out(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        image(tmp_path / place / "0.jpg")
+    image(tmp_path / "a/1.jpg")
+    write(tmp_path / "annotations/all.json", coco(SQUARE, images=2))
+    source = MaskedSource(tmp_path)
+    assert source.key(0) == "a/1.jpg"
+    assert source.left_out[0].examples == ("a/0.jpg", "b/0.jpg")
 
 
 def test_roboflow_layout(tmp_path: Path) -> None:

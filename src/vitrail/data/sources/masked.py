@@ -32,9 +32,11 @@ from vitrail.errors import DataError, UsageError, setting
 _DEEP = 4
 """Levels of folders in which names are looked for."""
 _LOOKED_AT = 200
-"""Names of files of one folder that are looked at."""
+"""Folders in which class maps and lists are looked for."""
 _OPENED = 3
 """Masks that are opened to see whether they are any."""
+_BORDER = 255
+"""The value that by custom does not count."""
 _MOST_COLOURS = 64
 """Of a picture that may be a mask."""
 
@@ -83,7 +85,6 @@ def _may_have_masks(root: str) -> bool:
     while pending:
         folder, level = pending.pop()
         with os.scandir(folder) as entries:
-            files = 0
             for entry in entries:
                 if is_hidden(entry.name):
                     continue
@@ -92,12 +93,10 @@ def _may_have_masks(root: str) -> bool:
                         return True
                     if level < _DEEP and not entry.is_symlink():
                         pending.append((entry.path, level + 1))
-                elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
-                    if looks_masked(entry.name, folder=False):
-                        return True
-                    files += 1
-                    if files > _LOOKED_AT:
-                        break
+                elif entry.name.lower().endswith(IMAGE_EXTENSIONS) and looks_masked(
+                    entry.name, folder=False
+                ):
+                    return True
     return False
 
 
@@ -278,6 +277,8 @@ def _meaning(
         else:
             notes = (f"classes are those of {printable(os.path.relpath(file, root))}",)
     known = _known(root, pairs)
+    if known is not None and known[1] is ADE20K and rules.reduce_zero is False:
+        known = None
     if found is None and known is not None:
         name, found = known
         notes += (f"masks are understood as {name}'s",)
@@ -288,8 +289,23 @@ def _meaning(
         found = _checked(root, pairs, found, file, rules)
     if rules.reduce_zero:
         found = _reduced(found)
-    ignored = (*(found.ignored if rules.ignore is None else ()), *(rules.ignore or ()))
-    return found._replace(ignored=ignored), notes
+    if rules.ignore is not None:
+        return _without(found, rules.ignore), notes
+    if not found.colours and _BORDER not in found.classes:
+        found = found._replace(ignored=tuple({*found.ignored, _BORDER}))
+    return found, notes
+
+
+def _without(found: ClassMap, ignored: tuple[int, ...]) -> ClassMap:
+    """Without the classes that all values of are ignored."""
+    classes = {value: index for value, index in found.classes.items() if value not in ignored}
+    kept = sorted(set(classes.values()))
+    return ClassMap(
+        tuple(found.names[k] for k in kept),
+        {value: kept.index(index) for value, index in classes.items()},
+        found.colours,
+        ignored,
+    )
 
 
 def _known(root: str, pairs: Pairs) -> tuple[str, ClassMap] | None:
