@@ -256,7 +256,7 @@ class _Json:
             if len(self._index) != len(categories):
                 raise ValueError("two categories have one id")
             self.names = tuple(label_name(str(one["name"])) for one in categories)
-            self._annotations: list[Any] = content["annotations"]
+            self._annotations: list[Any] = list(content["annotations"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{file} is no COCO file that can be read: {_said(error)}") from error
 
