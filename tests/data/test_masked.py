@@ -430,11 +430,17 @@ def test_images_beside_the_parts_are_not_mixed_in(tmp_path: Path) -> None:
     assert len(MaskedSource(tmp_path, FolderRules(parts="none"))) == 3
 
 
-def test_a_folder_called_like_another_part_alone_is_no_part(tmp_path: Path) -> None:
-    for place in ("test drive", "highway"):
+def test_without_a_folder_for_training_the_others_are_for_it(tmp_path: Path) -> None:
+    for place in ("test drive", "highway", "test"):
         image(tmp_path / "images" / place / "a.jpg")
         mask(tmp_path / "masks" / place / "a.png", 0, 1)
-    assert MaskedSource(tmp_path).part.tolist() == [0, 0]
+    source = MaskedSource(tmp_path)
+    assert [source.key(i) for i in range(3)] == [
+        "images/highway/a.jpg",
+        "images/test drive/a.jpg",
+        "images/test/a.jpg",
+    ]
+    assert source.part.tolist() == [0, 0, 2]
 
 
 def test_a_source_goes_to_other_processes(tmp_path: Path) -> None:

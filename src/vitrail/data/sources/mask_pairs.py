@@ -176,10 +176,15 @@ class _Files:
         )
 
     def _parts(self, images: list[str]) -> dict[str, int]:
-        """Of each image its part; all are for training where no folder is called so."""
+        """Of each image its part, by the folders around it.
+
+        Where none is called like training, those that are in no part are for it; and folders such
+        as `test drive` are then no parts.
+        """
         found = {image: _part(image) for image in images}
         if 0 not in found.values():
-            return dict.fromkeys(images, 0)
+            whole = {image: _part(image, whole=True) for image in images}
+            return {image: 0 if part is None else part for image, part in whole.items()}
         beside = sorted(image for image, part in found.items() if part is None)
         take = f"{setting('data.parts', 'none')} takes them in, and mixes the parts"
         self._left_out.add("images beside the parts", take, *beside)
@@ -227,7 +232,10 @@ def _preferred(mask: str) -> tuple[bool, int, str]:
     return "labeltrainids" not in mask.lower(), len(mask), mask
 
 
-def _part(image: str) -> int | None:
-    """An index in PARTS; None where no folder around it is called like a part."""
-    names = image.split("/")[:-1]
-    return next((PARTS.index(found.part) for name in names if (found := part_within(name))), None)
+def _part(image: str, *, whole: bool = False) -> int | None:
+    """An index in PARTS; None where no folder around it is called like a part.
+
+    With `whole`, what else is in its name must say nothing: test_images, and not test_drive.
+    """
+    found = (part_within(name) for name in image.split("/")[:-1])
+    return next((PARTS.index(one.part) for one in found if one and not (whole and one.rest)), None)
