@@ -12,7 +12,8 @@ from vitrail.data import FolderSource
 from vitrail.data.pixels.decode import UnreadableImage
 from vitrail.data.sources.coco_masks import read_runs
 from vitrail.data.sources.layout import FolderRules
-from vitrail.data.sources.masked import MaskedSource, MaskRules, has_masks
+from vitrail.data.sources.mask_meaning import MaskRules
+from vitrail.data.sources.masked import MaskedSource, has_masks
 from vitrail.errors import DataError, UsageError
 
 SIZE = (12, 16)
@@ -219,7 +220,10 @@ def test_colours_with_and_without_a_class_map(tmp_path: Path) -> None:
     (tmp_path / "class_dict.csv").write_text("name,r,g,b\nroad,255,0,0\nvoid,0,0,0\nsea,9,9,9\n")
     mapped = MaskedSource(tmp_path)
     assert (mapped.targets.names, classes_of(mapped)) == (("road", "sea"), [-1, 0, -1])
-    assert mapped.notes == ("classes are those of class_dict.csv",)
+    assert mapped.notes == (
+        "classes are those of class_dict.csv",
+        "31.25% of all pixels hold what class_dict.csv does not name: ignored (#010203)",
+    )
 
 
 def test_greys_of_three_channels_are_read_as_grey_and_that_is_said(tmp_path: Path) -> None:
@@ -277,7 +281,10 @@ def test_files_that_name_classes(tmp_path: Path, name: str) -> None:
     source = MaskedSource(tmp_path)
     of_value = [source.targets.names[k] if k >= 0 else None for k in classes_of(source)]
     assert of_value == ["sky", "sea", "ship", None]
-    assert source.notes == (f"classes are those of annotations/{name}",)
+    assert source.notes == (
+        f"classes are those of annotations/{name}",
+        f"25.00% of all pixels hold what {name} does not name: ignored (7)",
+    )
 
 
 COLOUR_FILES = {
@@ -394,6 +401,22 @@ def test_cityscapes_takes_train_ids_where_they_are(tmp_path: Path) -> None:
     mask(place / "ulm_1_gtFine_labelIds.png", 0, 7)
     with pytest.raises(DataError, match="some masks are labelIds and some labelTrainIds"):
         MaskedSource(tmp_path)
+
+
+def test_names_of_a_known_data_set_are_not_its_values(tmp_path: Path) -> None:
+    image(tmp_path / "leftImg8bit/train/ulm/ulm_0_leftImg8bit.png")
+    mask(tmp_path / "gtFine/train/ulm/ulm_0_gtFine_labelIds.png", 0, 7, 33)
+    (tmp_path / "classes.txt").write_text("\n".join(f"class {k}" for k in range(19)))
+    source = MaskedSource(tmp_path)
+    assert (source.targets.names[18], classes_of(source)) == ("class 18", [-1, 0, 18])
+
+
+def test_coco_stuff_has_ids_one_more_than_its_maps(tmp_path: Path) -> None:
+    image(tmp_path / "images/train2017/a.jpg")
+    mask(tmp_path / "stuffthingmaps/train2017/a.png", 0, 1, 255)
+    (tmp_path / "labels.txt").write_text("0: unlabeled\n1: person\n2: bicycle\n")
+    source = MaskedSource(tmp_path)
+    assert (source.targets.names, classes_of(source)) == (("person", "bicycle"), [0, 1, -1])
 
 
 # --- sizes
@@ -531,6 +554,15 @@ def test_an_image_that_may_be_two_is_left_out(tmp_path: Path) -> None:
     source = MaskedSource(tmp_path)
     assert source.key(0) == "a/1.jpg"
     assert source.left_out[0].examples == ("a/0.jpg", "b/0.jpg")
+
+
+def test_outlines_beside_masks_are_not_used_and_that_is_said(tmp_path: Path) -> None:
+    image(tmp_path / "images/0.jpg")
+    mask(tmp_path / "masks/0.png", 0, 1)
+    write(tmp_path / "annotations/instances.json", coco(SQUARE))
+    source = MaskedSource(tmp_path)
+    assert source.targets.names == ("0", "1")
+    assert source.notes == ("outlines in annotations/instances.json are not used: there are masks",)
 
 
 def test_roboflow_layout(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def _cache_place(store: MaskFiles) -> tuple[Path | None, str]:
         return None, ""
     names, stamps = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     for i in range(len(store)):
-        names.update(os.fsencode(store.file(i)) + b"\0")
+        names.update(os.fsencode(store.file(i)) + (b"c" if store.colours else b"\0"))
         stamps.update(store.stamp(i).encode() + b"\0")
     return folder / f"{names.hexdigest()}.json", f"{_VERSION} {stamps.hexdigest()}"
 
