@@ -115,7 +115,7 @@ def _known(root: str, masks: list[str]) -> tuple[str, ClassMap] | None:
         return "Cityscapes", CITYSCAPES_TRAIN_IDS if kinds.pop() else CITYSCAPES_IDS
     if "segmentationclass" in posixpath.dirname(first).lower():
         return "Pascal VOC", VOC
-    if "ADEChallengeData" in root or posixpath.basename(first).startswith("ADE_"):
+    if "ADEChallengeData" in f"{root}/{first}" or posixpath.basename(first).startswith("ADE_"):
         return "ADE20K", ADE20K
     return None
 
@@ -123,7 +123,7 @@ def _known(root: str, masks: list[str]) -> tuple[str, ClassMap] | None:
 def _held_against(
     root: str, masks: list[str], found: ClassMap, file: Path, rules: MaskRules
 ) -> Meaning:
-    """What a file says, held against the values that are there: is the first name value 0's or 1's?"""
+    """What a file says, held against the values that are there."""
     values = present(MaskFiles(root, masks, colours=found.colours))
     listed, there = set(found.classes), set(values.pixels)
     c = len(found.names)
@@ -148,10 +148,8 @@ def _held_against(
         return Meaning(found)
     share = sum(values.pixels[value] for value in strange) / sum(values.pixels.values())
     called = shortened(value_text(value, colours=found.colours) for value in strange)
-    said = (
-        f"{share:.2%} of all pixels hold what {file.name} does not name, and are ignored: {called}"
-    )
-    return Meaning(found, (said,))
+    said = f"{share:.2%} of all pixels hold what {printable(file.name)} does not name: ignored"
+    return Meaning(found, (f"{said} ({called})",))
 
 
 def _reduced(found: ClassMap) -> ClassMap:
