@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from vitrail.data.check_masks import Finding, check_masks
-from vitrail.data.sources.masked import MaskedSource, MaskRules
+from vitrail.data.sources.mask_meaning import MaskRules
+from vitrail.data.sources.masked import MaskedSource
 from vitrail.data.sources.masked_arrays import MaskedArrays
 
 

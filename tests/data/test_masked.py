@@ -1,6 +1,7 @@
 """Images with masks, in every layout that people have them in."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from vitrail.data import FolderSource
 from vitrail.data.pixels.decode import UnreadableImage
 from vitrail.data.sources.coco_masks import read_runs
 from vitrail.data.sources.layout import FolderRules
-from vitrail.data.sources.masked import MaskedSource, MaskRules, has_masks
+from vitrail.data.sources.mask_meaning import MaskRules
+from vitrail.data.sources.masked import MaskedSource, has_masks
 from vitrail.errors import DataError, UsageError
 
 SIZE = (12, 16)
@@ -78,6 +80,22 @@ LAYOUTS = {
     "words": (
         *("DUTS/train_images/a.jpg", "DUTS/train_masks/a.png"),
         *("DUTS/valid_images/b.jpg", "DUTS/valid_masks/b.png"),
+    ),
+    "supervisely": (
+        *("data/train/img/a.jpg", "data/train/ann_masks/a.jpg.png"),
+        *("data/val/img/b.jpg", "data/val/ann_masks/b.jpg.png"),
+    ),
+    "keras": (
+        *("train_images/img/a.png", "train_masks/img/a.png"),
+        *("val_images/img/b.png", "validation_masks/img/b.png"),
+    ),
+    "around all": (
+        *("segmentation set/train/images/a.png", "segmentation set/train/labels/a.png"),
+        *("segmentation set/val/images/b.png", "segmentation set/val/labels/b.png"),
+    ),
+    "bdd100k": (
+        *("images/100k/train/a.jpg", "sem_seg/masks/train/a.png"),
+        *("images/100k/val/b.jpg", "sem_seg/masks/val/b.png"),
     ),
     "stuff": (
         *("images/train2017/a.jpg", "stuffthingmaps/train2017/a.png"),
@@ -202,7 +220,10 @@ def test_colours_with_and_without_a_class_map(tmp_path: Path) -> None:
     (tmp_path / "class_dict.csv").write_text("name,r,g,b\nroad,255,0,0\nvoid,0,0,0\nsea,9,9,9\n")
     mapped = MaskedSource(tmp_path)
     assert (mapped.targets.names, classes_of(mapped)) == (("road", "sea"), [-1, 0, -1])
-    assert mapped.notes == ("classes are those of class_dict.csv",)
+    assert mapped.notes == (
+        "classes are those of class_dict.csv",
+        "31.25% of all pixels hold what class_dict.csv does not name: ignored (#010203)",
+    )
 
 
 def test_greys_of_three_channels_are_read_as_grey_and_that_is_said(tmp_path: Path) -> None:
@@ -260,7 +281,10 @@ def test_files_that_name_classes(tmp_path: Path, name: str) -> None:
     source = MaskedSource(tmp_path)
     of_value = [source.targets.names[k] if k >= 0 else None for k in classes_of(source)]
     assert of_value == ["sky", "sea", "ship", None]
-    assert source.notes == (f"classes are those of annotations/{name}",)
+    assert source.notes == (
+        f"classes are those of annotations/{name}",
+        f"25.00% of all pixels hold what {name} does not name: ignored (7)",
+    )
 
 
 COLOUR_FILES = {
@@ -379,6 +403,22 @@ def test_cityscapes_takes_train_ids_where_they_are(tmp_path: Path) -> None:
         MaskedSource(tmp_path)
 
 
+def test_names_of_a_known_data_set_are_not_its_values(tmp_path: Path) -> None:
+    image(tmp_path / "leftImg8bit/train/ulm/ulm_0_leftImg8bit.png")
+    mask(tmp_path / "gtFine/train/ulm/ulm_0_gtFine_labelIds.png", 0, 7, 33)
+    (tmp_path / "classes.txt").write_text("\n".join(f"class {k}" for k in range(19)))
+    source = MaskedSource(tmp_path)
+    assert (source.targets.names[18], classes_of(source)) == ("class 18", [-1, 0, 18])
+
+
+def test_coco_stuff_has_ids_one_more_than_its_maps(tmp_path: Path) -> None:
+    image(tmp_path / "images/train2017/a.jpg")
+    mask(tmp_path / "stuffthingmaps/train2017/a.png", 0, 1, 255)
+    (tmp_path / "labels.txt").write_text("0: unlabeled\n1: person\n2: bicycle\n")
+    source = MaskedSource(tmp_path)
+    assert (source.targets.names, classes_of(source)) == (("person", "bicycle"), [0, 1, -1])
+
+
 # --- sizes
 
 
@@ -397,6 +437,50 @@ def test_a_mask_of_another_size(tmp_path: Path) -> None:
 def test_parts_are_found_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="of images with masks it is auto or none"):
         MaskedSource(tmp_path, FolderRules(parts="train=a"))
+
+
+def test_images_beside_the_parts_are_not_mixed_in(tmp_path: Path) -> None:
+    for place in ("train", "val", "extra"):
+        image(tmp_path / place / f"images/{place}.jpg")
+        mask(tmp_path / place / f"masks/{place}.png", 0, 1)
+    source = MaskedSource(tmp_path)
+    assert [source.key(i) for i in range(len(source))] == [
+        "train/images/train.jpg",
+        "val/images/val.jpg",
+    ]
+    (left,) = source.left_out
+    assert (left.kind, left.examples) == ("images beside the parts", ("extra/images/extra.jpg",))
+    assert len(MaskedSource(tmp_path, FolderRules(parts="none"))) == 3
+
+
+def test_without_a_folder_for_training_the_others_are_for_it(tmp_path: Path) -> None:
+    for place in ("test drive", "highway", "test"):
+        image(tmp_path / "images" / place / "a.jpg")
+        mask(tmp_path / "masks" / place / "a.png", 0, 1)
+    source = MaskedSource(tmp_path)
+    assert [source.key(i) for i in range(3)] == [
+        "images/highway/a.jpg",
+        "images/test drive/a.jpg",
+        "images/test/a.jpg",
+    ]
+    assert source.part.tolist() == [0, 0, 2]
+
+
+def test_a_source_goes_to_other_processes(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", 0, 1)
+    source = pickle.loads(pickle.dumps(MaskedSource(tmp_path)))
+    assert classes_of(source) == [0, 1]
+
+
+def test_what_the_user_ignores_is_no_class(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", 0, 1, 2, 255)
+    (tmp_path / "classes.txt").write_text("sky\nsea\nship\n")
+    assert classes_of(MaskedSource(tmp_path)) == [0, 1, 2, -1]
+    told = MaskedSource(tmp_path, masks=MaskRules(ignore=(1,)))
+    assert (told.targets.names, classes_of(told)) == (("sky", "ship"), [0, -1, 1, -1])
+    assert told.targets.coding.unknown(np.array([[1, 255]], np.uint8)) == {255: 1}
 
 
 def test_what_was_counted_is_kept_until_a_mask_changes(tmp_path: Path, cache: Path) -> None:
@@ -460,6 +544,25 @@ def test_coco_outlines_are_drawn(tmp_path: Path) -> None:
     write(tmp_path / "annotations/instances_val2017.json", coco(SQUARE))
     after = MaskedSource(tmp_path).targets.hashes()
     assert [before[0] == after[0], before[1] == after[1]] == [True, False]
+
+
+def test_an_image_that_may_be_two_is_left_out(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        image(tmp_path / place / "0.jpg")
+    image(tmp_path / "a/1.jpg")
+    write(tmp_path / "annotations/all.json", coco(SQUARE, images=2))
+    source = MaskedSource(tmp_path)
+    assert source.key(0) == "a/1.jpg"
+    assert source.left_out[0].examples == ("a/0.jpg", "b/0.jpg")
+
+
+def test_outlines_beside_masks_are_not_used_and_that_is_said(tmp_path: Path) -> None:
+    image(tmp_path / "images/0.jpg")
+    mask(tmp_path / "masks/0.png", 0, 1)
+    write(tmp_path / "annotations/instances.json", coco(SQUARE))
+    source = MaskedSource(tmp_path)
+    assert source.targets.names == ("0", "1")
+    assert source.notes == ("outlines in annotations/instances.json are not used: there are masks",)
 
 
 def test_roboflow_layout(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_scene_is_drawn_from_its_number_and_the_seed(folder: Path) -> None:
 def test_masks_and_boxes_are_exact(folder: Path) -> None:
     source = SceneSource(folder)
     shown = set()
-    for i in range(0, 400, 10):
+    for i in range(0, 400, 16):
         scene = source.scene(i)
         height, width = scene.objects.shape
         assert source.load(i).size == (width, height)

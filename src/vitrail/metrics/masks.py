@@ -43,6 +43,7 @@ def count(
                                         less d erosions by 3 x 3, with nothing around the image, d
                                         being 2% of the diagonal
 
+    What is ignored is taken out of both masks before boundaries are drawn, so its own edge is one.
     Indices of classes must be below `classes`.
     """
     ignored = truth < 0

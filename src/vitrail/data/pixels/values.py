@@ -45,7 +45,9 @@ def read_header(file: Path) -> Header:
     """Raises `UnreadableImage` where there is none."""
     try:
         with _opened(file) as image:
-            lying = image.getexif().get(_ORIENTATION_TAG, 1) in _LYING
+            # Of a PNG, Pillow would decode the pixels to look for EXIF data behind them.
+            has_exif = image.format != "PNG" or "exif" in image.info
+            lying = has_exif and image.getexif().get(_ORIENTATION_TAG, 1) in _LYING
             return Header((image.height, image.width), image.mode, image.format or "", lying)
     except Exception as error:  # whatever a decoder throws, the file is at fault
         raise UnreadableImage(_reason(error), file_name(file)) from error

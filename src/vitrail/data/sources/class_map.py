@@ -106,6 +106,8 @@ def _mapped(rows: Sequence[_Row]) -> ClassMap:
 
 def _number(value: int | tuple[int, ...]) -> int:
     if isinstance(value, int):
+        if not -(2**31) <= value < 2**31:
+            raise ValueError(f"{value} is no value that a mask can hold")
         return value
     if len(value) != 3 or not all(0 <= part <= 255 for part in value):
         raise ValueError(f"{value} is no colour (red, green, blue)")

@@ -199,9 +199,12 @@ def read_coco(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Co
         found = next((name for word in words if (name := part_within(word))), None)
         part = PARTS.index(found.part) if found and parts else 0
         for called, drawing in loaded.drawings(problems):
-            path = _place(called, file, by_name)
-            if path is None:
+            places = _places(called, file, by_name)
+            path = places[0] if places else ""
+            if not places:
                 left.add("images that are named and not there", f"{file} names them", called)
+            elif len(places) > 1:
+                left.add("images that may be meant", f"{file} names one of them", *places)
             elif path in rows:
                 left.add("images that are named twice", "the first one is taken", path)
             else:
@@ -225,18 +228,16 @@ def read_coco(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Co
     )
 
 
-def _place(name: str, file: str, by_name: Mapping[str, list[str]]) -> str | None:
-    """Where an image lies: at the path that ends like its name, the nearest to the JSON file."""
+def _places(name: str, file: str, by_name: Mapping[str, list[str]]) -> list[str]:
+    """Where an image may lie: at paths that end like its name, and of these at the ones that have
+    most words in common with the path of the JSON file.
+    """
     ends = posixpath.normpath(name.replace("\\", "/"))
-    found = [
-        path
-        for path in by_name.get(posixpath.basename(ends), [])
-        if f"/{path}".endswith(f"/{ends}") or posixpath.dirname(ends) not in path
-    ]
+    called = by_name.get(posixpath.basename(ends), [])
+    found = [path for path in called if f"/{path}".endswith(f"/{ends}")] or called
     words = set(re.findall(r"[a-z]+\d*", file.lower()))
-    return min(
-        found, key=lambda path: (-len(words & set(path.lower().split("/"))), path), default=None
-    )
+    common = {path: len(words & set(path.lower().split("/"))) for path in found}
+    return [path for path in found if common[path] == max(common.values())]
 
 
 class _Json:
@@ -255,7 +256,7 @@ class _Json:
             if len(self._index) != len(categories):
                 raise ValueError("two categories have one id")
             self.names = tuple(label_name(str(one["name"])) for one in categories)
-            self._annotations: list[Any] = content["annotations"]
+            self._annotations: list[Any] = list(content["annotations"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{file} is no COCO file that can be read: {_said(error)}") from error
 

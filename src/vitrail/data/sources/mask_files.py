@@ -14,7 +14,8 @@ class MaskFiles:
     def __init__(self, root: str, names: Iterable[str], *, colours: bool = False) -> None:
         self._root = root
         self._names = PackedNames(names)
-        self._colours = colours
+        self.colours = colours
+        """Whether the numbers of a palette are read as its colours."""
 
     def __len__(self) -> int:
         return len(self._names)
@@ -24,7 +25,7 @@ class MaskFiles:
         return Path(self._root, self._names[i])
 
     def values(self, i: int) -> Values:
-        return read_values(self.file(i), colours=self._colours)
+        return read_values(self.file(i), colours=self.colours)
 
     def stamp(self, i: int) -> str:
         return file_stamp(self.file(i))

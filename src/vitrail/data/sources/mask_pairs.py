@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+from vitrail.data.sources.formats import IMAGE_EXTENSIONS
 from vitrail.data.sources.parts import part_within
 from vitrail.data.sources.source import PARTS, LeftOut, Tally
 from vitrail.data.sources.walk import Tree
+from vitrail.errors import setting
 
 _MASKS = frozenset(
     (
@@ -30,7 +32,12 @@ _IMAGES = frozenset(
         *("jpegimages", "leftimg8bit", "input", "inputs", "jpg", "jpgs", "sat"),
     )
 )
-_OTHERS = frozenset(("segmentationobject", "instance", "instances", "instanceids", "panoptic"))
+_OTHERS = frozenset(
+    (
+        *("segmentationobject", "instance", "instances", "instanceids", "panoptic", "colormap"),
+        *("colormaps", "overlay", "overlays", "visualization", "visualizations", "vis"),
+    )
+)
 """Words of what is drawn of an image too and is not asked for here."""
 _SUFFIX = re.compile(
     r"(?:[_\-. ](?:gtfine|gtcoarse|mask|masks|seg|segs|segmentation|gt|label|labels|labelids"
@@ -42,6 +49,8 @@ _SHORT_SUFFIX = re.compile(r"_[LP]$")
 """CamVid's; without a folder for masks it would be anything."""
 _IMAGE_SUFFIX = re.compile(r"[_\-. ](?:leftimg8bit|image|img|sat|rgb|photo)$", re.IGNORECASE)
 _OTHER_SUFFIX = re.compile(r"_(?:color|colour|instanceids|polygons|instances)$", re.IGNORECASE)
+
+_PART_WORDS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 Role = Literal["image", "mask", "other", None]
 _Key = tuple[tuple[str, ...], str]
@@ -60,10 +69,11 @@ class Pairs(NamedTuple):
 
 def find_pairs(tree: Tree, *, parts: bool = True) -> Pairs:
     """Without `parts`, all are for training."""
-    files = _Files()
-    for path in tree.images():
-        files.add(path)
-    return files.pairs(parts)
+    paths = tree.images()
+    # The innermost folder says what it holds, as in segmentation_data/images; or, where that gives
+    # no pair, any folder that is called like masks, as in masks/img.
+    found = _Files(paths, innermost=True).pairs(parts)
+    return found if found.images else _Files(paths, innermost=False).pairs(parts)
 
 
 def looks_masked(name: str, *, folder: bool) -> bool:
@@ -98,18 +108,23 @@ def _role(folder: str) -> Role:
 
 
 class _Files:
-    def __init__(self) -> None:
+    def __init__(self, paths: Iterable[str], *, innermost: bool) -> None:
+        self._innermost = innermost
         self._images: dict[_Key, list[str]] = {}
         self._masks: dict[_Key, list[str]] = {}
         self._loose: list[str] = []
         """By their names masks, in no folder for masks."""
         self._left_out = Tally()
         self._known: dict[str, tuple[Role, tuple[str, ...]]] = {}
+        for path in paths:
+            self._add(path)
 
-    def add(self, path: str) -> None:
+    def _add(self, path: str) -> None:
         folder, name = posixpath.split(path)
         role, around = self._folder(folder)
-        stem = posixpath.splitext(name)[0]
+        stem, _ = posixpath.splitext(name)
+        if role == "mask" and posixpath.splitext(stem)[1].lower() in IMAGE_EXTENSIONS:
+            stem = posixpath.splitext(stem)[0]  # 17.jpg.png
         if role == "other" or (role == "mask" and _OTHER_SUFFIX.search(stem)):
             self._left_out.add("other annotations", "instances, colours: not used here", path)
         elif role == "mask":
@@ -123,10 +138,17 @@ class _Files:
         """What files in it are, and the words around them."""
         if folder not in self._known:
             names = [name for name in folder.split("/") if name]
-            # The innermost folder that says it: annotations/images holds images.
-            role = next((r for name in reversed(names) if (r := _role(name))), None)
+            roles: list[Role] = [role for name in names[::-1] if (role := _role(name))]
+            role = roles[0] if roles else None
+            if not self._innermost and "mask" in roles:
+                role = "mask"
             kept = (
-                " ".join(w for w in _words(name) if w not in _MASKS | _IMAGES) for name in names
+                " ".join(
+                    _PART_WORDS.get(word, word)
+                    for word in _words(name)
+                    if word not in _MASKS | _IMAGES
+                )
+                for name in names
             )
             self._known[folder] = role, tuple(word for word in kept if word)
         return self._known[folder]
@@ -142,7 +164,8 @@ class _Files:
             image: self._one(sorted(paths, key=_preferred), "further masks of one image")
             for image, paths in found.items()
         }
-        rows = sorted((_part(image) if parts else 0, image) for image in masked)
+        part_of = self._parts(list(masked)) if parts else dict.fromkeys(masked, 0)
+        rows = sorted((part, image) for image, part in part_of.items())
         alone = sorted(set(images.values()) - set(masked))
         self._left_out.add("images without a mask", "no mask is called like them", *alone)
         return Pairs(
@@ -151,6 +174,21 @@ class _Files:
             [part for part, _ in rows],
             self._left_out.told(),
         )
+
+    def _parts(self, images: list[str]) -> dict[str, int]:
+        """Of each image its part, by the folders around it.
+
+        Where none is called like training, those that are in no part are for it; and folders such
+        as `test drive` are then no parts.
+        """
+        found = {image: _part(image) for image in images}
+        if 0 not in found.values():
+            whole = {image: _part(image, whole=True) for image in images}
+            return {image: 0 if part is None else part for image, part in whole.items()}
+        beside = sorted(image for image, part in found.items() if part is None)
+        take = f"{setting('data.parts', 'none')} takes them in, and mixes the parts"
+        self._left_out.add("images beside the parts", take, *beside)
+        return {image: part for image, part in found.items() if part is not None}
 
     def _place_loose(self, path: str) -> None:
         """17_mask.png is a mask if there is a 17, and else an image like others."""
@@ -194,6 +232,10 @@ def _preferred(mask: str) -> tuple[bool, int, str]:
     return "labeltrainids" not in mask.lower(), len(mask), mask
 
 
-def _part(image: str) -> int:
-    names: Iterable[str] = image.split("/")[:-1]
-    return next((PARTS.index(found.part) for name in names if (found := part_within(name))), 0)
+def _part(image: str, *, whole: bool = False) -> int | None:
+    """An index in PARTS; None where no folder around it is called like a part.
+
+    With `whole`, what else is in its name must say nothing: test_images, and not test_drive.
+    """
+    found = (part_within(name) for name in image.split("/")[:-1])
+    return next((PARTS.index(one.part) for one in found if one and not (whole and one.rest)), None)

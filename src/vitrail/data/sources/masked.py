@@ -1,12 +1,11 @@
 """MaskedSource: images, each with a mask that says the class of every pixel.
 
-mask_pairs.py tells which image has which mask, class_map.py and mask_values.py what values mean,
-coco_masks.py draws the outlines of a COCO file. All that lies there and is not used is told.
+mask_pairs.py tells which image has which mask, mask_meaning.py what its values mean, coco_masks.py
+draws the outlines of a COCO file. All that lies there and is not used is told.
 """
 
 import os
 import posixpath
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,14 @@ from PIL import Image
 from vitrail.data.names import PackedNames, printable
 from vitrail.data.pixels.decode import UnreadableImage, read_image
 from vitrail.data.pixels.values import read_header, read_values
-from vitrail.data.sources.class_map import ClassMap, find_class_map, read_class_map
+from vitrail.data.sources.class_map import find_class_map
 from vitrail.data.sources.coco_masks import find_coco, has_outlines, read_coco
 from vitrail.data.sources.formats import IMAGE_EXTENSIONS
-from vitrail.data.sources.known_masks import ADE20K, CITYSCAPES_IDS, CITYSCAPES_TRAIN_IDS, VOC
 from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.mask_files import MaskFiles
+from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules, meaning_of
 from vitrail.data.sources.mask_pairs import Pairs, find_pairs, looks_masked
-from vitrail.data.sources.mask_values import count_values, is_grey, meaning, present
+from vitrail.data.sources.mask_values import count_values, is_grey
 from vitrail.data.sources.source import LeftOut, Tally, file_stamp
 from vitrail.data.sources.walk import is_hidden, walk
 from vitrail.data.targets.coding import Coding, packed
@@ -32,28 +31,11 @@ from vitrail.errors import DataError, UsageError, setting
 _DEEP = 4
 """Levels of folders in which names are looked for."""
 _LOOKED_AT = 200
-"""Names of files of one folder that are looked at."""
+"""Folders in which class maps and lists are looked for."""
 _OPENED = 3
 """Masks that are opened to see whether they are any."""
 _MOST_COLOURS = 64
 """Of a picture that may be a mask."""
-
-
-@dataclass(frozen=True)
-class MaskRules:
-    """How masks are understood, where that is not as they say themselves."""
-
-    classes: Path | None = None
-    """A file that names the classes, and their values or colours."""
-    ignore: tuple[int, ...] | None = None
-    """Values that do not count; instead of 255."""
-    reduce_zero: bool | None = None
-    """Whether value 0 is no class, and 1 is the first; ADE20K's masks are so."""
-    any_size: bool = False
-    """Take masks of another size than their image, of which they show the whole."""
-
-
-AS_THEY_SAY = MaskRules()
 
 
 def has_masks(folder: Path | str) -> bool:
@@ -83,7 +65,6 @@ def _may_have_masks(root: str) -> bool:
     while pending:
         folder, level = pending.pop()
         with os.scandir(folder) as entries:
-            files = 0
             for entry in entries:
                 if is_hidden(entry.name):
                     continue
@@ -92,12 +73,10 @@ def _may_have_masks(root: str) -> bool:
                         return True
                     if level < _DEEP and not entry.is_symlink():
                         pending.append((entry.path, level + 1))
-                elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
-                    if looks_masked(entry.name, folder=False):
-                        return True
-                    files += 1
-                    if files > _LOOKED_AT:
-                        break
+                elif entry.name.lower().endswith(IMAGE_EXTENSIONS) and looks_masked(
+                    entry.name, folder=False
+                ):
+                    return True
     return False
 
 
@@ -146,12 +125,15 @@ class MaskedSource:
             coding = Coding({k: k for k in range(len(found.names))})
             self.targets = Masks(found.names, found.store, coding, self._size(masks))
             return
+        if coco:
+            said = f"outlines in {', '.join(coco)} are not used: there are masks"
+            self.notes = (said,)
         pairs, told = _by_lists(self._root, lists, pairs, auto=rules.parts == "auto")
         self.left_out = (*told, *pairs.left_out, *tree.left_out)
         if not pairs.images:
             raise DataError(_no_masks(self._root, self.left_out))
-        known, notes = _meaning(self._root, pairs, file, masks)
-        self.notes = notes
+        known, notes = meaning_of(self._root, pairs.masks, file, masks)
+        self.notes += notes
         self._names = PackedNames(pairs.images)
         self.part = np.array(pairs.parts, np.uint8)
         coding = Coding(known.classes, ignored=known.ignored, colours=known.colours)
@@ -258,90 +240,3 @@ def _by_lists(
         [part for part, _, _ in rows],
         pairs.left_out,
     ), left.told()
-
-
-def _meaning(
-    root: str, pairs: Pairs, file: Path | None, rules: MaskRules
-) -> tuple[ClassMap, tuple[str, ...]]:
-    """What the values of masks mean, by the first of: what the user says, a file that lies there,
-    the data set that it is, the values themselves.
-    """
-    notes: tuple[str, ...] = ()
-    found: ClassMap | None = None
-    if file is not None:
-        try:
-            found = read_class_map(file)
-        except DataError as error:
-            if rules.classes:
-                raise
-            notes = (f"passed over: {error}",)
-        else:
-            notes = (f"classes are those of {printable(os.path.relpath(file, root))}",)
-    known = _known(root, pairs)
-    if found is None and known is not None:
-        name, found = known
-        notes += (f"masks are understood as {name}'s",)
-    if found is None:
-        found, more = _by_values(root, pairs, rules)
-        notes += more
-    elif file is not None and known is None and not found.colours:
-        found = _checked(root, pairs, found, file, rules)
-    if rules.reduce_zero:
-        found = _reduced(found)
-    ignored = (*(found.ignored if rules.ignore is None else ()), *(rules.ignore or ()))
-    return found._replace(ignored=ignored), notes
-
-
-def _known(root: str, pairs: Pairs) -> tuple[str, ClassMap] | None:
-    first = pairs.masks[0]
-    if first.lower().endswith(("_labeltrainids.png", "_labelids.png")):
-        kinds = {"labeltrainids" in mask.lower() for mask in pairs.masks}
-        if len(kinds) > 1:
-            raise DataError(
-                "some masks are labelIds and some labelTrainIds, whose numbers mean other "
-                "classes: make all of one kind"
-            )
-        return "Cityscapes", CITYSCAPES_TRAIN_IDS if kinds.pop() else CITYSCAPES_IDS
-    if "segmentationclass" in posixpath.dirname(first).lower():
-        return "Pascal VOC", VOC
-    if "ADEChallengeData" in root or posixpath.basename(first).startswith("ADE_"):
-        return "ADE20K", ADE20K
-    return None
-
-
-def _by_values(root: str, pairs: Pairs, rules: MaskRules) -> tuple[ClassMap, tuple[str, ...]]:
-    files = MaskFiles(root, pairs.masks)
-    found, notes = meaning(present(files), rules.ignore, lambda: files.file(0))
-    return found, notes
-
-
-def _checked(root: str, pairs: Pairs, found: ClassMap, file: Path, rules: MaskRules) -> ClassMap:
-    """Names alone, held against the values that are there: is the first name value 0's or 1's?"""
-    values = present(MaskFiles(root, pairs.masks))
-    if values.colours or found.colours:
-        return found
-    listed, there = set(found.classes), set(values.pixels)
-    c = len(found.names)
-    if there == {0, 255} and listed == {0, 1}:
-        return found._replace(classes={0: found.classes[0], 255: found.classes[1]})
-    one_more = listed == set(range(c)) and c in there and 0 in there
-    if one_more and rules.reduce_zero is None:
-        raise DataError(
-            f"{printable(str(file))} names {c} classes, but the masks hold the values 0 to {c}: "
-            f"if 0 has no class, {setting('data.reduce_zero', True)}; if it is the background, "
-            "name it first"
-        )
-    return found
-
-
-def _reduced(found: ClassMap) -> ClassMap:
-    """Of the same names, the first of which is of value 1."""
-    if 0 not in found.classes:
-        return found._replace(ignored=(*found.ignored, 0))
-    if found.colours:
-        raise UsageError(f"{setting('data.reduce_zero', True)} is for values, these are colours")
-    if found.names[:1] == ("0",):  # by the values themselves: 0's own name goes
-        classes = {v: k - 1 for v, k in found.classes.items() if v}
-        return found._replace(names=found.names[1:], classes=classes, ignored=(*found.ignored, 0))
-    classes = {value + 1: index for value, index in found.classes.items()}
-    return found._replace(classes=classes, ignored=(*found.ignored, 0))
