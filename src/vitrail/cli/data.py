@@ -13,9 +13,14 @@ from vitrail.cli.parse import parse
 from vitrail.cli.screen import CountingScreen
 from vitrail.cli.words import Word, run_word
 from vitrail.data import PARTS, SAMPLES, CheckReport, PartedSource, check, fetch, open_data
+from vitrail.data.check_masks import Finding, check_masks
+from vitrail.data.names import shortened
 from vitrail.data.pixels.greys import cut_sentence
 from vitrail.data.sources.shards import changed_shards
 from vitrail.data.sources.write_shards import write_shards
+from vitrail.data.split import task_of
+from vitrail.data.targets import Masks
+from vitrail.tasks import TASKS
 
 _SHOWN = 10
 """Lines of a long list that are printed; --json has them all."""
@@ -67,13 +72,20 @@ def data(args: Sequence[str]) -> dict[str, Any]:
 
 def _check(args: Sequence[str]) -> dict[str, Any]:
     given = parse(CheckArgs, args, "data check", "Read every image; change nothing.")
-    source = open_data(given.data, given.how.columns(), given.how.rules())
+    targets = TASKS[task_of(given.data)].targets
+    source = open_data(given.data, given.how.columns(), given.how.rules(), targets=targets)
     with CountingScreen("reading", len(source)) as screen:
         report = check(source, given.threads, screen.done)
+    masks: list[Finding] = []
+    if isinstance(source.targets, Masks):
+        with CountingScreen("masks", len(source)) as screen:
+            masks = check_masks(source, given.threads, screen.done)
     changed = changed_shards(Path(given.data).expanduser())
     parts = {name: int((source.part == i).sum()) for i, name in enumerate(PARTS)}
     parts = {name: count for name, count in parts.items() if count}
     _print_report(report, parts, source)
+    for finding in masks:
+        print(f"masks     {finding.sentence}")
     _print_list("shards are not as they were written", changed)
     return {
         "data": given.data,
@@ -89,6 +101,7 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
         "greys": report.greys and report.greys._asdict(),
         "deep_colours": report.deep_colours,
         "notes": list(source.notes),
+        "masks": [asdict(finding) for finding in masks],
         "changed_shards": list(changed),
         "exit_code": 3 if report.unreadable or changed else 0,
     }
@@ -110,7 +123,12 @@ def _print_sentences(source: PartedSource) -> None:
 
 
 def _print_report(report: CheckReport, parts: Mapping[str, int], source: PartedSource) -> None:
-    print(f"{report.images} images in {len(report.counts)} classes")
+    if report.counts:
+        print(f"{report.images} images in {len(report.counts)} classes")
+    else:
+        names = source.targets.names
+        print(f"{report.images} images with {source.targets.kind} of {len(names)} classes")
+        print(f"  {shortened(names, 20)}")
     for label, count in report.counts.items():
         print(f"  {count:>7}  {label}")
     if report.width and report.height:

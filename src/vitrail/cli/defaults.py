@@ -18,7 +18,7 @@ from vitrail.data import PartedSource, open_data
 from vitrail.data.sources.csvfile import Columns
 from vitrail.data.sources.hub import STREAM_PREFIX, open_streams
 from vitrail.data.sources.layout import FolderRules
-from vitrail.data.sources.masked import MaskRules
+from vitrail.data.sources.mask_meaning import MaskRules
 from vitrail.data.sources.stream import StreamSettings
 from vitrail.data.split import task_of
 from vitrail.errors import DataError, UsageError, setting, unknown_name

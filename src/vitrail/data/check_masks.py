@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Int64
 
 from vitrail.data.names import shortened
 from vitrail.data.pixels.decode import UnreadableImage
@@ -15,6 +15,7 @@ from vitrail.data.pixels.values import read_header
 from vitrail.data.sources.coco_masks import CocoMasks, outside
 from vitrail.data.sources.mask_files import MaskFiles
 from vitrail.data.sources.mask_values import is_grey
+from vitrail.data.sources.source import PartedSource
 from vitrail.data.targets.coding import IGNORE, Coding, value_text
 from vitrail.data.targets.masks import Masks
 from vitrail.errors import setting
@@ -46,15 +47,6 @@ class Finding:
     """Names of the first few."""
 
 
-class OfMasks(Protocol):
-    """A data set with masks."""
-
-    targets: Masks
-    part: UInt8[np.ndarray, " n"]
-
-    def key(self, i: int) -> str: ...
-
-
 class _Look(NamedTuple):
     """What was seen of one mask."""
 
@@ -71,13 +63,14 @@ class _Look(NamedTuple):
 
 
 def check_masks(
-    source: OfMasks, threads: int = 1, on_done: Callable[[int], None] | None = None
+    source: PartedSource, threads: int = 1, on_done: Callable[[int], None] | None = None
 ) -> list[Finding]:
     """Read every mask of `source` in `threads` threads; what is worth a word, the worst first.
 
     `on_done` is called with the number of masks done, after each.
     """
     masks, n = source.targets, len(source.targets)
+    assert isinstance(masks, Masks)
     found = _Found(source)
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, n, _BLOCK * threads):
@@ -113,7 +106,7 @@ def _look(masks: Masks, i: int) -> _Look | str:
 
 
 class _Found:
-    def __init__(self, source: OfMasks) -> None:
+    def __init__(self, source: PartedSource) -> None:
         self._source = source
         self._masks = source.targets
         self._n: Counter[str] = Counter()
@@ -162,7 +155,7 @@ class _Found:
             "unreadable masks": f"masks that cannot be read: {self._reason('the mask is ', False)}",
             "another size": (
                 f"{self._reason('the mask is ', True)} (masks that show the whole image all the "
-                f"same: {setting('data.any_size', True)})"
+                f"same: {setting('data.masks.any_size', True)})"
             ),
             "unknown values": self._unknown_sentence(),
             "JPEG masks": "masks in JPEG files, which hold values that nobody drew: save as PNG",

@@ -22,7 +22,8 @@ from vitrail.data.sources.csvfile import Columns, CsvSource, NoImageColumn, list
 from vitrail.data.sources.folder import FolderSource
 from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open_hub, open_streams
 from vitrail.data.sources.layout import USUAL, FolderRules
-from vitrail.data.sources.masked import AS_THEY_SAY, MaskedSource, MaskRules, has_masks
+from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
+from vitrail.data.sources.masked import MaskedSource, has_masks
 from vitrail.data.sources.samples import MASKED_SAMPLES, SAMPLES, open_sample
 from vitrail.data.sources.shards import ShardSource, UnlabelledShards, has_shards
 from vitrail.data.sources.source import PARTS, PartedSource, Source, Subset, Tally

@@ -17,7 +17,7 @@ from pydantic import Discriminator, TypeAdapter, ValidationError
 from vitrail.data.batches.loader import Reading
 from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX
 from vitrail.data.sources.layout import FolderRules
-from vitrail.data.sources.masked import MaskRules
+from vitrail.data.sources.mask_meaning import MaskRules
 from vitrail.data.sources.stream import StreamSettings
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.data.views.mix import check_mixable

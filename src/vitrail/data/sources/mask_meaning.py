@@ -136,8 +136,8 @@ def _held_against(
     if one_more and rules.reduce_zero is None:
         raise DataError(
             f"{printable(str(file))} names {c} classes, but the masks hold the values 0 to {c}: "
-            f"if 0 has no class, {setting('data.reduce_zero', True)}; if it is the background, "
-            "name it first"
+            f"if 0 has no class, {setting('data.masks.reduce_zero', True)}; if it is the "
+            "background, name it first"
         )
     border = () if found.colours else (_BORDER,)
     expected = {*listed, *found.ignored, *(border if rules.ignore is None else rules.ignore)}
@@ -157,7 +157,9 @@ def _reduced(found: ClassMap) -> ClassMap:
     if 0 not in found.classes:
         return found._replace(ignored=(*found.ignored, 0))
     if found.colours:
-        raise UsageError(f"{setting('data.reduce_zero', True)} is for values, these are colours")
+        raise UsageError(
+            f"{setting('data.masks.reduce_zero', True)} is for values, these are colours"
+        )
     if found.names[:1] == ("0",):  # by the values themselves: 0's own name goes
         classes = {v: k - 1 for v, k in found.classes.items() if v}
         return found._replace(names=found.names[1:], classes=classes, ignored=(*found.ignored, 0))

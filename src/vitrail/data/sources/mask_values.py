@@ -186,7 +186,7 @@ def meaning(
         count = f"more than {MOST_VALUES:,}" if found.too_many else f"{len(kept):,}"
         raise DataError(
             f"the masks hold {count} different {what}, which are no classes ({why}). Say "
-            f"which ones are, in a file that {setting('data.classes')} names"
+            f"which ones are, in a file that {setting('data.masks.classes')} names"
         )
     colours = _palette_of(palette() if found.palette == found.masks else None)
     names = tuple(
