@@ -47,6 +47,11 @@ class Finding:
     """Names of the first few."""
 
 
+def _masks(source: PartedSource) -> Masks:
+    assert isinstance(source.targets, Masks)
+    return source.targets
+
+
 class _Look(NamedTuple):
     """What was seen of one mask."""
 
@@ -69,8 +74,7 @@ def check_masks(
 
     `on_done` is called with the number of masks done, after each.
     """
-    masks, n = source.targets, len(source.targets)
-    assert isinstance(masks, Masks)
+    masks, n = _masks(source), len(source)
     found = _Found(source)
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, n, _BLOCK * threads):
@@ -108,7 +112,7 @@ def _look(masks: Masks, i: int) -> _Look | str:
 class _Found:
     def __init__(self, source: PartedSource) -> None:
         self._source = source
-        self._masks = source.targets
+        self._masks = _masks(source)
         self._n: Counter[str] = Counter()
         self._names: dict[str, list[str]] = {}
         self._reasons: Counter[str] = Counter()
