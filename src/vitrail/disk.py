@@ -52,6 +52,15 @@ def write_whole(path: Path, content: bytes) -> None:
         beside.write_bytes(content)
 
 
+def write_text(path: Path, text: str) -> None:
+    """The same for text. Raises `DataError`, with what the system says."""
+    try:
+        # The name of a folder may be bytes that are no text.
+        write_whole(path, text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from error
+
+
 def meant(name: str) -> str:
     """The name that a file was to get which a killed process left half written, or its own.
 

@@ -3,12 +3,14 @@
 import io
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -337,6 +339,14 @@ def test_whoever_uses_pillow_besides_is_warned_as_before(tmp_path: Path) -> None
     with pytest.warns(UserWarning, match="Corrupt EXIF"):
         read_image(damaged)
         Image.open(io.BytesIO(damaged)).getexif()
+
+
+def test_the_filters_of_warnings_can_be_copied_to_another_process() -> None:
+    """As scikit-learn does whenever it computes in several."""
+    read_image(encoded(photo(), "PNG"))
+    first = warnings.filters[0][3]
+    assert isinstance(re.compile(first.pattern), re.Pattern)  # type: ignore[union-attr]
+    assert not pickle.loads(pickle.dumps(first)).match("PIL.Image")
 
 
 def test_a_bomb_in_a_pngs_text_is_refused() -> None:

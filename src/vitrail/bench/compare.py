@@ -35,7 +35,7 @@ from vitrail.bench.measure import (
 )
 from vitrail.bench.memory import peak_memory
 from vitrail.data.sources.layout import USUAL
-from vitrail.disk import write_whole
+from vitrail.disk import write_text
 from vitrail.errors import DataError, UsageError, VitrailError, setting
 from vitrail.metrics import Estimate, paired, share
 from vitrail.models import ModelConfig, parameters_of
@@ -188,7 +188,7 @@ def open_folder(out: Path, settings: Settings) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot make the folder {out}: {error.strerror}") from error
-    _write(out, _RESULT, json.dumps({"settings": asdict(settings)}, indent=1))
+    write_text(out / _RESULT, json.dumps({"settings": asdict(settings)}, indent=1))
 
 
 def compare(
@@ -234,8 +234,8 @@ def compare(
         judged=_judged(out / done[0].name) if done else None,
         environment=environment(),
     )
-    _write(out, _RESULT, json.dumps(comparison.to_dict(), indent=1))
-    _write(out, "compare.csv", _table(comparison))
+    write_text(out / _RESULT, json.dumps(comparison.to_dict(), indent=1))
+    write_text(out / "compare.csv", _table(comparison))
     return comparison
 
 
@@ -404,10 +404,3 @@ def _read(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file} is missing or damaged: {error}") from error
-
-
-def _write(folder: Path, name: str, text: str) -> None:
-    try:
-        write_whole(folder / name, text.encode())
-    except OSError as error:
-        raise DataError(f"cannot write {folder / name}: {error.strerror}") from error

@@ -33,6 +33,7 @@ from vitrail.data import Source, UnreadableImage, write_split
 from vitrail.data.sources.stream import StreamSource
 from vitrail.data.targets import classes_of
 from vitrail.data.views.preprocess import Preprocess
+from vitrail.disk import write_text
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.metrics import classification
 from vitrail.runs import TrainConfig
@@ -134,9 +135,9 @@ def train_hog(
         "seconds": round(seconds, 2),
         "classes": said.names,
     }
-    _write(folder, "hog.json", json.dumps(about, indent=1))
+    write_text(folder / "hog.json", json.dumps(about, indent=1))
     if skipped := train.skipped | test.skipped:
-        _write(folder, "skipped.csv", _csv([("key", "reason"), *sorted(skipped.items())]))
+        write_text(folder / "skipped.csv", _csv([("key", "reason"), *sorted(skipped.items())]))
     _judge(folder, held_out, test, _probabilities(test.features, weights, bias), config.data.path)
 
 
@@ -236,19 +237,12 @@ def _judge(
         rows.append(
             (source.key(i), label, predicted, f"{row[best]:.6f}", *(f"{q:.6f}" for q in row))
         )
-    _write(folder, "predictions.csv", _csv(rows))
+    write_text(folder / "predictions.csv", _csv(rows))
     content = {"data": data, "unreadable": part.skipped, "classes": names}
-    _write(folder, "metrics.json", json.dumps(content | metrics.to_dict(), indent=1))
+    write_text(folder / "metrics.json", json.dumps(content | metrics.to_dict(), indent=1))
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _write(folder: Path, name: str, text: str) -> None:
-    try:
-        (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot write {folder / name}: {error.strerror}") from error

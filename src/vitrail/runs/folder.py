@@ -36,7 +36,7 @@ from typing import Any, Self
 import torch
 
 from vitrail import proc
-from vitrail.disk import meant, write_whole
+from vitrail.disk import meant, write_text
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.runs.checkpoint import read_state
 from vitrail.runs.config import TrainConfig, from_dict, read_tree, write_yaml
@@ -68,7 +68,7 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"cannot write the run folder {path}: {error.strerror}") from error
-        _write(path / "config.yaml", write_yaml(config))
+        write_text(path / "config.yaml", write_yaml(config))
         run = cls(path)
         run.write_environment()
         return run
@@ -165,7 +165,8 @@ class Run:
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file of the run, whole or not at all."""
-        return _write(self.path / name, text)
+        write_text(self.path / name, text)
+        return self.path / name
 
     def write_skipped(self, skipped: Mapping[str, str]) -> None:
         """Note the images that could not be read, and why."""
@@ -188,15 +189,6 @@ class Run:
         """Drop the log lines of steps that a resumed run will take again."""
         kept = [json.dumps(event) for event in self.metrics() if event.get("step", 0) <= step]
         self.write("metrics.jsonl", "".join(line + "\n" for line in kept))
-
-
-def _write(place: Path, text: str) -> Path:
-    try:
-        # The name of a folder may be bytes that are no text.
-        write_whole(place, text.encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise DataError(f"cannot write {place}: {error.strerror}") from error
-    return place
 
 
 _EARLY = {"config.yaml", "environment.json", "identity.json", "split.csv", "weights.json"}

@@ -5,6 +5,7 @@ What Pillow only warns of is an error here (a huge image) or harmless (a damaged
 program's own use of it. So there is one filter that matches only while its thread reads here.
 """
 
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,11 @@ class _HerePattern(threading.local):
     """Stands where a filter has its pattern for the name of the module that warns."""
 
     reading = False
+    pattern = "(?!)"
+    """Matches nothing: for who copies filters into another thread or process (scikit-learn)."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return re.compile, (self.pattern,)
 
     def match(self, module: str) -> bool:
         return self.reading and module.startswith("PIL.")
