@@ -35,7 +35,7 @@ from vitrail.data import open_data
 from vitrail.data.batches.batch import Batch
 from vitrail.data.batches.loader import EvalLoader, TrainLoader
 from vitrail.recipes import RECIPES, facts
-from vitrail.runs.config import open_data_of
+from vitrail.runs.data import open_data_of
 from vitrail.runs.machine import keep_freed_memory
 
 DATA = "samples:fashion-mnist"

@@ -47,7 +47,7 @@ from vitrail.doctor.places import judge_cache, judge_runs
 from vitrail.doctor.run import run_findings
 from vitrail.models import model_config
 from vitrail.runs import DataConfig, Run, RunLock, TrainConfig, write_checkpoint
-from vitrail.runs.config import open_data_of
+from vitrail.runs.data import open_data_of
 from vitrail.runs.identity import IDENTITY, identity
 
 GIB = 2**30

@@ -17,7 +17,7 @@ from vitrail.data.targets import Classes
 from vitrail.errors import DataError, UsageError
 from vitrail.models import model_config
 from vitrail.runs import DataConfig, Run, TrainConfig
-from vitrail.runs.config import open_data_of
+from vitrail.runs.data import open_data_of
 from vitrail.runs.identity import (
     IDENTITY,
     changes,
