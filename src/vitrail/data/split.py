@@ -97,7 +97,9 @@ def open_splits(
     val = subsets.get(_VAL, test)
     if val is None:
         raise DataError(f"no image of {data} is left for validation: it has too few")
-    told = (one.sentence() for one in source.left_out)
+    told = [one.sentence() for one in source.left_out]
+    if targets is Nothing and (names := source.targets.names):
+        told.append(f"labels: {len(names)} classes, only to measure by: {shortened(names)}")
     return Splits(subsets[_TRAIN], val, test, (*told, *source.notes, *notes))
 
 

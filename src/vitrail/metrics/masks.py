@@ -39,6 +39,8 @@ def count(
 
     confusion [c c]                     by [true class][predicted class]; of more than
                                         MOST_CONFUSED classes hits, predicted and truth [c] instead
+    errors [3]                          pixels near a border of the truth (or of the image), those
+                                        of them that are wrong, and all that are wrong
     boundary_hits, boundary_union [c]   of the boundaries of the two masks of a class: its pixels
                                         less d erosions by 3 x 3, with nothing around the image, d
                                         being 2% of the diagonal
@@ -63,6 +65,8 @@ def count(
     said = _boundary(predicted, distance) & ~ignored
     hits = _counted(truth, ~(own & said & (truth == predicted)), classes)
     either = _counted(truth, ~own, classes) + _counted(predicted, ~said, classes)
+    wrong = (truth != predicted) & ~ignored
+    found["errors"] = torch.stack([own.sum(), (own & wrong).sum(), wrong.sum()]).int()
     return found | {"boundary_hits": hits, "boundary_union": either - hits}
 
 

@@ -101,10 +101,12 @@ def _by_iou(evaluation: Evaluation) -> list[int]:
 
 
 def _borders(evaluation: Evaluation) -> tuple[float, float] | None:
-    """Mean IoU of classes near borders, and of whole masks: where the errors lie."""
-    summary = evaluation.metrics.summary
-    near, whole = summary["boundary_iou"], summary["miou"]
-    return (near.value, whole.value) if near and whole else None
+    """The share of the wrong pixels that lie near a border, and of all pixels that do; None where
+    nothing is wrong.
+    """
+    near, wrong_near, wrong = evaluation.rows["errors"].sum(dim=0).tolist()
+    pixels = sum(each.pixels for each in evaluation.metrics.per_class)
+    return (wrong_near / wrong, near / pixels) if wrong else None
 
 
 def _matrix(metrics: SegmentMetrics) -> list[tuple[str, list[Cell]]]:

@@ -1,0 +1,232 @@
+"""Segmentation: what is learned, how masks are judged, and a run from the command line."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from close import close
+from command import last_json, vitrail
+from vitrail.data.batches.batch import Batch
+from vitrail.data.targets import Coding, MaskArrays, Masks
+from vitrail.data.views.preprocess import Canvas, Preprocess
+from vitrail.runs import Run
+from vitrail.runs.load import load
+from vitrail.tasks import SegmentConfig
+from vitrail.tasks.segment import Segment, starts
+
+NAMES = ("ground", "red", "green")
+TINY = [
+    *("--model", "vit_mini16", "--model.image-size", "32", "32", "--model.patch", "8", "8"),
+    *("--model.depth", "2", "--model.width", "32", "--model.heads", "2", "--model.mlp", "64"),
+    *("--data.batch-size", "8", "--minutes", "None", "--threads", "1", "--device", "cpu"),
+    *("--precision", "float32", "--evaluations", "2"),
+]
+
+
+class Channels(nn.Module):
+    """Says of each pixel the channel that is brightest there."""
+
+    stride = (1, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, extent=None):
+        return self.scale * x
+
+    def pixels(self, logits, size):
+        return logits[:, :, : size[0], : size[1]]
+
+    def enter(self, done):
+        pass
+
+
+def task(size=(16, 24), mode="whole", **fields) -> Segment:
+    resize = "short" if mode == "slide" else "squash"
+    preprocess = Preprocess(size=size, resize=resize, patch=(4, 4), interpolation="bilinear")
+    masks = Masks(NAMES, MaskArrays((), ""), Coding({}))
+    return Segment(Channels(), SegmentConfig(mode=mode), masks, preprocess, **fields).eval()
+
+
+def measured(segment: Segment, image: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+    """The confusion of one image."""
+    view = segment.preprocess.view(Image.fromarray(image))
+    canvas = segment.preprocess.collate([torch.from_numpy(view)])
+    shown = canvas._replace(images=segment.preprocess.normalise(canvas.images))
+    targets = {"mask": torch.from_numpy(mask)[None], "size": torch.tensor([mask.shape])}
+    return segment.measure(Batch((shown,), targets, np.arange(1)))["confusion"][0]
+
+
+def blocks(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image of two halves and a square, and its mask; the last row does not count."""
+    mask = np.zeros((height, width), np.int16)
+    mask[:, width // 2 :] = 1
+    mask[height // 4 : height // 2, : width // 4] = 2
+    image = np.eye(3, dtype=np.uint8)[mask] * 200
+    mask[-1] = -1
+    return image, mask
+
+
+@pytest.mark.parametrize("size", [(16, 24), (64, 96), (48, 48)])
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_masks_are_judged_at_their_own_size(size, mode):
+    image, mask = blocks(32, 48)
+    confusion = measured(task(size, mode), image, mask)
+    assert confusion.sum() == (mask >= 0).sum()
+    wrong = int(confusion.sum() - confusion.diagonal().sum())
+    # A view of another size blurs borders by a pixel or two, and moves nothing.
+    assert wrong <= 0.08 * confusion.sum()
+    if size == (64, 96) and mode == "whole":
+        assert wrong == 0
+
+
+def test_a_window_as_large_as_the_image_is_the_whole_image():
+    image, mask = blocks(40, 40)
+    whole, slid = (measured(task((40, 40), mode), image, mask) for mode in ("whole", "slide"))
+    assert torch.equal(whole, slid)
+
+
+def test_windows_cover_a_side_and_stay_inside():
+    for side in range(1, 200):
+        begun = starts(side, 32)
+        covered = np.zeros(side, bool)
+        for start in begun:
+            assert start >= 0 and (start + 32 <= side or start == 0)
+            covered[start : start + 32] = True
+        assert covered.all()
+
+
+def test_the_loss_is_the_mean_of_the_pixels_that_have_a_class():
+    torch.manual_seed(0)
+    images, masks = torch.randn(3, 3, 6, 5), torch.randint(-1, 3, (3, 6, 5))
+    segment = task()
+    whole = Batch((Canvas(images, None),), {"mask": masks}, np.arange(3))
+    pieces = [whole.rows(slice(a, b)) for a, b in ((0, 1), (1, 3))]
+    loss = segment.loss(whole).total
+    close(loss, F.cross_entropy(images, masks, ignore_index=-1))
+    weights = [segment.weight(piece) for piece in pieces]
+    assert sum(weights) == segment.weight(whole) == (masks >= 0).sum()
+    parts = [segment.loss(p).total * w for p, w in zip(pieces, weights, strict=True)]
+    close(torch.stack(parts).sum() / sum(weights), loss)
+
+
+def test_pixels_without_a_class_alone_give_no_loss():
+    nothing = torch.full((2, 4, 4), -1)
+    batch = Batch((Canvas(torch.randn(2, 3, 4, 4), None),), {"mask": nothing}, np.arange(2))
+    segment = task()
+    assert segment.weight(batch) == 0 and segment.loss(batch).total == 0
+
+
+def test_mirrored_looks_are_averaged_where_they_belong():
+    image, mask = blocks(32, 48)
+    once, twice = (measured(task((64, 96), tta=tta), image, mask) for tta in ("none", "flip"))
+    assert torch.equal(once, twice)
+
+
+# A run
+
+
+def scene(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """Two rectangles on noise, and where they are."""
+    height, width = rng.integers(40, 70, 2)
+    mask = np.zeros((height, width), np.uint8)
+    for k in (1, 2):
+        top, left = rng.integers(0, height - 20), rng.integers(0, width - 20)
+        mask[top : top + 18, left : left + 18] = k
+    image = rng.integers(0, 60, (height, width, 3)) + np.eye(3)[mask] * 150 * (mask > 0)[..., None]
+    return Image.fromarray(image.astype(np.uint8)), Image.fromarray(mask)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("scenes"), np.random.default_rng(0)
+    for part, n in (("train", 24), ("val", 8)):
+        for i in range(n):
+            image, mask = scene(rng)
+            for kind, picture in (("images", image), ("masks", mask)):
+                file = folder / kind / part / f"{i:02}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(file)
+    (folder / "classes.txt").write_text("\n".join(NAMES))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (f for f in sorted(folder.rglob("*")) if f.is_file())
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.mark.parametrize("head", ["linear", "deeplab", "queries"])
+def test_a_folder_with_masks_becomes_a_run_that_goes_on_and_answers(head, scenes, tmp_path, capfd):
+    before = contents(scenes)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    more = ["--segment.head", head, "--segment.queries", "6", "--segment.joint-blocks", "1"]
+    more += ["--segment.width", "16"]
+    code, out, said = vitrail(
+        capfd, "train", scenes, *TINY, *more, "--epochs", 2, "--out", whole, "--json"
+    )
+    assert code == 0 and "holds masks" in said, said
+    told = last_json(out)
+    assert {"miou", "pixel_accuracy", "boundary_iou"} <= set(told["metrics"])
+    assert set(told["estimates"]["miou"]) == {"value", "low", "high"}
+    written = json.loads((whole / "metrics.json").read_text())
+    assert written["mode"] == "whole" and written["classes"] == list(NAMES)
+    assert "Mean IoU" in (whole / "report.html").read_text()
+    # Stopped and gone on with, it takes the same steps.
+    assert (
+        vitrail(capfd, "train", "--config", whole / "config.yaml", "--epochs", 1, "--out", halves)[
+            0
+        ]
+        == 0
+    )
+    assert vitrail(capfd, "train", "--resume", halves, "--epochs", 2)[0] == 0
+    first, second = ([e["loss"] for e in Run(r).metrics() if "loss" in e] for r in (whole, halves))
+    assert len(first) == len(second) == 6
+    if head != "queries":  # the schedule is another for a run that was to be shorter
+        assert first[:1] == second[:1]
+    image = scenes / "images" / "val" / "03.png"
+    code, out, said = vitrail(capfd, "predict", whole, image, "--out", tmp_path / "found", "--json")
+    assert code == 0, said
+    with Image.open(tmp_path / "found" / "03.png") as mask, Image.open(image) as own:
+        assert mask.size == own.size and mask.mode == "P"
+        assert np.asarray(mask).max() < len(NAMES)
+    assert (tmp_path / "found" / "03-overlay.jpg").is_file()
+    assert contents(scenes) == before
+
+
+def test_a_frozen_backbone_stays_what_it_was(scenes, tmp_path, capfd):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert vitrail(capfd, "train", scenes, *TINY, "--epochs", 1, "--out", first)[0] == 0
+    frozen = ["--tune.freeze", "backbone.*", "--weights", first, "--tune.layer-decay", "1"]
+    frozen += ["--model.image-size", "32", "32", *TINY[TINY.index("--data.batch-size") :]]
+    code, _, said = vitrail(capfd, "train", scenes, *frozen, "--epochs", 1, "--out", second)
+    assert code == 0, said
+    one, two = (load(run).model.backbone.state_dict() for run in (first, second))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--method", "probe"], "--task segment cannot follow --method probe"),
+        (["--augment.mixup", "0.5"], "--augment.mixup and cutmix"),
+        (["--segment.mode", "slide"], "needs --data.resize short, not squash"),
+        (["--data.resize", "crop"], "needs --data.resize squash, not crop"),
+        (["--segment.head", "unet"], "unet"),
+        (["--task", "classify"], "images, masks hold train, val each"),
+    ],
+)
+def test_what_cannot_be_is_one_message(flags, words, scenes, tmp_path, capfd):
+    code, out, said = vitrail(
+        capfd, "train", scenes, *TINY, *flags, "--epochs", 1, "--out", tmp_path / "run"
+    )
+    assert code in (2, 3) and words in " ".join((out + said).split()), said
+    assert not (tmp_path / "run").exists()
