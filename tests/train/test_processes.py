@@ -283,3 +283,24 @@ def test_numbers_found_by_one_process_are_taken_by_all(tmp_path):
     assert code == 0, words
     assert words.count("batch size 128 (auto)") == 1
     assert "batch_size: 128" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+_MOCO = shlex.split(
+    "samples:emoji --task mocov3 --model vit_mini16 --model.image-size 32 32 --model.patch 8 8 "
+    "--model.depth 1 --model.width 32 --model.heads 2 --model.mlp 64 --moco.hidden 64 "
+    "--moco.out 16 --data.batch-size 32 --minutes None --epochs 0.2 --precision float32 "
+    "--evaluations 1 --device cpu"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_moco_v3_takes_the_same_steps_on_two_processes(parallel, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert finish(start(*_MOCO, "--out", str(one)))[0] == 0
+    args = ("--devices", "2", "--parallel", parallel, "--out", str(two))
+    code, words = finish(start(*_MOCO, *args))
+    assert code == 0, words
+    mine, theirs = losses(one), losses(two)
+    assert list(mine) == list(theirs)
+    assert max(abs(theirs[step] / mine[step] - 1) for step in mine) < 1e-6

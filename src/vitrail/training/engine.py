@@ -353,7 +353,8 @@ def _shard(task: Task, device: torch.device, *, half: bool) -> None:
             register_fsdp_forward_method(model, method)
     for name, beside in task.named_children():
         if name != "model" and any(True for _ in beside.parameters()):
-            fully_shard(beside, mesh=mesh, mp_policy=policy)
+            # What no backward pass goes through would stay whole after its forward pass.
+            fully_shard(beside, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def _follow_sharded(model: nn.Module) -> None:
