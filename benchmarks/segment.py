@@ -118,7 +118,7 @@ def theirs(name: str, minutes: float, out: Path) -> dict[str, float]:
     )  # fmt: skip
     val = EvalLoader(splits.val, config.preprocess(), batch_size=16)
     run = Run.create(out, config)
-    found = fit(task, train, val, config, run)
+    found = fit(task, train, val, config, run).found
     assert found is not None
     metrics = task.eval().judge(found.rows)
     steps = [event for event in run.metrics() if "loss" in event]

@@ -334,7 +334,7 @@ def test_data_that_is_sick(photos, tmp_path):
 def test_uneven_classes_and_large_images():
     pixels = np.zeros((60, 8, 8), np.uint8)
     labels = np.array([0] * 58 + [1] * 2)
-    finding = judge_balance(ArraySource(pixels, labels, ("many", "few"), "train"))
+    finding = judge_balance(ArraySource(pixels, labels, ("many", "few"), "train").targets)
     assert finding.level == "note" and "class-weights balanced" in finding.mend
     large = ArraySource(np.zeros((1, 6000, 5000), np.uint8), np.array([0]), ("a",), "train")
     (finding,) = judge_sample(large, "look", threads=1, of=None)

@@ -79,7 +79,8 @@ def train(
         if world.lead_says(begun is not None and world.lead and (folder / "config.yaml").is_file()):
             return _resume(Run(folder), world, listen=listen, notify=notify)
         refuse_inside(folder, Path(config.data.path).expanduser())
-        if config.distill.teacher == str(folder.resolve()):
+        named = config.distill.teacher
+        if named and Path(named).expanduser().resolve() == folder.resolve():
             raise UsageError(
                 f"{folder} cannot be the run to make and its teacher: choose another "
                 f"{setting('out')}"
@@ -274,7 +275,7 @@ def _work(
             known = fit(
                 task, train_images, held_out, config, run,
                 resume=resume, listen=listen, notify=notify, world=world,
-            )  # fmt: skip
+            ).found  # fmt: skip
         skipped: dict[str, str] = {}
         for each in world.gather(train_images.skipped | held_out.skipped):
             skipped |= each

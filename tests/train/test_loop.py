@@ -53,7 +53,7 @@ class Sitting:
         self.val = EvalLoader(pictures(12, seed=2), preprocess)
 
     def fit(self, **options):
-        return fit(self.task, self.train, self.val, self.config, self.run, **options)
+        return fit(self.task, self.train, self.val, self.config, self.run, **options).at
 
 
 def losses(run: Run) -> list[float]:

@@ -177,7 +177,7 @@ def test_a_head_without_bias_is_refused(tmp_path):
     with pytest.raises(UsageError, match="head_bias"):
         solve_head(sitting.task, sitting.train, config)
     with pytest.raises(UsageError, match="head_bias"):  # before there is a run folder
-        check_tuning(config)
+        check_tuning(config, build(config.model))
 
 
 def test_mirror_images_count_where_augmentation_allows_them(tmp_path, cache):

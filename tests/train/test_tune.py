@@ -309,7 +309,8 @@ def test_the_papers_sgd_is_sayable(tmp_path):
 )
 def test_what_the_model_has_not_is_refused(fields, message):
     with pytest.raises(UsageError, match=message):
-        check_tuning(tuned(**fields))
+        config = tuned(**fields)
+        check_tuning(config, build(config.model))
 
 
 @pytest.mark.parametrize(

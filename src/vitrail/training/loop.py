@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,14 @@ class Interrupted(VitrailError):
         self.exit_code = 128 + signum
 
 
+class Ended(NamedTuple):
+    """Where a run has ended."""
+
+    at: Progress
+    found: Measured | None
+    """What was measured there; None: by a process before this one."""
+
+
 def fit(
     task: Task,
     train: Loader,
@@ -55,9 +63,8 @@ def fit(
     listen: Listener = lambda event: None,
     notify: Callable[[str], None] = lambda sentence: None,
     world: World = ALONE,
-) -> Measured | None:
-    """Train `task` until the run's length is reached, and keep checkpoints in `run`; what was
-    measured at the end, unless that was before this process.
+) -> Ended:
+    """Train `task` until the run's length is reached, and keep checkpoints in `run`.
 
     Every process of `world` calls it with its own part of the data; the first writes and talks.
 
@@ -145,7 +152,7 @@ def fit(
                     saved = at.seconds
                     if config.patience is not None and at.since_best >= config.patience:
                         world.rest()
-                        return keeper.found
+                        return Ended(at, keeper.found)
                 elif at.seconds - saved > 60 * config.checkpoint_minutes and done(at) < 1:
                     keeper.save(at)
                     saved = at.seconds
@@ -157,7 +164,7 @@ def fit(
         if keeper.measured != at.step:  # or it was killed between that and the end of the report
             at = _evaluate(keeper, at, val, world, listen)
         world.rest()
-        return keeper.found
+        return Ended(at, keeper.found)
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

@@ -41,9 +41,9 @@ def _span(image: int, view: int, per_pixel: float, draw: float) -> tuple[float, 
     """Where a window begins and ends along one axis; an image that is smaller than it has whole
     pixels of it.
     """
-    covered = round(image * per_pixel)
-    if covered < view:
-        pixel = image / max(1, covered)
+    if image * per_pixel < view:
+        covered = max(1, round(image * per_pixel))
+        pixel = image / covered
         start = -int(draw * (view - covered + 1)) * pixel
         return start, start + view * pixel
     start = draw * (image - view / per_pixel)
