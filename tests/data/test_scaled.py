@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from close import close
 from vitrail.data.batches.loader import TrainLoader
 from vitrail.data.targets import Coding, MaskArrays, Masks
 from vitrail.data.views.augment import AugmentConfig
@@ -98,7 +97,7 @@ def test_a_window_has_the_views_shape_and_shows_whole_pixels_of_a_small_image(
     for low, high, side in ((x0, x1, columns), (y0, y1, rows)):
         if high - low < side - 1e-6:  # smaller than the view: inside it, pixel by pixel
             assert low > -1e-6 and high < side + 1e-6
-            close(np.array([low, high]), np.round([low, high]), atol=1e-6)
+            assert abs(low - round(low)) < 1e-6 and abs(high - round(high)) < 1e-6
         else:  # it fills the view
             assert low < 1e-6 and high > side - 1e-6
     image = Image.new("RGB", (width, height), (0, 0, 0))
