@@ -11,7 +11,7 @@ Letters: n images, c classes, r draws at a time.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -21,16 +21,14 @@ from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from vitrail.errors import DataError
+from vitrail.metrics.draws import weights
 from vitrail.metrics.intervals import Ends, Estimate, dice, from_draws, mean, share, shares
 
 BINS = 15
 """Of the expected calibration error (arXiv 1706.04599)."""
-SEED = 0
-"""Of the draws: the same predictions always have the same intervals."""
 _MOST_DRAWS, _LEAST_DRAWS = 1000, 200
 _ROOM = 2 * 10**8
 """Images x classes x draws that take about two seconds on one core."""
-_BLOCK = 64  # draws at a time: 10,000 images' weights then fit a core's cache
 MEASURES = (
     "top1", "top5", "map", "precision", "recall", "f1", "auroc", "exact_match", "log_loss", "ece",
 )  # fmt: skip
@@ -305,16 +303,6 @@ def _scores(counts: _Counts) -> dict[str, Tensor]:
     }
 
 
-def _weights(n: int, draws: int) -> Iterator[Float[Tensor, "n r"]]:
-    """How often each image is in each draw, some draws at a time."""
-    generator = torch.Generator().manual_seed(SEED)
-    for start in range(0, draws, _BLOCK):
-        shape = (min(_BLOCK, draws - start), n)
-        drawn = torch.randint(n, shape, generator=generator)
-        ones = torch.ones(1, 1, dtype=torch.float64).expand(shape)
-        yield torch.zeros(shape, dtype=torch.float64).scatter_add_(1, drawn, ones).T.contiguous()
-
-
 class _Found(NamedTuple):
     """Fields of `Metrics`."""
 
@@ -339,7 +327,7 @@ def _estimates(
     }
     draws = min(max(_ROOM // (n * c), _LEAST_DRAWS), _MOST_DRAWS)
     values = statistic(torch.ones(n, 1, dtype=torch.float64))
-    blocks = [statistic(weights) for weights in _weights(n, draws)]
+    blocks = [statistic(weights) for weights in weights(n, draws)]
     summary: dict[str, Estimate | None] = dict(ready)
     over_all: dict[str, Estimate] = {}
     by_class: dict[str, tuple[Tensor, Ends]] = {

@@ -10,13 +10,12 @@ from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from vitrail.data.names import PackedNames, label_name, printable, shortened
-from vitrail.data.pixels.decode import read_image
+from vitrail.data.sources.files import FileImages
 from vitrail.data.sources.listed import ListedFiles
 from vitrail.data.sources.parts import part_named
-from vitrail.data.sources.source import PARTS, LeftOut, file_stamp
+from vitrail.data.sources.source import PARTS, LeftOut
 from vitrail.data.sources.table import Table, is_image_name, read_table, refuse_misfits, refuse_rows
 from vitrail.data.sources.walk import walk
 from vitrail.data.targets import Classes
@@ -52,7 +51,7 @@ def list_file(data: Path) -> Path | None:
     return file if file.suffix.lower() in (".csv", ".tsv", ".txt") and file.is_file() else None
 
 
-class CsvSource:
+class CsvSource(FileImages):
     """Images listed in a CSV file, one image a row, with a header or without.
 
     The image column (`file`, `image`, `path`, `filename`, `file_name`) holds absolute paths or
@@ -93,26 +92,10 @@ class CsvSource:
         rows = _rows(file, table, places)
         found, notes = found_files(file, table.lines, [row.image for row in rows], files)
         self.notes: tuple[str, ...] = (*_assumed(file, table, asked, places), *notes)
-        self._names = PackedNames(found)
+        super().__init__(self._folder, PackedNames(found))
         self.targets = _encoded([row.labels for row in rows])
         self.part = np.array([row.part for row in rows], np.uint8)
         self.left_out = unlisted(file, found, files, whole_folder)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def key(self, i: int) -> str:
-        return self._names[i]
-
-    def load(self, i: int) -> Image.Image:
-        return read_image(self.encoded(i))
-
-    def encoded(self, i: int) -> Path:
-        """Where image `i` lies."""
-        return self._folder / self._names[i]
-
-    def stamp(self, i: int) -> str:
-        return file_stamp(self._folder / self._names[i])
 
 
 class _Places(NamedTuple):

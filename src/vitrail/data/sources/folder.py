@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from vitrail.data.names import PackedNames, label_name, printable, shortened
-from vitrail.data.pixels.decode import read_image
+from vitrail.data.sources.files import FileImages
 from vitrail.data.sources.formats import IMAGE_EXTENSIONS
 from vitrail.data.sources.layout import USUAL, FolderRules, Layout, find_layout
-from vitrail.data.sources.source import PARTS, LeftOut, Tally, file_stamp
+from vitrail.data.sources.source import PARTS, LeftOut, Tally
 from vitrail.data.sources.walk import Tree, walk
 from vitrail.data.targets import Classes
 from vitrail.errors import DataError, setting
 
 
-class FolderSource:
+class FolderSource(FileImages):
     """Images in class folders, nested or not: ROOT/cat/1.jpg, ROOT/dog/summer/2.jpg.
 
     The class folders may lie in one folder a part: ROOT/train/cat/1.jpg, ROOT/val/cat/2.jpg, and
@@ -58,23 +57,8 @@ class FolderSource:
         labels = [index[folder.label] for folder in filled]
         self.targets = Classes(names, np.repeat(np.array(labels, np.int64), sizes))
         self.part = np.repeat(np.array([folder.part for folder in filled], np.uint8), sizes)
-        self._names = PackedNames(chain.from_iterable(folder.images for folder in filled))
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def key(self, i: int) -> str:
-        return printable(self._names[i])
-
-    def load(self, i: int) -> Image.Image:
-        return read_image(self.encoded(i))
-
-    def encoded(self, i: int) -> Path:
-        """Where image `i` lies."""
-        return Path(self._root, self._names[i])
-
-    def stamp(self, i: int) -> str:
-        return file_stamp(f"{self._root}/{self._names[i]}")
+        names_of = chain.from_iterable(folder.images for folder in filled)
+        super().__init__(self._root, PackedNames(names_of))
 
 
 class _ClassFolder(NamedTuple):

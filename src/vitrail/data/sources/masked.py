@@ -9,20 +9,20 @@ import posixpath
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from vitrail.data.names import PackedNames, printable
-from vitrail.data.pixels.decode import UnreadableImage, read_image
+from vitrail.data.names import PackedNames
+from vitrail.data.pixels.decode import UnreadableImage
 from vitrail.data.pixels.values import read_header, read_values
 from vitrail.data.sources.class_map import find_class_map
 from vitrail.data.sources.coco_masks import find_coco, has_outlines, read_coco
+from vitrail.data.sources.files import FileImages
 from vitrail.data.sources.formats import IMAGE_EXTENSIONS
 from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.mask_files import MaskFiles
 from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules, meaning_of
 from vitrail.data.sources.mask_pairs import Pairs, find_pairs, looks_masked
 from vitrail.data.sources.mask_values import count_values, is_grey
-from vitrail.data.sources.source import LeftOut, Tally, file_stamp
+from vitrail.data.sources.source import LeftOut, Tally
 from vitrail.data.sources.walk import is_hidden, walk
 from vitrail.data.targets.coding import Coding, packed
 from vitrail.data.targets.masks import Masks
@@ -95,7 +95,7 @@ def _is_mask(file: Path) -> bool:
     return len(found) <= _MOST_COLOURS or sum(sorted(count)[-2:]) > 0.9 * values.size
 
 
-class MaskedSource:
+class MaskedSource(FileImages):
     """Images of a folder that have masks, ordered by part and path.
 
     `targets` are their `Masks`. Raises DataError where no image has a mask, or where it is not
@@ -118,7 +118,7 @@ class MaskedSource:
         self.notes: tuple[str, ...] = ()
         if coco and not pairs.images:
             found = read_coco(self._root, coco, tree, parts=rules.parts == "auto")
-            self._names = PackedNames(found.images)
+            super().__init__(self._root, PackedNames(found.images))
             self.part = np.array(found.parts, np.uint8)
             self.left_out: tuple[LeftOut, ...] = (*found.left_out, *tree.left_out)
             self.notes = found.notes
@@ -134,30 +134,14 @@ class MaskedSource:
             raise DataError(_no_masks(self._root, self.left_out))
         known, notes = meaning_of(self._root, pairs.masks, file, masks)
         self.notes += notes
-        self._names = PackedNames(pairs.images)
+        super().__init__(self._root, PackedNames(pairs.images))
         self.part = np.array(pairs.parts, np.uint8)
         coding = Coding(known.classes, ignored=known.ignored, colours=known.colours)
         files = MaskFiles(self._root, pairs.masks, colours=known.colours)
         self.targets = Masks(known.names, files, coding, self._size(masks))
 
     def _size(self, masks: MaskRules) -> "_Sizes | None":
-        return None if masks.any_size else _Sizes(self._root, self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def key(self, i: int) -> str:
-        return printable(self._names[i])
-
-    def load(self, i: int) -> Image.Image:
-        return read_image(self.encoded(i))
-
-    def encoded(self, i: int) -> Path:
-        """Where image `i` lies."""
-        return Path(self._root, self._names[i])
-
-    def stamp(self, i: int) -> str:
-        return file_stamp(self.encoded(i))
+        return None if masks.any_size else _Sizes(self._root, self.names)
 
 
 class _Sizes:
@@ -165,10 +149,10 @@ class _Sizes:
 
     def __init__(self, root: str, names: PackedNames) -> None:
         self._root = root
-        self._names = names
+        self.names = names
 
     def __call__(self, i: int) -> tuple[int, int]:
-        return read_header(Path(self._root, self._names[i])).shown
+        return read_header(Path(self._root, self.names[i])).shown
 
 
 def _no_masks(root: str, left_out: tuple[LeftOut, ...]) -> str:

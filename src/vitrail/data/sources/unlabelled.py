@@ -12,10 +12,8 @@ from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-from vitrail.data.names import PackedNames, printable, shortened
-from vitrail.data.pixels.decode import read_image
+from vitrail.data.names import PackedNames, shortened
 from vitrail.data.sources.csvfile import (
     COLUMN_NAMES,
     NoImageColumn,
@@ -23,19 +21,20 @@ from vitrail.data.sources.csvfile import (
     image_place,
     unlisted,
 )
+from vitrail.data.sources.files import FileImages
 from vitrail.data.sources.formats import IMAGE_EXTENSIONS
 from vitrail.data.sources.layout import USUAL, FolderRules, find_layout
 from vitrail.data.sources.listed import ListedFiles
 from vitrail.data.sources.parts import part_named
 from vitrail.data.sources.shards import UnlabelledShards, has_shards
-from vitrail.data.sources.source import PARTS, LeftOut, Tally, file_stamp
+from vitrail.data.sources.source import PARTS, LeftOut, Tally
 from vitrail.data.sources.table import read_table, refuse_misfits, refuse_rows
 from vitrail.data.sources.walk import Tree, walk
 from vitrail.data.targets import Nothing
 from vitrail.errors import DataError, UsageError, setting
 
 
-class UnlabelledFiles:
+class UnlabelledFiles(FileImages):
     """Images in files below one folder, by their names in it."""
 
     def __init__(
@@ -46,28 +45,11 @@ class UnlabelledFiles:
         left_out: Iterable[LeftOut],
         notes: Iterable[str],
     ) -> None:
-        self._folder = folder
-        self._names = PackedNames(names)
+        super().__init__(folder, PackedNames(names))
         self.targets = Nothing(len(names))
         self.part = part
         self.left_out = tuple(left_out)
         self.notes = tuple(notes)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def key(self, i: int) -> str:
-        return printable(self._names[i])
-
-    def load(self, i: int) -> Image.Image:
-        return read_image(self.encoded(i))
-
-    def encoded(self, i: int) -> Path:
-        """Where image `i` lies."""
-        return self._folder / self._names[i]
-
-    def stamp(self, i: int) -> str:
-        return file_stamp(self._folder / self._names[i])
 
 
 Unlabelled: TypeAlias = UnlabelledFiles | UnlabelledShards

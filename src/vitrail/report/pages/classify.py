@@ -1,10 +1,10 @@
 """What the report says of classification."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from vitrail.evaluation import Evaluation
-from vitrail.metrics import Estimate
-from vitrail.report import charts, words
+from vitrail.report import charts
+from vitrail.report.numbers import numbers
 from vitrail.report.pages import classes, gallery
 from vitrail.tasks.classify import most_common, right
 
@@ -20,20 +20,7 @@ _MEANINGS = {
     "log_loss": ("Log loss", "mean surprise at the truth, in nats; 0 is perfect"),
     "ece": ("Calibration error", "mean gap between how sure it is and how often it is right (ECE)"),
 }
-_NOT_A_SHARE = "log_loss"
-
-
-class Number(NamedTuple):
-    """A row of the table of numbers."""
-
-    name: str
-    meaning: str
-    value: str
-    span: str
-    estimate: Estimate
-    is_share: bool
-    over_all: str
-    """The value when every class counts; empty where that is the same."""
+_NO_SHARES = ("log_loss",)
 
 
 def content(evaluation: Evaluation) -> dict[str, Any]:
@@ -44,7 +31,9 @@ def content(evaluation: Evaluation) -> dict[str, Any]:
         "headline_words": f"{right(metrics)} of {metrics.images} right",
         "right": right(metrics),
         "most_common": (evaluation.loaded.names[top], share),
-        "numbers": _numbers(evaluation),
+        "numbers": numbers(
+            metrics.summary, _MEANINGS, no_shares=_NO_SHARES, over_all=metrics.over_all_classes
+        ),
         "rows": rows,
         "cards": classes.cards(rows),
         "images_per_square": classes.images_per_square(evaluation),
@@ -55,19 +44,6 @@ def content(evaluation: Evaluation) -> dict[str, Any]:
         "calibration": charts.calibration(metrics.calibration),
         "sureness": _sureness(evaluation),
     }
-
-
-def _numbers(evaluation: Evaluation) -> list[Number]:
-    found, every = [], evaluation.metrics.over_all_classes
-    for key, estimate in evaluation.metrics.summary.items():
-        if estimate is not None:
-            name, meaning = _MEANINGS[key]
-            is_share = key != _NOT_A_SHARE
-            value = words.percent(estimate.value) if is_share else f"{estimate.value:.3f}"
-            interval = words.span(estimate, is_share)
-            over_all = words.percent(every[key].value) if key in every else ""
-            found.append(Number(name, meaning, value, interval, estimate, is_share, over_all))
-    return found
 
 
 def _sureness(evaluation: Evaluation) -> tuple[float, float] | None:

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import torch
 
 from vitrail.evaluation import Evaluation
-from vitrail.metrics import Estimate
 from vitrail.metrics.features import FeatureMetrics
 from vitrail.report import words
+from vitrail.report.numbers import numbers, shown
 from vitrail.report.pictures import Picture, thumbnail
 
 _SHOWN = 8
@@ -19,18 +19,7 @@ _MEANINGS = {
     "std": ("Spread", "of features of length 1, times the root of their number; 0 is collapse"),
     "rankme": ("RankMe", "how many directions the features use (2210.02885)"),
 }
-_SHARES = ("knn", "probe")
-
-
-class Number(NamedTuple):
-    """A row of the table of numbers."""
-
-    name: str
-    meaning: str
-    value: str
-    span: str
-    estimate: Estimate
-    is_share: bool
+_NO_SHARES = ("std", "rankme")
 
 
 class Neighbours(NamedTuple):
@@ -45,30 +34,15 @@ class Neighbours(NamedTuple):
 def content(evaluation: Evaluation) -> dict[str, Any]:
     """Everything that features.html.jinja names beside the shell's."""
     metrics: FeatureMetrics = evaluation.metrics
-    headline = metrics.summary[metrics.headline]
+    headline, is_share = metrics.summary[metrics.headline], metrics.headline not in _NO_SHARES
+    value = shown(headline, is_share=is_share) if headline else "none"
     return {
-        "headline_words": f"{metrics.headline} {_value(metrics.headline, headline)}",
-        "headline_value": _value(metrics.headline, headline),
-        "headline_span": words.span(headline, metrics.headline in _SHARES) if headline else "",
-        "numbers": [
-            Number(
-                *_MEANINGS[name],
-                _value(name, each),
-                words.span(each, name in _SHARES),
-                each,
-                name in _SHARES,
-            )
-            for name, each in metrics.summary.items()
-            if each is not None
-        ],
+        "headline_words": f"{metrics.headline} {value}",
+        "headline_value": value,
+        "headline_span": words.span(headline, is_share) if headline else "",
+        "numbers": numbers(metrics.summary, _MEANINGS, no_shares=_NO_SHARES),
         "neighbours": _neighbours(evaluation),
     }
-
-
-def _value(name: str, each: Estimate | None) -> str:
-    if each is None:
-        return "none"
-    return words.percent(each.value) if name in _SHARES else f"{each.value:.3g}"
 
 
 def _neighbours(evaluation: Evaluation) -> list[Neighbours]:

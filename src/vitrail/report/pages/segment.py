@@ -12,9 +12,9 @@ from vitrail.data.batches.batch import Batch
 from vitrail.data.pixels.decode import eight_bits
 from vitrail.deploy.answers import coloured, palette
 from vitrail.evaluation import Evaluation
-from vitrail.metrics import Estimate
 from vitrail.metrics.masks import SegmentMetrics, mean_iou
 from vitrail.report import words
+from vitrail.report.numbers import numbers
 from vitrail.report.pictures import Picture, embed
 
 _SHOWN = 6
@@ -28,16 +28,6 @@ _MEANINGS = {
     "mean_accuracy": ("Mean accuracy", "of a class's pixels, the share that is found; by class"),
     "boundary_iou": ("Boundary IoU", "the same as IoU, of the pixels near borders (2103.16562)"),
 }
-
-
-class Number(NamedTuple):
-    """A row of the table of numbers."""
-
-    name: str
-    meaning: str
-    value: str
-    span: str
-    estimate: Estimate
 
 
 class Exhibit(NamedTuple):
@@ -68,11 +58,7 @@ def content(evaluation: Evaluation) -> dict[str, Any]:
     borders = _borders(evaluation)
     return {
         "headline_words": f"mean IoU {words.percent(headline.value)}" if headline else "no pixel",
-        "numbers": [
-            Number(*_MEANINGS[name], words.percent(each.value), words.span(each, True), each)
-            for name, each in metrics.summary.items()
-            if each is not None
-        ],
+        "numbers": numbers(metrics.summary, _MEANINGS),
         "bars": sorted(
             (each for each in metrics.per_class if each.iou is not None),
             key=lambda each: -(each.iou.value if each.iou else 0),
