@@ -31,6 +31,7 @@ from vitrail.planning.paper import Line, Sizes, Step, count_sizes, count_step
 from vitrail.planning.tryout import Makers, Tryout, try_out
 from vitrail.runs import TrainConfig
 from vitrail.training.engine import sentence_on
+from vitrail.units import bytes_text
 
 FEWEST_STEPS = 100
 """Fewer than these, and hardly anything is learned but from pretrained weights."""
@@ -472,15 +473,15 @@ def _of_memory(config: TrainConfig, memory: Memory, least: int) -> Iterator[Prob
     if least > (1 - SPARED) * memory.free or not memory.most_at_once:
         yield Problem(
             "problem",
-            f"there is no room for a single image: {size_text(memory.free)} are free, and "
-            f"{size_text(max(least, single))} needed",
+            f"there is no room for a single image: {bytes_text(memory.free)} are free, and "
+            f"{bytes_text(max(least, single))} needed",
             ", ".join([*less, "a smaller --model or --model.image-size"]),
         )
     elif memory.at_once > memory.most_at_once:
         yield Problem(
             "problem",
-            f"{memory.at_once} images at once take {size_text(memory.needed)}, and "
-            f"{size_text(memory.free)} are free: there is room for {memory.most_at_once}",
+            f"{memory.at_once} images at once take {bytes_text(memory.needed)}, and "
+            f"{bytes_text(memory.free)} are free: there is room for {memory.most_at_once}",
             " or ".join([f"--micro-batch {memory.most_at_once}", *less]),
         )
 
@@ -501,8 +502,8 @@ def _of_disk(disk: Disk) -> Iterator[Problem]:
         fewer = "--keep-checkpoints 2 or " if least <= disk.free and disk.kept > 4 else ""
         yield Problem(
             "problem",
-            f"the run needs {size_text(disk.needed)} of disk ({disk.kept} checkpoints of "
-            f"{size_text(disk.checkpoint)}), and {size_text(disk.free)} are free",
+            f"the run needs {bytes_text(disk.needed)} of disk ({disk.kept} checkpoints of "
+            f"{bytes_text(disk.checkpoint)}), and {bytes_text(disk.free)} are free",
             f"{fewer}--out on another disk",
         )
 
@@ -598,8 +599,8 @@ def _of_cluster(
         most = max(way.most_at_once for way in ways)
         yield Problem(
             "problem",
-            f"on the cluster no layout fits: the least is {size_text(best.memory)} a GPU, and "
-            f"{size_text(cluster.room)} can be had of {cluster.memory:g} GB",
+            f"on the cluster no layout fits: the least is {bytes_text(best.memory)} a GPU, and "
+            f"{bytes_text(cluster.room)} can be had of {cluster.memory:g} GB",
             f"--micro-batch {most}" if most else "--cluster.gpus more, or --cluster.memory larger",
         )
     if config.precision == "float32" and cluster != Cluster() and cluster.tflops > 100:
@@ -613,12 +614,3 @@ def _of_cluster(
 def _count(number: int, noun: str) -> str:
     many = "es" if noun.endswith("s") else "s"
     return f"{number} {noun}{many if number != 1 else ''}"
-
-
-def size_text(count: float) -> str:
-    """Bytes for people.
-
-    >>> size_text(3 * 2**30), size_text(64 * 2**20)
-    ('3.0 GiB', '64 MiB')
-    """
-    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"

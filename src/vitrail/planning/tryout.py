@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from vitrail import proc
 from vitrail.data import Splits
 from vitrail.data.batches.batch import Batch
 from vitrail.data.batches.loader import EvalLoader
@@ -256,8 +256,8 @@ class Meter:
             return
         _give_back()
         try:
-            _CLEAR.write_text("5")  # the most so far is forgotten
-            self._before = _resident("VmRSS")
+            proc.forget_peak()
+            self._before = proc.resident()
         except (OSError, ValueError):
             self.works = False
         self.works = self.works and device.type == "cpu"
@@ -268,7 +268,7 @@ class Meter:
             return None
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self._before
-        return _resident("VmHWM") - self._before
+        return proc.peak_resident() - self._before
 
 
 def _give_back() -> None:
@@ -278,12 +278,3 @@ def _give_back() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
         if trim is not None:
             trim(0)
-
-
-_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-
-
-def _resident(line: str) -> int:
-    """A line of this process's status, in bytes."""
-    (found,) = (each for each in _STATUS.read_text().splitlines() if each.startswith(f"{line}:"))
-    return 1024 * int(found.split()[1])
