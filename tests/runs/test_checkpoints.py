@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from close import close
 from runs import harm
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig, build
@@ -399,6 +400,27 @@ def test_runs_of_every_release_load_and_go_on(tmp_path, file):
         assert name(run, "last") == "step-00000013" and name(run, "best") == "best"
         checkpoints.save(14, found.tensors, found.state, score=0.9)
     assert [folder.name for folder in run.checkpoints()] == ["step-00000014", "step-00000013"]
+
+
+KINDS = Path(__file__).parent / "kinds.zip"
+"""Tiny runs of every kind that there was before tasks had one contract, and what they answer."""
+
+
+def test_runs_of_every_kind_from_before_the_contract_answer_the_same(tmp_path):
+    with zipfile.ZipFile(KINDS) as packed:
+        packed.extractall(tmp_path)
+    logits = json.loads((tmp_path / "logits.json").read_text())
+    assert set(logits) == {"distil", "lora", "native", "probe", "pruned", "several", "single"}
+    ramp = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
+    for kind, expected in logits.items():
+        loaded = load(Run(tmp_path / kind))
+        with torch.inference_mode():
+            close(loaded.model(ramp)[0], torch.tensor(expected))
+        assert loaded.task.targets.several == (kind == "several")
+        assert loaded.names == ("blue", "green", "red")
+        with Checkpoints(Run(tmp_path / kind)) as checkpoints:
+            found, problems = checkpoints.newest()
+            assert found.state["progress"]["step"] and not problems
 
 
 # Several processes
