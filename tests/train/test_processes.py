@@ -12,8 +12,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from close import close
 from vitrail import evaluate
@@ -304,3 +306,21 @@ def test_moco_v3_takes_the_same_steps_on_two_processes(parallel, tmp_path):
     mine, theirs = losses(one), losses(two)
     assert list(mine) == list(theirs)
     assert max(abs(theirs[step] / mine[step] - 1) for step in mine) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_an_image_that_one_process_cannot_read_lets_nobody_wait(parallel, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        file = tmp_path / "data" / "ab"[i % 2] / f"{i:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(file)
+        if i in (3, 4, 17):
+            file.write_bytes(file.read_bytes()[:100])
+    args = [str(tmp_path / "data"), *_TINY[1:], "--data.val-fraction", "0.2", "--epochs", "2"]
+    args += ["--data.max-unreadable", "0.5", "--data.batch-size", "16", "--micro-batch", "3"]
+    args += ["--devices", "2", "--parallel", parallel, "--stall-seconds", "60"]
+    code, words = finish(start(*args, "--out", str(tmp_path / "run")))
+    assert code == 0, words
+    assert len(losses(tmp_path / "run")) == 4

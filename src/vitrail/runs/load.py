@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, setting
 from vitrail.models import Model, with_tokens
@@ -64,7 +66,8 @@ def load(
     kind = TASKS[config.task]
     try:
         targets = kind.stated(state)
-        model = kind.model(config, targets)
+        with torch.random.fork_rng(devices=[]):  # what is drawn for it is replaced at once
+            model = kind.model(config, targets)
         model.load_state_dict(tensors["model"])
     except (KeyError, RuntimeError, DataError) as error:
         raise DataError(
