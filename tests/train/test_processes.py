@@ -324,3 +324,25 @@ def test_an_image_that_one_process_cannot_read_lets_nobody_wait(parallel, tmp_pa
     code, words = finish(start(*args, "--out", str(tmp_path / "run")))
     assert code == 0, words
     assert len(losses(tmp_path / "run")) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_segmentation_takes_the_same_steps_on_two_processes(parallel, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        mask = rng.integers(0, 3, (5, 6)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+        for kind, pixels in (("images", np.eye(3, dtype=np.uint8)[mask] * 200), ("masks", mask)):
+            file = tmp_path / "data" / ("val" if i % 4 == 0 else "train") / kind / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+    args = [str(tmp_path / "data"), *_TINY[1:], "--task", "segment", "--data.batch-size", "8"]
+    args += ["--minutes", "None", "--epochs", "2", "--segment.width", "16"]
+    args += ["--segment.dropout", "0", "--ema", "0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert finish(start(*args, "--out", str(one)))[0] == 0
+    code, words = finish(start(*args, "--devices", "2", "--parallel", parallel, "--out", str(two)))
+    assert code == 0, words
+    mine, theirs = losses(one), losses(two)
+    assert list(mine) == list(theirs) and len(mine) == 4
+    assert max(abs(theirs[step] / mine[step] - 1) for step in mine) < 1e-5

@@ -102,7 +102,9 @@ class Segment(Task):
             self.apart = "the number of objects that the masks' losses are divided by"
 
     def loss(self, batch: Batch) -> Losses:
-        """The mean over the pixels that have a class; of queries, their sets' loss."""
+        """The mean over the pixels that have a class; of queries, their sets' loss, which is
+        divided by the objects of what is computed at once, here and on each of several processes.
+        """
         truth = batch.targets["mask"].long()
         if self.config.head == "queries":
             return self._set_loss(batch, truth)
