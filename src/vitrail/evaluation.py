@@ -22,7 +22,7 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data import Classes, Source, Targets, open_data
+from vitrail.data import Classes, Source, Splits, Targets, open_data
 from vitrail.data.batches.loader import EvalLoader
 from vitrail.data.names import shortened, title_of
 from vitrail.data.pixels.decode import Encoded
@@ -146,6 +146,7 @@ def evaluate(
     tokens: str | None = None,
     world: World = ALONE,
     known: Measured | None = None,
+    splits: Splits | None = None,
 ) -> Evaluation:
     """Measure `run`, and write metrics.json and predictions.csv into its folder.
 
@@ -157,7 +158,7 @@ def evaluate(
     the files then have a name of their own, metrics-tta-flip.json. `tokens` (tome:r=13) merges or
     drops tokens, and has its own files as well. The processes of a `world` share the images, each
     once; all of them get the whole result, and the first writes it. `known`: what the run has just
-    measured of these very images with this very checkpoint.
+    measured of these very images with this very checkpoint; `splits`: its data, opened.
 
     Raises `DataError` for a run, a checkpoint or images that are not as they must be, `UsageError`
     for an unknown `tta`, or `tokens` that the model cannot do.
@@ -175,7 +176,8 @@ def evaluate(
             f"{setting('data')}: the run has its own"
         )
     else:
-        chosen = _open_own(loaded, split)
+        splits = splits or _own(loaded)
+        chosen = _choose_own(loaded, splits, split)
     source = _Matched(chosen.source, loaded, named)
     place = world.device(device or loaded.config.device)
     loader = EvalLoader(
@@ -188,7 +190,10 @@ def evaluate(
         reading=loaded.config.data.reading(),
     )
     found = known or _measured(loaded, loader, named, world)
-    n = len(found.indices)
+    n, rows = len(found.indices), found.rows
+    if loaded.task.banked and splits is not None and not isinstance(splits.train, StreamSource):
+        bank = _measured(loaded, _bank(loaded, splits.train, place, world), named, world)
+        rows = loaded.task.with_bank(rows, bank.rows)
     evaluation = Evaluation(
         loaded=loaded,
         data=named,
@@ -197,8 +202,8 @@ def evaluate(
         own=data is None,
         source=source,
         indices=found.indices,
-        rows=found.rows,
-        metrics=loaded.task.judge(found.rows),
+        rows=rows,
+        metrics=loaded.task.judge(rows),
         skipped={key: why for each in world.gather(found.skipped) for key, why in each.items()},
         images_per_second=n / found.seconds,
         model_images_per_second=n / found.model_seconds,
@@ -218,10 +223,13 @@ class _Chosen(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def _open_own(loaded: LoadedRun, split: Part | None) -> _Chosen:
+def _own(loaded: LoadedRun) -> Splits:
     """The run's own images, divided as they were for training."""
     file = loaded.run.split_file
-    splits = open_data_of(loaded.config, file if file.is_file() else None)
+    return open_data_of(loaded.config, file if file.is_file() else None)
+
+
+def _choose_own(loaded: LoadedRun, splits: Splits, split: Part | None) -> _Chosen:
     parts: dict[str, Source] = {"val": splits.val}
     if not isinstance(splits.train, StreamSource):  # which has no end
         parts = {"train": splits.train, **parts}
@@ -316,6 +324,22 @@ def _matched(targets: Targets, loaded: LoadedRun, data: str) -> Targets:
             f"run with it"
         )
     return targets.renumbered(known.names)
+
+
+def _bank(loaded: LoadedRun, train: Source, device: torch.device, world: World) -> EvalLoader:
+    """Training images, evenly spread where there are very many."""
+    some = np.linspace(0, len(train) - 1, min(len(train), _MOST_BANKED)).astype(int)
+    return EvalLoader(
+        Subset(train, some),
+        loaded.preprocess,
+        workers=loaded.config.data.workers,
+        device=device,
+        part=world.part,
+        reading=loaded.config.data.reading(),
+    )
+
+
+_MOST_BANKED = 10_000
 
 
 def _measured(loaded: LoadedRun, loader: EvalLoader, data: str, world: World) -> Measured:

@@ -281,7 +281,7 @@ def _work(
             skipped |= each
         if config.keep != "last" or splits.test is not None or not (known and len(known.indices)):
             known = None  # other images, or another checkpoint, than was measured last
-        evaluation = evaluate(run, checkpoint=config.keep, world=world, known=known)
+        evaluation = evaluate(run, checkpoint=config.keep, world=world, known=known, splits=splits)
         if world.lead:
             run.write_skipped(skipped)
             write_report(run, evaluation)

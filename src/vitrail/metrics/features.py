@@ -47,6 +47,8 @@ class FeatureMetrics:
     """How many bootstrap draws the intervals that need any are made of."""
     neighbours: int | None
     """How many vote; None without classes."""
+    bank: int | None
+    """How many training images vote; None: the other ones of these."""
     chance: float | None
     """The share of images that are of the most frequent class: what knowing nothing gives."""
     summary: dict[str, Estimate | None]
@@ -72,17 +74,24 @@ class FeatureMetrics:
             "dimensions": self.dimensions,
             "draws": self.draws,
             "neighbours": self.neighbours,
+            "bank": self.bank,
             "chance": self.chance,
         }
 
 
 def judged(
-    features: Float[Tensor, "n d"], classes: Float[Tensor, "n c"] | None = None, *, k: int = 20
+    features: Float[Tensor, "n d"],
+    classes: Float[Tensor, "n c"] | None = None,
+    *,
+    k: int = 20,
+    votes: Float[Tensor, "n c"] | None = None,
+    bank: int | None = None,
 ) -> FeatureMetrics:
     """Metrics of the features of at least one image, of any length each.
 
     `classes`: which each image is of, as shares or as zeros and ones; None: nobody knows. An image
-    of several counts as right where the one that is told is among them.
+    of several counts as right where the one that is told is among them. `votes`: of how many other
+    images (`bank`), as `knn` gives them; None: of the others among these.
 
     Raises `DataError` when a feature is not a number.
     """
@@ -93,9 +102,11 @@ def judged(
     if classes is not None:
         of = classes.detach().cpu().double()
         chance = (of > 0).double().mean(dim=0).max().item()
-        votes = {"knn": leave_one_out(x, of, k=k), "probe": probe(x, of)} if n > 1 else {}
+        said = {"probe": probe(x, of), "knn": leave_one_out(x, of, k=k)} if n > 1 else {}
+        if votes is not None:
+            said["knn"] = votes.cpu()
         for name in ("knn", "probe"):
-            right = rights(votes[name], of).double().mean().item() if votes else None
+            right = rights(said[name], of).double().mean().item() if name in said else None
             summary[name] = None if right is None else share(right, n)
     least = min(n, d)
     draws = min(max(_ROOM // (n * d * least + 20 * least**3), _LEAST_DRAWS), _MOST_DRAWS)
@@ -110,7 +121,7 @@ def judged(
     ):
         low, high = from_draws((value / most).clamp(0, 1), (draw / most).clamp(0, 1), count)
         summary[name] = Estimate(value.item(), low.item() * most, high.item() * most)
-    return FeatureMetrics(n, d, draws, None if classes is None else k, chance, summary)
+    return FeatureMetrics(n, d, draws, None if classes is None else k, bank, chance, summary)
 
 
 def knn(

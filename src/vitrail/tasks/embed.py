@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor
@@ -18,6 +19,7 @@ from vitrail.errors import UsageError, setting
 from vitrail.metrics.features import (
     FeatureMetrics,
     judged,
+    knn,
     leave_one_out,
     nearest,
     rankme,
@@ -40,6 +42,7 @@ class Embedding(NamedTuple):
 class Embed(Task):
     """A model without a head."""
 
+    banked = True
     score_name = "features"
     model: Model
 
@@ -80,20 +83,40 @@ class Embed(Task):
         votes = leave_one_out(features, rows["classes"], k=self.neighbours)
         return rights(votes, rows["classes"]).double().mean().item()
 
+    def with_bank(
+        self, rows: Mapping[str, Tensor], bank: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """With `votes [n c]` of the training images, where classes are known, and `bank [n]`, how
+        many vote.
+        """
+        if "classes" not in rows or "classes" not in bank:
+            return dict(rows)
+        votes = knn(rows["features"], bank["features"], bank["classes"], k=self.neighbours)
+        many = torch.full((len(votes),), len(bank["features"]))
+        return {**rows, "votes": votes, "bank": many}
+
     def judge(self, rows: Mapping[str, Tensor]) -> FeatureMetrics:
         """See `vitrail.metrics.features`."""
-        return judged(rows["features"], rows.get("classes"), k=self.neighbours)
+        many = int(rows["bank"][0]) if "bank" in rows else None
+        return judged(
+            rows["features"],
+            rows.get("classes"),
+            k=self.neighbours,
+            votes=rows.get("votes"),
+            bank=many,
+        )
 
     def summary(self, metrics: FeatureMetrics, noun: str) -> list[str]:
         """How many images their neighbours tell, or how many directions the features use; and how
         far they spread.
         """
         lines = []
-        if knn := metrics.summary.get("knn"):
-            interval = f"(95% interval {knn.low:.1%} to {knn.high:.1%})"
-            count = f"{round(knn.value * metrics.images)} of {metrics.images} {noun}"
+        if near := metrics.summary.get("knn"):
+            interval = f"(95% interval {near.low:.1%} to {near.high:.1%})"
+            count = f"{round(near.value * metrics.images)} of {metrics.images} {noun}"
+            who = f"{metrics.bank:,} training images" if metrics.bank else "the others"
             lines += [
-                f"{'k-NN':<10}{knn.value:.1%} {interval}, {count} told by the others",
+                f"{'k-NN':<10}{near.value:.1%} {interval}, {count} told by {who}",
                 f"{'baseline':<10}{metrics.chance:.1%} for always saying the most common class",
             ]
         if rank := metrics.summary["rankme"]:
@@ -128,7 +151,10 @@ class Embed(Task):
             return
         yield ("label", "predicted", "nearest", "likeness")
         names, k = self.targets.names, self.neighbours
-        predicted = leave_one_out(rows["features"], rows["classes"], k=k).argmax(dim=1)
+        votes = rows.get("votes")
+        if votes is None:
+            votes = leave_one_out(rows["features"], rows["classes"], k=k)
+        predicted = votes.argmax(dim=1)
         for row, best, other in zip(
             rows["classes"].tolist(), predicted.tolist(), others, strict=True
         ):

@@ -65,6 +65,8 @@ class Task(nn.Module, ABC):
     """Of the loss what is no mean over images, in words: it depends on what is computed at once."""
     coupled: ClassVar[bool] = False
     """Whether the loss looks across images, so that a batch cannot be computed in parts."""
+    banked: ClassVar[bool] = False
+    """Whether a finished run is judged by rows of its training images too: see `with_bank`."""
     score_name: ClassVar[str]
     """Of the number that `score` gives, in the log (`val_NAME`)."""
 
@@ -89,6 +91,12 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def judge(self, rows: Mapping[str, Tensor]) -> Metrics:
         """Of all measured images, every number with its interval."""
+
+    def with_bank(
+        self, rows: Mapping[str, Tensor], bank: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The rows of measured images, with what those of training images say of them."""
+        return dict(rows)
 
     @abstractmethod
     def summary(self, metrics: Any, noun: str) -> list[str]:

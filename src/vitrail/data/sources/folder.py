@@ -101,7 +101,7 @@ def _no_images(root: str, tree: Tree, left_out: tuple[LeftOut, ...]) -> str:
         return (
             f"images lie directly in {root}, in no class folder: make a folder for each class, as "
             f"in {root}/cat/{example}, or list them in {root}/labels.csv with the columns "
-            "file,label"
+            f"file,label; or learn from them without labels: {setting('task', 'mocov3')}"
         )
     needed = f"each class needs a folder with images ({' '.join(IMAGE_EXTENSIONS)})"
     told = "".join(f"; {one.sentence()}" for one in left_out)
