@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,22 @@ def test_a_frozen_backbone_stays_what_it_was(scenes, tmp_path, capfd):
     assert code == 0, said
     one, two = (load(run).model.backbone.state_dict() for run in (first, second))
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+def test_a_mask_that_cannot_be_read_is_left_out_and_counted(scenes, tmp_path, capfd):
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    for part, name in (("train", "05"), ("val", "02")):
+        file = data / "masks" / part / f"{name}.png"
+        Image.new("L", (7, 9)).save(file)
+    before, run = contents(data), tmp_path / "run"
+    args = ("train", data, *TINY, "--epochs", 1, "--data.max-unreadable", "0.2", "--out", run)
+    code, out, said = vitrail(capfd, *args)
+    assert code == 0 and "2 images unreadable" in out, said
+    skipped = (run / "skipped.csv").read_text()
+    assert skipped.count("a mask must be as large as its image") == 2
+    assert json.loads((run / "metrics.json").read_text())["images"] == 7
+    assert contents(data) == before
 
 
 @pytest.mark.parametrize(

@@ -312,8 +312,8 @@ def _refuse_unlearnable(data: Path | str, source: PartedSource) -> None:
     if isinstance(source.targets, Masks) and len(source.targets.names) < 2:
         only = ", ".join(source.targets.names) or "none"
         raise DataError(
-            f"the masks of {data} hold only one class ({only}): to tell pixels apart takes at least "
-            f"two. Look at them with: vitrail data check {data}"
+            f"the masks of {data} hold only one class ({only}): to tell pixels apart takes at "
+            f"least two. Look at them with: vitrail data check {data}"
         )
 
 

@@ -32,6 +32,7 @@ from vitrail.data.pixels.cache import (
     as_image,
     open_disk_cache,
 )
+from vitrail.data.pixels.decode import UnreadableImage
 from vitrail.data.pixels.reading import USUAL, Reader, check_damage, decoders
 from vitrail.data.pixels.reading import Reading as Reading
 from vitrail.data.sources.source import Source
@@ -87,6 +88,10 @@ class _Shelf:
 
     def seek(self, position: Position) -> None:
         """Nothing: a batch follows from its number alone."""
+
+    def skip(self, key: str, reason: str) -> None:
+        """An image that is left out for what is said of it."""
+        self.reader.skipped[key] = reason
 
     def leave_out(self, skipped: Mapping[str, str]) -> None:
         """Images that a look at all of them has found unreadable."""
@@ -178,7 +183,9 @@ class TrainLoader:
         order = keyed.permutation(self.seed, epoch, len(self.source))
         batches = order[: len(self) * self.batch_size].reshape(len(self), self.part[1], self.share)
         wanted = (Wanted(self.source, i, i, epoch) for i in batches[first:, self.part[0]])
-        yield from self._maker.made(wanted, self._shelf.picture, self._shelf.check)
+        yield from self._maker.made(
+            wanted, self._shelf.picture, self._shelf.skip, self._shelf.check
+        )
         if isinstance(self._shelf.cache, DiskCache):
             self._shelf.cache.tell_growth()
 
@@ -263,18 +270,33 @@ class EvalLoader:
             self._cache.put(i, pixels)
         return pixels
 
+    def _said(self, i: int) -> dict[str, np.ndarray] | None:
+        """What is said of image `i`; None where that cannot be read."""
+        try:
+            return self.source.targets.target(i, None)
+        except UnreadableImage as error:
+            self._reader.skipped[self.source.key(i)] = error.reason
+            self._unreadable.add(i)
+            return None
+
     def _collate(self, views: Mapping[int, View]) -> Batch:
+        said = {i: self._said(i) for i in views}
+        views = {i: pixels for i, pixels in views.items() if said[i] is not None}
         indices = np.fromiter(views, np.int64)
         images, extent = (
             self.preprocess.collate([torch.from_numpy(pixels) for pixels in views.values()])
             if views
             else no_images(self.preprocess, torch.device("cpu"))
         )
-        said = [self.source.targets.target(i, None) for i in views]
         shown = normalised(self.preprocess, images.to(self.device))
         return Batch(
             (Canvas(shown, None if extent is None else extent.to(self.device)),),
-            on_device(said, self.source.targets, self.preprocess.size, self.device),
+            on_device(
+                [row for row in said.values() if row is not None],
+                self.source.targets,
+                self.preprocess.size,
+                self.device,
+            ),
             indices,
         )
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from vitrail.data import keyed
 from vitrail.data.batches.batch import Batch
 from vitrail.data.pixels.cache import Picture, as_array, as_image
+from vitrail.data.pixels.decode import UnreadableImage
 from vitrail.data.sources.source import Source
 from vitrail.data.sources.stream import Position
 from vitrail.data.targets import Targets, blank_rows, stacked
@@ -104,6 +105,10 @@ Look = Callable[[Source, int, Callable[[], bool]], Picture | None]
 given says that nobody waits any more."""
 
 
+Skip = Callable[[str, str], None]
+"""Told of an image that is left out, by its key, and why."""
+
+
 class Maker:
     """Makes batches of augmented views, in threads and on the device.
 
@@ -136,9 +141,11 @@ class Maker:
         )
 
     def made(
-        self, wanted: Iterable[Wanted], look: Look, check: Callable[[], None]
+        self, wanted: Iterable[Wanted], look: Look, skip: Skip, check: Callable[[], None]
     ) -> Generator[Batch]:
-        """One batch for each that is `wanted`; `check` is called when its images were read."""
+        """One batch for each that is `wanted`; `check` is called when its images were read, and
+        `skip` for an image of which what is said cannot be.
+        """
         # On a CPU the cores belong to the matrix products while a step runs: views are made
         # between steps. Beside a GPU they are made ahead.
         ahead = 0 if self.device.type == "cpu" else 4
@@ -147,7 +154,7 @@ class Maker:
 
         def some(one: Wanted, rows: np.ndarray) -> list[_Made | None]:
             pictures = (look(one.source, i, over.is_set) for i in one.places[rows].tolist())
-            return self._some(one, rows, pictures)
+            return self._some(one, rows, pictures, skip)
 
         def batch(one: Wanted, tasks: Sequence[Future[list[_Made | None]]]) -> Batch:
             made = [image for task in tasks for image in task.result()]
@@ -171,7 +178,7 @@ class Maker:
                 pool.shutdown(cancel_futures=True)
 
     def _some(
-        self, one: Wanted, rows: np.ndarray, pictures: Iterable[Picture | None]
+        self, one: Wanted, rows: np.ndarray, pictures: Iterable[Picture | None], skip: Skip
     ) -> list[_Made | None]:
         numbers = one.numbers[rows]
         quick = [self._fast and config.crops for config in self.configs]
@@ -190,26 +197,41 @@ class Maker:
             if picture is None:
                 made.append(None)
                 continue
-            if self.configs[0].scale is not None:
-                made.append(self._scaled(one, place, int(numbers[row]), as_image(picture)))
-                continue
-            views = [
-                self._quick_view(as_array(picture), config, drawn[row])
-                if drawn is not None
-                else view_of(
-                    as_image(picture),
-                    self.preprocess,
-                    config,
-                    seed=self.seed,
-                    epoch=one.epoch,
-                    index=int(numbers[row]),
-                    view=view,
-                )
-                for view, (config, drawn) in enumerate(zip(self.configs, boxes, strict=True))
-            ]
-            said = self._said(one, place, int(numbers[row]), views[0][1])
-            made.append(_Made(tuple(pixels for pixels, _ in views), said))
+            drawn = [each and each[row] for each in boxes]
+            try:
+                made.append(self._image(one, place, int(numbers[row]), picture, drawn))
+            except UnreadableImage as error:  # a mask that is damaged, or of another image
+                skip(one.source.key(place), error.reason)
+                made.append(None)
         return made
+
+    def _image(
+        self,
+        one: Wanted,
+        place: int,
+        number: int,
+        picture: Picture,
+        drawn: Sequence[list[float] | None],
+    ) -> _Made:
+        """All views of an image; `drawn` are the crops of those that are made quickly."""
+        if self.configs[0].scale is not None:
+            return self._scaled(one, place, number, as_image(picture))
+        views = [
+            self._quick_view(as_array(picture), config, draws)
+            if draws is not None
+            else view_of(
+                as_image(picture),
+                self.preprocess,
+                config,
+                seed=self.seed,
+                epoch=one.epoch,
+                index=number,
+                view=view,
+            )
+            for view, (config, draws) in enumerate(zip(self.configs, drawn, strict=True))
+        ]
+        said = self._said(one, place, number, views[0][1])
+        return _Made(tuple(pixels for pixels, _ in views), said)
 
     def _scaled(self, one: Wanted, place: int, number: int, image: Image.Image) -> _Made:
         """A window that may reach beyond the image, and is not nearly all of one class."""

@@ -115,7 +115,10 @@ class StreamLoader:
         self._go_to((epoch * len(self) + first) * self.batch_size)
         ends: deque[Position] = deque()
         wanted = self._wanted(len(self) - first, ends)
-        with closing(wanted), closing(self._maker.made(wanted, self._look, self._check)) as batches:
+        with (
+            closing(wanted),
+            closing(self._maker.made(wanted, self._look, self._skip, self._check)) as batches,
+        ):
             for batch in batches:
                 self._position = ends.popleft()
                 yield batch
@@ -159,6 +162,9 @@ class StreamLoader:
 
     def _look(self, source: Source, i: int, abandoned: Callable[[], bool]) -> Picture | None:
         return self._reader.read(source, i, self._shown, abandoned, fast=self._fast)
+
+    def _skip(self, key: str, reason: str) -> None:
+        self._reader.skipped[key] = reason
 
     def _check(self) -> None:
         """Raise `DataError` when more images are damaged than the run allows."""
