@@ -130,6 +130,8 @@ def test_mirrored_looks_are_averaged_where_they_belong():
     image, mask = blocks(32, 48)
     once, twice = (measured(task((64, 96), tta=tta), image, mask) for tta in ("none", "flip"))
     assert torch.equal(once, twice)
+    scaled = measured(task((64, 96), tta="flip+scales"), image, mask)
+    assert (scaled.sum() - scaled.diagonal().sum()) <= 0.05 * scaled.sum()
 
 
 # A run

@@ -230,7 +230,8 @@ class Segment(Task):
         for look in looks(self.tta):
             shown = images.flip(-1) if look.mirrored else images
             if look.scale != 1:
-                size = [max(1, round(look.scale * n)) for n in (height, width)]
+                sides = zip((height, width), self.preprocess.patch, strict=True)
+                size = [max(1, round(look.scale * n / p)) * p for n, p in sides]
                 shown = F.interpolate(shown, size, mode="bicubic", antialias=True)
             found = self._spoken(shown)
             if len(looks(self.tta)) == 1:
