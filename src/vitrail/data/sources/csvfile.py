@@ -97,6 +97,10 @@ class CsvSource(FileImages):
         self.part = np.array([row.part for row in rows], np.uint8)
         self.left_out = unlisted(file, found, files, whole_folder)
 
+    def key(self, i: int) -> str:
+        """Its name as the list has it, which is printable."""
+        return self.names[i]
+
 
 class _Places(NamedTuple):
     """Which of a row's fields are what."""
