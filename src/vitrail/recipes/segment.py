@@ -23,7 +23,7 @@ def segment(facts: Facts) -> TrainConfig:
 
     Command: `vitrail train samples:scenes --weights focus_s14`. With weights everything learns,
     early layers less, and the head ten times as fast; without, a small ViT whose fine map a few
-    convolutions of the image make. Score: see benchmarks/results/segment.md.
+    convolutions of the image make. Score: not measured yet, with `python benchmarks/segment.py`.
     """
     if facts.start is None:
         return _scratch(facts)
