@@ -167,6 +167,9 @@ def of_transformers() -> Iterator[Candidate]:
                     with suppress(AttributeError):
                         setattr(part, field, min(least, getattr(part, field)))
 
+        if hasattr(tower, "mask_ratio"):
+            tower.mask_ratio = 0.0  # an MAE hides three patches in four, at random, in use as well
+
         def make(config: Any = config) -> nn.Module:
             return AutoModel.from_config(config, attn_implementation="eager")
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers as hf
 from PIL import Image
 from torch import nn
 
@@ -21,6 +22,7 @@ from vitrail.runs import Run
 from vitrail.runs.load import load
 from vitrail.tasks import SegmentConfig
 from vitrail.tasks.segment import Segment, starts
+from vitrail.weights import open_weights, pretrained
 
 NAMES = ("ground", "red", "green")
 TINY = [
@@ -214,6 +216,81 @@ def test_a_frozen_backbone_stays_what_it_was(scenes, tmp_path, capfd):
     assert code == 0, said
     one, two = (load(run).model.backbone.state_dict() for run in (first, second))
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+def eomt(folder: Path, randomised, names: tuple[str, ...]) -> hf.EomtForUniversalSegmentation:
+    """One of transformers' own, as its users save it."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_blocks": 2}
+    shape |= {"image_size": 32, "patch_size": 8, "num_queries": 6, "num_upscale_blocks": 1}
+    named = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    model = randomised(hf.EomtForUniversalSegmentation(hf.EomtConfig(**shape, **named)))
+    model.attn_mask_probs.zero_()
+    model.save_pretrained(folder)
+    return model
+
+
+def test_an_eomt_of_transformers_learns_on_and_goes_back(scenes, tmp_path, capfd, randomised):
+    theirs, run = tmp_path / "theirs", tmp_path / "run"
+    eomt(theirs, randomised, ("green", "ground", "red"))
+    code, out, said = vitrail(capfd, "weights", "show", theirs)
+    assert code == 0 and "6 queries in 2 blocks; 3 classes: 'green', 'ground', 'red'" in out, said
+    flags = TINY[TINY.index("--data.batch-size") :]
+    flags += ["--model.image-size", "32", "32", "--optim.lr", "1e-9", "--tune.layer-decay", "1"]
+    flags += ["--optim.weight-decay", "0", "--ema", "0"]
+    code, out, said = vitrail(
+        capfd, "train", scenes, "--weights", theirs, *flags, "--epochs", 1, "--out", run
+    )
+    assert code == 0 and "kept, its 3 classes put in the order of the data's" in said, said
+    assert load(run).config.segment.queries == 6
+    back = tmp_path / "back" / "model.safetensors"
+    code, out, said = vitrail(capfd, "weights", "convert", run, back, "--to", "huggingface")
+    assert code == 0 and "head         with that of segmentation" in out, said
+    shutil.copy(theirs / "config.json", back.parent)
+    again = hf.EomtForUniversalSegmentation.from_pretrained(back.parent).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        (ours,), expected = load(run).model.eval().predictions(x), again(x)
+    close(ours.classes, expected.class_queries_logits)
+    close(ours.masks, expected.masks_queries_logits)
+
+
+@pytest.mark.parametrize("to", ["eomt", "vitrail"])
+def test_a_segmenter_comes_back_from_a_file(to, tmp_path, capfd, randomised):
+    eomt(tmp_path / "theirs", randomised, NAMES)
+    file = tmp_path / "ours.safetensors"
+    assert vitrail(capfd, "weights", "convert", tmp_path / "theirs", file, "--to", to)[0] == 0
+    told = {} if to == "vitrail" else {"heads": 2}
+    first, second = open_weights(tmp_path / "theirs"), open_weights(file, told)
+    for one, two in ((first.state, second.state), (first.head.state, second.head.state)):
+        assert one.keys() == two.keys()
+        assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    assert first.head.config == second.head.config
+    assert second.head.names == (NAMES if to == "vitrail" else ())
+
+    assert second.preprocess == first.preprocess
+
+
+def test_what_becomes_of_a_head_is_said(scenes, tmp_path, capfd, randomised):
+    theirs, flags = tmp_path / "theirs", TINY[TINY.index("--data.batch-size") :]
+    eomt(theirs, randomised, ("sky", "red", "green"))
+    flags += ["--model.image-size", "32", "32", "--epochs", 1, "--weights", theirs]
+    for more, words in (
+        ([], "what says the classes is new: the old one is for other classes: it does not know"),
+        (["--segment.head", "linear"], "a new one, linear: that of the weights is queries"),
+        (["--segment.queries", "5"], "a new one: that of the weights is of another shape"),
+    ):
+        out = tmp_path / (more[-1] if more else "plain")
+        code, _, said = vitrail(capfd, "train", scenes, *flags, *more, "--out", out)
+        assert code == 0 and words in " ".join(said.split()), said
+    file = tmp_path / "timm.safetensors"
+    code, out, _ = vitrail(capfd, "weights", "convert", theirs, file, "--to", "timm")
+    assert code == 0 and "without that of segmentation: 6 queries" in out
+    assert open_weights(file, {"heads": 2}).head is None
+    other = ("weights", "convert", tmp_path / "linear", tmp_path / "x.safetensors", "--to", "eomt")
+    code, _, said = vitrail(capfd, *other)
+    assert code == 3 and "is no segmenter with queries" in said
+    with pytest.warns(UserWarning, match="the head of segmentation is left out"):
+        pretrained(theirs)
 
 
 def test_a_mask_that_cannot_be_read_is_left_out_and_counted(scenes, tmp_path, capfd):

@@ -21,6 +21,8 @@ from vitrail.units import bytes_text
 from vitrail.weights import OURS, Opened, convert
 from vitrail.weights.fetch import cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
+from vitrail.weights.heads import to_header
+from vitrail.weights.load import head_is_written
 from vitrail.weights.names import some
 from vitrail.weights.table import WEIGHTS
 
@@ -78,7 +80,7 @@ class ConvertArgs(ShowArgs):
     out: Annotated[Path, tyro.conf.Positional]
     """The file to write: .safetensors, or .npz for google."""
     to: str
-    """vitrail, timm, huggingface or google."""
+    """vitrail, timm, huggingface, google, or eomt: its authors', of a ViT with queries."""
     overwrite: bool = False
 
 
@@ -168,6 +170,7 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
         "config": asdict(opened.config),
         "preprocess": opened.preprocess and opened.preprocess.to_dict(),
         "classes": list(opened.classes),
+        "head": opened.head and to_header(opened.head),
         "fits": list(opened.fits),
         "unseen": [one._asdict() for one in opened.unseen],
         "assumed": list(opened.assumed),
@@ -183,6 +186,8 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
     if opened.config.classes:
         named = some(list(opened.classes), 6) or "nothing names them"
         print(f"{'classes':<12} {opened.config.classes}: {named}")
+    if opened.head:
+        print(f"{'head':<12} {opened.head.line}")
     for name in ("config", "preprocess"):
         print(name)
         for part, value in (result[name] or {"": "not known"}).items():
@@ -195,7 +200,7 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-_BY_LINES = {"config", "preprocess", "unseen", "assumed", "notes", "left_out", "classes"}
+_BY_LINES = {"config", "preprocess", "unseen", "assumed", "notes", "left_out", "classes", "head"}
 
 
 def _print_unseen(opened: Opened) -> None:
@@ -222,9 +227,13 @@ def _convert(args: Sequence[str]) -> dict[str, Any]:
             f"classes      {how} the names of its {len(opened.classes)}: "
             f"{some(list(opened.classes), 6)}"
         )
+    if opened.head:
+        how = "with" if head_is_written(opened, given.to) else "without"
+        print(f"{'head':<12} {how} that of segmentation: {opened.head.line}")
     return {
         "source": given.source,
         "to": given.to,
+        "head": head_is_written(opened, given.to),
         "file": str(out),
         "unseen": [one._asdict() for one in opened.unseen],
         "assumed": list(opened.assumed),

@@ -1,6 +1,6 @@
 """Segmentation: a class for each pixel, from published weights or from scratch."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.models import ViTConfig, model_config
@@ -9,7 +9,7 @@ from vitrail.recipes.finetune import data_of, row_of
 from vitrail.recipes.scratch import batch_size, precision
 from vitrail.runs import DataConfig, OptimConfig, TrainConfig, TuneConfig
 from vitrail.tasks import SegmentConfig
-from vitrail.weights import started
+from vitrail.weights import Opened, started
 
 _TOKENS = 16
 """Tokens along a side, on a CPU: at 14 pixels each, 224."""
@@ -41,7 +41,7 @@ def segment(facts: Facts) -> TrainConfig:
         row=row_of(opened),
         weights=opened.source,
         augment=_AUGMENT,
-        segment=SegmentConfig(head="deeplab", fine="side"),
+        segment=_head_of(opened),
         optim=OptimConfig(lr=1e-4, weight_decay=0.05),
         tune=TuneConfig(layer_decay=0.75, head_lr=10.0),
         minutes=30 if facts.gpu else 8,
@@ -49,6 +49,13 @@ def segment(facts: Facts) -> TrainConfig:
         ema=0.99,
         evaluations=4,
     )
+
+
+def _head_of(opened: Opened) -> SegmentConfig:
+    """That of the weights, if they have one."""
+    if opened.head is None:
+        return SegmentConfig(head="deeplab", fine="side")
+    return SegmentConfig(**asdict(opened.head.config))
 
 
 def _scratch(facts: Facts) -> TrainConfig:

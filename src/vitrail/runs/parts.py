@@ -12,12 +12,14 @@ from vitrail.data.batches.loader import EvalLoader, TrainLoader
 from vitrail.data.batches.making import Loader
 from vitrail.data.batches.stream_loader import StreamLoader
 from vitrail.data.sources.stream import StreamSource
+from vitrail.heads import Segmenter
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.machine import keep_freed_memory
 from vitrail.runs.start import open_start
 from vitrail.runs.world import ALONE, World
 from vitrail.tasks import TASKS, Task, Teacher, backbone_of
 from vitrail.weights import load_into
+from vitrail.weights.heads import load_head
 
 Notify = Callable[[str], None]
 
@@ -100,6 +102,10 @@ def start(model: Any, config: TrainConfig, classes: tuple[str, ...], notify: Not
     kept = classes if TASKS[config.task].classifies else ()
     fitted = load_into(backbone_of(model), opened, kept)
     notes = [*opened.notes, *fitted.notes]
+    if opened.head and isinstance(model, Segmenter):
+        notes += load_head(model, opened.head, classes)
+    elif opened.head:
+        notes.append(f"the head of segmentation is left out: {opened.head.line}")
     if "probe" in (config.method, config.tune.head_init):
         notes.append("head: to begin with, it is solved as a linear probe of the data")
     for words in (*(f"assumed: {each}" for each in opened.assumed), *notes):

@@ -95,7 +95,7 @@ _TRANSFORMERS = {
     *("chinese_clip", "chinese_clip_vision_model"),
     *("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"),
     *("idefics2", "idefics2_vision", "idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"),
-    *("bit", "mobilevit", "vision-text-dual-encoder"),
+    *("bit", "mobilevit", "vision-text-dual-encoder", "eomt", "eomt_dinov3"),
 }
 _QWEN = "pairs of frames, rotary positions"
 _TRANSFORMERS_REASONS = {
@@ -225,11 +225,18 @@ def _refusal(config: Mapping[str, Any]) -> str | None:
     if "model_cfg" in config:
         return _open_clip_refusal(config["model_cfg"])
     kind = _kind(config)
-    if kind == "dinov3_vit" and config.get("rope_theta", 100.0) != 100.0:
-        return f"rotary positions of base {config['rope_theta']}, where ours have 100"
+    if kind in ("dinov3_vit", "eomt_dinov3") and (base := _rope_base(config)) != 100.0:
+        return f"rotary positions of base {base}, where ours have 100"
     if not kind or kind in _TRANSFORMERS:
         return None
     return _TRANSFORMERS_REASONS.get(kind, "its name is not known here")
+
+
+def _rope_base(config: Mapping[str, Any]) -> object:
+    """Of DINOv3 in transformers: since version 5 in a table of its own."""
+    table = config.get("rope_parameters")
+    table = table if isinstance(table, dict) else {}
+    return config.get("rope_theta", table.get("rope_theta", 100.0))
 
 
 def _timm_refusal(name: str, arguments: object) -> str | None:

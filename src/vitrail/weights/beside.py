@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vitrail.data.views.preprocess import Preprocess
+from vitrail.data.views.preprocess import Preprocess, Resize
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ModelConfig
 from vitrail.weights.architectures import told_by_timm
@@ -72,6 +72,7 @@ def preprocess_by(file: WeightsFile, config: ModelConfig) -> Preprocess | None:
 
 
 _CLASS = {"pool": "class"}
+_DINOV3 = {"position": "rope", "rope": "dinov3", "pool": "class"}
 _NEAREST = ("idefics2", "idefics3", "smolvlm")
 _TIPS = {"resample": "bilinear_antialias", "pool": "class"}
 _BY_KIND: Mapping[str, Mapping[str, str]] = {  # what the code of a `model_type` fixes
@@ -82,7 +83,9 @@ _BY_KIND: Mapping[str, Mapping[str, str]] = {  # what the code of a `model_type`
     "deit": _CLASS,
     "dinov2": _CLASS,
     "dinov2_with_registers": _CLASS,
-    "dinov3_vit": {"position": "rope", "rope": "dinov3", "pool": "class"},
+    "dinov3_vit": _DINOV3,
+    "eomt": _CLASS,
+    "eomt_dinov3": _DINOV3,
     "ijepa": {"pool": "mean"},
     "metaclip_2": _CLASS,
     "metaclip_2_vision_model": _CLASS,
@@ -198,7 +201,7 @@ def _by_transformers(config: Mapping[str, Any]) -> Preprocess | None:
         shown = config.get("crop_size")
     short = _whole(size.get("shortest_edge")) if isinstance(size, dict) else None
     scaled = (short, short) if short else _pair(size)
-    frame = _pair(shown)
+    frame = scaled if kind.startswith("Eomt") else _pair(shown)
     whole = config.get("do_resize", True) and config.get("do_rescale", True)
     if not whole or scaled is None or frame is None:
         return None
@@ -208,12 +211,17 @@ def _by_transformers(config: Mapping[str, Any]) -> Preprocess | None:
     normalised = config.get("do_normalize", not kind.startswith("MobileViT"))
     return Preprocess(
         size=frame,
-        resize="crop" if short else "squash",
+        resize=_eomt_resize(config) if kind.startswith("Eomt") else "crop" if short else "squash",
         crop=crop,
         interpolation=_INTERPOLATIONS[config.get("resample", 2)],  # type: ignore[arg-type]
         mean=tuple(config["image_mean"]) if normalised else (0.0, 0.0, 0.0),
         std=tuple(config["image_std"]) if normalised else (1.0, 1.0, 1.0),
     )
+
+
+def _eomt_resize(config: Mapping[str, Any]) -> Resize:
+    """Semantic models see windows of the scaled image, the others all of it, padded."""
+    return "short" if config.get("do_split_image") else "pad"
 
 
 def _by_timm(config: Mapping[str, Any]) -> Preprocess | None:

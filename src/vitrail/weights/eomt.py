@@ -12,17 +12,19 @@ What is published of DINOv3s are differences, to be added to DINOv3's own weight
 does not allow to pass them on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError
-from vitrail.heads import SegmentHeadConfig, build_segmenter
-from vitrail.models import ViTConfig, build
+from vitrail.heads import SegmentHeadConfig
+from vitrail.models import ModelConfig, ViTConfig
 from vitrail.weights import dinov3
+from vitrail.weights.heads import HeadWeights, head_shapes
 from vitrail.weights.names import Layout, Names, State, position_rows, rename, some
 from vitrail.weights.timm import NAMES, TIMM
 
@@ -112,25 +114,19 @@ _ALWAYS = {
     "pool_norm": (False,),
     "activation": ("gelu", "swiglu"),
 }
-_BACKBONES: dict[EomtLayout, Layout] = {
-    "huggingface": Layout(
-        name="huggingface-eomt",
-        whose="Hugging Face EoMT",
-        marks=("query.weight", _TABLE),
-        names=_HF,
-        turn=_hf_turn,
-        back=_hf_back,
-        always=_ALWAYS,
-    ),
-    "authors": replace(
-        TIMM,
-        name="eomt",
-        whose="EoMT",
-        marks=("q.weight", f"{_ENCODER}patch_embed.proj.weight"),
-        names=NAMES,
-        always=_ALWAYS,
-    ),
-}
+HUGGING_FACE = Layout(
+    name="huggingface-eomt",
+    whose="Hugging Face EoMT",
+    marks=("layers.0.attention.q_proj.weight", _TABLE),
+    names=_HF,
+    turn=_hf_turn,
+    back=_hf_back,
+    assumes={"activation": "gelu", "norm_eps": 1e-6, "pool": "class"},
+    always=_ALWAYS,
+)
+"""Of the ViT, without the head."""
+_AUTHORS = replace(TIMM, name="eomt", whose="EoMT", names=NAMES, always=_ALWAYS)
+_BACKBONES: dict[EomtLayout, Layout] = {"huggingface": HUGGING_FACE, "authors": _AUTHORS}
 
 
 def layout_of(state: State) -> EomtLayout:
@@ -167,41 +163,102 @@ def from_eomt(
     Raises `DataError` for keys that are missing, unexpected or of another shape, and for
     differences without what they are differences to.
     """
-    layout = layout_of(state)
     turned = dinov3.is_one(config)
+    tensors = backbone_of(state, differences=base is not None)
+    _check_activation(config)
+    layout = dinov3.HUGGING_FACE if turned else _BACKBONES[layout_of(state)]
+    backbone = layout.read(tensors, config)
+    if base is not None:
+        _check_base(backbone, base)
+        backbone = {key: tensor + base[key].to(tensor) for key, tensor in backbone.items()}
+    return {
+        **{f"backbone.{key}": tensor for key, tensor in backbone.items()},
+        **{f"head.{key}": tensor for key, tensor in head_weights(state, config).state.items()},
+    }
+
+
+def is_one(state: State) -> bool:
+    """Whether these are the tensors of an EoMT, whole or not."""
+    bare = _bare(state)
+    return _SHARES in bare and ("query.weight" in bare or "q.weight" in bare)
+
+
+def backbone_of(state: State, *, differences: bool = False) -> dict[str, Tensor]:
+    """The tensors of its ViT, under the names of a layout that `vitrail.weights.layouts` knows.
+
+    Raises `DataError` for differences to the weights of a DINOv3, unless `differences` are wanted.
+    """
+    layout, bare = layout_of(state), _bare(state)
+    turned = not any(key in bare for key in (_TABLE, f"{_ENCODER}pos_embed"))
     if layout == "authors" and turned:
         raise DataError(
             "the files of EoMT's authors on a DINOv3 are differences to DINOv3's weights, in names "
             "that vitrail does not know: use those that transformers writes of a whole model "
             "(EomtDinov3ForUniversalSegmentation), or EoMT on a DINOv2"
         )
-    _check_activation(config)
-    if turned and base is None and _are_differences(state):
+    if turned and not differences and _are_differences(state):
         raise DataError(
             "these are differences to DINOv3's weights, not weights: half of its norms' factors "
-            "are negative. Give those of the DINOv3 too: from_eomt(state, config, base=...)"
+            "are negative. Give those of the DINOv3 too: "
+            "vitrail.weights.eomt.from_eomt(state, config, base=...)"
         )
-    bare = _bare(state)
-    if layout == "authors":
-        bare = {
-            k: t for k, t in bare.items() if k not in ("encoder.pixel_mean", "encoder.pixel_std")
-        }
-    head = _ours_of_head(bare, layout, config)
-    others = {key: tensor for key, tensor in bare.items() if key not in head.values()}
-    others = {key: tensor for key, tensor in others.items() if key not in (_SHARES, _EMPTY)}
+    beside = {_SHARES, _EMPTY, "encoder.pixel_mean", "encoder.pixel_std"}
+    others = {k: t for k, t in bare.items() if k not in beside and not _of_head(k, layout)}
     if turned:
-        others = rename(others, _dinov3_names)
-        backbone = dinov3.HUGGING_FACE.read(others, config)
-    else:
-        others = {key.removeprefix(_ENCODER): tensor for key, tensor in others.items()}
-        backbone = _BACKBONES[layout].read(others, config)
-    if base is not None:
-        _check_base(backbone, base)
-        backbone = {key: tensor + base[key].to(tensor) for key, tensor in backbone.items()}
-    return {
-        **{f"backbone.{key}": tensor for key, tensor in backbone.items()},
-        **{ours: bare[theirs] for ours, theirs in head.items()},
+        return rename(others, _dinov3_names)
+    return {key.removeprefix(_ENCODER): tensor for key, tensor in others.items()}
+
+
+def head_weights(state: State, config: ViTConfig, names: tuple[str, ...] = ()) -> HeadWeights:
+    """Its head, under our names, on a ViT of `config`.
+
+    Raises `DataError` for keys that are missing or of another shape.
+    """
+    head, classes = head_of(state)
+    layout, bare = layout_of(state), _bare(state)
+    _check_activation(config)
+    wanted = head_shapes(config, head, classes)
+    theirs = _head_names(wanted, layout)
+    missing = [key for key in theirs.values() if key not in bare]
+    unexpected = [key for key in bare if _of_head(key, layout) and key not in theirs.values()]
+    wrong = [
+        f"{key} {tuple(bare[key].shape)}"
+        for ours, key in theirs.items()
+        if key in bare and bare[key].shape != wanted[ours]
+    ]
+    if missing or unexpected or wrong:
+        faults = [f"missing {some(missing)}"] * bool(missing)
+        faults += [f"unexpected {some(unexpected)}"] * bool(unexpected)
+        faults += [f"of another shape {some(wrong)}"] * bool(wrong)
+        raise DataError(f"this EoMT's head does not fit the config: {'; '.join(faults)}")
+    state_dict = {ours: bare[key] for ours, key in theirs.items()}
+    return HeadWeights(head, state_dict, names if len(names) == classes else ())
+
+
+def preprocess_of(state: State, size: tuple[int, int]) -> Preprocess:
+    """What it is shown where nothing beside its file says so: as its code has it, or the file."""
+    mean, deviation = (
+        tuple(round(x, 6) for x in own.flatten().tolist())
+        if (own := _bare(state).get(key)) is not None
+        else usual
+        for key, usual in (("encoder.pixel_mean", _MEAN), ("encoder.pixel_std", _DEVIATION))
+    )
+    return Preprocess(
+        size=size, resize="squash", interpolation="bilinear", mean=mean, std=deviation
+    )
+
+
+def write(
+    state: State, config: ModelConfig, head: HeadWeights, layout: EomtLayout
+) -> dict[str, Tensor]:
+    """A backbone and its head as `to_eomt` writes them. Raises `DataError`."""
+    if not isinstance(config, ViTConfig) or head.config.joint_blocks is None:
+        raise DataError(f"EoMT is a ViT with queries, not a {config.family}")
+    both = {
+        **{f"backbone.{key}": tensor for key, tensor in state.items()},
+        **{f"head.{key}": tensor for key, tensor in head.state.items()},
     }
+    return to_eomt(both, config, head.config.joint_blocks, layout)
 
 
 def to_eomt(
@@ -223,9 +280,10 @@ def to_eomt(
     if config.has_table and rows:  # a class token's row can be added to it once and for all
         backbone = position_rows(backbone, rows, 0)
         config = replace(config, prefix_position=False)
-    head = {theirs: state[f"head.{key}"] for key, theirs in _head_names(state, layout).items()}
-    queries = state["head.queries"]
-    classes = len(state["head.classifier.bias"])
+    ours = {k.removeprefix("head."): t for k, t in state.items() if k.startswith("head.")}
+    head = {theirs: ours[key] for key, theirs in _head_names(ours, layout).items()}
+    queries = ours["queries"]
+    classes = len(ours["classifier.bias"])
     shares = queries.new_zeros(joint_blocks)
     empty = torch.ones(classes, device=queries.device)
     empty[-1] = 0.1
@@ -298,33 +356,15 @@ def _check_base(backbone: State, base: State) -> None:
         )
 
 
-def _ours_of_head(state: State, layout: EomtLayout, config: ViTConfig) -> dict[str, str]:
-    """Our keys of the head -> theirs, all of which are there, of the shapes that they must have."""
-    head, classes = head_of(state)
-    with torch.device("meta"):
-        built = build_segmenter(build(replace(config, classes=0)), head, classes)
-    wanted = {k: t.shape for k, t in built.state_dict().items() if k.startswith("head.")}
-    names = {f"head.{k}": v for k, v in _head_names(wanted, layout).items()}
-    missing = [theirs for theirs in names.values() if theirs not in state]
-    wrong = [
-        f"{theirs} {tuple(state[theirs].shape)}"
-        for ours, theirs in names.items()
-        if theirs in state and state[theirs].shape != wanted[ours]
-    ]
-    if missing or wrong:
-        faults = [f"missing {some(missing)}"] * bool(missing)
-        faults += [f"of another shape {some(wrong)}"] * bool(wrong)
-        raise DataError(f"this EoMT's head does not fit the config: {'; '.join(faults)}")
-    return names
+def _of_head(key: str, layout: EomtLayout) -> bool:
+    """Whether a tensor of theirs is of the head."""
+    return key.split(".")[0] in {name.split(".")[0] for name in _HEAD[layout].values()}
 
 
-def _head_names(keys: Mapping[str, object], layout: EomtLayout) -> dict[str, str]:
-    """Our keys of the head, without `head.`, -> theirs."""
+def _head_names(keys: Iterable[str], layout: EomtLayout) -> dict[str, str]:
+    """Our keys of the head -> theirs."""
     names: dict[str, str] = {}
-    for key in keys:
-        if not key.startswith("head."):
-            continue
-        ours = key.removeprefix("head.")
+    for ours in keys:
         module, _, leaf = ours.rpartition(".")
         if ours in _HEAD[layout]:
             names[ours] = _HEAD[layout][ours]
@@ -334,5 +374,7 @@ def _head_names(keys: Mapping[str, object], layout: EomtLayout) -> dict[str, str
         elif module in _HEAD[layout]:
             names[ours] = f"{_HEAD[layout][module]}.{leaf}"
         else:
-            raise DataError(f"EoMT has no counterpart of '{key}': it is not of head='queries'")
+            raise DataError(
+                f"EoMT has no counterpart of 'head.{ours}': it is not of head='queries'"
+            )
     return names

@@ -20,6 +20,7 @@ from torch import Size, Tensor
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import MODELS, Model, ModelConfig, ViTConfig, build, model_config
+from vitrail.weights import eomt
 from vitrail.weights.architectures import check_architecture, named, remarks
 from vitrail.weights.beside import preprocess_by, told_by_config
 from vitrail.weights.classes import Match, match, named_by_config
@@ -27,15 +28,19 @@ from vitrail.weights.family import FamilyLayout
 from vitrail.weights.fetch import cached_file, fetch, parse_source
 from vitrail.weights.files import WeightsFile, read_weights
 from vitrail.weights.fit import Fitted, fit, models_like
+from vitrail.weights.heads import HeadWeights, from_header, to_header
 from vitrail.weights.layouts import recognise, understand, write_as
+from vitrail.weights.names import State
 from vitrail.weights.table import WEIGHTS, Published
 from vitrail.weights.unseen import UNSEEN, Unseen, lines
 from vitrail.weights.write import write_npz, write_safetensors
 
 OURS = "vitrail"
 """Our own layout: safetensors whose header holds the config, the preprocessing and the classes."""
-TARGETS = (OURS, "timm", "huggingface", "google")
-"""What weights can be written as."""
+TARGETS = (OURS, "timm", "huggingface", "google", "eomt")
+"""What weights can be written as; `eomt` is that of its authors, of a ViT with queries."""
+_HEAD = "head."
+"""Before the names of what lies beside a backbone, in our files."""
 
 
 class Opened(NamedTuple):
@@ -64,6 +69,8 @@ class Opened(NamedTuple):
     """What no tensor of such a model shows, and where each of it is from."""
     keys: Mapping[str, Size] = {}
     """What the tensors of `state` were called in the file, and their shapes there."""
+    head: HeadWeights | None = None
+    """Of a segmenter, what lies beside its backbone, whose `state` and `config` these are."""
 
     @property
     def architecture(self) -> str:
@@ -115,16 +122,23 @@ def open_weights(
         return _open_ours(str(source), file, said)
     if not published:
         check_architecture(file.config, str(source))
-    known = _known(file, published, row)
+    queries = eomt.is_one(file.tensors)
+    tensors = eomt.backbone_of(file.tensors) if queries else file.tensors
+    known = _known(file, tensors, published, row)
     architecture = "" if published else named(file.config)
     sure = bool(published or architecture)
     whence = "by the config.json beside it" if file.config else f"by {row}, which it should be"
     whence = f"by {source}'s row in WEIGHTS" if published else whence
-    found = understand(
-        file.tensors, said, str(source), wanted, beside=known, named=sure, whence=whence
-    )
+    found = understand(tensors, said, str(source), wanted, beside=known, named=sure, whence=whence)
     check_told(said, found.config, str(source))
     preprocess = published.preprocess if published else preprocess_by(file, found.config)
+    head = None
+    if queries:
+        assert isinstance(found.config, ViTConfig)
+        head = eomt.head_weights(file.tensors, found.config)
+        head = head._replace(names=named_by_config(file.config, head.classes))
+        if preprocess is None:
+            preprocess = eomt.preprocess_of(file.tensors, found.config.image_size)
     assumed = found.assumed + (() if published or "activation" in said else remarks(file.config))
     if preprocess is None:
         assumed += (
@@ -145,10 +159,13 @@ def open_weights(
         named=architecture,
         unseen=found.unseen,
         keys=found.keys,
+        head=head,
     )
 
 
-def _known(file: WeightsFile, published: Published | None, row: str | None) -> dict[str, Any]:
+def _known(
+    file: WeightsFile, tensors: State, published: Published | None, row: str | None
+) -> dict[str, Any]:
     """What is known of a model besides its weights: by its row in WEIGHTS, or beside the file."""
     if published:
         expected = model_config(published.model, **published.changes)
@@ -156,7 +173,7 @@ def _known(file: WeightsFile, published: Published | None, row: str | None) -> d
         return {name: value for name, value in said.items() if value is not None}
     if row is not None and row not in MODELS:
         raise unknown_name("model", row, MODELS)
-    layout, _ = recognise(file.tensors, str(file.path))
+    layout, _ = recognise(tensors, str(file.path))
     if isinstance(layout, FamilyLayout):
         return {}  # all is in the shapes
     known = told_by_config(file.config)
@@ -176,10 +193,17 @@ def _open_ours(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Opene
         preprocess = header.get("preprocess")
         read = Preprocess.from_dict(preprocess) if preprocess else None
         classes = tuple(map(str, header.get("classes", ())))
+        tensors, head = file.tensors, None
+        if beside := header.get("head"):
+            own = {k: t for k, t in tensors.items() if k.startswith(_HEAD)}
+            tensors = {k: t for k, t in tensors.items() if k not in own}
+            own = {key.removeprefix(_HEAD): tensor for key, tensor in own.items()}
+            head = from_header(beside, own, config)
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise DataError(f"{source}: the header is not vitrail's: {_line(error)}") from error
-    state = fit(file.tensors, config, config, source).state
+    state = fit(tensors, config, config, source).state
     opened = Opened(source, file.sha256, OURS, config, state, read, classes, file.notes, ())
+    opened = opened._replace(head=head)
     how = {name: "as told" if name in told else "by its header" for name in UNSEEN}
     return opened._replace(unseen=lines(config, how))
 
@@ -247,6 +271,11 @@ def pretrained(source: str | Path, **changes: Any) -> Model:
             f"number does not say which they are. To keep it, leave num_classes out",
             stacklevel=2,
         )
+    if opened.head:
+        warnings.warn(
+            f"{source}: this is its backbone alone; the head of segmentation is left out",
+            stacklevel=2,
+        )
     load_into(model, opened, new_head="" if asked is None else "a number does not say which")
     return model.eval()
 
@@ -272,7 +301,8 @@ def started(
 
 
 def convert(opened: Opened, to: str, out: Path, *, overwrite: bool = False) -> Path:
-    """Write the weights in another layout: safetensors, or .npz for Google's.
+    """Write the weights in another layout: safetensors, or .npz for Google's. Of a segmenter the
+    backbone alone, unless `head_is_written`.
 
     Raises `DataError` where that layout has no place for something the model has.
     """
@@ -283,7 +313,13 @@ def convert(opened: Opened, to: str, out: Path, *, overwrite: bool = False) -> P
         raise UsageError(f"the layout {to} is written as {ending}: call it {out.stem}{ending}")
     if to == OURS:
         save_weights(
-            out, opened.config, opened.state, opened.preprocess, opened.classes, overwrite=overwrite
+            out,
+            opened.config,
+            opened.state,
+            opened.preprocess,
+            opened.classes,
+            opened.head,
+            overwrite=overwrite,
         )
     elif to == "google":
         write_npz(out, _written(opened, to), overwrite=overwrite)
@@ -293,8 +329,28 @@ def convert(opened: Opened, to: str, out: Path, *, overwrite: bool = False) -> P
     return out
 
 
+def head_is_written(opened: Opened, to: str) -> bool:
+    """Whether `convert` writes the head too: ours has a place for every one, and EoMT's two layouts
+    for queries on a ViT. The others have that of the backbone alone.
+    """
+    if opened.head is None or to == OURS:
+        return opened.head is not None
+    return opened.head.config.head == "queries" and to in _EOMT
+
+
+_EOMT: Mapping[str, eomt.EomtLayout] = {"huggingface": "huggingface", "eomt": "authors"}
+
+
 def _written(opened: Opened, to: str) -> dict[str, Tensor]:
     """The weights in another layout, or as they came if it is their own."""
+    if head_is_written(opened, to):
+        assert opened.head is not None
+        return eomt.write(opened.state, opened.config, opened.head, _EOMT[to])
+    if to == "eomt":
+        raise DataError(
+            f"{opened.source} is no segmenter with queries, and EoMT is one: use "
+            f"{setting('to', 'timm')} or another layout"
+        )
     own = opened.layout == to or opened.layout.startswith(f"{to}-")
     return write_as(to, opened.state, opened.config, opened.keys if own else None)
 
@@ -305,11 +361,15 @@ def save_weights(
     state: Mapping[str, Tensor],
     preprocess: Preprocess | None = None,
     classes: tuple[str, ...] = (),
+    head: HeadWeights | None = None,
     *,
     overwrite: bool = False,
 ) -> None:
     """Write one file that says all of itself: weights, config, preprocessing, class names."""
-    header = {"config": asdict(config), "classes": classes}
+    header: dict[str, Any] = {"config": asdict(config), "classes": classes}
+    if head is not None:
+        header["head"] = to_header(head)
+        state = {**state, **{_HEAD + key: tensor for key, tensor in head.state.items()}}
     if preprocess is not None:
         header["preprocess"] = preprocess.to_dict()
     write_safetensors(out, state, {OURS: json.dumps(header), "format": "pt"}, overwrite=overwrite)
