@@ -1,6 +1,6 @@
 """What a run survives: kills at any time, damaged checkpoints, dead workers, 20,000 steps.
 
-    python benchmarks/reliability.py [--full] [--part kills ...] [--count N] [--seed 0] [--json]
+    python benchmarks/reliability.py [--full] [--part kills] [--task frozen] [--count N] [--json]
 
 - kills: a run with decoder processes, augmentation, an average of the weights and accumulation is
   killed at random times and resumed, one to three times; its last checkpoint, tensor by tensor, and
@@ -53,10 +53,11 @@ from vitrail import job
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.errors import DataError
 from vitrail.models import ViTConfig
-from vitrail.runs import DataConfig, OptimConfig, Run, TrainConfig
+from vitrail.runs import DataConfig, OptimConfig, Run, TrainConfig, TuneConfig
 from vitrail.runs.checkpoint import check_checkpoint
 from vitrail.runs.config import write_yaml
 from vitrail.runs.folder import step_of
+from vitrail.tasks import SegmentConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from runs import harm
@@ -81,9 +82,19 @@ CHECKPOINT_MINUTES = (1e-6, 0.1 / 60, 10.0)
 """A checkpoint after each step, every tenth of a second, and only with each evaluation."""
 
 
-def make_images(folder: Path, number: int = 40) -> Path:
-    """Small noisy PNG files in two classes, which differ in their colour."""
+def make_images(folder: Path, number: int = 40, *, masks: bool = False) -> Path:
+    """Small noisy PNG files in two classes, which differ in their colour; or with `masks`."""
     random = np.random.default_rng(0)
+    if masks:
+        for i in range(number):
+            mask = np.repeat(np.repeat(random.integers(0, 2, (4, 4), dtype=np.uint8), 5, 0), 6, 1)
+            pixels = random.integers(0, 120, (20, 24, 3), dtype=np.uint8)
+            pixels[..., 0] += 100 * mask
+            for kind, values in (("images", pixels), ("masks", mask)):
+                file = folder / kind / ("val" if i % 5 == 0 else "train") / f"{i}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values).save(file)
+        return folder
     for i in range(number):
         pixels = random.integers(0, 120, (20, 24, 3), dtype=np.uint8)
         pixels[..., i % 2] += 100
@@ -114,6 +125,44 @@ def config_for(data: Path) -> TrainConfig:
     )  # fmt: skip
 
 
+OTHER_TASKS: dict[str, dict[str, Any]] = {
+    "deeplab": {
+        "task": "segment",
+        "segment": SegmentConfig(head="deeplab", fine="side", width=16),
+        "augment": replace(AugmentConfig.off(), scale=(0.5, 2.0), hflip=0.5, jitter=0.3),
+    },
+    "queries": {
+        "task": "segment",
+        "segment": SegmentConfig(head="queries", queries=4, joint_blocks=1),
+        "augment": replace(AugmentConfig.off(), scale=(0.5, 2.0), hflip=0.5),
+        "accumulate": 1,
+    },
+    "frozen": {
+        "task": "segment",
+        "segment": SegmentConfig(head="linear"),
+        "augment": replace(AugmentConfig.off(), scale=(0.5, 2.0), hflip=0.5),
+        "tune": TuneConfig(freeze=("backbone.*",), kept_views=3),
+    },
+    "mocov3": {
+        "task": "mocov3",
+        "augment": AugmentConfig(grey=0.2, solarize=0.2, jitter=0.4),
+        "accumulate": 1,
+    },
+}
+"""What of `config_for` is another in a run of another task."""
+
+
+def kind_of(task: str, place: Path) -> TrainConfig:
+    """30 steps of a run of the `task`, and its images."""
+    if task == "classify":
+        return config_for(make_images(place / "images"))
+    changes = OTHER_TASKS[task]
+    masks = changes["task"] == "segment"
+    config = config_for(make_images(place / "images", 20 if masks else 40, masks=masks))
+    data = replace(config.data, resize="squash") if masks else config.data
+    return replace(config, data=data, model=replace(config.model, classes=0), **changes)
+
+
 def digests(run: Run) -> dict[str, str]:
     """SHA-256 of each tensor of the last checkpoint, and of what the run logged."""
     folder = run.checkpoint("last")
@@ -133,7 +182,9 @@ def digests(run: Run) -> dict[str, str]:
     progress = json.loads((folder / "state.json").read_text())["progress"]
     facts = {
         "steps": [event for event in events if "loss" in event],
-        "evaluations": [event for event in events if "val_accuracy" in event],
+        "evaluations": [
+            event for event in events if any(name.startswith("val_") for name in event)
+        ],
         "progress": {key: value for key, value in progress.items() if key not in TIMES},
     }
     for name, fact in facts.items():
@@ -225,12 +276,12 @@ def go_on(folder: Path, config: TrainConfig, report: bool) -> None:
         job.train(config, folder, notify=print)
 
 
-def kills(count: int, seed: int, place: Path) -> dict[str, Any]:
+def kills(count: int, seed: int, place: Path, task: str = "classify") -> dict[str, Any]:
     """Runs that are killed and resumed until `count` kills have happened."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans become our children
     rng = random.Random(seed)
-    config = config_for(make_images(place / "images"))
+    config = kind_of(task, place)
     calm = place / "calm"
     started = time.time()
     first = sit(lambda: job.train(config, calm))
@@ -436,10 +487,9 @@ class Sample(NamedTuple):
     children: int
 
 
-def memory(count: int, seed: int, place: Path) -> dict[str, Any]:
+def memory(count: int, seed: int, place: Path, task: str = "classify") -> dict[str, Any]:
     """One run of `count` steps; the first fifth, but no more than 2,000 steps, is warm-up."""
-    data = make_images(place / "images")
-    config = config_for(data)
+    config = kind_of(task, place)
     reading = replace(config.data, decoders="processes", cache="memory")
     config = replace(
         config, data=reading, epochs=count / 4, evaluations=20, checkpoint_minutes=2 / 60
@@ -500,7 +550,7 @@ def _sample(step: int) -> Sample:
     )
 
 
-PARTS: dict[str, Callable[[int, int, Path], dict[str, Any]]] = {
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "kills": kills,
     "memory": memory,
     "damage": damage,
@@ -513,6 +563,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--task", choices=("classify", *OTHER_TASKS), default="classify", help="of kills and memory"
+    )
     parser.add_argument("--count", type=int, help="another count than the part's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
@@ -522,7 +575,8 @@ def main() -> None:
         count = args.count or COUNTS[name][args.full]
         started = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="vitrail-reliability-") as place:
-            result = PARTS[name](count, args.seed, Path(place))
+            told = {"task": args.task} if name in ("kills", "memory") else {}
+            result = {**told, **PARTS[name](count, args.seed, Path(place), **told)}
         result["wall_seconds"] = round(time.perf_counter() - started)
         results[name] = result
         verdict = "NOT as it must be" if result["problems"] else "as it must be"

@@ -18,7 +18,7 @@ from vitrail.errors import UsageError, setting
 from vitrail.evaluation import Evaluation, evaluate
 from vitrail.planning.auto import ALL_GIVEN, Auto
 from vitrail.planning.cluster import Cluster
-from vitrail.planning.numbers import makers_of, room_for, with_numbers
+from vitrail.planning.numbers import check_kept_maps, makers_of, room_for, with_numbers
 from vitrail.planning.plan import Plan, make_plan
 from vitrail.planning.sweep import Sweep
 from vitrail.planning.sweep import find_lr as sweep
@@ -179,6 +179,7 @@ def _begin(
     with torch.device("meta"):
         check_tuning(config, model_of(config, splits))
         task_of(model_of(config, splits), config, splits, found and found.teacher)
+    check_kept_maps(config, splits, world)
     config = with_numbers(auto, config, splits, found and found.teacher, world, notify)
     return _Begun(config, splits, found)
 

@@ -18,9 +18,12 @@ from command import last_json, vitrail
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Coding, MaskArrays, Masks
 from vitrail.data.views.preprocess import Canvas, Preprocess
+from vitrail.heads import build_segmenter
+from vitrail.models import ViTConfig, build
 from vitrail.runs import Run
 from vitrail.runs.load import load
 from vitrail.tasks import SegmentConfig
+from vitrail.tasks.kept import KeptMaps
 from vitrail.tasks.segment import Segment, starts
 from vitrail.weights import open_weights, pretrained
 
@@ -216,6 +219,41 @@ def test_a_frozen_backbone_stays_what_it_was(scenes, tmp_path, capfd):
     assert code == 0, said
     one, two = (load(run).model.backbone.state_dict() for run in (first, second))
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+@pytest.mark.parametrize("head", ["linear", "deeplab"])
+def test_kept_maps_change_nothing_and_are_computed_once(head, randomised):
+    shape = ViTConfig(
+        depth=2, width=32, heads=2, mlp=64, patch=(8, 8), image_size=(32, 48), classes=0
+    )
+    config = SegmentConfig(head=head, width=16, dropout=0.0)
+    model = randomised(build_segmenter(build(shape), config, len(NAMES))).eval()
+    preprocess = Preprocess(size=(32, 48), resize="squash", patch=(8, 8))
+    masks, kept = Masks(NAMES, MaskArrays((), ""), Coding({})), KeptMaps()
+    plain = Segment(model, config, masks, preprocess)
+    keeping = Segment(model, config, masks, preprocess, kept=kept)
+    images, truth = torch.randn(6, 3, 32, 48), torch.randint(-1, 3, (6, 32, 48))
+    expected: dict[tuple, torch.Tensor] = {}
+    for epoch, order in ((0, [0, 1, 2]), (1, [5, 2, 0]), (0, [2, 0, 1]), (0, [1])):
+        rows = np.array(order)
+        batch = Batch((Canvas(images[rows] + epoch, None),), {"mask": truth[rows]}, rows, epoch)
+        close(keeping.loss(batch).total, plain.loss(batch).total)
+        for row, maps in zip(order, kept.of(model, batch)[0], strict=True):
+            assert torch.equal(expected.setdefault((epoch, row), maps), maps)
+    assert len(kept) == len(expected) == 6
+
+
+def test_a_frozen_run_with_kept_maps(scenes, tmp_path, capfd):
+    flags = [*TINY, "--tune.kept-views", "2", "--epochs", 5, "--out", tmp_path / "run"]
+    code, _, said = vitrail(capfd, "train", scenes, *flags)
+    assert code == 2 and "add --tune.freeze 'backbone.*'" in " ".join(said.split()), said
+    code, _, said = vitrail(
+        capfd, "train", scenes, *flags, "--tune.freeze", "backbone.*", "--segment.head", "queries"
+    )
+    assert code == 2 and "is for a head that reads a backbone's maps" in " ".join(said.split())
+    code, _, said = vitrail(capfd, "train", scenes, *flags, "--tune.freeze", "backbone.*")
+    assert code == 0, said
+    assert len([e for e in Run(tmp_path / "run").metrics() if "loss" in e]) == 15
 
 
 def eomt(folder: Path, randomised, names: tuple[str, ...]) -> hf.EomtForUniversalSegmentation:

@@ -9,7 +9,6 @@
 Letters: b batch, c channels, h w pixels.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
@@ -120,7 +119,7 @@ def quarters(depth: int) -> tuple[int, ...]:
     return tuple(max(0, depth * i // 4 - 1) for i in (1, 2, 3, 4))
 
 
-class Segmenter(nn.Module, ABC):
+class Segmenter(nn.Module):
     """A backbone and its head. `build_segmenter` puts them together.
 
     `config` is the backbone's, `head_config` and `classes` what the head was built from, `stride`
@@ -130,6 +129,8 @@ class Segmenter(nn.Module, ABC):
     backbone: Any
     head: nn.Module
     stride: tuple[int, int]
+    reads_maps: ClassVar[bool] = True
+    """Whether the head reads maps of the backbone, and nothing else of it."""
 
     def __init__(self, backbone: Backbone, config: SegmentHeadConfig, classes: int) -> None:
         super().__init__()
@@ -142,7 +143,6 @@ class Segmenter(nn.Module, ABC):
             if (module := getattr(backbone, name)) is not None:
                 module.requires_grad_(False)
 
-    @abstractmethod
     def forward(
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> Float[Tensor, "b _classes _h _w"]:
@@ -151,6 +151,27 @@ class Segmenter(nn.Module, ABC):
         Raises `UsageError` for an `extent`: images of different sizes are to be padded, with pixels
         that have no class.
         """
+        _check(extent)
+        return self.of_maps(self.maps(x), x)
+
+    def maps(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
+        """What the head reads of the backbone, each `[b d h w]`.
+
+        Raises `UsageError` for a head that goes through the backbone's blocks.
+        """
+        raise self._no_maps()
+
+    def of_maps(
+        self, maps: tuple[Tensor, ...], x: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b _classes _h _w"]:
+        """Logits of the images `x`, of which the backbone's maps are known. Raises as `maps`."""
+        raise self._no_maps()
+
+    def _no_maps(self) -> UsageError:
+        return UsageError(
+            f"{setting('head', self.head_config.head)} reads no maps of a backbone: it goes "
+            f"through its blocks. Use {setting('head', 'linear')} or deeplab"
+        )
 
     def predictions(
         self, x: Float[Tensor, "b c h w"], draws: Float[Tensor, "n b q"] | None = None
@@ -203,16 +224,17 @@ class LinearSegmenter(Segmenter):
         self.stride = self.strides[0]
         self.head = LinearHead(tuple(widths[first:]), classes, config.dropout)
 
-    def forward(
-        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
+    def maps(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
+        """The last map, or four."""
+        if self.blocks:
+            return self.backbone.taps(x, self.blocks)
+        return self.backbone.features(x).maps[-len(self.strides) :]
+
+    def of_maps(
+        self, maps: tuple[Tensor, ...], x: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b _classes _h _w"]:
         """Logits at the stride of the last map, or of the finest of several."""
-        _check(extent)
         size = (x.shape[2], x.shape[3])
-        if self.blocks:
-            maps = self.backbone.taps(x, self.blocks)
-        else:
-            maps = self.backbone.features(x).maps[-len(self.strides) :]
         maps = tuple(
             at_stride(m, stride, self.stride, size)
             for m, stride in zip(maps, self.strides, strict=True)
@@ -258,24 +280,26 @@ class DeepLabSegmenter(Segmenter):
             high, low, classes, config.width, config.low_width, rates, config.dropout, fine
         )
 
-    def forward(
-        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
+    def maps(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
+        """The coarse map, behind a fine one where the backbone has it."""
+        if self.early:
+            return self.backbone.taps(x, (*self.early, self.config.depth - 1))
+        maps = self.backbone.features(x).maps
+        return maps[-1:] if self.head.fine else (maps[self.own], maps[-1])
+
+    def of_maps(
+        self, maps: tuple[Tensor, ...], x: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b _classes _h _w"]:
         """Logits of stride 4."""
-        _check(extent)
-        size = (x.shape[2], x.shape[3])
+        size, high = (x.shape[2], x.shape[3]), maps[-1]
         if self.early:
-            low, high = self.backbone.taps(x, (*self.early, self.config.depth - 1))
-            low = at_stride(low, self.coarse, FINE, size)
+            low = at_stride(maps[0], self.coarse, FINE, size)
+        elif self.head.fine is None:
+            low = at_stride(maps[0], FINE, FINE, size)
+        elif isinstance(self.head.fine, Deconv):
+            low = self.head.fine(high, size)
         else:
-            maps = self.backbone.features(x).maps
-            high = maps[-1]
-            if self.head.fine is None:
-                low = at_stride(maps[self.own], FINE, FINE, size)
-            elif isinstance(self.head.fine, Deconv):
-                low = self.head.fine(high, size)
-            else:
-                low = self.head.fine(x)
+            low = self.head.fine(x)
         return self.head(high, self.coarse, low, size)
 
 
@@ -283,6 +307,7 @@ class QuerySegmenter(Segmenter):
     """With a `QueryHead`: EoMT."""
 
     head: QueryHead
+    reads_maps = False
 
     def __init__(self, backbone: Backbone, config: SegmentHeadConfig, classes: int) -> None:
         super().__init__(backbone, config, classes)

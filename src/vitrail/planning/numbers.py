@@ -11,6 +11,7 @@ from vitrail.data import Source, Splits
 from vitrail.data.batches.loader import EvalLoader
 from vitrail.data.batches.making import Loader
 from vitrail.doctor.machine import memory
+from vitrail.errors import UsageError, setting
 from vitrail.nn import BatchNorm
 from vitrail.planning.auto import Auto
 from vitrail.planning.cluster import Cluster
@@ -21,6 +22,7 @@ from vitrail.runs import TrainConfig
 from vitrail.runs.parts import model_of, prepare, start, task_of, train_loader, val_loader
 from vitrail.runs.world import World
 from vitrail.tasks import Task, Teacher
+from vitrail.units import bytes_text
 
 _SECONDS = 5.0
 """What finding a number may take, on top of making the model and of reading its first images."""
@@ -67,6 +69,27 @@ def room_for(device: torch.device, processes: int) -> Room:
         device=torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
         disk=None,
     )
+
+
+def check_kept_maps(config: TrainConfig, splits: Splits, world: World) -> None:
+    """Raise `UsageError` where the maps that are to be kept of all views (`tune.kept_views`) take
+    more than half of the memory that is free for this process.
+    """
+    views = config.tune.kept_views
+    free = room_for(torch.device("cpu"), int(os.environ.get("LOCAL_WORLD_SIZE", world.size))).memory
+    if not views or free is None:
+        return
+    with torch.device("meta"):
+        model = model_of(config, splits).eval()
+        maps = model.maps(torch.zeros(1, config.model.channels, *config.train_preprocess().size))
+    numbers = sum(each.numel() for each in maps) * views * len(splits.train)
+    needed = numbers * (2 if config.precision == "bfloat16" else 4)
+    if needed > free // 2:
+        raise UsageError(
+            f"{setting('tune.kept_views', views)} would keep {bytes_text(needed)} of maps of "
+            f"{len(splits.train)} images, of {bytes_text(free)} that are free: fewer views, or "
+            f"smaller images ({setting('model.image_size')})"
+        )
 
 
 def makers_of(

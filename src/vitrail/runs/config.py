@@ -196,6 +196,9 @@ class TuneConfig:
     """The product counts `lora_alpha / lora_rank` times."""
     lora_targets: tuple[str, ...] = ("qkv", "proj")
     """Last names of linear layers: qkv, proj, fc1, fc2."""
+    kept_views: int = 0
+    """Of a frozen backbone under a head for masks: each image has so many views, which come again
+    in turn, and what the backbone says of them is kept in memory. 0: each epoch has its own."""
 
     def __post_init__(self) -> None:
         for name, share in (("layer_decay", self.layer_decay), ("head_lr", self.head_lr)):
@@ -210,7 +213,8 @@ class TuneConfig:
             raise UsageError(
                 f"{setting('tune.head_warmup')} must be in [0, 1), not {self.head_warmup}"
             )
-        for name, number in (("last_blocks", self.last_blocks), ("lora_rank", self.lora_rank)):
+        numbers = ("last_blocks", "lora_rank", "kept_views")
+        for name, number in ((name, getattr(self, name)) for name in numbers):
             if number is not None and number < 0:
                 raise UsageError(f"{setting(f'tune.{name}')} cannot be negative: {number}")
         if self.lora_rank and not self.lora_targets:

@@ -12,6 +12,7 @@ from vitrail.data.batches.loader import EvalLoader, TrainLoader
 from vitrail.data.batches.making import Loader
 from vitrail.data.batches.stream_loader import StreamLoader
 from vitrail.data.sources.stream import StreamSource
+from vitrail.errors import UsageError, setting
 from vitrail.heads import Segmenter
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.machine import keep_freed_memory
@@ -59,7 +60,14 @@ def train_loader(
     notify: Notify = silent,
 ) -> Loader:
     """Batches to learn from, of this process."""
-    kind: Any = StreamLoader if isinstance(source, StreamSource) else TrainLoader
+    streamed = isinstance(source, StreamSource)
+    if streamed and config.tune.kept_views:
+        raise UsageError(
+            f"{setting('tune.kept_views', config.tune.kept_views)} needs images that come again, "
+            f"and a stream is read from front to back: leave it out"
+        )
+    again = {} if streamed else {"kept_views": config.tune.kept_views}
+    kind: Any = StreamLoader if streamed else TrainLoader
     loader: Loader = kind(
         source,
         config.train_preprocess(),
@@ -72,6 +80,7 @@ def train_loader(
         part=world.part,
         reading=config.data.reading(),
         notify=notify,
+        **again,
     )
     return loader
 

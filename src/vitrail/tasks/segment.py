@@ -32,6 +32,7 @@ from vitrail.errors import UsageError, setting
 from vitrail.heads.queries import Prediction
 from vitrail.heads.segmenter import Segmenter, SegmentHeadConfig
 from vitrail.metrics.masks import SegmentMetrics, count, mean_iou, segmentation
+from vitrail.tasks.kept import KeptMaps
 from vitrail.tasks.matching import SetLossConfig, keyed_draw, objects_of, set_loss
 from vitrail.tasks.task import Losses, Task
 from vitrail.tasks.tta import looks
@@ -78,9 +79,11 @@ class Segment(Task):
         preprocess: Preprocess,
         seed: int = 0,
         tta: str = "none",
+        kept: KeptMaps | None = None,
     ) -> None:
         """`preprocess`: how images are shown when masks are judged; `seed`: of the points at which
-        the loss of queries compares masks; `tta`: how often it looks at what it judges.
+        the loss of queries compares masks; `tta`: how often it looks at what it judges; `kept`: of
+        a frozen backbone, what it said of the views.
 
         Raises `UsageError` for images that are not shown whole.
         """
@@ -98,6 +101,7 @@ class Segment(Task):
         self.preprocess = preprocess
         self.seed = seed
         self.tta = tta
+        self.kept = kept
         if config.head == "queries":
             self.apart = "the number of objects that the masks' losses are divided by"
 
@@ -108,7 +112,10 @@ class Segment(Task):
         truth = batch.targets["mask"].long()
         if self.config.head == "queries":
             return self._set_loss(batch, truth)
-        logits = self.model(batch.images)
+        if self.kept is None:
+            logits = self.model(batch.images)
+        else:
+            logits = self.model.of_maps(self.kept.of(self.model, batch), batch.images)
         logits = self.model.pixels(logits.float(), (truth.shape[1], truth.shape[2]))
         total = F.cross_entropy(logits, truth, ignore_index=IGNORE, reduction="sum")
         return Losses(total / (truth != IGNORE).sum().clamp(min=1), {})

@@ -12,6 +12,7 @@ from vitrail.models import ViT, build
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.distill import Distill, Teacher
 from vitrail.tasks.embed import Embed
+from vitrail.tasks.kept import KeptMaps
 from vitrail.tasks.moco import Moco, draw_as_moco
 from vitrail.tasks.prune import Prune
 from vitrail.tasks.segment import Segment
@@ -69,7 +70,8 @@ def _segmenter(config: "TrainConfig", targets: Masks) -> Segmenter:
 
 
 def _segment(model: Any, config: "TrainConfig", targets: Masks, teacher: Teacher | None) -> Task:
-    return Segment(model, config.segment, targets, config.preprocess(), config.seed)
+    kept = KeptMaps() if config.tune.kept_views else None
+    return Segment(model, config.segment, targets, config.preprocess(), config.seed, kept=kept)
 
 
 def _segmented(model: Any, config: "TrainConfig", targets: Masks, tta: str) -> Task:

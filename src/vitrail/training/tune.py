@@ -69,6 +69,23 @@ def check_tuning(config: TrainConfig, model: Any) -> None:
     if "probe" in (config.method, config.tune.head_init):
         heads(model)
     prepare(model, config.tune)
+    if config.tune.kept_views:
+        asked = setting("tune.kept_views", config.tune.kept_views)
+        if not getattr(model, "reads_maps", False):
+            raise UsageError(
+                f"{asked} is for a head that reads a backbone's maps: {setting('task', 'segment')} "
+                f"with {setting('segment.head', 'linear')} or deeplab"
+            )
+        if any(parameter.requires_grad for parameter in model.backbone.parameters()):
+            raise UsageError(
+                f"{asked} is for a backbone that does not learn: add "
+                f"{setting('tune.freeze', 'backbone.*')}"
+            )
+        if config.parallel == "fsdp" and config.devices != 1:
+            raise UsageError(
+                f"{asked} lets each process compute what it does not know yet, and sharded ones "
+                f"have to compute together: leave out {setting('parallel', 'fsdp')}"
+            )
 
 
 def prepare(model: Any, config: TuneConfig) -> None:

@@ -132,8 +132,10 @@ class TrainLoader:
         part: tuple[int, int] = (0, 1),
         reading: Reading = USUAL,
         notify: Notify = silent,
+        kept_views: int = 0,
     ) -> None:
         """`batch_size` counts the images of all processes; no batch is larger than the data.
+        `kept_views`: after so many epochs the same views come again, in another order; 0: never.
 
         Raises `UsageError` for images of different sizes that are to be mixed, and for a batch that
         the processes cannot share evenly.
@@ -145,6 +147,7 @@ class TrainLoader:
         self.share = share_of(self.batch_size, part, augments[0], len(source))
         self.part = part
         self.seed = seed
+        self.kept_views = kept_views
         self.device = torch.device(device)
         fast = reading.decode == "fast"
         self._maker = Maker(
@@ -182,7 +185,8 @@ class TrainLoader:
         """The batches of one epoch, from batch `first` on."""
         order = keyed.permutation(self.seed, epoch, len(self.source))
         batches = order[: len(self) * self.batch_size].reshape(len(self), self.part[1], self.share)
-        wanted = (Wanted(self.source, i, i, epoch) for i in batches[first:, self.part[0]])
+        views = epoch % self.kept_views if self.kept_views else epoch
+        wanted = (Wanted(self.source, i, i, views) for i in batches[first:, self.part[0]])
         yield from self._maker.made(
             wanted, self._shelf.picture, self._shelf.skip, self._shelf.check
         )

@@ -1,0 +1,37 @@
+"""Maps of a frozen backbone, computed once for each view of an image."""
+
+import torch
+from torch import Tensor
+
+from vitrail.data.batches.batch import Batch
+from vitrail.heads.segmenter import Segmenter
+
+
+class KeptMaps:
+    """What a backbone that does not learn says of views that come again, in memory.
+
+    Each image is computed alone, so that what is kept does not depend on which others were in its
+    batch: a run that goes on finds the same numbers.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+
+    def __len__(self) -> int:
+        """How many views are known."""
+        return len(self._kept)
+
+    def of(self, model: Segmenter, batch: Batch) -> tuple[Tensor, ...]:
+        """`model.maps` of a batch, on its device."""
+        images = batch.images
+        if not len(images):
+            return model.maps(images)
+        rows = []
+        for i, index in enumerate(batch.indices.tolist()):
+            key = (batch.epoch, index)
+            if key not in self._kept:
+                with torch.no_grad():
+                    found = model.maps(images[i : i + 1])
+                self._kept[key] = tuple(each[0].cpu() for each in found)
+            rows.append(self._kept[key])
+        return tuple(torch.stack(maps).to(images.device) for maps in zip(*rows, strict=True))
