@@ -146,6 +146,7 @@ OTHER_TASKS: dict[str, dict[str, Any]] = {
     "mocov3": {
         "task": "mocov3",
         "augment": AugmentConfig(grey=0.2, solarize=0.2, jitter=0.4),
+        "ema": 0.0,
         "accumulate": 1,
     },
 }

@@ -28,7 +28,15 @@ from vitrail.runs.data import open_data_of, settled, with_greys
 from vitrail.runs.identity import IDENTITY, identity, read_identity, refuse_changes
 from vitrail.runs.join import check_layout, join_world
 from vitrail.runs.machine import left_as_found
-from vitrail.runs.parts import model_of, prepare, start, task_of, train_loader, val_loader
+from vitrail.runs.parts import (
+    model_of,
+    opened_start,
+    prepare,
+    start,
+    task_of,
+    train_loader,
+    val_loader,
+)
 from vitrail.runs.teacher import RECORD as TEACHER
 from vitrail.runs.teacher import FoundTeacher, open_teacher, reopen_teacher
 from vitrail.runs.world import ALONE, World
@@ -37,6 +45,7 @@ from vitrail.training.board import board
 from vitrail.training.measure import Measured
 from vitrail.training.progress import Listener
 from vitrail.training.tune import check_tuning, lr_warning
+from vitrail.weights import Opened
 
 Notify = Callable[[str], None]
 """Told of what a user should read while the job goes on."""
@@ -60,14 +69,16 @@ def train(
     *,
     auto: Auto = ALL_GIVEN,
     source: PartedSource | None = None,
+    weights: Opened | None = None,
     listen: Listener = lambda event: None,
     notify: Notify = lambda sentence: None,
 ) -> Outcome:
     """Train as `config` says, into the new run folder `out` (default: runs/NAME-N), and judge it.
 
     The data decides the number of classes, and the free memory the numbers that are `auto`; the
-    folder has them in its config. `source` is the config's data, where it is open already. Raises
-    `UsageError` and `DataError`, always before anything of the user's is touched.
+    folder has them in its config. `source` and `weights` are the config's, where they are open
+    already; the weights are used up. Raises `UsageError` and `DataError`, always before anything of
+    the user's is touched.
     """
     with left_as_found(), join_world(config.device, config.stall_seconds) as world:
         config = auto.start(config, world.size)
@@ -85,16 +96,16 @@ def train(
                 f"{folder} cannot be the run to make and its teacher: choose another "
                 f"{setting('out')}"
             )
-        config, splits, teacher = _begin(config, source, world, auto, notify)
+        begun_with = _begin(config, source, weights, world, auto, notify)
+        splits = begun_with.splits
         if world.lead:
-            run = Run.create(folder, config)
+            run = Run.create(folder, begun_with.config)
             world.run = str(folder.resolve())
-            _note(run, splits, identity(config, splits))
+            _note(run, splits, identity(begun_with.config, splits))
         world.gather("the run folder is there")
         run = Run(folder)
-        return _work(
-            run, run.config(), splits, teacher, world, resume=False, listen=listen, notify=notify
-        )
+        begun_with = begun_with._replace(config=run.config())
+        return _work(run, begun_with, world, resume=False, listen=listen, notify=notify)
 
 
 @left_as_found()
@@ -103,6 +114,7 @@ def find_lr(
     *,
     auto: Auto = ALL_GIVEN,
     source: PartedSource | None = None,
+    weights: Opened | None = None,
     notify: Notify = lambda sentence: None,
 ) -> Sweep:
     """Which learning rates the run that `config` describes could bear; nothing is written.
@@ -114,11 +126,11 @@ def find_lr(
             f"{setting('method', 'probe')} has no learning rate to find: use "
             f"{setting('method', 'gradient')}"
         )
-    config, splits, found = _begin(config, source, ALONE, auto, notify)
+    config, splits, found, opened = _begin(config, source, weights, ALONE, auto, notify)
     device = prepare(config)
     model = model_of(config, splits)
-    if config.weights:
-        start(model, config, splits.train.targets.names, notify)
+    if opened:
+        start(model, config, opened, splits.train.targets.names, notify)
     task = task_of(model, config, splits, found and found.teacher).to(device)
     return sweep(task, train_loader(config, splits.train, device), config)
 
@@ -131,20 +143,21 @@ def plan(
     *,
     auto: Auto = ALL_GIVEN,
     source: PartedSource | None = None,
+    weights: Opened | None = None,
     notify: Notify = lambda sentence: None,
 ) -> Plan:
     """What the run that `config` describes would take, here and on a `cluster`; nothing is written.
 
     `out` is where its folder would be. Raises as `train` does.
     """
-    config, splits, found = _begin(config, source, ALONE, ALL_GIVEN, notify)
+    config, splits, found, opened = _begin(config, source, weights, ALONE, ALL_GIVEN, notify)
     for note in splits.notes:
         notify(note)
     device = prepare(config)
     place = Path(out or free_folder(config.data.path)).absolute()
     while not place.exists():
         place = place.parent
-    makers = makers_of(config, splits, found and found.teacher, device)
+    makers = makers_of(config, splits, found and found.teacher, opened, device)
     room = room_for(device, config.devices)._replace(disk=shutil.disk_usage(place).free)
     return make_plan(
         config, splits, makers, device, room, cluster or Cluster(), auto=auto, notify=notify
@@ -157,11 +170,13 @@ class _Begun(NamedTuple):
     config: TrainConfig
     splits: Splits
     teacher: FoundTeacher | None
+    weights: Opened | None = None
 
 
 def _begin(
     config: TrainConfig,
     source: PartedSource | None,
+    weights: Opened | None,
     world: World,
     auto: Auto,
     notify: Notify,
@@ -180,8 +195,10 @@ def _begin(
         check_tuning(config, model_of(config, splits))
         task_of(model_of(config, splits), config, splits, found and found.teacher)
     check_kept_maps(config, splits, world)
-    config = with_numbers(auto, config, splits, found and found.teacher, world, notify)
-    return _Begun(config, splits, found)
+    same = weights is not None and weights.source == config.weights
+    opened = weights if same else opened_start(config, notify)
+    config = with_numbers(auto, config, splits, found and found.teacher, opened, world, notify)
+    return _Begun(config, splits, found, opened)
 
 
 def resume(
@@ -227,7 +244,9 @@ def _resume(
     if world.lead and (anew or (accept_changes and before)):
         _note(run, splits, now)  # without what is gone
     teacher = reopen_teacher(run, config, splits.train.targets, notify=notify)
-    return _work(run, config, splits, teacher, world, resume=not anew, listen=listen, notify=notify)
+    weights = opened_start(config, notify) if anew else None
+    begun = _Begun(config, splits, teacher, weights)
+    return _work(run, begun, world, resume=not anew, listen=listen, notify=notify)
 
 
 def _note(run: Run, splits: Splits, made_with: dict[str, Any]) -> None:
@@ -239,9 +258,7 @@ def _note(run: Run, splits: Splits, made_with: dict[str, Any]) -> None:
 
 def _work(
     run: Run,
-    config: TrainConfig,
-    splits: Splits,
-    found: FoundTeacher | None,
+    begun: _Begun,
     world: World,
     *,
     resume: bool,
@@ -249,12 +266,14 @@ def _work(
     notify: Notify,
 ) -> Outcome:
     started = time.perf_counter()
+    config, splits, found, weights = begun
     for note in splits.notes:
         notify(note)
     device = prepare(config, world)
     model = model_of(config, splits)
-    if config.weights and not resume:
-        record = start(model, config, splits.train.targets.names, notify)
+    if weights:
+        record = start(model, config, weights, splits.train.targets.names, notify)
+        weights.state.clear()  # the model has them, and whoever opened them holds on to this
         if world.lead:
             run.write("weights.json", record)
         if warning := lr_warning(config):

@@ -53,6 +53,8 @@ class Defaults(NamedTuple):
     recipe: str = "scratch"
     source: PartedSource | None = None
     """The data, opened; None of a stream."""
+    start: Opened | None = None
+    """The weights that the run starts from, read."""
 
 
 _Said = Callable[[str], Any]
@@ -113,7 +115,7 @@ def defaults(args: Sequence[str]) -> Defaults:
     if row is None and said("model.image_size") is None:
         _say_if_small(config, RECIPES[name].config(found._replace(rate=math.inf)), found)
     origin = asked["config"] or "the config"
-    return Defaults(with_changes(config, changes, origin), auto, data, name, source)
+    return Defaults(with_changes(config, changes, origin), auto, data, name, source, start)
 
 
 def _auto(args: Sequence[str], changes: dict[str, Any]) -> Auto:

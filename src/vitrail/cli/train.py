@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
@@ -28,6 +28,7 @@ from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import known_fields
 from vitrail.runs.join import check_layout
 from vitrail.runs.notes import LINGER_SECONDS
+from vitrail.weights import Opened
 
 _ABOUT = """Train on DATA, measure on the held-out images, and write a report.
 
@@ -84,7 +85,8 @@ def train(args: Sequence[str]) -> dict[str, Any]:
     """Train, judge and report; or go on with a run."""
     spell_flags(TrainArgs, flags=True)
     with _one_of_a_machine():
-        given, source = read(args)
+        found = _read(args)
+    given = found.args
     if any(given.auto) and given.resume is not None:
         raise UsageError(
             "a resumed run keeps the numbers that it has found: leave out auto, or give "
@@ -96,9 +98,9 @@ def train(args: Sequence[str]) -> dict[str, Any]:
             f"dies, so it is 0 or more, and goes with --devices 2 or more"
         )
     if given.find_lr:
-        return _find_lr(given, source)
+        return _find_lr(found)
     if given.plan:
-        return _plan(given, source)
+        return _plan(found)
     if given.cluster != Cluster():
         raise UsageError(
             "--cluster.gpus and the like are what --plan plans for: give --plan as well"
@@ -111,7 +113,8 @@ def train(args: Sequence[str]) -> dict[str, Any]:
                 given.settings,
                 given.out,
                 auto=given.auto,
-                source=source,
+                source=found.source,
+                weights=found.weights,
                 listen=screen.listen,
                 notify=screen.notify,
             )
@@ -135,14 +138,20 @@ def train(args: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def read(args: Sequence[str]) -> tuple[TrainArgs, PartedSource | None]:
-    """What the arguments ask for, over the defaults that follow from DATA and some of them; and
-    DATA, as it was opened for that.
-    """
+class Given(NamedTuple):
+    """What the arguments ask for, and what was opened to find their defaults."""
+
+    args: TrainArgs
+    source: PartedSource | None
+    weights: Opened | None
+
+
+def _read(args: Sequence[str]) -> Given:
+    """What the arguments ask for, over the defaults that follow from DATA and some of them."""
     found = defaults(args)
     default = TrainArgs(found.settings, data=found.data, recipe=found.recipe, auto=found.auto)
     given = parse(TrainArgs, without_auto(args), "train", _ABOUT, default=default, flags=True)
-    return given, found.source
+    return Given(given, found.source, found.start)
 
 
 @contextmanager
@@ -181,18 +190,22 @@ def _in_processes(args: Sequence[str], given: TrainArgs) -> dict[str, Any]:
     }
 
 
-def _plan(given: TrainArgs, source: PartedSource | None) -> dict[str, Any]:
+def _plan(read: Given) -> dict[str, Any]:
+    given = read.args
     if given.resume is not None or "WORLD_SIZE" in os.environ:
         raise UsageError("--plan is for a run that is not begun yet, and for one process")
     found = job.plan(
-        given.settings, given.out, given.cluster, auto=given.auto, source=source, notify=say
-    )
+        given.settings, given.out, given.cluster,
+        auto=given.auto, source=read.source, weights=read.weights, notify=say,
+    )  # fmt: skip
     return show_plan(found)
 
 
-def _find_lr(given: TrainArgs, source: PartedSource | None) -> dict[str, Any]:
-    config = given.settings
-    found = job.find_lr(config, auto=given.auto, source=source, notify=say)
+def _find_lr(read: Given) -> dict[str, Any]:
+    config = read.args.settings
+    found = job.find_lr(
+        config, auto=read.args.auto, source=read.source, weights=read.weights, notify=say
+    )
     print("learning rate    loss")
     for rate, loss in list(zip(found.rates, found.losses, strict=True))[::4]:
         print(f"{rate:13.1e}  {loss:6.3f}")

@@ -23,6 +23,7 @@ from vitrail.runs.parts import model_of, prepare, start, task_of, train_loader, 
 from vitrail.runs.world import World
 from vitrail.tasks import Task, Teacher
 from vitrail.units import bytes_text
+from vitrail.weights import Opened
 
 _SECONDS = 5.0
 """What finding a number may take, on top of making the model and of reading its first images."""
@@ -35,6 +36,7 @@ def with_numbers(
     config: TrainConfig,
     splits: Splits,
     teacher: Teacher | None,
+    weights: Opened | None,
     world: World,
     notify: Notify,
 ) -> TrainConfig:
@@ -49,7 +51,7 @@ def with_numbers(
         room = Room(
             *(min(known) if None not in known else None for known in zip(*rooms, strict=True))
         )
-        makers = makers_of(config, splits, teacher, device)
+        makers = makers_of(config, splits, teacher, weights, device)
         shared = replace(config, devices=world.size)
         tried = make_plan(
             shared, splits, makers, device, room, Cluster(), auto=auto, seconds=_SECONDS,
@@ -93,7 +95,11 @@ def check_kept_maps(config: TrainConfig, splits: Splits, world: World) -> None:
 
 
 def makers_of(
-    config: TrainConfig, splits: Splits, teacher: Teacher | None, device: torch.device
+    config: TrainConfig,
+    splits: Splits,
+    teacher: Teacher | None,
+    weights: Opened | None,
+    device: torch.device,
 ) -> Makers:
     """How a try-out of the run makes its parts."""
 
@@ -104,8 +110,8 @@ def makers_of(
 
     def task() -> Task:
         model = model_of(config, splits)
-        if config.weights:
-            start(model, config, splits.train.targets.names, lambda sentence: None)
+        if weights:
+            start(model, config, weights, splits.train.targets.names, lambda sentence: None)
         return _alone(task_of(model, config, splits, teacher)).to(device)
 
     def for_training(batch: int) -> Loader:

@@ -19,7 +19,7 @@ from vitrail.runs.machine import keep_freed_memory
 from vitrail.runs.start import open_start
 from vitrail.runs.world import ALONE, World
 from vitrail.tasks import TASKS, Task, Teacher, backbone_of
-from vitrail.weights import load_into
+from vitrail.weights import Opened, load_into
 from vitrail.weights.heads import load_head
 
 Notify = Callable[[str], None]
@@ -104,10 +104,17 @@ def val_loader(
     )
 
 
-def start(model: Any, config: TrainConfig, classes: tuple[str, ...], notify: Notify) -> str:
+def opened_start(config: TrainConfig, notify: Notify) -> Opened | None:
+    """The weights that a run of this config starts from, read."""
+    if config.weights is None:
+        return None
+    return open_start(config.weights, wanted=asdict(config.model), notify=notify)
+
+
+def start(
+    model: Any, config: TrainConfig, opened: Opened, classes: tuple[str, ...], notify: Notify
+) -> str:
     """Give the model its published weights; what they were and what became of them, as JSON."""
-    assert config.weights is not None
-    opened = open_start(config.weights, wanted=asdict(config.model), notify=notify)
     kept = classes if TASKS[config.task].classifies else ()
     fitted = load_into(backbone_of(model), opened, kept)
     notes = [*opened.notes, *fitted.notes]
