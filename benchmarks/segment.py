@@ -33,11 +33,15 @@ from vitrail.training import fit
 
 DATA = "samples:scenes"
 FROZEN = ["--tune.freeze", "backbone.*"]
+KEPT = [*FROZEN, "--tune.kept-views", "4"]
+FOUR = ["--segment.head", "linear", "--segment.taps", "four"]
 OURS = {
-    "linear, frozen": ["--segment.head", "linear", *FROZEN],
-    "linear, four taps, frozen": ["--segment.head", "linear", "--segment.taps", "four", *FROZEN],
+    "linear, frozen": ["--segment.head", "linear", *KEPT],
+    "linear, four taps, frozen": [*FOUR, *KEPT],
+    "deeplab (side), frozen": ["--segment.head", "deeplab", "--segment.fine", "side", *KEPT],
+    "queries, frozen": ["--segment.head", "queries", *FROZEN],
     "linear": ["--segment.head", "linear"],
-    "deeplab (side), frozen": ["--segment.head", "deeplab", "--segment.fine", "side", *FROZEN],
+    "linear, four taps": FOUR,
     "deeplab (side)": ["--segment.head", "deeplab", "--segment.fine", "side"],
     "deeplab (deconv)": ["--segment.head", "deeplab", "--segment.fine", "deconv"],
     "queries": ["--segment.head", "queries"],

@@ -5,11 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
+import command
 import vitrail
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.errors import UsageError
 from vitrail.models import ViTConfig
 from vitrail.runs import DataConfig, TrainConfig
+from vitrail.weights import load
 
 MODEL = ViTConfig(depth=1, width=16, heads=2, mlp=16, patch=(8, 8), image_size=(16, 16), classes=2)
 
@@ -52,6 +54,17 @@ def test_a_job_leaves_the_process_as_it_found_it(photos, tmp_path):
         vitrail.train(config(photos, threads=1, accumulate=100), tmp_path / "other")
     assert state() == before
     assert (torch.get_default_dtype(), torch.is_grad_enabled()) == torch_default
+
+
+@pytest.mark.parametrize("flags", [[], ["--micro-batch", "auto"], ["--plan"], ["--find-lr"]])
+def test_weights_are_read_once_a_command(flags, photos, tmp_path, monkeypatch, capfd):
+    file, read, real = tmp_path / "weights.safetensors", [], load.read_weights
+    load.save_weights(file, MODEL, vitrail.build(MODEL).state_dict())
+    monkeypatch.setattr(load, "read_weights", lambda *args: read.append(args) or real(*args))
+    more = ["--minutes", "None", "--epochs", 1, "--data.batch-size", 4, *flags]
+    more += ["--out", tmp_path / "run", "--tune.layer-decay", 1, "--threads", 1]
+    code, _, said = command.vitrail(capfd, "train", photos, "--weights", file, *more)
+    assert code == 0 and len(read) == 1, said
 
 
 def test_held_out_images_are_measured_once_at_the_end(photos, tmp_path, monkeypatch):
