@@ -111,7 +111,7 @@ def read_image(
         with pillow_is_quiet(), _stream(found) as stream, _image_in(stream) as image:
             return _plain(image, max_pixels, background)
     except Exception as error:  # whatever a decoder throws, the file is at fault
-        raise UnreadableImage(_reason(error), file_name(found)) from error
+        raise UnreadableImage(reason_of(error), file_name(found)) from error
 
 
 def read_pixels(
@@ -141,7 +141,7 @@ def read_pixels(
             whole = eight_bits(_plain(image, max_pixels, _WHITE), grey_range)
             return _array(reduced(whole if whole.mode == mode else whole.convert(mode), shown))
     except Exception as error:  # whatever a decoder throws, the file is at fault
-        raise UnreadableImage(_reason(error), file_name(file)) from error
+        raise UnreadableImage(reason_of(error), file_name(file)) from error
 
 
 def depth(file: Encoded) -> Literal["grey", "colour"] | None:
@@ -351,10 +351,13 @@ def _by_simplejpeg(
     return found if found.shape[:2] == size else None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read, in words, whatever a decoder raised."""
     match error:
         case UnreadableImage():
             return error.reason
+        case DataError():
+            return str(error)
         case UnidentifiedImageError():
             return f"its content is none of the formats {', '.join(FORMATS)}"
         case OSError(strerror=str(text)):

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from vitrail.data.pixels.decode import MAX_SIDE, UnreadableImage, file_name
+from vitrail.data.pixels.decode import MAX_SIDE, UnreadableImage, file_name, reason_of
 from vitrail.data.sources.formats import FORMATS
 from vitrail.errors import DataError
 
@@ -50,7 +50,7 @@ def read_header(file: Path) -> Header:
             lying = has_exif and image.getexif().get(_ORIENTATION_TAG, 1) in _LYING
             return Header((image.height, image.width), image.mode, image.format or "", lying)
     except Exception as error:  # whatever a decoder throws, the file is at fault
-        raise UnreadableImage(_reason(error), file_name(file)) from error
+        raise UnreadableImage(reason_of(error), file_name(file)) from error
 
 
 def read_values(file: Path, *, colours: bool = False) -> Values:
@@ -64,7 +64,7 @@ def read_values(file: Path, *, colours: bool = False) -> Values:
             image.load()
             return _values(image, colours)
     except Exception as error:  # whatever a decoder throws, the file is at fault
-        raise UnreadableImage(_reason(error), file_name(file)) from error
+        raise UnreadableImage(reason_of(error), file_name(file)) from error
 
 
 def read_palette(file: Path) -> UInt8[np.ndarray, "k 3"] | None:
@@ -74,7 +74,7 @@ def read_palette(file: Path) -> UInt8[np.ndarray, "k 3"] | None:
             found = image.getpalette("RGB") if image.mode == "P" else None
             return None if found is None else np.array(found, np.uint8).reshape(-1, 3)
     except Exception as error:  # whatever a decoder throws, the file is at fault
-        raise UnreadableImage(_reason(error), file_name(file)) from error
+        raise UnreadableImage(reason_of(error), file_name(file)) from error
 
 
 def _opened(file: Path) -> Image.Image:
@@ -108,20 +108,3 @@ def _values(image: Image.Image, colours: bool) -> Values:
             raise DataError("its values are fractions, and a class is a whole number")
         return values.clip(-(2**31), 2**31 - 1).astype(np.int32)
     return np.asarray(image if image.mode in ("RGB", "RGBA") else image.convert("RGB"))[..., :3]
-
-
-def _reason(error: Exception) -> str:
-    match error:
-        case UnreadableImage():
-            return error.reason
-        case DataError():
-            return str(error)
-        case UnidentifiedImageError():
-            return f"its content is none of the formats {', '.join(FORMATS)}"
-        case OSError(strerror=str(text)):
-            return text.lower()
-        case Image.DecompressionBombError():
-            return "its header claims more pixels than any image that can be read"
-        case MemoryError():
-            return "there is not enough memory to decode it"
-    return f"it is damaged or unsupported ({str(error) or type(error).__name__})"

@@ -1,19 +1,17 @@
 """Images and masks in memory as one data set."""
 
 from collections.abc import Sequence
-from hashlib import blake2b
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-from vitrail.data.sources.source import LeftOut
+from vitrail.data.sources.source import Arrays, LeftOut
 from vitrail.data.targets.coding import Coding
 from vitrail.data.targets.masks import MaskArrays, Masks
 from vitrail.errors import DataError
 
 
-class MaskedArrays:
+class MaskedArrays(Arrays):
     """Images, uint8 `[h w]` or `[h w 3]`, and their masks `[h w]` of class indices; anything that
     is no index of `names` does not count. `part` is each image's index in PARTS.
 
@@ -48,15 +46,3 @@ class MaskedArrays:
         self.part = part
         self.left_out = left_out
         self.notes = notes
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def key(self, i: int) -> str:
-        return f"{self._prefix}/{i}"
-
-    def load(self, i: int) -> Image.Image:
-        return Image.fromarray(self._images[i])
-
-    def stamp(self, i: int) -> str:
-        return blake2b(np.ascontiguousarray(self._images[i]).tobytes(), digest_size=16).hexdigest()

@@ -111,7 +111,28 @@ class PartedSource(Source, Protocol):
     notes: tuple[str, ...]
 
 
-class ArraySource:
+class Arrays:
+    """Images in memory, called PREFIX/0, PREFIX/1, ..."""
+
+    _images: Any
+    """An array `[n h w ...]`, or a sequence of them, one an image."""
+    _prefix: str
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def key(self, i: int) -> str:
+        return f"{self._prefix}/{i}"
+
+    def load(self, i: int) -> Image.Image:
+        return Image.fromarray(self._images[i])
+
+    def stamp(self, i: int) -> str:
+        pixels = np.ascontiguousarray(self._images[i])
+        return blake2b(pixels.tobytes(), digest_size=16).hexdigest()
+
+
+class ArraySource(Arrays):
     """Images in memory: uint8 `[n h w]` or `[n h w c]`, of 1 channel (grey) or 3 (RGB).
 
     Raises DataError for arrays of another type or shape.
@@ -140,18 +161,6 @@ class ArraySource:
         self.targets = Classes(classes, labels)
         self._images = images[..., 0] if images.shape[3:] == (1,) else images
         self._prefix = prefix
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def key(self, i: int) -> str:
-        return f"{self._prefix}/{i}"
-
-    def load(self, i: int) -> Image.Image:
-        return Image.fromarray(self._images[i])
-
-    def stamp(self, i: int) -> str:
-        return blake2b(self._images[i].tobytes(), digest_size=16).hexdigest()
 
 
 class Joined:
