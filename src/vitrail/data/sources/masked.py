@@ -24,7 +24,7 @@ from vitrail.data.sources.mask_pairs import Pairs, find_pairs, looks_masked
 from vitrail.data.sources.mask_values import count_values, is_grey
 from vitrail.data.sources.source import LeftOut, Tally
 from vitrail.data.sources.walk import is_hidden, walk
-from vitrail.data.targets.coding import Coding, packed
+from vitrail.data.targets.coding import IGNORE, Coding, packed
 from vitrail.data.targets.masks import Masks
 from vitrail.errors import DataError, UsageError, setting
 
@@ -122,7 +122,7 @@ class MaskedSource(FileImages):
             self.part = np.array(found.parts, np.uint8)
             self.left_out: tuple[LeftOut, ...] = (*found.left_out, *tree.left_out)
             self.notes = found.notes
-            coding = Coding({k: k for k in range(len(found.names))})
+            coding = Coding({k: k for k in range(len(found.names))}, ignored=(IGNORE,))
             self.targets = Masks(found.names, found.store, coding, self._size(masks))
             return
         if coco:
