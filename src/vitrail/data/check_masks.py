@@ -18,7 +18,6 @@ from vitrail.data.sources.mask_values import is_grey
 from vitrail.data.sources.source import PartedSource
 from vitrail.data.targets.coding import IGNORE, Coding, value_text
 from vitrail.data.targets.masks import Masks
-from vitrail.errors import setting
 
 _BLOCK = 32  # masks a thread: what is under way bounds the memory that is taken
 _EXAMPLES = 5
@@ -159,7 +158,7 @@ class _Found:
             "unreadable masks": f"masks that cannot be read: {self._reason('the mask is ', False)}",
             "another size": (
                 f"{self._reason('the mask is ', True)} (masks that show the whole image all the "
-                f"same: {setting('data.masks.any_size', True)})"
+                f"same: vitrail train DATA --data.masks.any-size)"
             ),
             "unknown values": self._unknown_sentence(),
             "JPEG masks": "masks in JPEG files, which hold values that nobody drew: save as PNG",
