@@ -546,56 +546,82 @@ def test_coco_outlines_are_drawn(tmp_path: Path) -> None:
     assert [before[0] == after[0], before[1] == after[1]] == [True, False]
 
 
-def panoptic(tmp_path: Path, part: str, suffix: str, **changes: object) -> np.ndarray:
+def panoptic(
+    tmp_path: Path, part: str, suffix: str, name: str = "0", masks: str = "", **changes: object
+) -> np.ndarray:
     """An image and its panoptic mask of three segments, one of them void; their numbers."""
     numbers = np.zeros(SIZE, int)
     numbers[:, :8], numbers[:4, 8:] = 300, 70_000
     colours = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65_536], axis=-1)
-    image(tmp_path / f"{part}2017/0{suffix}")
-    file = tmp_path / f"annotations/panoptic_{part}2017/0.png"
+    image(tmp_path / f"{part}2017/{name}{suffix}")
+    file = tmp_path / (masks or f"annotations/panoptic_{part}2017") / f"{name}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(colours.astype(np.uint8)).save(file)
     segments = [{"id": 300, "category_id": 90}, {"id": 70_000, "category_id": 7, "iscrowd": 1}]
-    content = coco() | {
-        "annotations": [
-            {"image_id": 10, "file_name": "0.png", "segments_info": segments, **changes}
-        ]
-    }
-    content["images"][0]["file_name"] = f"0{suffix}"
+    said = {"image_id": 10, "file_name": f"{name}.png", "segments_info": segments, **changes}
+    content = coco() | {"annotations": [said]}
+    content["images"][0]["file_name"] = f"{name}{suffix}"
     write(tmp_path / f"annotations/panoptic_{part}2017.json", content)
     return numbers
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_coco_panoptic_masks(tmp_path: Path, suffix: str) -> None:
-    numbers = panoptic(tmp_path, "train", suffix)
-    panoptic(tmp_path, "val", suffix)
+@pytest.mark.parametrize("names", [("0", "0"), ("10", "20")])
+@pytest.mark.parametrize("masks", ["", "{part}_segments"])
+def test_coco_panoptic_masks(
+    tmp_path: Path, suffix: str, names: tuple[str, str], masks: str
+) -> None:
+    for part, name in zip(("train", "val"), names, strict=True):
+        numbers = panoptic(tmp_path, part, suffix, name, masks.format(part=part))
     write(tmp_path / "annotations/instances_train2017.json", coco(SQUARE))
     assert has_masks(tmp_path)
     source = MaskedSource(tmp_path)
-    assert [source.key(0), source.key(1)] == [f"train2017/0{suffix}", f"val2017/0{suffix}"]
+    expected = [f"{part}2017/{n}{suffix}" for part, n in zip(("train", "val"), names, strict=True)]
+    assert [source.key(0), source.key(1)] == expected
     assert source.part.tolist() == [0, 1]
     assert source.targets.names == ("sea", "ship")
-    expected = np.select([numbers == 300, numbers == 70_000], [1, 0], -1)
-    assert np.array_equal(source.targets.target(0, None)["mask"], expected)
-    assert [one.examples for one in source.left_out] == [("annotations/instances_train2017.json",)]
+    shown = np.select([numbers == 300, numbers == 70_000], [1, 0], -1)
+    assert np.array_equal(source.targets.target(0, None)["mask"], shown)
+    assert source.left_out == () and "instances_train2017.json are not used" in source.notes[0]
     before = source.targets.hashes()
     swapped = [{"id": 300, "category_id": 7}, {"id": 70_000, "category_id": 90}]
-    panoptic(tmp_path, "val", suffix, segments_info=swapped)
+    place = masks.format(part="val")
+    panoptic(tmp_path, "val", suffix, names[1], place, segments_info=swapped)
     after = MaskedSource(tmp_path).targets.hashes()
     assert before[1] != after[1]
+
+
+def test_a_panoptic_mask_is_no_other_parts_and_no_image(tmp_path: Path) -> None:
+    panoptic(tmp_path, "train", ".png")
+    panoptic(tmp_path, "val", ".png")
+    (tmp_path / "annotations/panoptic_val2017/0.png").unlink()
+    source = MaskedSource(tmp_path)
+    assert [source.key(i) for i in range(len(source))] == ["train2017/0.png"]
+    assert {one.kind: one.examples for one in source.left_out} == {
+        "masks": ("0.png",),
+        "images without a mask": ("val2017/0.png",),
+    }
+
+
+def test_outlines_are_used_where_panoptic_masks_are_not_unpacked(tmp_path: Path) -> None:
+    panoptic(tmp_path, "train", ".jpg")
+    (tmp_path / "annotations/panoptic_train2017/0.png").unlink()
+    write(tmp_path / "annotations/instances_train2017.json", coco(SQUARE))
+    source = MaskedSource(tmp_path)
+    assert source.targets.names == ("background", "sea", "ship")
+    assert "panoptic_train2017.json names are not there" in source.notes[0]
 
 
 def test_faults_of_panoptic_masks_are_said(tmp_path: Path) -> None:
     panoptic(tmp_path, "train", ".jpg")
     panoptic(tmp_path, "val", ".jpg", segments_info=[{"id": 300, "category_id": 90}])
-    source = MaskedSource(tmp_path)
-    masks = source.targets
+    masks = MaskedSource(tmp_path).targets
     assert masks.coding.unknown(masks.values(1)) == {-2: 32}  # of a segment that nobody named
     for changes, words in (
         ({"file_name": "9.png"}, "names is not there"),
         ({"segments_info": [{"id": 300, "category_id": 4}]}, "no 4"),
         ({"segments_info": [{"id": 1 << 24, "category_id": 7}]}, "is none of a colour"),
+        ({"segments_info": [{"id": float("inf"), "category_id": 7}]}, "infinity"),
         ({"segments_info": 3}, "not iterable"),
     ):
         panoptic(tmp_path, "val", ".jpg", **changes)

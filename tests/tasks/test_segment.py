@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 import transformers as hf
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from close import close
@@ -18,6 +21,7 @@ from command import last_json, vitrail
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Coding, MaskArrays, Masks
 from vitrail.data.views.preprocess import Canvas, Preprocess
+from vitrail.errors import DataError
 from vitrail.heads import build_segmenter
 from vitrail.models import ViTConfig, build
 from vitrail.runs import Run
@@ -25,7 +29,7 @@ from vitrail.runs.load import load
 from vitrail.tasks import SegmentConfig
 from vitrail.tasks.kept import KeptMaps
 from vitrail.tasks.segment import Segment, starts
-from vitrail.weights import open_weights, pretrained
+from vitrail.weights import convert, open_weights, pretrained
 
 NAMES = ("ground", "red", "green")
 TINY = [
@@ -241,6 +245,9 @@ def test_kept_maps_change_nothing_and_are_computed_once(head, randomised):
         for row, maps in zip(order, kept.of(model, batch)[0], strict=True):
             assert torch.equal(expected.setdefault((epoch, row), maps), maps)
     assert len(kept) == len(expected) == 6
+    # What a process computes with the others that has nothing to compute itself.
+    blank = Batch((Canvas(images[:1], None),), {"mask": truth[:1]}, np.arange(0))
+    assert torch.isfinite(keeping.loss(blank).total) and len(kept) == 6
 
 
 def test_a_frozen_run_with_kept_maps(scenes, tmp_path, capfd):
@@ -251,7 +258,15 @@ def test_a_frozen_run_with_kept_maps(scenes, tmp_path, capfd):
         capfd, "train", scenes, *flags, "--tune.freeze", "backbone.*", "--segment.head", "queries"
     )
     assert code == 2 and "is for a head that reads a backbone's maps" in " ".join(said.split())
-    code, _, said = vitrail(capfd, "train", scenes, *flags, "--tune.freeze", "backbone.*")
+    flags += ["--tune.freeze", "backbone.*"]
+    for more in (["--plan"], ["--micro-batch", "auto"]):
+        code, out, said = vitrail(capfd, "train", scenes, *flags, *more)
+        assert code == 0, said
+        if more == ["--plan"]:
+            assert "times are those of the first 2 epochs" in said + out
+        else:
+            shutil.rmtree(tmp_path / "run")
+    code, _, said = vitrail(capfd, "train", scenes, *flags)
     assert code == 0, said
     assert len([e for e in Run(tmp_path / "run").metrics() if "loss" in e]) == 15
 
@@ -308,6 +323,55 @@ def test_a_segmenter_comes_back_from_a_file(to, tmp_path, capfd, randomised):
     assert second.preprocess == first.preprocess
 
 
+def test_the_colours_of_a_segmenter_come_back(tmp_path, randomised):
+    eomt(tmp_path / "theirs", randomised, NAMES)
+    opened = open_weights(tmp_path / "theirs")
+    shown = replace(opened.preprocess, mean=(0.5, 0.25, 0.75), std=(0.5, 1.0, 0.125))
+    file = convert(opened._replace(preprocess=shown), "eomt", tmp_path / "eomt.safetensors")
+    again = open_weights(file, {"heads": 2}).preprocess
+    assert (again.mean, again.std) == (shown.mean, shown.std)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda head: head["classes"].pop(), "is for 3 classes, and the header names 2"),
+        (lambda head: head["config"].update(queries=10**18), "the header is not vitrail's"),
+        (lambda head: head["config"].update(queries=7), "the head does not fit its config"),
+        (lambda head: head["config"].update(head="unet"), "unet"),
+        (lambda head: head.pop("config"), "the header is not vitrail's"),
+    ],
+)
+def test_a_header_that_says_other_things_than_the_head(change, words, tmp_path, randomised):
+    eomt(tmp_path / "theirs", randomised, NAMES)
+    file = convert(open_weights(tmp_path / "theirs"), "vitrail", tmp_path / "ours.safetensors")
+    with safe_open(file, "pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        header = json.loads(opened.metadata()["vitrail"])
+    change(header["head"])
+    save_file(tensors, file, {"vitrail": json.dumps(header), "format": "pt"})
+    with pytest.raises(DataError, match=words):
+        open_weights(file)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attn_mask_probs": torch.zeros(0)},
+        {"attn_mask_probs": torch.zeros(())},
+        {"attn_mask_probs": torch.zeros(9)},
+        {"query.weight": torch.zeros(0, 32)},
+        {"class_predictor.weight": torch.zeros(1, 32), "class_predictor.bias": torch.zeros(1)},
+    ],
+)
+def test_a_damaged_eomt_is_a_data_error(changes, tmp_path, randomised):
+    eomt(tmp_path / "theirs", randomised, NAMES)
+    file = tmp_path / "theirs" / "model.safetensors"
+    save_file({**load_file(file), **changes}, file)
+    with pytest.raises(DataError):
+        open_weights(tmp_path / "theirs")
+
+
 def test_what_becomes_of_a_head_is_said(scenes, tmp_path, capfd, randomised):
     theirs, flags = tmp_path / "theirs", TINY[TINY.index("--data.batch-size") :]
     eomt(theirs, randomised, ("sky", "red", "green"))
@@ -354,6 +418,7 @@ def test_a_mask_that_cannot_be_read_is_left_out_and_counted(scenes, tmp_path, ca
         (["--augment.mixup", "0.5"], "--augment.mixup and cutmix"),
         (["--segment.mode", "slide"], "needs --data.resize short, not squash"),
         (["--data.resize", "crop"], "needs --data.resize squash, not crop"),
+        (["--data.first-size", "16", "16"], "cannot follow --data.first-size"),
         (["--segment.head", "unet"], "unet"),
         (["--task", "classify"], "images, masks hold train, val each"),
     ],

@@ -9,8 +9,11 @@ import torch
 from close import close, largest
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Nothing
+from vitrail.data.views.moco import moco_views
 from vitrail.data.views.preprocess import Canvas
+from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig, build
+from vitrail.planning.auto import Auto
 from vitrail.runs import DataConfig, OptimConfig, TrainConfig, TuneConfig
 from vitrail.tasks import Moco, MocoConfig
 from vitrail.training.step import Learner
@@ -77,3 +80,18 @@ def test_the_teachers_norms_see_batches_although_nothing_of_it_learns(precision:
     learner = stepped(replace(CONFIG, precision=precision, tune=TuneConfig()))
     assert learner.task.teacher.projector[1].num_batches_tracked == 6
     assert learner.task.projector[1].num_batches_tracked == 6
+
+
+def test_a_batch_is_never_cut(monkeypatch) -> None:
+    """Not even where memory runs out: the loss looks across its images."""
+    learner = stepped(CONFIG, 1)
+    learner.enter(0.5)
+
+    def full(batch: Batch) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(learner.task, "loss", full)
+    with pytest.raises(DataError, match=r"a batch is not cut, .* batch_size=4"):
+        learner.gradients([batch_of(0)])
+    with pytest.raises(UsageError, match="its loss looks across the images"):
+        Auto(micro_batch=True).start(replace(CONFIG, task="mocov3", augment=moco_views()[0]), 1)

@@ -106,6 +106,7 @@ def train(args: Sequence[str]) -> dict[str, Any]:
             "--cluster.gpus and the like are what --plan plans for: give --plan as well"
         )
     if given.settings.devices > 1 and "WORLD_SIZE" not in os.environ:
+        del found  # each process opens data and weights itself
         return _in_processes(args, given)
     with TrainingScreen() as screen:
         if given.resume is None:

@@ -35,7 +35,12 @@ class Auto(NamedTuple):
     """`micro_batch`: what is computed at once, of a batch that stays as it is."""
 
     def start(self, config: TrainConfig, processes: int) -> TrainConfig:
-        """`config`, until the number is found, with a batch that so many processes can share."""
+        """`config`, until the number is found, with a batch that so many processes can share.
+
+        Raises `UsageError` where a batch cannot be cut, as the config says it.
+        """
+        if self.micro_batch:
+            replace(config, micro_batch=1)
         if not self.batch_size:
             return config
         unit = share_unit(config.augment, processes)

@@ -16,7 +16,7 @@ from vitrail.nn import BatchNorm
 from vitrail.planning.auto import Auto
 from vitrail.planning.cluster import Cluster
 from vitrail.planning.paper import teacher_on_paper
-from vitrail.planning.plan import Room, make_plan
+from vitrail.planning.plan import Room, kept_maps, make_plan
 from vitrail.planning.tryout import Makers
 from vitrail.runs import TrainConfig
 from vitrail.runs.parts import model_of, prepare, start, task_of, train_loader, val_loader
@@ -75,22 +75,26 @@ def room_for(device: torch.device, processes: int) -> Room:
 
 def check_kept_maps(config: TrainConfig, splits: Splits, world: World) -> None:
     """Raise `UsageError` where the maps that are to be kept of all views (`tune.kept_views`) take
-    more than half of the memory that is free for this process.
+    more than half of the memory that is free for this process, and for processes that have to
+    compute together.
     """
-    views = config.tune.kept_views
-    free = room_for(torch.device("cpu"), int(os.environ.get("LOCAL_WORLD_SIZE", world.size))).memory
-    if not views or free is None:
+    if not config.tune.kept_views:
         return
-    with torch.device("meta"):
-        model = model_of(config, splits).eval()
-        maps = model.maps(torch.zeros(1, config.model.channels, *config.train_preprocess().size))
-    numbers = sum(each.numel() for each in maps) * views * len(splits.train)
-    needed = numbers * (2 if config.precision == "bfloat16" else 4)
-    if needed > free // 2:
+    asked = setting("tune.kept_views", config.tune.kept_views)
+    processes = max(world.size, config.devices)
+    if config.parallel == "fsdp" and processes > 1:
         raise UsageError(
-            f"{setting('tune.kept_views', views)} would keep {bytes_text(needed)} of maps of "
-            f"{len(splits.train)} images, of {bytes_text(free)} that are free: fewer views, or "
-            f"smaller images ({setting('model.image_size')})"
+            f"{asked} lets each process compute what it does not know yet, and sharded ones have "
+            f"to compute together: leave out {setting('parallel', 'fsdp')}"
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    free = room_for(torch.device("cpu"), here).memory
+    needed = kept_maps(config, splits, world.device(config.device))
+    if free is not None and needed > free // 2:
+        raise UsageError(
+            f"{asked} would keep {bytes_text(needed)} of maps of {len(splits.train)} images, and "
+            f"{bytes_text(free)} of memory are free: take fewer views, or smaller images "
+            f"({setting('model.image_size')})"
         )
 
 
@@ -101,7 +105,8 @@ def makers_of(
     weights: Opened | None,
     device: torch.device,
 ) -> Makers:
-    """How a try-out of the run makes its parts."""
+    """How a try-out of the run makes its parts; it keeps no maps, so its steps are the first."""
+    config = replace(config, tune=replace(config.tune, kept_views=0))
 
     def on_paper() -> Task:
         with torch.device("meta"):

@@ -77,6 +77,8 @@ class Sizes(NamedTuple):
     """Bytes of one checkpoint: model, optimiser, and what the average or LoRA keep besides."""
     apart: str = ""
     """`Engine.apart`."""
+    coupled: bool = False
+    """`Task.coupled`: a batch is computed whole."""
 
 
 class Step(NamedTuple):
@@ -296,6 +298,7 @@ def count_sizes(task: Task, config: TrainConfig) -> Sizes:
         held=held,
         checkpoint=checkpoint + _HEADER * (tensors + len(states)),
         apart=engine.apart,
+        coupled=engine.task.coupled,
     )
 
 

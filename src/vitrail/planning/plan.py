@@ -30,6 +30,7 @@ from vitrail.planning.cluster import (
 from vitrail.planning.paper import Line, Sizes, Step, count_sizes, count_step
 from vitrail.planning.tryout import Makers, Tryout, try_out
 from vitrail.runs import TrainConfig
+from vitrail.runs.parts import model_of
 from vitrail.training.engine import sentence_on
 from vitrail.units import bytes_text
 
@@ -217,6 +218,7 @@ def make_plan(
             most=max(1, most // 2),
         )  # fmt: skip
     cache = _cache(config, splits)
+    cache = cache._replace(bytes=cache.bytes + kept_maps(config, splits, device))
     line = _weighed(tried, sizes) if tried else line
 
     def memory_of(config: TrainConfig) -> Memory:
@@ -229,6 +231,9 @@ def make_plan(
         load = share_out(config, cluster, images)
     if config.data.first_size is not None:
         notify("images grow while training: times are those of whole ones, so the run takes less")
+    if views := config.tune.kept_views:
+        epochs = "epoch" if views == 1 else f"{views} epochs"
+        notify(f"times are those of the first {epochs}: later ones read what the backbone said")
     memory = memory_of(config)
     found = tried and run_time(
         config, splits, tried, device, flops[config.checkpointing], cache[1:]
@@ -237,7 +242,7 @@ def make_plan(
     half = config.precision == "bfloat16"
     ways = layouts(sizes, lines, flops, load, cluster, half=half)
     problems = [
-        *_of_memory(config, memory, memory.held + lines[config.checkpointing].at(1)),
+        *_of_memory(config, memory, memory.held + lines[config.checkpointing].at(1), sizes.coupled),
         *_of_pieces(config, images, memory, sizes.apart),
         *_of_disk(disk),
         *_of_length(config, images, found),
@@ -300,9 +305,22 @@ def _weighed(tried: Tryout, sizes: Sizes) -> Line:
     return Line(fixed * more + _LIBRARIES, *(each * more for each in others))
 
 
+def kept_maps(config: TrainConfig, splits: Splits, device: torch.device) -> int:
+    """Bytes of a frozen backbone's maps of all views, which a process keeps: `tune.kept_views`."""
+    if not config.tune.kept_views:
+        return 0
+    with torch.device("meta"):
+        model = model_of(config, splits).eval()
+        maps = model.maps(torch.zeros(1, config.model.channels, *config.train_preprocess().size))
+    # On a GPU the last norm is computed in float32, whatever the precision of the products.
+    half = config.precision == "bfloat16" and device.type == "cpu"
+    numbers = sum(each.numel() for each in maps) * config.tune.kept_views * len(splits.train)
+    return numbers * (2 if half else 4)
+
+
 class _Cache(NamedTuple):
     bytes: int
-    """Of decoded images; and of a stream's, as they came."""
+    """Of decoded images, and of a stream's, as they came; of maps that are kept."""
     train_share: float
     """Of the training images, those that are kept decoded."""
     val_share: float
@@ -464,7 +482,7 @@ def _disk(
     return Disk(sizes.checkpoint, kept, other, kept * sizes.checkpoint + other, room.disk)
 
 
-def _of_memory(config: TrainConfig, memory: Memory, least: int) -> Iterator[Problem]:
+def _of_memory(config: TrainConfig, memory: Memory, least: int, coupled: bool) -> Iterator[Problem]:
     if memory.free is None or memory.most_at_once is None:
         return
     less = [] if config.checkpointing else ["--checkpointing True"]
@@ -478,11 +496,12 @@ def _of_memory(config: TrainConfig, memory: Memory, least: int) -> Iterator[Prob
             ", ".join([*less, "a smaller --model or --model.image-size"]),
         )
     elif memory.at_once > memory.most_at_once:
+        fewer = "--data.batch-size" if coupled else "--micro-batch"
         yield Problem(
             "problem",
             f"{memory.at_once} images at once take {bytes_text(memory.needed)}, and "
             f"{bytes_text(memory.free)} are free: there is room for {memory.most_at_once}",
-            " or ".join([f"--micro-batch {memory.most_at_once}", *less]),
+            " or ".join([f"{fewer} {memory.most_at_once}", *less]),
         )
 
 

@@ -385,6 +385,7 @@ class TrainConfig:
             f"{setting('augment.mixup')} and cutmix": self.augment.mixes,
             setting("distill.teacher"): self.distill.teacher is not None,
             "a stream": self.data.streamed,
+            setting("data.first_size"): self.data.first_size is not None,
             "classify": self.classify != ClassifyConfig(),
         }
         if self.task == "mocov3":

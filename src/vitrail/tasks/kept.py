@@ -24,7 +24,7 @@ class KeptMaps:
     def of(self, model: Segmenter, batch: Batch) -> tuple[Tensor, ...]:
         """`model.maps` of a batch, on its device."""
         images = batch.images
-        if not len(images):
+        if not len(batch.indices):  # a blank one, where a process has none to compute
             return model.maps(images)
         rows = []
         for i, index in enumerate(batch.indices.tolist()):

@@ -168,6 +168,12 @@ class Engine:
         most = max(len(batch.indices) for batch in batches)
         at_once = min(self.micro or most, most)
         text = f"not enough memory for {at_once} images at once on {self.device}"
+        if self.task.coupled:
+            raise DataError(
+                f"{text}, and a batch is not cut, for its loss looks across its images: take "
+                f"{setting('data.batch_size', max(1, at_once // 2))}, "
+                f"{setting('checkpointing', True)}, or smaller images"
+            ) from error
         if self.world.size > 1 or at_once < 2:
             raise DataError(
                 f"{text}: take {setting('micro_batch', max(1, at_once // 2))}, "

@@ -81,11 +81,6 @@ def check_tuning(config: TrainConfig, model: Any) -> None:
                 f"{asked} is for a backbone that does not learn: add "
                 f"{setting('tune.freeze', 'backbone.*')}"
             )
-        if config.parallel == "fsdp" and config.devices != 1:
-            raise UsageError(
-                f"{asked} lets each process compute what it does not know yet, and sharded ones "
-                f"have to compute together: leave out {setting('parallel', 'fsdp')}"
-            )
 
 
 def prepare(model: Any, config: TuneConfig) -> None:

@@ -249,7 +249,11 @@ def preprocess_of(state: State, size: tuple[int, int]) -> Preprocess:
 
 
 def write(
-    state: State, config: ModelConfig, head: HeadWeights, layout: EomtLayout
+    state: State,
+    config: ModelConfig,
+    head: HeadWeights,
+    layout: EomtLayout,
+    preprocess: Preprocess | None = None,
 ) -> dict[str, Tensor]:
     """A backbone and its head as `to_eomt` writes them. Raises `DataError`."""
     if not isinstance(config, ViTConfig) or head.config.joint_blocks is None:
@@ -258,7 +262,8 @@ def write(
         **{f"backbone.{key}": tensor for key, tensor in state.items()},
         **{f"head.{key}": tensor for key, tensor in head.state.items()},
     }
-    return to_eomt(both, config, head.config.joint_blocks, layout)
+    colours = {} if preprocess is None else {"mean": preprocess.mean, "std": preprocess.std}
+    return to_eomt(both, config, head.config.joint_blocks, layout, **colours)
 
 
 def to_eomt(
@@ -266,8 +271,11 @@ def to_eomt(
     config: ViTConfig,
     joint_blocks: int,
     layout: EomtLayout = "huggingface",
+    mean: tuple[float, ...] = _MEAN,
+    std: tuple[float, ...] = _DEVIATION,
 ) -> dict[str, Tensor]:
-    """The inverse of `from_eomt`, as after a training: no query looks through its mask.
+    """The inverse of `from_eomt`, as after a training: no query looks through its mask. `mean` and
+    `std` of the pixels lie in the authors' files.
 
     Raises `DataError` for a model that has no counterpart there.
     """
@@ -291,8 +299,8 @@ def to_eomt(
         theirs = _BACKBONES[layout].write(backbone, config)
         theirs = {f"{_ENCODER}{key}": tensor for key, tensor in theirs.items()}
         colours = {
-            f"encoder.pixel_{name}": torch.tensor(values, device=queries.device).view(1, 3, 1, 1)
-            for name, values in (("mean", _MEAN), ("std", _DEVIATION))
+            f"encoder.pixel_{name}": torch.tensor(values, device=queries.device).view(1, -1, 1, 1)
+            for name, values in (("mean", mean), ("std", std))
         }
         network = {**theirs, **head, **colours, _SHARES: shares}
         return {**{f"{_NETWORK}{k}": t for k, t in network.items()}, _EMPTY: empty}

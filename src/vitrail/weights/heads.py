@@ -99,6 +99,10 @@ def from_header(
     head = HeadWeights(config_of_head, dict(tensors), tuple(map(str, header["classes"])))
     if f"{_CLASSIFIER}bias" not in tensors:
         raise DataError(f"the head has no '{_CLASSIFIER}bias': the file is not whole")
+    if len(head.names) not in (0, head.classes):
+        raise DataError(
+            f"the head is for {head.classes} classes, and the header names {len(head.names)}"
+        )
     wanted = head_shapes(config, head.config, head.classes)
     if wrong := sorted({*wanted.items()} ^ {(key, t.shape) for key, t in tensors.items()}):
         raise DataError(f"the head does not fit its config: {some([key for key, _ in wrong])}")

@@ -135,10 +135,12 @@ def open_weights(
     head = None
     if queries:
         assert isinstance(found.config, ViTConfig)
-        head = eomt.head_weights(file.tensors, found.config)
+        try:
+            head = eomt.head_weights(file.tensors, found.config)
+            preprocess = preprocess or eomt.preprocess_of(file.tensors, found.config.image_size)
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+            raise DataError(f"{source} is no EoMT that can be read: {_line(error)}") from error
         head = head._replace(names=named_by_config(file.config, head.classes))
-        if preprocess is None:
-            preprocess = eomt.preprocess_of(file.tensors, found.config.image_size)
     assumed = found.assumed + (() if published or "activation" in said else remarks(file.config))
     if preprocess is None:
         assumed += (
@@ -199,7 +201,10 @@ def _open_ours(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Opene
             tensors = {k: t for k, t in tensors.items() if k not in own}
             own = {key.removeprefix(_HEAD): tensor for key, tensor in own.items()}
             head = from_header(beside, own, config)
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError, ValidationError),
+        *(RuntimeError, OverflowError),  # sizes that no memory has
+    ) as error:
         raise DataError(f"{source}: the header is not vitrail's: {_line(error)}") from error
     state = fit(tensors, config, config, source).state
     opened = Opened(source, file.sha256, OURS, config, state, read, classes, file.notes, ())
@@ -345,7 +350,7 @@ def _written(opened: Opened, to: str) -> dict[str, Tensor]:
     """The weights in another layout, or as they came if it is their own."""
     if head_is_written(opened, to):
         assert opened.head is not None
-        return eomt.write(opened.state, opened.config, opened.head, _EOMT[to])
+        return eomt.write(opened.state, opened.config, opened.head, _EOMT[to], opened.preprocess)
     if to == "eomt":
         raise DataError(
             f"{opened.source} is no segmenter with queries, and EoMT is one: use "

@@ -1,12 +1,8 @@
-"""COCO's JSON: outlines of objects as polygons and run lengths, drawn as masks of classes; and its
-panoptic masks, whose colours are the numbers of segments that the JSON file gives classes.
+"""COCO's JSON: outlines of objects as polygons and run lengths, drawn as masks of classes.
 
-Of outlines, categories are the classes 1.., by rising id, and what no object covers is 0, the
-background. Larger objects are drawn first. Polygons are drawn by Pillow's `ImageDraw.polygon`,
-whose borders differ from those of pycocotools by up to a pixel.
-
-Of panoptic masks, categories are the classes 0.., and what is void does not count. A segment's
-number is red + 256 green + 65,536 blue (panopticapi); a crowd is of its class.
+Categories are the classes 1.., by rising id, and what no object covers is 0, the background. Larger
+objects are drawn first. Polygons are drawn by Pillow's `ImageDraw.polygon`, whose borders differ
+from those of pycocotools by up to a pixel. Panoptic masks are for coco_panoptic.py.
 """
 
 import hashlib
@@ -14,9 +10,9 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -24,11 +20,11 @@ from PIL import Image, ImageDraw
 
 from vitrail.data.names import label_name, printable
 from vitrail.data.pixels.decode import MAX_SIDE, UnreadableImage
-from vitrail.data.pixels.values import Values, read_values
+from vitrail.data.pixels.values import Values
 from vitrail.data.sources.parts import part_within
-from vitrail.data.sources.source import PARTS, LeftOut, Tally, file_stamp
+from vitrail.data.sources.source import PARTS, LeftOut, Tally
 from vitrail.data.sources.walk import Tree
-from vitrail.data.targets.coding import IGNORE
+from vitrail.data.targets.masks import MaskStore
 from vitrail.errors import DataError
 
 BACKGROUND = "background"
@@ -37,10 +33,11 @@ _MOST_PIXELS = 64_000_000
 _HEAD = 1 << 20
 _FOLDERS = ("", "annotations", *("train", "val", "valid", "test"))
 _SEGMENTS = b'"segments_info"'
-_VOID = 0
-_NOT_NAMED = -2
-"""Of a pixel whose number is no segment's."""
 _OUTLINE = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[|\{\s*"(counts|size)")')
+
+
+Drawn = TypeVar("Drawn")
+"""What a file says of an image."""
 
 
 class Outline(NamedTuple):
@@ -104,47 +101,6 @@ class CocoMasks:
         return self._names[i]
 
 
-class Painted(NamedTuple):
-    """A panoptic mask."""
-
-    file: str
-    """Relative to the folder of the data."""
-    segments: tuple[tuple[int, int], ...]
-    """A segment's number, and its class index."""
-
-
-class PanopticMasks:
-    """Masks of class indices, IGNORE where they are void; `painted` lie in the folder `root`."""
-
-    def __init__(self, root: str, painted: Sequence[Painted]) -> None:
-        self._root = root
-        self._painted = painted
-
-    def __len__(self) -> int:
-        return len(self._painted)
-
-    def values(self, i: int) -> Values:
-        file, segments = self._painted[i]
-        colours = read_values(Path(self._root, file), colours=True)
-        if colours.ndim != 3:
-            raise UnreadableImage("a panoptic mask has colours, and it is grey", self.name(i))
-        red, green, blue = (colours[..., c].astype(np.int32) for c in range(3))
-        numbers = red + 256 * green + 65_536 * blue
-        found = np.where(numbers == _VOID, np.int32(IGNORE), np.int32(_NOT_NAMED))
-        if segments:
-            known, classes = np.array(sorted(segments), np.int32).T
-            at = np.searchsorted(known, numbers).clip(max=len(known) - 1)
-            found = np.where(known[at] == numbers, classes[at], found)
-        return found
-
-    def stamp(self, i: int) -> str:
-        file, segments = self._painted[i]
-        return f"{file_stamp(Path(self._root, file))} {segments}"
-
-    def name(self, i: int) -> str:
-        return printable(self._painted[i].file)
-
-
 def _covered(runs: Int64[np.ndarray, " r"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """The pixels of an image of (height, width) that run lengths say are inside."""
     inside = np.arange(len(runs)) % 2 == 1
@@ -189,11 +145,13 @@ def find_coco(root: str) -> list[str]:
                 for name in sorted(os.listdir(place))
                 if name.lower().endswith(".json") and _is_coco(Path(place, name))
             ]
-    # Of COCO's own: panoptic masks, which say most, or else instances; no captions, no keypoints.
-    for kind in ("panoptic_", "instances_"):
-        if own := [file for file in found if posixpath.basename(file).startswith(kind)]:
-            return own
-    return found
+    # Of COCO's own: instances and panoptic masks, and neither captions nor keypoints.
+    of_outlines = [file for file in found if posixpath.basename(file).startswith("instances_")]
+    return [
+        file
+        for file in found
+        if not of_outlines or file in of_outlines or has_segments(Path(root, file))
+    ]
 
 
 def _is_coco(file: Path) -> bool:
@@ -202,9 +160,13 @@ def _is_coco(file: Path) -> bool:
 
 
 def has_outlines(file: Path) -> bool:
-    """Whether outlines or segments are seen at the beginning or the end of a JSON file."""
-    head = _head(file)
-    return bool(_OUTLINE.search(head)) or _SEGMENTS in head
+    """Whether outlines are seen at the beginning or the end of a JSON file."""
+    return bool(_OUTLINE.search(_head(file)))
+
+
+def has_segments(file: Path) -> bool:
+    """Whether panoptic segments are seen there."""
+    return _SEGMENTS in _head(file)
 
 
 def _head(file: Path) -> bytes:
@@ -226,7 +188,7 @@ class Coco(NamedTuple):
     images: list[str]
     parts: list[int]
     names: tuple[str, ...]
-    store: CocoMasks | PanopticMasks
+    store: MaskStore
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
 
@@ -237,161 +199,135 @@ def read_coco(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Co
     Raises `DataError` for a file that is damaged, says two things of one image, or other classes
     than another one.
     """
-    left, problems = Tally(), Tally()
+    problems = Tally()
+    loaded = [CocoJson(root, file) for file in files]
+    drawings = [one.drawings(problems) for one in loaded]
+    names, rows, left = named_images(root, loaded, drawings, tree.images(), problems, parts=parts)
+    store = CocoMasks([printable(path) for path, _, _ in rows], [each for _, _, each in rows])
+    note = (
+        f"outlines of {', '.join(files)} are drawn by Pillow's ImageDraw.polygon, larger objects "
+        f"first; what none covers is '{BACKGROUND}'"
+    )
+    images, numbers = [path for path, _, _ in rows], [part for _, part, _ in rows]
+    return Coco(images, numbers, (BACKGROUND, *names), store, left, (note,))
+
+
+def named_images(
+    root: str,
+    loaded: "Sequence[CocoJson]",
+    drawings: "Sequence[Sequence[tuple[str, Drawn]]]",
+    images: Iterable[str],
+    problems: Tally,
+    *,
+    parts: bool,
+) -> "tuple[tuple[str, ...], list[tuple[str, int, Drawn]], tuple[LeftOut, ...]]":
+    """The classes; path, part and drawing of each of the `images` that the files name, ordered by
+    part and path; and what is left out.
+
+    `drawings` are of each file: the name that it gives an image, and what is drawn of it. Raises
+    `DataError` where files name other classes, or no image that is there.
+    """
+    left = Tally()
     by_name: dict[str, list[str]] = {}
-    for image in tree.images():
+    for image in images:
         by_name.setdefault(posixpath.basename(image), []).append(image)
-    names: tuple[str, ...] | None = None
-    rows: dict[str, tuple[int, Any]] = {}
-    kinds = {file: _SEGMENTS in _head(Path(root, file)) for file in files}
-    if len(set(kinds.values())) > 1:
-        others = ", ".join(file for file, with_segments in kinds.items() if not with_segments)
-        raise DataError(
-            f"{others} has no panoptic masks, as the other JSON files have: move it away"
-        )
-    panoptic = all(kinds.values())
-    # Panoptic masks may have their images' names.
-    apart = {_stem(file) for file in files} if panoptic else set()
-    for file in files:
-        loaded = (_PanopticJson if panoptic else _Json)(root, file)
-        if names is not None and loaded.names != names:
-            raise DataError(f"{file} names other classes than {files[0]}: they must be the same")
-        names = loaded.names
-        words = (_stem(file), *file.split("/")[:-1])
-        found = next((name for word in words if (name := part_within(word))), None)
-        part = PARTS.index(found.part) if found and parts else 0
-        for called, drawing in loaded.drawings(problems, by_name):
-            places = _places(called, file, by_name, apart)
+    names = loaded[0].names
+    rows: dict[str, tuple[int, Drawn]] = {}
+    for one, of_file in zip(loaded, drawings, strict=True):
+        if one.names != names:
+            raise DataError(
+                f"{one.file} names other classes than {loaded[0].file}: they must be the same"
+            )
+        part = PARTS.index(one.part) if one.part and parts else 0
+        for called, drawing in of_file:
+            places = _places(called, one.file, by_name)
             path = places[0] if places else ""
             if not places:
-                left.add("images that are named and not there", f"{file} names them", called)
+                left.add("images that are named and not there", f"{one.file} names them", called)
             elif len(places) > 1:
-                left.add("images that may be meant", f"{file} names one of them", *places)
+                left.add("images that may be meant", f"{one.file} names one of them", *places)
             elif path in rows:
                 left.add("images that are named twice", "the first one is taken", path)
             else:
                 rows[path] = part, drawing
-    masks = {painted.file for _, painted in rows.values()} if panoptic else set()
-    unnamed = sorted(set(tree.images()) - set(rows) - masks)
+    told = (*problems.told(), *left.told())
+    if not rows:
+        files = ", ".join(one.file for one in loaded)
+        why = "".join(f"; {each.sentence()}" for each in told)
+        raise DataError(f"none of the images that {files} names lies in {root}{why}")
+    unnamed = sorted({path for paths in by_name.values() for path in paths} - set(rows))
     left.add("images without a mask", "no JSON file names them", *unnamed)
-    if not rows or names is None:
-        raise DataError(f"none of the images that {', '.join(files)} names lies in {root}")
-    images = sorted(rows, key=lambda path: (rows[path][0], path))
-    drawings = [rows[path][1] for path in images]
-    store: CocoMasks | PanopticMasks
-    if panoptic:
-        store = PanopticMasks(root, drawings)
-        note = f"masks are panoptic, segments with the classes of {', '.join(files)}"
-    else:
-        names = (BACKGROUND, *names)
-        store = CocoMasks([printable(path) for path in images], drawings)
-        note = (
-            f"outlines of {', '.join(files)} are drawn by Pillow's ImageDraw.polygon, larger "
-            f"objects first; what none covers is '{BACKGROUND}'"
-        )
-    parts_of = [rows[path][0] for path in images]
-    return Coco(images, parts_of, names, store, (*problems.told(), *left.told()), (note,))
+    ordered = sorted((part, path) for path, (part, _) in rows.items())
+    return (
+        names,
+        [(path, part, rows[path][1]) for part, path in ordered],
+        (*problems.told(), *left.told()),
+    )
 
 
-def _stem(file: str) -> str:
-    return posixpath.splitext(posixpath.basename(file))[0]
-
-
-def _places(
-    name: str, file: str, by_name: Mapping[str, list[str]], apart: Set[str] = frozenset()
-) -> list[str]:
+def _places(name: str, file: str, by_name: Mapping[str, list[str]]) -> list[str]:
     """Where an image may lie: at paths that end like its name, and of these at the ones that have
-    most words in common with the path of the JSON file; within no folder called one of `apart`.
+    most words in common with the path of the JSON file.
     """
     ends = posixpath.normpath(name.replace("\\", "/"))
     called = by_name.get(posixpath.basename(ends), [])
-    called = [path for path in called if not apart & {*path.split("/")}]
     found = [path for path in called if f"/{path}".endswith(f"/{ends}")] or called
     words = set(re.findall(r"[a-z]+\d*", file.lower()))
     common = {path: len(words & set(path.lower().split("/"))) for path in found}
     return [path for path in found if common[path] == max(common.values())]
 
 
-class _Json:
-    _first = 1
-    """The index of the first category."""
+class CocoJson:
+    """A file of COCO's. Raises `DataError` for one that is none."""
 
-    def __init__(self, root: str, file: str) -> None:
-        self._file = file
+    def __init__(self, root: str, file: str, first: int = 1) -> None:
+        """`file` is relative to `root`; the first category has the index `first`."""
+        self.file = file
+        words = (posixpath.splitext(posixpath.basename(file))[0], *file.split("/")[:-1])
+        found = next((name for word in words if (name := part_within(word))), None)
+        self.part = found and found.part
+        """Which part of the data it is for, by its name or its folders'."""
         path = Path(root, file)
         try:
             if path.stat().st_size > _MOST_BYTES:
                 raise ValueError(f"it has more than {_MOST_BYTES >> 30} GB")
             content = json.loads(path.read_bytes())
-            self._images = {one["id"]: one for one in content["images"]}
-            if len(self._images) != len(content["images"]):
+            self.images = {one["id"]: one for one in content["images"]}
+            if len(self.images) != len(content["images"]):
                 raise ValueError("two images have one id")
             categories = sorted(content["categories"], key=lambda one: one["id"])
-            self._index = {one["id"]: k + self._first for k, one in enumerate(categories)}
-            if len(self._index) != len(categories):
+            self.index = {one["id"]: k + first for k, one in enumerate(categories)}
+            if len(self.index) != len(categories):
                 raise ValueError("two categories have one id")
             self.names = tuple(label_name(str(one["name"])) for one in categories)
-            self._annotations: list[Any] = list(content["annotations"])
+            self.annotations: list[Any] = list(content["annotations"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{file} is no COCO file that can be read: {_said(error)}") from error
+            raise DataError(f"{file} is no COCO file that can be read: {said(error)}") from error
 
-    def drawings(
-        self, problems: Tally, by_name: Mapping[str, list[str]]
-    ) -> Sequence[tuple[str, Drawing | Painted]]:
+    def drawings(self, problems: Tally) -> list[tuple[str, Drawing]]:
         """Of each image its file's name and what is drawn of it."""
         outlines: dict[Any, list[Outline]] = {}
-        for number, one in enumerate(self._annotations):
+        for number, one in enumerate(self.annotations):
             try:
-                image = self._images[one["image_id"]]
-                outline = _outline(one, self._index[one["category_id"]], _size(image))
+                image = self.images[one["image_id"]]
+                outline = _outline(one, self.index[one["category_id"]], _size(image))
             except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
-                problems.add("outlines", _said(error), f"annotation {number} of {self._file}")
+                problems.add("outlines", said(error), f"annotation {number} of {self.file}")
                 continue
             outlines.setdefault(one["image_id"], []).append(outline)
         try:
             return [
                 (str(image["file_name"]), Drawing(_size(image), tuple(outlines.get(key, ()))))
-                for key, image in self._images.items()
+                for key, image in self.images.items()
             ]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"an image of {self._file} has no file_name, height or width: {_said(error)}"
+                f"an image of {self.file} has no file_name, height or width: {said(error)}"
             ) from error
 
 
-class _PanopticJson(_Json):
-    _first = 0
-
-    def drawings(
-        self, problems: Tally, by_name: Mapping[str, list[str]]
-    ) -> Sequence[tuple[str, Drawing | Painted]]:
-        """Of each image its file's name and its mask, where it is there."""
-        rows = []
-        for number, one in enumerate(self._annotations):
-            try:
-                image = str(self._images[one["image_id"]]["file_name"])
-                segments = tuple(
-                    (int(each["id"]), self._index[each["category_id"]])
-                    for each in one["segments_info"]
-                )
-                if any(not 0 < segment < 1 << 24 for segment, _ in segments):
-                    raise ValueError("a segment's number is none of a colour")
-                mask = str(one["file_name"])
-            except (ValueError, KeyError, TypeError) as error:
-                problems.add("masks", _said(error), f"annotation {number} of {self._file}")
-                continue
-            called = by_name.get(posixpath.basename(mask), [])
-            inside = [place for place in called if _stem(self._file) in place.split("/")]
-            inside = inside or _places(mask, self._file, by_name)
-            if len(inside) != 1:
-                what = "is not there" if not inside else f"may be one of {len(inside)}"
-                problems.add("masks", f"a mask that {self._file} names {what}", mask)
-                continue
-            rows.append((image, Painted(inside[0], segments)))
-        return rows
-
-
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """What is wrong with a file, in words."""
     return f"no {error}" if isinstance(error, KeyError) else str(error)
 
 

@@ -1,7 +1,8 @@
 """MaskedSource: images, each with a mask that says the class of every pixel.
 
 mask_pairs.py tells which image has which mask, mask_meaning.py what its values mean, coco_masks.py
-draws the outlines of a COCO file. All that lies there and is not used is told.
+draws the outlines of a COCO file, coco_panoptic.py reads its masks of segments. All that lies there
+and is not used is told.
 """
 
 import os
@@ -14,7 +15,8 @@ from vitrail.data.names import PackedNames
 from vitrail.data.pixels.decode import UnreadableImage
 from vitrail.data.pixels.values import read_header, read_values
 from vitrail.data.sources.class_map import find_class_map
-from vitrail.data.sources.coco_masks import find_coco, has_outlines, read_coco
+from vitrail.data.sources.coco_masks import Coco, find_coco, has_outlines, has_segments, read_coco
+from vitrail.data.sources.coco_panoptic import read_panoptic
 from vitrail.data.sources.files import FileImages
 from vitrail.data.sources.formats import IMAGE_EXTENSIONS
 from vitrail.data.sources.layout import USUAL, FolderRules
@@ -23,7 +25,7 @@ from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules, meaning_of
 from vitrail.data.sources.mask_pairs import Pairs, find_pairs, looks_masked
 from vitrail.data.sources.mask_values import count_values, is_grey
 from vitrail.data.sources.source import LeftOut, Tally
-from vitrail.data.sources.walk import is_hidden, walk
+from vitrail.data.sources.walk import Tree, is_hidden, walk
 from vitrail.data.targets.coding import IGNORE, Coding, packed
 from vitrail.data.targets.masks import Masks
 from vitrail.errors import DataError, UsageError, setting
@@ -47,7 +49,8 @@ def has_masks(folder: Path | str) -> bool:
     if not os.path.isdir(root):
         return False
     try:
-        if any(has_outlines(Path(root, file)) for file in find_coco(root)):
+        files = [Path(root, file) for file in find_coco(root)]
+        if any(has_outlines(file) or has_segments(file) for file in files):
             return True
         if not _may_have_masks(root):
             return False
@@ -116,18 +119,16 @@ class MaskedSource(FileImages):
         tree = walk(self._root, follow_links=rules.follow_links, used=used)
         pairs = find_pairs(tree, parts=rules.parts == "auto")
         self.notes: tuple[str, ...] = ()
-        if coco and not pairs.images:
-            found = read_coco(self._root, coco, tree, parts=rules.parts == "auto")
-            super().__init__(self._root, PackedNames(found.images))
-            self.part = np.array(found.parts, np.uint8)
-            self.left_out: tuple[LeftOut, ...] = (*found.left_out, *tree.left_out)
-            self.notes = found.notes
-            coding = Coding({k: k for k in range(len(found.names))}, ignored=(IGNORE,))
-            self.targets = Masks(found.names, found.store, coding, self._size(masks))
-            return
         if coco:
-            said = f"outlines in {', '.join(coco)} are not used: there are masks"
-            self.notes = (said,)
+            found = self._by_coco(coco, tree, pairs, parts=rules.parts == "auto")
+            if found is not None:
+                super().__init__(self._root, PackedNames(found.images))
+                self.part = np.array(found.parts, np.uint8)
+                self.left_out: tuple[LeftOut, ...] = (*found.left_out, *tree.left_out)
+                self.notes += found.notes
+                coding = Coding({k: k for k in range(len(found.names))}, ignored=(IGNORE,))
+                self.targets = Masks(found.names, found.store, coding, self._size(masks))
+                return
         pairs, told = _by_lists(self._root, lists, pairs, auto=rules.parts == "auto")
         self.left_out = (*told, *pairs.left_out, *tree.left_out)
         if not pairs.images:
@@ -139,6 +140,24 @@ class MaskedSource(FileImages):
         coding = Coding(known.classes, ignored=known.ignored, colours=known.colours)
         files = MaskFiles(self._root, pairs.masks, colours=known.colours)
         self.targets = Masks(known.names, files, coding, self._size(masks))
+
+    def _by_coco(self, files: list[str], tree: Tree, pairs: Pairs, *, parts: bool) -> Coco | None:
+        """What COCO's files say: panoptic masks, or outlines where there are no masks at all."""
+        segments = [file for file in files if has_segments(Path(self._root, file))]
+        outlines = [file for file in files if file not in segments]
+        if segments:
+            found = read_panoptic(self._root, segments, tree, parts=parts)
+            if found is None:
+                said = f"the panoptic masks that {', '.join(segments)} names are not there"
+                self.notes += (said,)
+        else:
+            found = None
+        if outlines and (found or pairs.images):
+            said = f"outlines in {', '.join(outlines)} are not used: there are masks"
+            self.notes += (said,)
+        elif outlines:
+            found = read_coco(self._root, outlines, tree, parts=parts)
+        return found
 
     def _size(self, masks: MaskRules) -> "_Sizes | None":
         return None if masks.any_size else _Sizes(self._root, self.names)
