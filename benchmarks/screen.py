@@ -30,8 +30,10 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers
 
@@ -110,21 +112,25 @@ def of_timm() -> Iterator[Candidate]:
         published = get_pretrained_cfg(name)
         size = published.input_size[1:] if published else (224, 224)
 
-        def make(name: str = name) -> nn.Module:
-            try:
-                return timm.create_model(name, depth=2)
-            except Exception:  # it has stages, or blocks that differ
-                return timm.create_model(name)
-
         def write(model: Any, folder: Path) -> None:
             cut = {"depth": 2} if len(getattr(model, "blocks", ())) == 2 else {}
             timm.models.save_for_hf(model, folder, model_args=cut, safe_serialization=True)
 
+        make = partial(_shallow, timm.create_model, name)
         yield Candidate(name, make, lambda model, x: [model(x)], write, size)
+
+
+def _shallow(create: Callable[..., nn.Module], name: str, **options: Any) -> nn.Module:
+    """A model of timm with two blocks, if it has blocks to be counted."""
+    try:
+        return create(name, depth=2, **options)
+    except Exception:  # it has stages, or blocks that differ
+        return create(name, **options)
 
 
 def of_open_clip() -> Iterator[Candidate]:
     import open_clip
+    import timm
 
     text = {"context_length": 7, "vocab_size": 9, "width": 64, "heads": 1, "layers": 1}
     for name in open_clip.list_models():
@@ -135,10 +141,11 @@ def of_open_clip() -> Iterator[Candidate]:
 
         def make(config: dict[str, Any] = config) -> nn.Module:
             embedding, quick = config["embed_dim"], config.get("quick_gelu", False)
-            if whole := config.get("multimodal_cfg"):
-                towers = (whole | {"layers": 1}, text, config["vision_cfg"])
-                return open_clip.CoCa(embedding, *towers, quick_gelu=quick)
-            return open_clip.CLIP(embedding, config["vision_cfg"], text, quick_gelu=quick)
+            with patch.object(timm, "create_model", partial(_shallow, timm.create_model)):
+                if whole := config.get("multimodal_cfg"):
+                    towers = (whole | {"layers": 1}, text, config["vision_cfg"])
+                    return open_clip.CoCa(embedding, *towers, quick_gelu=quick)
+                return open_clip.CLIP(embedding, config["vision_cfg"], text, quick_gelu=quick)
 
         def write(model: Any, folder: Path, config: dict[str, Any] = config) -> None:
             _write(model, folder, {"model_cfg": config})

@@ -139,6 +139,13 @@ def test_mirrored_looks_are_averaged_where_they_belong():
     image, mask = blocks(32, 48)
     once, twice = (measured(task((64, 96), tta=tta), image, mask) for tta in ("none", "flip"))
     assert torch.equal(once, twice)
+    # Windows too: of the mirrored image, the first one is the last one's mirror image.
+    segment, slid = task((16, 16), "slide", tta="flip"), task((16, 16), "slide")
+    seen: list[torch.Tensor] = []
+    forward = segment.model.forward
+    segment.model.forward = lambda x, extent=None: seen.append(x) or forward(x, extent)
+    assert torch.equal(measured(segment, image, mask), measured(slid, image, mask))
+    assert len(seen) == 4 and torch.equal(seen[2], seen[1].flip(-1))
     scaled = measured(task((64, 96), tta="flip+scales"), image, mask)
     assert (scaled.sum() - scaled.diagonal().sum()) <= 0.05 * scaled.sum()
 

@@ -204,7 +204,8 @@ def test_of_two_models_in_a_file_the_evaluated_one_is_taken_or_asked_for(other):
 
 
 def test_every_layout_has_a_source():
-    tested = {source.layout for source in SOURCES.values()} | {"google"}  # test_google.py
+    tested = {source.layout for source in SOURCES.values()}
+    tested |= {"google", "huggingface-eomt"}  # test_google.py, test_eomt.py
     assert tested == set(LAYOUTS)
 
 

@@ -140,7 +140,7 @@ def test_to_train(case, tmp_path):
     config.write_text(json.dumps({"model": {name: value}}))  # which is YAML too
     said = ["--config", str(config), *flags(dict(others))]
     asked = ["samples:emoji", "--weights", str(file), "--recipe", "probe", *said]
-    found = verb.read(asked)[0].settings.model
+    found = verb.read(asked).args.settings.model
     assert {name: getattr(found, name) for name in told} == told
 
 

@@ -85,7 +85,7 @@ def train(args: Sequence[str]) -> dict[str, Any]:
     """Train, judge and report; or go on with a run."""
     spell_flags(TrainArgs, flags=True)
     with _one_of_a_machine():
-        found = _read(args)
+        found = read(args)
     given = found.args
     if any(given.auto) and given.resume is not None:
         raise UsageError(
@@ -147,7 +147,7 @@ class Given(NamedTuple):
     weights: Opened | None
 
 
-def _read(args: Sequence[str]) -> Given:
+def read(args: Sequence[str]) -> Given:
     """What the arguments ask for, over the defaults that follow from DATA and some of them."""
     found = defaults(args)
     default = TrainArgs(found.settings, data=found.data, recipe=found.recipe, auto=found.auto)

@@ -19,18 +19,19 @@ def mocov3(facts: Facts) -> TrainConfig:
     """Features from images without labels.
 
     Command: `vitrail train photos/ --task mocov3`; the run is then a `--weights` of any other.
-    The paper's settings (4,096 images a batch, 300 epochs) are made smaller in all: projector and
-    predictor are 1,024 wide, positions are sines and cosines, the patch projection is frozen.
-    Score: see benchmarks/results/mocov3.md.
+    As in the paper, positions are sines and cosines, and the patch projection stays as it is drawn;
+    4,096 images a batch and 300 epochs are made smaller, and on a CPU projector and predictor are
+    1,024 wide. A named `--model` has its own positions. Score: see benchmarks/results/mocov3.md.
     """
+    small = {} if facts.gpu else {"image_size": (_SIDE, _SIDE)}
+    model = model_config(
+        "vit_s16" if facts.gpu else "vit_mini16", classes=0, channels=facts.channels, **small
+    )
+    assert isinstance(model, ViTConfig)
     config = TrainConfig(
         task="mocov3",
         data=DataConfig(path=facts.data, batch_size=batch_size(facts, 256 if facts.gpu else 128)),
-        model=model_config("vit_s16", classes=0, channels=facts.channels)
-        if facts.gpu
-        else model_config(
-            "vit_mini16", classes=0, channels=facts.channels, image_size=(_SIDE, _SIDE)
-        ),
+        model=replace(model, stem="patch", position="sincos_moco"),
         row="vit_s16" if facts.gpu else "vit_mini16",
         augment=moco_views()[0],
         moco=MocoConfig(hidden=4096 if facts.gpu else 1024, momentum=0.99),

@@ -221,29 +221,36 @@ class Segment(Task):
     def _scores(self, batch: Batch) -> "list[_Scores]":
         """What speaks for each class in the views, of each image."""
         images, extent = batch.views[0]
-        if self.config.mode == "slide":
-            patch = self.preprocess.patch
-            sizes = (
-                [(images.shape[2], images.shape[3])] * len(images)
-                if extent is None
-                else [(r * patch[0], c * patch[1]) for r, c in extent.tolist()]
-            )
-            return [
-                self._slid(image[None, :, :h, :w])
-                for image, (h, w) in zip(images, sizes, strict=True)
-            ]
-        height, width = images.shape[2:]
+        if self.config.mode == "whole":
+            return self._looked(images)
+        patch = self.preprocess.patch
+        sizes = (
+            [(images.shape[2], images.shape[3])] * len(images)
+            if extent is None
+            else [(r * patch[0], c * patch[1]) for r, c in extent.tolist()]
+        )
+        return [
+            self._looked(image[None, :, :h, :w])[0]
+            for image, (h, w) in zip(images, sizes, strict=True)
+        ]
+
+    def _looked(self, images: Float[Tensor, "b _c h w"]) -> "list[_Scores]":
+        """The mean of all looks at images of one size (`self.tta`)."""
+        size = height, width = images.shape[2], images.shape[3]
         total: Tensor | None = None
         for look in looks(self.tta):
             shown = images.flip(-1) if look.mirrored else images
             if look.scale != 1:
-                sides = zip((height, width), self.preprocess.patch, strict=True)
-                size = [max(1, round(look.scale * n / p)) * p for n, p in sides]
-                shown = F.interpolate(shown, size, mode="bicubic", antialias=True)
-            found = self._spoken(shown)
-            if len(looks(self.tta)) == 1:
-                return [_Scores(each, self.model.stride) for each in found]
-            found = self.model.pixels(found, (shown.shape[2], shown.shape[3]))
+                sides = zip(size, self.preprocess.patch, strict=True)
+                scaled = [max(1, round(look.scale * n / p)) * p for n, p in sides]
+                shown = F.interpolate(shown, scaled, mode="bicubic", antialias=True)
+            if self.config.mode == "slide":
+                found = self._slid(shown)
+            else:
+                found = self._spoken(shown)
+                if len(looks(self.tta)) == 1:
+                    return [_Scores(each, self.model.stride) for each in found]
+                found = self.model.pixels(found, (shown.shape[2], shown.shape[3]))
             if look.scale != 1:
                 found = F.interpolate(found, (height, width), mode="bilinear")
             found = found.flip(-1) if look.mirrored else found
@@ -257,9 +264,10 @@ class Segment(Task):
         alone = len(looks(self.tta)) == 1 and self.config.mode == "whole"
         return found if alone or self.config.head == "queries" else found.softmax(dim=1)
 
-    def _slid(self, image: Float[Tensor, "1 _c h w"]) -> "_Scores":
+    def _slid(self, image: Float[Tensor, "1 _c h w"]) -> Float[Tensor, "1 c h w"]:
+        """What windows of an image say, averaged where they overlap."""
         sides, window = (image.shape[2], image.shape[3]), self.preprocess.size
-        total = image.new_zeros(len(self.targets.names), *sides)
+        total = image.new_zeros(1, len(self.targets.names), *sides)
         times = image.new_zeros(sides)
         for top in starts(sides[0], window[0]):
             for left in starts(sides[1], window[1]):
@@ -267,11 +275,10 @@ class Segment(Task):
                 columns = slice(left, left + min(window[1], sides[1]))
                 part = image[:, :, rows, columns]
                 found = self._spoken(part)
-                total[:, rows, columns] += self.model.pixels(found, (part.shape[2], part.shape[3]))[
-                    0
-                ]
+                size = part.shape[2], part.shape[3]
+                total[:, :, rows, columns] += self.model.pixels(found, size)
                 times[rows, columns] += 1
-        return _Scores(total / times, (1, 1))
+        return total / times
 
     def _classes(self, scores: "_Scores", seen: Seen) -> Int64[Tensor, "h w"]:
         """The class of each of the image's own pixels: the one that most speaks for."""
