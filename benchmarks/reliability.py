@@ -57,7 +57,7 @@ from vitrail.runs import DataConfig, OptimConfig, Run, TrainConfig, TuneConfig
 from vitrail.runs.checkpoint import check_checkpoint
 from vitrail.runs.config import write_yaml
 from vitrail.runs.folder import step_of
-from vitrail.tasks import SegmentConfig
+from vitrail.tasks import MocoConfig, SegmentConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from runs import harm
@@ -145,6 +145,7 @@ OTHER_TASKS: dict[str, dict[str, Any]] = {
     },
     "mocov3": {
         "task": "mocov3",
+        "moco": MocoConfig(hidden=64, out=16, momentum=0.9),
         "augment": AugmentConfig(grey=0.2, solarize=0.2, jitter=0.4),
         "ema": 0.0,
         "accumulate": 1,

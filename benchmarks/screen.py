@@ -152,7 +152,12 @@ def of_open_clip() -> Iterator[Candidate]:
 
         side = vision.get("image_size", 224)
         size = (side, side) if isinstance(side, int) else tuple(side)
-        yield Candidate(name, make, lambda model, x: [model.encode_image(x)], write, size)
+        yield Candidate(name, make, _embedded, write, size)
+
+
+def _embedded(model: Any, x: Tensor) -> list[Tensor]:
+    """What a model of open_clip makes of images, before it is set to length 1."""
+    return [model.encode_image(x, normalize=False)]
 
 
 def of_transformers() -> Iterator[Candidate]:

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitrail.errors import DataError
 from vitrail.metrics import SegmentMetrics, count, mean_iou, segmentation
 from vitrail.metrics.masks import MOST_CONFUSED
 
@@ -162,9 +161,10 @@ def test_what_is_kept_is_json_and_says_the_mode() -> None:
     assert content["per_class"][0]["iou"].keys() == {"value", "low", "high"}
 
 
-def test_nothing_that_counts_is_refused() -> None:
+def test_where_nothing_counts_no_number_is_made_up() -> None:
     nothing = np.full((3, 3), -1)
-    with pytest.raises(DataError, match="masks of all 2 images are to be ignored in every pixel"):
-        judged([(nothing, nothing)] * 2, 3)
+    found = judged([(nothing, nothing)] * 2, 3)
+    assert set(found.values().values()) == {None} and found.absent == (0, 1, 2)
+    assert all(each.iou is each.accuracy is None for each in found.per_class)
     with pytest.raises(ValueError, match="3 classes do not fit 2 names"):
         segmentation(rows_of(drawn_pairs(0, 1, 3, 3, (4, 4)), 3), names(2), "whole")

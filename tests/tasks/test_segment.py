@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from close import close
-from command import last_json, vitrail
+from command import interrupted, last_json, vitrail
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Coding, MaskArrays, Masks
 from vitrail.data.views.preprocess import Canvas, Preprocess
@@ -199,18 +199,12 @@ def test_a_folder_with_masks_becomes_a_run_that_goes_on_and_answers(head, scenes
     written = json.loads((whole / "metrics.json").read_text())
     assert written["mode"] == "whole" and written["classes"] == list(NAMES)
     assert "Mean IoU" in (whole / "report.html").read_text()
-    # Stopped and gone on with, it takes the same steps.
-    assert (
-        vitrail(capfd, "train", "--config", whole / "config.yaml", "--epochs", 1, "--out", halves)[
-            0
-        ]
-        == 0
-    )
-    assert vitrail(capfd, "train", "--resume", halves, "--epochs", 2)[0] == 0
+    interrupted(whole, halves, step=3)
+    assert vitrail(capfd, "train", "--resume", halves)[0] == 0
     first, second = ([e["loss"] for e in Run(r).metrics() if "loss" in e] for r in (whole, halves))
-    assert len(first) == len(second) == 6
-    if head != "queries":  # the schedule is another for a run that was to be shorter
-        assert first[:1] == second[:1]
+    assert len(first) == 6 and first == second
+    one, two = (load_file(Run(r).checkpoint("last") / "model.safetensors") for r in (whole, halves))
+    assert all(torch.equal(one[key], two[key]) for key in one)
     image = scenes / "images" / "val" / "03.png"
     code, out, said = vitrail(capfd, "predict", whole, image, "--out", tmp_path / "found", "--json")
     assert code == 0, said
@@ -400,6 +394,20 @@ def test_what_becomes_of_a_head_is_said(scenes, tmp_path, capfd, randomised):
     assert code == 3 and "is no segmenter with queries" in said
     with pytest.warns(UserWarning, match="the head of segmentation is left out"):
         pretrained(theirs)
+
+
+def test_held_out_masks_that_ignore_every_pixel_give_no_number(scenes, tmp_path, capfd):
+    data, run = shutil.copytree(scenes, tmp_path / "data"), tmp_path / "run"
+    for file in (data / "masks" / "val").iterdir():
+        with Image.open(file) as mask:
+            nothing = Image.new(mask.mode, mask.size, 255)
+        nothing.save(file)
+    args = ("train", data, *TINY, "--epochs", 1, "--out", run, "--json")
+    code, out, said = vitrail(capfd, *args)
+    assert code == 0, said
+    assert last_json(out)["metrics"]["miou"] is None
+    assert "nothing was measured: the masks of all" in " ".join((out + said).split())
+    assert "No pixel to judge" in (run / "report.html").read_text()
 
 
 def test_a_mask_that_cannot_be_read_is_left_out_and_counted(scenes, tmp_path, capfd):

@@ -42,6 +42,13 @@ def test_kills_at_random_times_change_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", ["deeplab", "queries", "frozen", "mocov3"])
+def test_kills_change_nothing_in_other_tasks(task):
+    found = measured("--part", "kills", "--task", task, "--count", "4")["kills"]
+    assert found["kills"] == 4 and found["mismatches"] == found["orphans"] == 0
+
+
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced():
     found = measured("--part", "processes", "--count", "3")["processes"]
     assert found["kills"] == 3 and found["mismatches"] == 0

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int32, Int64
 from torch import Tensor
 
-from vitrail.errors import DataError
 from vitrail.metrics.draws import weights
 from vitrail.metrics.intervals import Estimate, from_draws
 
@@ -183,7 +182,8 @@ def mean_iou(rows: Mapping[str, Tensor]) -> float:
 def segmentation(rows: Mapping[str, Tensor], names: tuple[str, ...], mode: str) -> SegmentMetrics:
     """Metrics of predicted masks, from what `count` says of each image: each `[n ...]`.
 
-    Raises `DataError` where no pixel of the images counts, `ValueError` where shapes do not fit.
+    Where no pixel of the images counts, every score is None. Raises `ValueError` where shapes do
+    not fit.
 
     >>> truth, predicted = torch.tensor([[0, 0, 1, -1]]), torch.tensor([[0, 1, 1, 1]])
     >>> rows = {name: row[None] for name, row in count(predicted, truth, 3).items()}
@@ -196,11 +196,6 @@ def segmentation(rows: Mapping[str, Tensor], names: tuple[str, ...], mode: str) 
     if not n or c != len(names):
         raise ValueError(f"rows of {n} images and {c} classes do not fit {len(names)} names")
     sums = _Sums(*(each.sum(0, keepdim=True).T for each in of_image))
-    if not sums.truth.sum():
-        raise DataError(
-            f"the masks of all {n} images are to be ignored in every pixel: there is nothing to "
-            f"judge. Look at them with `vitrail data check`"
-        )
     draws = min(max(_ROOM // (n * c), _LEAST_DRAWS), _MOST_DRAWS)
     value = {name: score[..., 0] for name, score in _scores(sums).items()}
     blocks = [_scores(_Sums(*(each.T @ w for each in of_image))) for w in weights(n, draws)]

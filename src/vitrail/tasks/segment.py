@@ -186,6 +186,11 @@ class Segment(Task):
         """The classes that no mask shows."""
         if not metrics.absent:
             return []
+        if len(metrics.absent) == len(metrics.per_class):
+            return [
+                f"nothing was measured: the masks of all {metrics.images} {noun} are to be ignored "
+                f"in every pixel. Look at them with `vitrail data check`"
+            ]
         names = shortened(self.targets.names[k] for k in metrics.absent)
         many = len(metrics.absent) > 1
         return [
