@@ -178,6 +178,10 @@ def evaluate(
     else:
         splits = splits or _own(loaded)
         chosen = _choose_own(loaded, splits, split)
+    if data and loaded.task.banked:  # no label was learned from: these are only to measure by
+        judge = TASKS[loaded.config.task].judge
+        task = judge(loaded.model, loaded.config, chosen.source.targets, tta).eval()
+        loaded = loaded._replace(task=task)
     source = _Matched(chosen.source, loaded, named)
     place = world.device(device or loaded.config.device)
     loader = EvalLoader(
@@ -191,8 +195,8 @@ def evaluate(
     )
     found = known or _measured(loaded, loader, named, world)
     n, rows = len(found.indices), found.rows
-    if loaded.task.banked and splits is not None and not isinstance(splits.train, StreamSource):
-        bank = _measured(loaded, _bank(loaded, splits.train, place, world), named, world)
+    if loaded.task.banked and chosen.others is not None:
+        bank = _measured(loaded, _bank(loaded, chosen.others, place, world), named, world)
         rows = loaded.task.with_bank(rows, bank.rows)
     evaluation = Evaluation(
         loaded=loaded,
@@ -220,6 +224,8 @@ class _Chosen(NamedTuple):
     part: Part
     source: Source
     held_out: bool
+    others: Source | None = None
+    """The training images, where these are none of them."""
     notes: tuple[str, ...] = ()
 
 
@@ -243,7 +249,9 @@ def _choose_own(loaded: LoadedRun, splits: Splits, split: Part | None) -> _Chose
     part = split or held_out
     if part not in parts:
         raise UsageError(f"the data of {loaded.run.path} has no part '{part}': {_list(parts)}")
-    return _Chosen(part, parts[part], part == held_out)
+    return _Chosen(
+        part, parts[part], part == held_out, parts.get("train") if part != "train" else None
+    )
 
 
 def _open_other(
@@ -260,11 +268,15 @@ def _open_other(
     there = [name for number, name in enumerate(PARTS) if (source.part == number).any()]
     part = split or _set_apart(there)
     if part == "all":
-        return _Chosen(part, source, False, notes)
+        return _Chosen(part, source, False, notes=notes)
     if part not in there:
         raise UsageError(f"{data} has no part '{part}': {_list(there)}")
-    chosen = Subset(source, np.flatnonzero(source.part == PARTS.index(part)))
-    return _Chosen(part, chosen, False, notes)
+
+    def of(part: str) -> Subset:
+        return Subset(source, np.flatnonzero(source.part == PARTS.index(part)))
+
+    others = of("train") if "train" in there and part != "train" else None
+    return _Chosen(part, of(part), False, others, notes)
 
 
 def _set_apart(parts: Sequence[str]) -> Part:

@@ -134,6 +134,12 @@ def test_a_copy_that_lost_its_times_is_told_from_other_images():
     )
 
 
+def test_code_that_has_no_part_in_a_run_may_change():
+    code = of(IMAGES)["code"]
+    assert {"training/loop.py", "data/views/augment.py", "runs/parts.py"} <= set(code)
+    assert not [name for name in code if name.startswith(("report/", "cli/", "data/check"))]
+
+
 @pytest.mark.parametrize(
     ("place", "value", "said", "refused"),
     [

@@ -1,6 +1,7 @@
 """MoCo v3 from the command line: images without labels, a run that goes on exactly, a start."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,20 +53,41 @@ def test_a_run_without_labels_goes_on_exactly_teacher_and_all(precision, photos,
         assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one), name
     run = Run(whole).checkpoint("last")
     model, beside = (load_file(run / f"{name}.safetensors") for name in ("model", "beside"))
-    moved = [
-        key for key, x in model.items() if not torch.equal(x, beside[f"teacher.model.{key}"])
-    ]
+    moved = [key for key, x in model.items() if not torch.equal(x, beside[f"teacher.model.{key}"])]
     assert len(moved) > 10  # the teacher is another than the student, and than it was
     assert {key.split(".")[0] for key in beside} == {"projector", "predictor", "teacher"}
     assert "alike" in (whole / "report.html").read_text()
 
 
-def test_it_is_a_start_for_a_classifier_and_labels_only_measure(photos, tmp_path, capfd):
-    labelled = tmp_path / "labelled"
+def sorted_by_colour(photos: Path, folder: Path, parts: tuple[str, ...] = (".",)) -> Path:
+    """The same pictures in a folder a class."""
     for i, file in enumerate(sorted(photos.rglob("*.png"))):
-        place = labelled / ("red" if np.asarray(Image.open(file)).mean((0, 1))[0] > 100 else "blue")
+        colour = "red" if np.asarray(Image.open(file)).mean((0, 1))[0] > 100 else "blue"
+        place = folder / parts[i // 2 % len(parts)] / colour
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{i}.png").write_bytes(file.read_bytes())
+    return folder
+
+
+def test_features_are_measured_by_any_labels(photos, tmp_path, capfd):
+    """A run that knew none: by those of other data, whose training images vote, if there are any."""
+    run = tmp_path / "run"
+    assert vitrail(capfd, "train", photos, *TINY, "--epochs", 1, "--out", run)[0] == 0
+    parted = sorted_by_colour(photos, tmp_path / "parted", ("train", "test"))
+    for data, told in ((parted, "16 training images"), (parted / "train", "the others")):
+        code, out, said = vitrail(capfd, "evaluate", run, "--data", data, "--json")
+        assert code == 0, said
+        assert last_json(out)["metrics"]["knn"] > 0.8 and f"told by {told}" in out + said
+    # A training image is no witness for itself.
+    args = ("train", parted, *TINY, "--epochs", 1, "--out", tmp_path / "own")
+    assert vitrail(capfd, *args)[0] == 0
+    for part, told in (("test", "12 training images"), ("train", "the others")):
+        _, out, said = vitrail(capfd, "evaluate", tmp_path / "own", "--split", part)
+        assert f"told by {told}" in out + said
+
+
+def test_it_is_a_start_for_a_classifier_and_labels_only_measure(photos, tmp_path, capfd):
+    labelled = sorted_by_colour(photos, tmp_path / "labelled")
     run = tmp_path / "run"
     code, out, said = vitrail(
         capfd, "train", labelled, *TINY, "--epochs", 1, "--out", run, "--json"

@@ -37,8 +37,19 @@ _LIBRARIES = ("torch", "numpy", "pillow", "simplejpeg")
 """What computes, and what decodes."""
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
 _BLOCK = 2**16
-_DECIDING = ("nn/", "models/", "heads/", "data/", "metrics/", "tasks/", "training/")
-"""The rooms of the package whose code decides what a step gives, and which checkpoint is best."""
+_DECIDING = (
+    "nn/",
+    "models/",
+    "heads/",
+    "data/",
+    "metrics/",
+    "tasks/",
+    "training/",
+    "runs/parts.py",
+)
+"""Where in the package is the code that decides what a step gives, and which checkpoint is best."""
+_BESIDE = ("data/check.py", "data/check_masks.py", "data/sources/write_shards.py")
+"""What lies there, and has no part in a run."""
 
 
 class Change(NamedTuple):
@@ -304,12 +315,11 @@ def _code() -> Mapping[str, str]:
     Read once: what is written into them later is not what this process runs.
     """
     root = Path(__file__).parents[1]
+    files = {file.relative_to(root).as_posix(): file for file in sorted(root.rglob("*.py"))}
     return {
-        file.relative_to(root).as_posix(): hashlib.blake2b(
-            file.read_bytes(), digest_size=6
-        ).hexdigest()
-        for room in _DECIDING
-        for file in sorted((root / room).rglob("*.py"))
+        name: hashlib.blake2b(file.read_bytes(), digest_size=6).hexdigest()
+        for name, file in files.items()
+        if name.startswith(_DECIDING) and name not in _BESIDE
     }
 
 
