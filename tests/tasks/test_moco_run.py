@@ -70,7 +70,7 @@ def sorted_by_colour(photos: Path, folder: Path, parts: tuple[str, ...] = (".",)
 
 
 def test_features_are_measured_by_any_labels(photos, tmp_path, capfd):
-    """A run that knew none: by those of other data, whose training images vote, if there are any."""
+    """A run that knew none, by those of other data, whose training images vote if there are any."""
     run = tmp_path / "run"
     assert vitrail(capfd, "train", photos, *TINY, "--epochs", 1, "--out", run)[0] == 0
     parted = sorted_by_colour(photos, tmp_path / "parted", ("train", "test"))
