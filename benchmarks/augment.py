@@ -20,7 +20,7 @@ import PIL
 import torch
 from PIL import Image
 
-from vitrail.data.views.augment import Augment, AugmentConfig, view
+from vitrail.data.views.augment import Augment, AugmentConfig, view_of
 from vitrail.data.views.mix import mix
 from vitrail.data.views.preprocess import Preprocess
 
@@ -81,7 +81,7 @@ def views(side: tuple[int, int], size: int, mode: str, repeats: int) -> Iterator
         return image.resize((size, size), Image.Resampling.BICUBIC, box)
 
     def train() -> object:
-        return view(image, preprocess, AugmentConfig(), seed=0, epoch=0, index=next(number))
+        return view_of(image, preprocess, AugmentConfig(), seed=0, epoch=0, index=next(number))
 
     yield measure(f"{title}: Pillow's resize alone", 1, repeats, resize)
     yield measure(f"{title}: training view", 1, repeats, train)

@@ -31,9 +31,12 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from vitrail.data import decode, read_image
+from vitrail.data import read_image
 from vitrail.data.batches.loader import Reading, TrainLoader
+from vitrail.data.batches.making import Wanted
+from vitrail.data.pixels import decode
 from vitrail.data.pixels.decode import read_pixels
+from vitrail.data.targets import Nothing
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.runs.machine import keep_freed_memory
@@ -61,8 +64,6 @@ def photographs() -> list[Image.Image]:
 class Photographs:
     """JPEG files of so many pixels on the longer side."""
 
-    classes = ("photograph",)
-
     def __init__(self, folder: Path, side: int, quality: int, copies: int) -> None:
         self.files = []
         for number, image in enumerate(photographs()):
@@ -72,7 +73,7 @@ class Photographs:
             image.resize(size, Image.Resampling.LANCZOS).save(file, quality=quality)
             self.files.append(file)
         self.files *= copies
-        self.targets = np.zeros(len(self.files), np.int64)
+        self.targets = Nothing(len(self.files))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -129,7 +130,10 @@ def views(source: Photographs, augment: AugmentConfig, how: Any, batch: int) -> 
         for start in range(0, len(source), batch):
             indices = np.arange(start, min(start + batch, len(source)))
             pictures = (shelf.picture(source, i, lambda: False) for i in indices.tolist())
-            maker._augmented(maker._views(pictures, indices, epoch), indices, epoch)
+            wanted = Wanted(source, indices, indices, epoch)
+            made = maker._some(wanted, np.arange(len(indices)), pictures, print)
+            shown = [image.views[0] for image in made if image is not None]
+            maker._augmented(maker.augments[0], shown, indices, epoch)
         return len(source)
 
     return part

@@ -108,7 +108,7 @@ def timms(kind: str, lr: float, minutes: float) -> tuple[Curve, dict[str, Any]]:
     for batch in epochs(train):
         schedule.step_update(round(steps * min(seconds / (60 * minutes), 1.0)))
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            loss = learn(model(batch.images), batch.targets.argmax(dim=1))
+            loss = learn(model(batch.images), batch.targets["classes"].argmax(dim=1))
         loss.backward()
         dispatch_clip_grad(model.parameters(), 1.0)
         optimizer.step()
@@ -134,7 +134,8 @@ def epochs(train: TrainLoader) -> Iterator[Batch]:
 def accuracy(model: torch.nn.Module, batches: list[Batch], mixed: bool) -> float:
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         found = [
-            model(batch.images).argmax(dim=1) == batch.targets.argmax(dim=1) for batch in batches
+            model(batch.images).argmax(dim=1) == batch.targets["classes"].argmax(dim=1)
+            for batch in batches
         ]
     return torch.cat(found).float().mean().item()
 

@@ -41,6 +41,8 @@ def ours(name: str, kind: str, precision: str) -> Contestant:
     import numpy as np
 
     from vitrail.data.batches.batch import Batch
+    from vitrail.data.targets import Classes
+    from vitrail.data.views.preprocess import Canvas
     from vitrail.models import build, model_config
     from vitrail.runs import DataConfig, TrainConfig
     from vitrail.runs.machine import keep_freed_memory
@@ -58,13 +60,14 @@ def ours(name: str, kind: str, precision: str) -> Contestant:
         epochs=1,
     )
     model = build(config.model)
-    classes = tuple(map(str, range(CLASSES)))
-    task = Classify(model, config.classify, classes, torch.ones(CLASSES), multi_label=False)
+    classes = Classes(tuple(map(str, range(CLASSES))), np.arange(CLASSES))
+    task = Classify(model, config.classify, classes)
     engine = Engine(task.train(), config, torch.device("cpu"))
     engine.enter()
     optimizer = build_optimizer(task.model, config.optim)
     targets = F.one_hot(torch.randint(0, CLASSES, (BATCH,)), CLASSES).float()
-    batch = Batch(torch.randn(BATCH, 3, SIDE, SIDE), targets, np.arange(BATCH))
+    images = Canvas(torch.randn(BATCH, 3, SIDE, SIDE), None)
+    batch = Batch((images,), {"classes": targets}, np.arange(BATCH))
 
     def step() -> float:
         loss = engine.gradients([batch], BATCH).total

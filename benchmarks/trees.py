@@ -1,0 +1,99 @@
+"""Whether another version of vitrail is slower: two source trees, run in turns.
+
+    git worktree add ../before COMMIT
+    python benchmarks/trees.py ../before [--rounds 7] [--seconds 20] [--json FILE]
+
+Of each tree, in fresh processes that take turns: how long `vitrail --help` takes, how long the demo
+takes besides its training (start, data, weights, measuring, report), and how many images a second
+it trains on. A ratio is of the two in one round, this tree's speed over the other's, so that above
+1 this tree is faster; its median over the rounds counts.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+
+import torch
+
+HERE = Path(__file__).parents[1]
+
+
+def run(tree: Path, *words: str) -> float:
+    """Seconds that the command line of a tree takes."""
+    start = time.perf_counter()
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from vitrail.cli import main; sys.exit(main())",
+            *words,
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(tree / "src")},
+    )
+    return time.perf_counter() - start
+
+
+def measured(tree: Path, seconds: float) -> dict[str, float]:
+    """How long the help takes, and the demo besides its training; images a second of that."""
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / "run"
+        minutes = str(seconds / 60)
+        whole = run(
+            *(tree, "train", "samples:emoji", "--recipe", "demo"),
+            *("--minutes", minutes, "--evaluations", "1", "--out", str(out)),
+        )
+        events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rates = [event["images_per_second"] for event in events if "images_per_second" in event]
+    return {
+        "help": run(tree, "--help"),
+        "besides": whole - events[-1]["seconds"],
+        "images_per_second": median(rates[3:]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("other", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=20, help="of training")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    rounds: list[dict[str, dict[str, float]]] = []
+    for number in range(args.rounds + 1):
+        # Who goes first alternates; the first round fills the caches.
+        order = [("this", HERE), ("other", args.other.resolve())][:: 1 if number % 2 else -1]
+        found = {name: measured(tree, args.seconds) for name, tree in order}
+        if number:
+            rounds.append(found)
+            print(json.dumps(found), flush=True)
+    ratios = {
+        "images_per_second": [r["this"]["images_per_second"] / r["other"]["images_per_second"]
+                              for r in rounds],
+        **{name: [r["other"][name] / r["this"][name] for r in rounds]
+           for name in ("help", "besides")},
+    }  # fmt: skip
+    for name, each in ratios.items():
+        print(f"{name:<20}{median(each):.3f}  ({min(each):.3f} to {max(each):.3f})")
+    if args.json:
+        result = {
+            "date": datetime.now().date().isoformat(),
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+            "rounds": rounds,
+            "ratios": {name: median(each) for name, each in ratios.items()},
+        }
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
