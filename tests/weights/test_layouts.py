@@ -203,6 +203,24 @@ def test_of_two_models_in_a_file_the_evaluated_one_is_taken_or_asked_for(other):
         opened(SOURCES["timm"], {k.replace("module.", ""): t for k, t in both.items()})
 
 
+def test_a_projection_beside_a_tower_is_its_head():
+    """open_clip's, of which timm's model does not know."""
+    whole = file_of("timm")
+    file = {
+        key.replace("head.", "visual.head.proj.")
+        if key.startswith("head.")
+        else f"visual.trunk.{key}": tensor
+        for key, tensor in whole.items()
+    }
+    found, plain = opened(SOURCES["timm"], file), opened(SOURCES["timm"], whole)
+    assert found.left_out == () and found.config == plain.config and found.config.classes
+    assert all(torch.equal(found.state[key], tensor) for key, tensor in plain.state.items())
+    del file["visual.head.proj.bias"]
+    bare = opened(SOURCES["timm"], file)
+    assert not bare.config.head_bias
+    assert torch.equal(bare.state["head.weight"], plain.state["head.weight"])
+
+
 def test_every_layout_has_a_source():
     tested = {source.layout for source in SOURCES.values()}
     tested |= {"google", "huggingface-eomt"}  # test_google.py, test_eomt.py

@@ -290,6 +290,11 @@ def understand(
     beside = {name: value for name, value in (beside or {}).items() if name not in told}
     told = {**beside, **told}
     inner = {key[len(prefix) :]: key for key in state if key.startswith(prefix)}
+    if prefix.endswith("trunk."):  # a tower of timm's in open_clip, whose projection is beside it
+        beside_it = f"{prefix.removesuffix('trunk.')}head.proj."
+        inner |= {
+            f"head.{key.removeprefix(beside_it)}": key for key in state if key.startswith(beside_it)
+        }
     theirs = {name: state[key] for name, key in inner.items() if not layout.leaves_out(name)}
     used = {inner[name] for name in theirs}
     hints = {name: x for name in UNSEEN if wanted and (x := wanted.get(name)) is not None}
