@@ -47,9 +47,11 @@ def facts(evaluation: Evaluation, events: Sequence[dict[str, Any]]) -> Facts:
 
 
 def unreadable(evaluation: Evaluation) -> dict[str, str]:
-    """Key and reason of the images that training or this evaluation could not read."""
+    """Key and reason of the images that this evaluation could not read, or of the run's own data
+    training.
+    """
     file = evaluation.loaded.run.path / "skipped.csv"
-    if not file.is_file():
+    if not evaluation.own or not file.is_file():
         return evaluation.skipped
     with file.open(encoding="utf-8", newline="") as stream:
         return {row["key"]: row["reason"] for row in csv.DictReader(stream)} | evaluation.skipped
@@ -160,10 +162,10 @@ def _plain(value: object) -> str:
 
 
 def _augmentation(config: AugmentConfig) -> str:
+    scales = " to ".join(f"{scale:g}" for scale in config.scale or ())
     parts = {
         f"crops of {config.crop_scale[0]:.0%} and more of the area": config.crops,
-        f"scaled {' to '.join(f'{s:g}' for s in config.scale or ())} times": config.scale
-        is not None,
+        f"scaled by {scales}": scales,
         f"shifts up to {config.shift} pixels": config.shift,
         "mirror images": config.hflip,
         "upside down": config.vflip,

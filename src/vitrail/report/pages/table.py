@@ -17,7 +17,7 @@ class Page(NamedTuple):
     answers: str
     """What the model makes of files."""
     rows: str
-    """What predictions.csv says of each image."""
+    """What of each image is in predictions.csv, and the verb."""
     score: Callable[[Evaluation], str]
     """The title of the chart of `val_...`, the number that training watched."""
 
@@ -27,21 +27,21 @@ PAGES: Mapping[str, Page] = {
         "classify.html.jinja",
         classify.content,
         answers="probabilities",
-        rows="Every prediction",
+        rows="Every prediction is",
         score=lambda evaluation: "Held-out accuracy",
     ),
     "segment": Page(
         "segment.html.jinja",
         segment.content,
         answers="masks",
-        rows="Each image's own scores",
+        rows="Each image's own scores are",
         score=lambda evaluation: "Held-out mean IoU",
     ),
     "mocov3": Page(
         "features.html.jinja",
         features.content,
         answers="features",
-        rows="Each image's nearest one",
+        rows="Each image's nearest one is",
         score=features.score,
     ),
 }
