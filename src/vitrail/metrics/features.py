@@ -122,7 +122,8 @@ def judged(
         room = max(most - floor, 1e-9)
         shares = (((each - floor) / room).clamp(0, 1) for each in (value, draw))
         low, high = (floor + room * end.item() for end in from_draws(*shares, count))
-        summary[name] = Estimate(value.item(), low, high)
+        # The formula of one direction gives a little less than 1.
+        summary[name] = Estimate(value.item(), min(low, value.item()), high)
     return FeatureMetrics(n, d, draws, None if classes is None else k, bank, chance, summary)
 
 
