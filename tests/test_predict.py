@@ -137,10 +137,14 @@ def test_features_from_the_command_line_and_from_python(scenes, tmp_path, capfd)
     flags = ["--task", "mocov3", "--moco.hidden", "32", "--moco.out", "8", "--out", run]
     code, _, said = vitrail(capfd, "train", scenes / "images", *TINY, *flags)
     assert code == 0, said
+    assert "no labels to measure by: images lie directly in" in said
+    assert "or learn from them without labels" not in said
     code, out, said = vitrail(capfd, "predict", run, image, "--json")
     assert code == 0 and "32 features" in out and "of length 1" in out, said
     code, out, said = vitrail(capfd, "predict", run, image, "--out", tmp_path / "x")
     assert code == 2 and not out and "this run gives none" in said
+    code, _, said = vitrail(capfd, "predict", run)
+    assert code == 2 and "which images?" in said
     found = toolkit.Predictor(run)(image)
     assert np.linalg.norm(found.features) == pytest.approx(1, rel=1e-5)
     outcome = toolkit.train(toolkit.Run(run).config(), tmp_path / "again")

@@ -61,7 +61,8 @@ class PredictArgs:
     top: int = 3
     """How many classes to show for each image."""
     out: Path | None = None
-    """Of masks: a folder for NAME.png, the mask, and NAME-overlay.jpg, what it looks like."""
+    """Of masks: a folder for NAME.png, the mask, and NAME-overlay.jpg, what it looks like. Nothing
+    that is there is replaced."""
     follow_links: Annotated[bool, tyro.conf.arg(name="data.follow-links")] = False
     """Follow symbolic links to folders elsewhere."""
     checkpoint: str | None = None
@@ -71,6 +72,8 @@ class PredictArgs:
     """Work with fewer tokens: tome:r=13 merges so many in each block of any ViT."""
 
 
+_ABOUT_PREDICT = """Ask a run about images: what they show, or of a run with masks how much of them
+each class has, or of one without labels their features."""
 _LEAST_NAME = 24
 """Characters of a file's name that a line has room for."""
 _OF_FEATURES = (
@@ -153,7 +156,9 @@ _HOW = ("mode", "neighbours", "bank", "chance", "dimensions")
 
 def predict(args: Sequence[str]) -> dict[str, Any]:
     """Label images. A damaged one is listed, the others are labelled all the same."""
-    given = parse(PredictArgs, args, "predict", "Label images with a run.")
+    given = parse(PredictArgs, args, "predict", _ABOUT_PREDICT)
+    if not given.images:
+        raise UsageError(f"which images? vitrail predict {given.run} IMAGE, or a folder of them")
     if given.top < 1:
         raise UsageError(f"--top must be at least 1, not {given.top}")
     named, left_out = _files(given.images, given.follow_links)

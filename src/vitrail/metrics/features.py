@@ -120,8 +120,8 @@ def judged(
         ("rankme", torch.tensor(rankme(x), dtype=torch.float64), torch.cat(ranks), 1.0, float(d)),
     ):
         room = max(most - floor, 1e-9)
-        shares = (((each - floor) / room).clamp(0, 1) for each in (value, draw))
-        low, high = (floor + room * end.item() for end in from_draws(*shares, count))
+        part, parts = (((each - floor) / room).clamp(0, 1) for each in (value, draw))
+        low, high = (floor + room * end.item() for end in from_draws(part, parts, count))
         # The formula of one direction gives a little less than 1.
         summary[name] = Estimate(value.item(), min(low, value.item()), high)
     return FeatureMetrics(n, d, draws, None if classes is None else k, bank, chance, summary)
