@@ -162,3 +162,16 @@ def test_features_without_labels(photos, tmp_path):
     assert [word for word in OF_CLASSIFICATION if word in page] == []
     rank = found.metrics.summary["rankme"]
     assert f"use <b>{rank.value:.1f}</b> directions of 32" in page
+
+
+def test_features_of_images_with_several_labels(photos, tmp_path):
+    files = sorted((photos / "bare").iterdir())
+    lines = [
+        f"{file},{('red', 'blue')[i % 2]}{'|even' * (i % 3 == 0)}" for i, file in enumerate(files)
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *lines]))
+    found = trained(tmp_path / "labels.csv", tmp_path / "run", *MOCO)
+    said = words(render(found.loaded.run, found))
+    assert {"knn", "probe"} <= set(found.metrics.values()) and "red, even" in said.replace(
+        "even, red", "red, even"
+    )

@@ -98,8 +98,7 @@ def _embeds(model: Any, config: "TrainConfig", targets: Targets, tta: str) -> Ta
 
 
 def _labels(state: Mapping[str, Any]) -> Targets:
-    names = tuple(map(str, state["classes"]))
-    return Classes(names, np.zeros(0, np.int64)) if names else Nothing(0)
+    return _classes(state) if state["classes"] else Nothing(0)
 
 
 TASKS: Mapping[str, Kind] = {
