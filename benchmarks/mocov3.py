@@ -1,6 +1,6 @@
 """What MoCo v3 learns in ten minutes from images without labels, beside random weights.
 
-    python benchmarks/mocov3.py [--minutes 10] [--json FILE] [-- FLAG ...]
+    python benchmarks/mocov3.py [--minutes 10] [--json FILE] [-- --FLAG VALUE ...]
 
 `vitrail train samples:emoji --task mocov3` twice: an epoch at a learning rate of nearly nothing,
 which leaves the features as they were drawn, and as long as is asked, with the flags behind `--`.
@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
+from vitrail.evaluation import evaluate
 from vitrail.metrics.features import leave_one_out, rights
 from vitrail.runs import Run
 from vitrail.runs.machine import matrix_rate
 
 TRAIN = ("train", "samples:emoji", "--task", "mocov3", "--evaluations", "1")
-NOTHING = ("--epochs", "1", "--minutes", "None", "--optim.lr", "1e-12", "--optim.min-lr", "0")
+NOTHING = ("--epochs", "1", "--minutes", "None", "--optim.lr", "1e-12", "--optim.final-lr", "0")
 
 
 def vitrail(*words: str) -> dict[str, Any]:
@@ -37,8 +38,6 @@ def vitrail(*words: str) -> dict[str, Any]:
 
 def measured(out: Path, *flags: str) -> dict[str, Any]:
     found = vitrail(*TRAIN, *flags, "--out", str(out))
-    from vitrail.evaluation import evaluate
-
     rows = evaluate(out).rows
     alone = rights(leave_one_out(rows["features"], rows["classes"]), rows["classes"])
     steps = [event for event in Run(out).metrics() if "loss" in event]
@@ -53,18 +52,18 @@ def measured(out: Path, *flags: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    words, _, flags = (sys.argv[1:], 0, []) if "--" not in sys.argv else _split(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    args = parser.parse_args(words)
+    parser.add_argument("flags", nargs="*", metavar="FLAG")
+    args = parser.parse_args()
     rows = {}
     with tempfile.TemporaryDirectory() as place:
         for name, more in (
             ("random weights", NOTHING),
             ("learned", ("--minutes", str(args.minutes))),
         ):
-            rows[name] = found = measured(Path(place) / name, *more, *flags)
+            rows[name] = found = measured(Path(place) / name, *more, *args.flags)
             shown = f"k-NN {found['knn']['value']:.1%} ({found['knn_among_themselves']:.1%})"
             print(f"{name:<16}{shown}  {found['steps']} steps", flush=True)
     if args.json:
@@ -72,15 +71,10 @@ def main() -> None:
             "command": " ".join(["python", *sys.argv]),
             "date": datetime.now().date().isoformat(),
             "torch": torch.__version__,
-            "bfloat16_gflops": round(matrix_rate("bfloat16") / 1e9),
+            "bfloat16_gflops": round(matrix_rate(torch.bfloat16, torch.device("cpu")) / 1e9),
             "rows": rows,
         }
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _split(words: list[str]) -> tuple[list[str], str, list[str]]:
-    place = words.index("--")
-    return words[:place], "--", words[place + 1 :]
 
 
 if __name__ == "__main__":

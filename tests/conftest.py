@@ -75,7 +75,7 @@ def charts(request: pytest.FixtureRequest) -> Iterator[None]:
     """Drawing takes longer than a tiny run: charts are for the tests that look at pages."""
     with pytest.MonkeyPatch.context() as patch:
         if request.path.parent.name != "report" and request.path.name not in PAGES:
-            patch.setattr("vitrail.report.charts.curves", lambda events: {})
+            patch.setattr("vitrail.report.charts.curves", lambda events, score: {})
             patch.setattr("vitrail.report.charts.calibration", lambda bins: "")
         yield
 

@@ -57,6 +57,9 @@ class Outcome(NamedTuple):
     run: Run
     checkpoint: Path
     evaluation: Evaluation
+    """Its `metrics.summary` has the numbers: `top1` and others of classify, `miou` and others of
+    segment, `rankme` (and `knn`, where classes are known) of mocov3.
+    """
     report: Path
     skipped: dict[str, str]
     """Key and reason of every image, of training or held out, that could not be read."""
@@ -73,7 +76,8 @@ def train(
     listen: Listener = lambda event: None,
     notify: Notify = lambda sentence: None,
 ) -> Outcome:
-    """Train as `config` says, into the new run folder `out` (default: runs/NAME-N), and judge it.
+    """Train as `config` says, into the new run folder `out` (default: runs/NAME-N), and judge it on
+    the images that it held out: an `Outcome`, the same for every task.
 
     The data decides the number of classes, and the free memory the numbers that are `auto`; the
     folder has them in its config. `source` and `weights` are the config's, where they are open

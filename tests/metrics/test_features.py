@@ -186,6 +186,8 @@ def test_few_images_are_not_many(n: int) -> None:
     assert (metrics.summary["knn"] is None) == (n == 1)
     for each in metrics.summary.values():
         assert each is None or each.low <= each.value <= each.high
+    rank = metrics.summary["rankme"]
+    assert rank is not None and rank.low == pytest.approx(1, abs=0.2)  # there are no fewer
 
 
 def test_what_is_no_number_is_told() -> None:

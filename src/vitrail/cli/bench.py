@@ -23,6 +23,7 @@ from vitrail.cli.screen import TrainingScreen, say
 from vitrail.cli.table import Column, print_table, print_text
 from vitrail.cli.words import Word, run_word
 from vitrail.data import open_data
+from vitrail.data.split import task_of
 from vitrail.errors import UsageError, VitrailError, unknown_name
 from vitrail.models import MODELS, ViTConfig, model_config, parameters_of
 from vitrail.recipes import RECIPES, facts
@@ -191,6 +192,11 @@ def _names(listed: str, known: Sequence[str]) -> list[str]:
 
 def _base(given: CompareArgs) -> TrainConfig:
     """The recipe's config for the data, at the comparison's length and on its place."""
+    if (task := task_of(given.data)) != "classify":
+        raise UsageError(
+            f"bench compare trains classifiers, and {given.data} asks for --task {task}: "
+            f"train one run a model on it, with vitrail train DATA --model NAME"
+        )
     source = open_data(given.data, given.how.columns(), given.how.rules())
     # The same on every machine, by the optimiser that all families were measured with.
     found = facts(given.data, source)._replace(rate=math.inf)

@@ -5,24 +5,27 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
 from vitrail.cli.dataset import AS_FOUND, OfData
 from vitrail.cli.parse import parse
+from vitrail.cli.table import width
 from vitrail.data import UnreadableImage
 from vitrail.data.pixels.greys import look_at_depths
 from vitrail.data.sources.source import LeftOut
 from vitrail.data.sources.walk import walk
 from vitrail.deploy import Predictor
-from vitrail.deploy.answers import write_answer
+from vitrail.deploy.answers import Files, files_of, refuse_there, write_answer
 from vitrail.errors import DataError, UsageError
+from vitrail.evaluation import Evaluation
 from vitrail.evaluation import evaluate as measure
 from vitrail.metrics import MEASURES
 from vitrail.report import write_report
+from vitrail.report.words import tail
 from vitrail.runs import Run
-from vitrail.tasks import Prediction, Segmentation
+from vitrail.tasks import Embed, Prediction, Segment, Segmentation
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class PredictArgs:
     top: int = 3
     """How many classes to show for each image."""
     out: Path | None = None
-    """Of masks: a folder for NAME.png, the mask, and NAME-overlay.jpg, what it looks like."""
+    """Of masks: a folder for NAME.png, the mask, and NAME-overlay.jpg, what it looks like. Nothing
+    that is there is replaced."""
     follow_links: Annotated[bool, tyro.conf.arg(name="data.follow-links")] = False
     """Follow symbolic links to folders elsewhere."""
     checkpoint: str | None = None
@@ -68,12 +72,21 @@ class PredictArgs:
     """Work with fewer tokens: tome:r=13 merges so many in each block of any ViT."""
 
 
+_ABOUT_PREDICT = """Ask a run about images: what they show, or of a run with masks how much of them
+each class has, or of one without labels their features."""
+_LEAST_NAME = 24
+"""Characters of a file's name that a line has room for."""
+_OF_FEATURES = (
+    "features are of length 1: the product of two images' is how alike they are; --json has them"
+)
 _MUCH = 0.01
 """The share of values outside of a run's range of greys of which a user is told."""
 
 
 def evaluate(args: Sequence[str]) -> dict[str, Any]:
-    """Measure a run and print what came out; its own held-out images renew its report."""
+    """Measure a run, print what came out and write a report; the run's own held-out images renew
+    its report.html.
+    """
     given = parse(EvaluateArgs, args, "evaluate", "Measure a run on held-out or other images.")
     started = time.perf_counter()
     run = Run(given.run)
@@ -88,9 +101,7 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
         tta=given.tta,
         tokens=given.tokens,
     )
-    written = run.path / f"metrics{evaluation.suffix}.json"
-    if evaluation.held_out:
-        written = write_report(run, evaluation)
+    written = write_report(run, evaluation)
     for line in evaluation.summary():
         print(line)
     for note in evaluation.notes():
@@ -106,19 +117,31 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "checkpoint": str(evaluation.loaded.folder),
-        **numbers(evaluation.metrics.to_dict()),
+        "report": str(written),
+        **numbers(evaluation),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
 
-def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What `--json` says of metrics.json's content: the numbers alone, and with their intervals."""
+def numbers(evaluation: Evaluation) -> dict[str, Any]:
+    """What `--json` says of an evaluation."""
+    return told(evaluation.loaded.config.task, evaluation.tta, evaluation.metrics.to_dict())
+
+
+def told(task: str, tta: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--json` says of metrics.json's content: the numbers alone, with their intervals, and
+    how they were measured.
+    """
     names = (*MEASURES, *_OTHERS)
     estimates = {name: metrics[name] for name in names if name in metrics}
     return {
+        "task": task,
         "metrics": {name: each and each["value"] for name, each in estimates.items()},
         "estimates": estimates,
         "over_all_classes": metrics.get("over_all_classes", {}),
+        "images": metrics["images"],
+        "tta": tta,
+        **{name: metrics[name] for name in _HOW if name in metrics},
     }
 
 
@@ -127,76 +150,119 @@ _OTHERS = (
     *("knn", "probe", "std", "rankme"),
 )
 """The numbers of masks, and of features."""
+_HOW = ("mode", "neighbours", "bank", "chance", "dimensions")
+"""What numbers of masks, and of features, have to be read with."""
 
 
 def predict(args: Sequence[str]) -> dict[str, Any]:
     """Label images. A damaged one is listed, the others are labelled all the same."""
-    given = parse(PredictArgs, args, "predict", "Label images with a run.")
+    given = parse(PredictArgs, args, "predict", _ABOUT_PREDICT)
+    if not given.images:
+        raise UsageError(f"which images? vitrail predict {given.run} IMAGE, or a folder of them")
     if given.top < 1:
         raise UsageError(f"--top must be at least 1, not {given.top}")
-    files, left_out = _files(given.images, given.follow_links)
+    named, left_out = _files(given.images, given.follow_links)
     predictor = Predictor(given.run, given.checkpoint, given.tta, given.tokens)
-    names = _names(files, given.out)
+    places = {} if given.out is None else _places(predictor, named, given.out)
     rows: list[dict[str, Any]] = []
     failed = 0
-    for file in files:
+    for file, _ in named:
         try:
             found = predictor(file)
         except UnreadableImage as error:
             failed += 1
-            print(f"{file}  {error}")
+            print(error)
             rows.append({"image": str(file), "error": str(error)})
             continue
         rows.append({"image": str(file), **_told(found, file, given.top)})
-        if given.out is not None:
-            rows[-1] |= write_answer(found, file, given.out, names[file])
+        if file in places:
+            grey_range = predictor.preprocess.grey_range
+            rows[-1] |= write_answer(found, file, places[file], grey_range)
+    if given.out is not None:
+        print(f"masks and what they look like: {given.out}")
+    embeds = isinstance(predictor.task, Embed)
+    if embeds:
+        print(_OF_FEATURES)
     for one in left_out:
         print(one.sentence())
-    told = [asdict(one) for one in left_out]
-    return {"predictions": rows, "left_out": told, "exit_code": 3 if failed else 0}
+    return {
+        "classes": [] if embeds else list(predictor.names),
+        "predictions": rows,
+        "left_out": [asdict(one) for one in left_out],
+        "exit_code": 3 if failed else 0,
+    }
 
 
 def _told(found: Any, file: Path, top: int) -> dict[str, Any]:
     """An answer in a line for the terminal, and as plain values."""
     if isinstance(found, Prediction):
+        _print_line(file, [f"{label} {p:.1%}" for label, p in found.probabilities.items()], top)
         first = dict(list(found.probabilities.items())[:top])
-        print(f"{file}  " + "  ".join(f"{label} {p:.1%}" for label, p in first.items()))
         return {"label": found.label, "probabilities": first}
     if isinstance(found, Segmentation):
-        first = dict(list(found.shares.items())[:top])
-        print(f"{file}  " + "  ".join(f"{name} {share:.1%}" for name, share in first.items()))
-        return {"shares": first}
-    print(f"{file}  {len(found.features)} numbers")
+        _print_line(file, [f"{name} {s:.1%}" for name, s in found.shares.items()], top, rest=True)
+        return {"shares": found.shares}
+    _print_line(file, [f"{len(found.features)} features"], top)
     return {"features": found.features.tolist()}
 
 
-def _names(files: Sequence[Path], out: Path | None) -> dict[Path, str]:
-    """What each file's answer is called in `out`: its stem; where two have one, with the ending."""
-    if out is None:
-        return {}
-    stems = Counter(file.stem for file in files)
-    names = {file: file.stem if stems[file.stem] == 1 else file.name for file in files}
-    if len(set(names.values())) < len(names):
-        double = next(name for name, n in Counter(names.values()).items() if n > 1)
+class _Named(NamedTuple):
+    """An image that was asked for."""
+
+    file: Path
+    name: Path
+    """Its own, or its path in the folder that was named."""
+
+
+def _print_line(file: Path, parts: Sequence[str], top: int, *, rest: bool = False) -> None:
+    """An image and the `top` things that are said of it, or as many as the terminal has room for;
+    of a long name the end. `rest`: and how many more there are.
+    """
+    name, room = str(file), width()
+    for most in range(min(top, len(parts)), 0, -1):
+        said = "".join(f"  {part}" for part in parts[:most])
+        if rest and len(parts) > most:
+            said += f"  {len(parts) - most} more"
+        if min(len(name), _LEAST_NAME) + len(said) <= room:
+            break
+    print(tail(name, max(room - len(said), _LEAST_NAME)) + said)
+
+
+def _places(predictor: Predictor, named: Sequence[_Named], out: Path) -> dict[Path, Files]:
+    """Where the masks of each file go: in `out`, by its name, or its path in the folder that was
+    named, without the ending; where two would be one, with it.
+
+    Raises `UsageError` for a run that gives no masks, and for what would replace anything.
+    """
+    if not isinstance(predictor.task, Segment):
+        raise UsageError("--out is for masks, and this run gives none: leave it out")
+    of_file = dict(named)
+    short = {file: name.with_suffix("") for file, name in of_file.items()}
+    often = Counter(short.values())
+    names = {file: of_file[file] if often[name] > 1 else name for file, name in short.items()}
+    double = next((name for name, n in Counter(names.values()).items() if n > 1), None)
+    if double is not None:
         raise UsageError(f"two images are called {double}: give them to --out in two calls")
-    return names
+    places = {file: files_of(out, str(name)) for file, name in names.items()}
+    refuse_there(places.values())
+    return places
 
 
-def _files(places: Sequence[Path], follow_links: bool) -> tuple[list[Path], list[LeftOut]]:
+def _files(places: Sequence[Path], follow_links: bool) -> tuple[list[_Named], list[LeftOut]]:
     """The images that are named, or lie in the folders that are; and what else these hold."""
-    files: list[Path] = []
+    files: list[_Named] = []
     left_out: list[LeftOut] = []
     for place in places:
         if not place.is_dir():
             if not place.exists():
                 raise DataError(f"no such image: {place}")
-            files.append(place)
+            files.append(_Named(place, Path(place.name)))
             continue
         tree = walk(str(place), follow_links=follow_links)
         found = tree.images()
         if not found:
             told = "".join(f"; {one.sentence()}" for one in tree.left_out)
             raise DataError(f"no image in {place}{told}")
-        files += [place / path for path in found]
+        files += [_Named(place / path, Path(path)) for path in found]
         left_out += tree.left_out
     return files, left_out

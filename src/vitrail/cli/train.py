@@ -16,7 +16,7 @@ import tyro
 
 from vitrail import job
 from vitrail.cli.defaults import defaults, without_auto
-from vitrail.cli.measure import numbers
+from vitrail.cli.measure import numbers, told
 from vitrail.cli.parse import parse, spell_flags
 from vitrail.cli.plan import show_plan
 from vitrail.cli.screen import TrainingScreen, clock, say
@@ -134,7 +134,7 @@ def train(args: Sequence[str]) -> dict[str, Any]:
         "run": str(outcome.run.path),
         "checkpoint": str(outcome.checkpoint),
         "report": str(outcome.report),
-        **numbers(outcome.evaluation.metrics.to_dict()),
+        **numbers(outcome.evaluation),
         "seconds": round(outcome.seconds, 1),
     }
 
@@ -175,6 +175,7 @@ def _in_processes(args: Sequence[str], given: TrainArgs) -> dict[str, Any]:
     """The same command again in several processes; the first of them says what there is to say."""
     from vitrail.cli.launch import launch
 
+    started = time.perf_counter()
     processes = given.settings.devices
     check_layout(given.auto.start(given.settings, processes), processes)
     run = given.resume or given.out
@@ -187,7 +188,8 @@ def _in_processes(args: Sequence[str], given: TrainArgs) -> dict[str, Any]:
         "run": str(run),
         "checkpoint": str(Run(run).checkpoint(given.settings.keep)),
         "report": str(run / "report.html"),
-        **numbers(evaluated),
+        **told(Run(run).config().task, evaluated["tta"], evaluated),
+        "seconds": round(time.perf_counter() - started, 1),
     }
 
 

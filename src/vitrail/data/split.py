@@ -234,7 +234,8 @@ def _open_or_bare(name: str, columns: Columns, rules: FolderRules, *, bare: bool
         if not bare or not os.path.exists(name):
             raise
         source = open_unlabelled(name, image_column=columns.image, rules=rules)
-        source.notes = (*source.notes, f"no labels: {error}")
+        why = str(error).partition("; or learn from them without labels")[0]
+        source.notes = (*source.notes, f"no labels to measure by: {why}")
         return source
 
 

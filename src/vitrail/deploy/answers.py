@@ -1,7 +1,9 @@
 """What a model says of images, as files: a mask with a palette, and what it looks like."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int16, UInt8
@@ -15,26 +17,50 @@ _OPACITY = 0.5
 MOST_IN_A_PALETTE = 256
 
 
-def write_answer(answer: Any, picture: Path, out: Path, name: str) -> dict[str, str]:
-    """Write `out/NAME.png`, the mask at the image's own size, and `out/NAME-overlay.jpg`; where
-    they are, by what they are.
+class Files(NamedTuple):
+    """Where an answer goes."""
+
+    mask: Path
+    overlay: Path
+
+
+def files_of(out: Path, name: str) -> Files:
+    """`out/NAME.png` and `out/NAME-overlay.jpg`."""
+    return Files(out / f"{name}.png", out / f"{name}-overlay.jpg")
+
+
+def refuse_there(files: Iterable[Files]) -> None:
+    """Raise `UsageError` where anything would be replaced: an image, a mask mended by hand."""
+    there = [file for pair in files for file in pair if os.path.lexists(file)]
+    if there:
+        more = f", and {len(there) - 1} more files" if len(there) > 1 else ""
+        raise UsageError(
+            f"{there[0]} is there already{more}, and nothing is replaced: choose another --out, or "
+            f"move it away"
+        )
+
+
+def write_answer(
+    answer: Segmentation,
+    picture: AnyPicture,
+    files: Files,
+    grey_range: tuple[float, float] | None = None,
+) -> dict[str, str]:
+    """Write the mask, at the image's own size, and what it looks like; where they are, by what they
+    are.
 
     The mask's values are class indices: 8 bits and a palette, 16 bits for more than 256 classes.
-    Raises `UsageError` for an answer that is no mask and for a place that would replace the image,
-    `DataError` where nothing can be written.
+    `grey_range`: of deep greys what the model sees of them. Raises `DataError` where nothing can be
+    written.
     """
-    if not isinstance(answer, Segmentation):
-        raise UsageError("--out is for masks, and this run gives none: leave it out")
-    mask_file, overlay_file = out / f"{name}.png", out / f"{name}-overlay.jpg"
-    if picture.resolve() in (mask_file.resolve(), overlay_file.resolve()):
-        raise UsageError(f"{mask_file} would replace the image itself: choose another --out")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        mask_image(answer).save(mask_file)
-        overlay(read_image(picture), answer).save(overlay_file, quality=90)
+        files.mask.parent.mkdir(parents=True, exist_ok=True)
+        mask_image(answer).save(files.mask)
+        overlay(picture, answer, grey_range).save(files.overlay, quality=90)
     except OSError as error:
-        raise DataError(f"cannot write to {out}: {error.strerror or error}") from error
-    return {"mask": str(mask_file), "overlay": str(overlay_file)}
+        place = files.mask.parent
+        raise DataError(f"cannot write to {place}: {error.strerror or error}") from error
+    return {"mask": str(files.mask), "overlay": str(files.overlay)}
 
 
 def mask_image(answer: Segmentation) -> Image.Image:
@@ -46,11 +72,14 @@ def mask_image(answer: Segmentation) -> Image.Image:
     return image
 
 
-def overlay(picture: AnyPicture, answer: Segmentation) -> Image.Image:
+def overlay(
+    picture: AnyPicture, answer: Segmentation, grey_range: tuple[float, float] | None = None
+) -> Image.Image:
     """The picture, in colour, with half of each pixel's colour its class's; the first class, which
-    is mostly the background, stays as it is where it is called so.
+    is mostly the background, stays as it is where it is called so. `grey_range` is that of
+    `eight_bits`.
     """
-    image = eight_bits(read_image(picture), None).convert("RGB")
+    image = eight_bits(read_image(picture), grey_range).convert("RGB")
     return Image.fromarray(coloured(np.asarray(image), answer.mask, answer.names))
 
 

@@ -20,6 +20,14 @@ class Predictor:
 
     `Predictor("runs/x")("cat.jpg").label`
 
+    An answer is what the run's task gives:
+
+    - classify: a `Prediction`: `label`, `probability`, and `probabilities` by class
+    - segment: a `Segmentation`: `mask`, the class of each pixel at the image's own size (upright),
+      as an index into `names`; and `shares`, how much of the image each class has
+    - mocov3: an `Embedding`: `features`, a vector of length 1; the product of two is how alike the
+      images are
+
     A picture is a path, a file's bytes, a file opened with 'rb', an image of Pillow's in any mode,
     or an array of pixels, rows first (uint8, RGB where it has colours): `read_image` says it all.
     The same picture gives the same answer, whichever of them it is: transparency lies on white,
@@ -50,11 +58,11 @@ class Predictor:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the classes, in the model's order."""
+        """Of the classes, in the model's order; of mocov3 those by which it was measured."""
         return self.task.targets.names
 
     def __call__(self, picture: AnyPicture) -> Any:
-        """Ask about one image: a `Prediction` of its classes, or what the run's task answers.
+        """Ask about one image.
 
         Raises `UnreadableImage` (a `DataError`) for a damaged file, and `UsageError`, with what to
         give, for what is no picture.

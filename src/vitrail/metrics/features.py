@@ -115,12 +115,15 @@ def judged(
         spreads.append(_spread(x, drawn))
         ranks.append(_rank(x, drawn))
     count = torch.tensor(n)
-    for name, value, draw, most in (
-        ("std", spread(x), torch.cat(spreads), 1.0),
-        ("rankme", torch.tensor(rankme(x), dtype=torch.float64), torch.cat(ranks), float(d)),
+    for name, value, draw, floor, most in (
+        ("std", spread(x), torch.cat(spreads), 0.0, 1.0),
+        ("rankme", torch.tensor(rankme(x), dtype=torch.float64), torch.cat(ranks), 1.0, float(d)),
     ):
-        low, high = from_draws((value / most).clamp(0, 1), (draw / most).clamp(0, 1), count)
-        summary[name] = Estimate(value.item(), low.item() * most, high.item() * most)
+        room = max(most - floor, 1e-9)
+        part, parts = (((each - floor) / room).clamp(0, 1) for each in (value, draw))
+        low, high = (floor + room * end.item() for end in from_draws(part, parts, count))
+        # The formula of one direction gives a little less than 1.
+        summary[name] = Estimate(value.item(), min(low, value.item()), high)
     return FeatureMetrics(n, d, draws, None if classes is None else k, bank, chance, summary)
 
 

@@ -132,7 +132,7 @@ class SegmentMetrics:
     draws: int
     """How many bootstrap draws the intervals are made of."""
     mode: str
-    """How the masks were predicted, "whole" or "slide": only numbers of one mode compare."""
+    """How the images were shown, "whole" or "slide": only numbers of one mode compare."""
     summary: dict[str, Estimate | None]
     """miou, pixel_accuracy, mean_accuracy, boundary_iou.
 

@@ -46,8 +46,10 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def curves(events: Sequence[dict[str, Any]]) -> dict[str, Markup]:
-    """Title -> chart, from the lines of metrics.jsonl; empty for a run that logged nothing."""
+def curves(events: Sequence[dict[str, Any]], score: str) -> dict[str, Markup]:
+    """Title -> chart, from the lines of metrics.jsonl; empty for a run that logged nothing.
+    `score`: the title of held-out images' score.
+    """
     steps = [event for event in events if "loss" in event]
     scores = [event for event in events if score_of(event)]
     found: dict[str, Markup] = {}
@@ -59,7 +61,7 @@ def curves(events: Sequence[dict[str, Any]]) -> dict[str, Markup]:
         )
         found["Training loss"] = _smoothed(time, loss, unit)
         if scores:
-            found["Held-out accuracy"] = _scores(scores, unit, per_unit)
+            found[score] = _scores(scores, unit, per_unit)
         found["Learning rate"] = _plain(time, lr, unit)
         found["Images per second in training"] = _smoothed(time, speed, unit, from_zero=True)
     return found

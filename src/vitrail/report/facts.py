@@ -26,6 +26,7 @@ _STEMS = {
     "conv": "convolutions",
     "resnet": "a ResNet",
 }
+_SHOWN = {"whole": "all of an image at once", "slide": "window by window"}
 _READ_OUT = {
     "class": "class token",
     "mean": "mean of the tokens",
@@ -46,9 +47,11 @@ def facts(evaluation: Evaluation, events: Sequence[dict[str, Any]]) -> Facts:
 
 
 def unreadable(evaluation: Evaluation) -> dict[str, str]:
-    """Key and reason of the images that training or this evaluation could not read."""
+    """Key and reason of the images that this evaluation could not read, or of the run's own data
+    training.
+    """
     file = evaluation.loaded.run.path / "skipped.csv"
-    if not file.is_file():
+    if not evaluation.own or not file.is_file():
         return evaluation.skipped
     with file.open(encoding="utf-8", newline="") as stream:
         return {row["key"]: row["reason"] for row in csv.DictReader(stream)} | evaluation.skipped
@@ -67,10 +70,13 @@ def _model(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         yield "patches", f"{ph} {_BY} {pw} pixels, {gh} {_BY} {gw} of them"
         yield "stem", _STEMS[config.stem]
         yield "position", config.position
-        yield "read out by", _READ_OUT[config.pool]
+        if evaluation.loaded.config.task != "segment":
+            yield "read out by", _READ_OUT[config.pool]
     else:
         (down, right) = config.stride
         yield "last map", f"{gh} {_BY} {gw}, one cell for {down} {_BY} {right} pixels"
+    if evaluation.loaded.config.task == "segment":
+        yield "head", evaluation.loaded.config.segment.head
 
 
 def _data(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
@@ -86,6 +92,8 @@ def _data(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     yield "fitted by", f"{preprocess.resize}, {preprocess.interpolation}"
     if preprocess.grey_range is not None:
         yield "deep greys", f"{range_text(preprocess.grey_range)} shown as black to white"
+    if evaluation.loaded.config.task == "segment":
+        yield "shown", _SHOWN[evaluation.loaded.config.segment.mode]
     if evaluation.tokens is not None:
         yield "fewer tokens by", evaluation.tokens
     if evaluation.tta != "none":
@@ -118,7 +126,15 @@ def _training(config: TrainConfig, events: Sequence[dict[str, Any]]) -> Iterator
         yield "teacher", f"{config.distill.teacher}, {config.distill.kind} labels"
     yield "optimiser", f"{optim.name}, learning rate {optim.lr:g}, {optim.schedule}"
     yield "weight decay", f"{optim.weight_decay:g}"
-    yield "augmentation", _augmentation(config.augment)
+    views = [_augmentation(view) for view in config.views()]
+    if len(views) == 1:
+        yield "augmentation", views[0]
+    else:
+        yield from ((f"view {i}", view) for i, view in enumerate(views, 1))
+    if config.task == "mocov3":
+        moco = config.moco
+        yield "contrast", f"temperature {moco.temperature:g}, vectors of {moco.out} numbers"
+        yield "teacher", f"running average, momentum {moco.momentum:g} rising to 1"
     if config.classify.label_smoothing:
         yield "label smoothing", f"{config.classify.label_smoothing:g}"
     if config.ema:
@@ -146,13 +162,18 @@ def _plain(value: object) -> str:
 
 
 def _augmentation(config: AugmentConfig) -> str:
+    scales = " to ".join(f"{scale:g}" for scale in config.scale or ())
     parts = {
         f"crops of {config.crop_scale[0]:.0%} and more of the area": config.crops,
+        f"scaled by {scales}": scales,
         f"shifts up to {config.shift} pixels": config.shift,
         "mirror images": config.hflip,
         "upside down": config.vflip,
         config.policy: config.policy != "none",
         f"colour jitter {config.jitter:g}": config.jitter,
+        f"without colours {config.grey:.0%}": config.grey,
+        f"blur {config.blur:.0%}": config.blur,
+        f"solarised {config.solarize:.0%}": config.solarize,
         f"erasing {config.erase:g}": config.erase,
         f"mixup {config.mixup:g}": config.mixup,
         f"cutmix {config.cutmix:g}": config.cutmix,

@@ -19,7 +19,7 @@ from vitrail.nn import patch_grid
 from vitrail.report import charts, words
 from vitrail.report.facts import facts, unreadable
 from vitrail.report.pages import positions
-from vitrail.report.pages.table import PAGES
+from vitrail.report.pages.table import PAGES, Page
 from vitrail.report.pictures import Picture, cut, embed, seen
 from vitrail.runs import Run
 
@@ -51,7 +51,7 @@ def write_report(run: Run, evaluation: Evaluation) -> Path:
 def render(run: Run, evaluation: Evaluation) -> str:
     """The page's text."""
     page = PAGES[evaluation.loaded.config.task]
-    content = _content(run, evaluation) | page.content(evaluation)
+    content = _content(run, evaluation, page) | page.content(evaluation)
     return templates().get_template(page.template).render(**content)
 
 
@@ -74,7 +74,7 @@ def templates() -> jinja2.Environment:
     return environment
 
 
-def _content(run: Run, evaluation: Evaluation) -> dict[str, Any]:
+def _content(run: Run, evaluation: Evaluation, page: Page) -> dict[str, Any]:
     """Everything that the shell names, whatever the task."""
     metrics, events = evaluation.metrics, list(run.metrics())
     speeds = sorted(event["images_per_second"] for event in events if "loss" in event)
@@ -85,7 +85,8 @@ def _content(run: Run, evaluation: Evaluation) -> dict[str, Any]:
         "metrics": metrics,
         "headline": metrics.summary[metrics.headline],
         "notes": evaluation.notes(),
-        "curves": charts.curves(events),
+        "page": page,
+        "curves": charts.curves(events, page.score(evaluation)),
         "training_speed": speeds[len(speeds) // 2] if speeds else None,
         "patches": _patches(evaluation),
         "similarity": positions.similarity(evaluation.loaded.model),

@@ -12,6 +12,7 @@ from vitrail.tasks.moco import Moco as Moco
 from vitrail.tasks.moco import MocoConfig as MocoConfig
 from vitrail.tasks.prune import Prune as Prune
 from vitrail.tasks.prune import PruneConfig as PruneConfig
+from vitrail.tasks.segment import Segment as Segment
 from vitrail.tasks.segment import Segmentation as Segmentation
 from vitrail.tasks.segment import SegmentConfig as SegmentConfig
 from vitrail.tasks.table import TASKS as TASKS

@@ -168,8 +168,7 @@ class Segment(Task):
 
     def judge(self, rows: Mapping[str, Tensor]) -> SegmentMetrics:
         """See `vitrail.metrics.masks`."""
-        mode = self.config.mode if self.tta == "none" else f"{self.config.mode}, {self.tta}"
-        return segmentation(rows, self.targets.names, mode)
+        return segmentation(rows, self.targets.names, self.config.mode)
 
     def summary(self, metrics: SegmentMetrics, noun: str) -> list[str]:
         """The mean IoU, the share of pixels that are right, and how good borders are."""
@@ -179,7 +178,8 @@ class Segment(Task):
                 interval = f"(95% interval {value.low:.1%} to {value.high:.1%})"
                 lines.append(f"{label:<10}{value.value:.1%} {interval}")
         if lines:
-            lines[0] += f", {metrics.images} {noun}, {metrics.mode}"
+            shown = metrics.mode if self.tta == "none" else f"{metrics.mode}, {self.tta}"
+            lines[0] += f", {metrics.images} {noun}, {shown}"
         return lines
 
     def notes(self, metrics: SegmentMetrics, noun: str) -> list[str]:

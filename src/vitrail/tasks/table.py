@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vitrail.data.targets import Classes, Coding, MaskArrays, Masks, Nothing, Targets
-from vitrail.errors import DataError
+from vitrail.errors import DataError, UsageError, setting
 from vitrail.heads.segmenter import Segmenter, build_segmenter
 from vitrail.models import ViT, build
 from vitrail.tasks.classify import Classify
@@ -94,12 +94,16 @@ def _moco(model: Any, config: "TrainConfig", targets: Targets, teacher: Teacher 
 
 
 def _embeds(model: Any, config: "TrainConfig", targets: Targets, tta: str) -> Task:
+    if tta != "none":
+        raise UsageError(
+            f"{setting('tta', tta)} averages what is said of classes, and {config.task} gives "
+            f"features, of one look at an image: leave it out"
+        )
     return Embed(model, targets, config.moco.neighbours)
 
 
 def _labels(state: Mapping[str, Any]) -> Targets:
-    names = tuple(map(str, state["classes"]))
-    return Classes(names, np.zeros(0, np.int64)) if names else Nothing(0)
+    return _classes(state) if state["classes"] else Nothing(0)
 
 
 TASKS: Mapping[str, Kind] = {

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import torch
 
 from vitrail.evaluation import Evaluation
+from vitrail.metrics import Estimate
 from vitrail.metrics.features import FeatureMetrics
 from vitrail.report import words
-from vitrail.report.numbers import numbers, shown
+from vitrail.report.numbers import numbers
 from vitrail.report.pictures import Picture, thumbnail
 
 _SHOWN = 8
@@ -27,22 +28,54 @@ class Neighbours(NamedTuple):
 
     key: str
     picture: Picture
-    others: tuple[tuple[str, Picture, str], ...]
-    """Key, picture and likeness of each."""
+    classes: str
+    """Its own, where they are known."""
+    others: tuple["Other", ...]
+
+
+class Other(NamedTuple):
+    """An image that is like another."""
+
+    key: str
+    picture: Picture
+    alike: str
+    """The cosine of the two."""
+    classes: str
+    shared: bool
+    """Whether it has one of the other's classes, where they are known."""
 
 
 def content(evaluation: Evaluation) -> dict[str, Any]:
     """Everything that features.html.jinja names beside the shell's."""
     metrics: FeatureMetrics = evaluation.metrics
-    headline, is_share = metrics.summary[metrics.headline], metrics.headline not in _NO_SHARES
-    value = shown(headline, is_share=is_share) if headline else "none"
+    name, headline = metrics.headline, metrics.summary[metrics.headline]
     return {
-        "headline_words": f"{metrics.headline} {value}",
-        "headline_value": value,
-        "headline_span": words.span(headline, is_share) if headline else "",
+        "headline_words": f"{_MEANINGS[name][0]} {_said(headline, name)}",
+        "headline_value": _said(headline, name),
+        "headline_span": _span(headline, name),
         "numbers": numbers(metrics.summary, _MEANINGS, no_shares=_NO_SHARES),
         "neighbours": _neighbours(evaluation),
     }
+
+
+def score(evaluation: Evaluation) -> str:
+    """The title of what `Embed.score` gave in training."""
+    known = "classes" in evaluation.rows
+    return "Held-out k-NN accuracy" if known else "Held-out directions in use (RankMe)"
+
+
+def _said(estimate: Estimate | None, name: str) -> str:
+    if estimate is None:
+        return "none"
+    return f"{estimate.value:.1f}" if name in _NO_SHARES else words.percent(estimate.value)
+
+
+def _span(estimate: Estimate | None, name: str) -> str:
+    if estimate is None:
+        return ""
+    if name in _NO_SHARES:
+        return f"{estimate.low:.1f} to {estimate.high:.1f}"
+    return words.span(estimate)
 
 
 def _neighbours(evaluation: Evaluation) -> list[Neighbours]:
@@ -61,8 +94,15 @@ def _neighbours(evaluation: Evaluation) -> list[Neighbours]:
                 Neighbours(
                     _key(evaluation, k),
                     own,
+                    ", ".join(_classes(evaluation, k)),
                     tuple(
-                        (_key(evaluation, j), picture, f"{alike[j]:.2f}")
+                        Other(
+                            _key(evaluation, j),
+                            picture,
+                            f"{alike[j]:.2f}",
+                            ", ".join(_classes(evaluation, j)),
+                            bool({*_classes(evaluation, j)} & {*_classes(evaluation, k)}),
+                        )
                         for j, picture in others
                         if picture is not None
                     ),
@@ -73,6 +113,14 @@ def _neighbours(evaluation: Evaluation) -> list[Neighbours]:
 
 def _key(evaluation: Evaluation, k: int) -> str:
     return evaluation.source.key(int(evaluation.indices[k]))
+
+
+def _classes(evaluation: Evaluation, k: int) -> list[str]:
+    """The image's, where they are known."""
+    if "classes" not in evaluation.rows:
+        return []
+    there = evaluation.rows["classes"][k].tolist()
+    return [name for name, one in zip(evaluation.loaded.names, there, strict=True) if one]
 
 
 def _picture(evaluation: Evaluation, k: int) -> Picture | None:

@@ -12,15 +12,18 @@ from vitrail.data.batches.batch import Batch
 from vitrail.data.pixels.decode import eight_bits
 from vitrail.deploy.answers import coloured, palette
 from vitrail.evaluation import Evaluation
-from vitrail.metrics.masks import SegmentMetrics, mean_iou
+from vitrail.metrics.masks import MOST_CONFUSED, SegmentMetrics, mean_iou
 from vitrail.report import words
 from vitrail.report.numbers import numbers
 from vitrail.report.pictures import Picture, embed
+from vitrail.tasks.tta import LOOKS
 
 _SHOWN = 6
 _SIDE = 320
 """Pixels of an exhibit's longer side."""
 CLASSES_IN_A_MATRIX = 30
+"""More do not fit on a page: the most confused pairs are listed instead."""
+_PAIRS = 20
 
 _MEANINGS = {
     "miou": ("Mean IoU", "of prediction and truth, what they share over what either has; by class"),
@@ -39,7 +42,18 @@ class Exhibit(NamedTuple):
     said: Picture
     wrong: Picture
     """White where it is wrong, grey where nothing counts."""
+    ignored: bool
+    """Whether there is any grey."""
     iou: str
+
+
+class Confused(NamedTuple):
+    """`pixels` of class `true` were taken for `said`: `share` of the class's."""
+
+    true: str
+    said: str
+    pixels: int
+    share: str
 
 
 class Cell(NamedTuple):
@@ -55,7 +69,8 @@ def content(evaluation: Evaluation) -> dict[str, Any]:
     metrics: SegmentMetrics = evaluation.metrics
     headline = metrics.summary["miou"]
     order = _by_iou(evaluation)
-    borders = _borders(evaluation)
+    middle = -(-len(order) // 2)
+    wrong = evaluation.rows["errors"][:, 2] > 0
     return {
         "headline_words": f"mean IoU {words.percent(headline.value)}" if headline else "no pixel",
         "numbers": numbers(metrics.summary, _MEANINGS),
@@ -70,20 +85,25 @@ def content(evaluation: Evaluation) -> dict[str, Any]:
             )
         },
         "matrix": _matrix(metrics),
-        "worst": list(_exhibits(evaluation, order)),
-        "best": list(_exhibits(evaluation, order[::-1])),
-        "borders": borders,
+        "confused": _most_confused(metrics),
+        "countless": metrics.confusion is None,
+        "most_confused": MOST_CONFUSED,
+        "worst": list(_exhibits(evaluation, [k for k in order[:middle] if wrong[k]])),
+        "best": list(_exhibits(evaluation, order[middle:][::-1])),
+        "borders": _borders(evaluation),
+        "looks": len(LOOKS[evaluation.tta]),
     }
 
 
 def _by_iou(evaluation: Evaluation) -> list[int]:
-    """Places of the measured images, the worst first; those without a pixel that counts last."""
-    rows = evaluation.rows
-    scores = []
-    for i in range(len(evaluation.indices)):
-        iou = mean_iou({name: values[i : i + 1] for name, values in rows.items()})
-        scores.append(iou if iou == iou else 2.0)
-    return [int(i) for i in np.argsort(scores, kind="stable")]
+    """Places of the measured images, the worst first, without those of which no pixel counts."""
+    scores = {k: _iou(evaluation, k) for k in range(len(evaluation.indices))}
+    return sorted((k for k, iou in scores.items() if iou == iou), key=scores.__getitem__)
+
+
+def _iou(evaluation: Evaluation, k: int) -> float:
+    """Of one image, the mean of the classes that it has or is said to have."""
+    return mean_iou({name: values[k : k + 1] for name, values in evaluation.rows.items()})
 
 
 def _borders(evaluation: Evaluation) -> tuple[float, float] | None:
@@ -116,6 +136,18 @@ def _matrix(metrics: SegmentMetrics) -> list[tuple[str, list[Cell]]]:
     ]
 
 
+def _most_confused(metrics: SegmentMetrics) -> list[Confused]:
+    """The pairs of classes between which most pixels are mixed up."""
+    names = [each.name for each in metrics.per_class]
+    pairs = [
+        Confused(names[i], names[j], count, words.percent(count / sum(row)))
+        for i, row in enumerate(metrics.confusion or ())
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    return sorted(pairs, key=lambda pair: -pair.pixels)[:_PAIRS]
+
+
 def _exhibits(evaluation: Evaluation, order: Iterable[int]) -> Iterable[Exhibit]:
     shown = 0
     for k in order:
@@ -129,11 +161,8 @@ def _exhibits(evaluation: Evaluation, order: Iterable[int]) -> Iterable[Exhibit]
 
 @torch.inference_mode()
 def _exhibit(evaluation: Evaluation, k: int) -> Exhibit | None:
-    """None for an image that cannot be read any more, or without a pixel that counts."""
+    """None for an image that cannot be read any more."""
     i, loaded = int(evaluation.indices[k]), evaluation.loaded
-    iou = mean_iou({name: values[k : k + 1] for name, values in evaluation.rows.items()})
-    if iou != iou:
-        return None
     try:
         image = eight_bits(evaluation.source.load(i), loaded.preprocess.grey_range).convert("RGB")
         truth = evaluation.source.targets.target(i, None)["mask"]
@@ -154,7 +183,8 @@ def _exhibit(evaluation: Evaluation, k: int) -> Exhibit | None:
         _small(coloured(array, truth, loaded.names)),
         _small(coloured(array, answer.mask, loaded.names)),
         _small(np.repeat(wrong[..., None], 3, axis=2)),
-        words.percent(iou),
+        bool((truth < 0).any()),
+        words.percent(_iou(evaluation, k)),
     )
 
 

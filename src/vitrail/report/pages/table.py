@@ -14,10 +14,34 @@ class Page(NamedTuple):
     """A file beside this one, which extends the shell."""
     content: Callable[[Evaluation], dict[str, Any]]
     """What the template names beside the shell's."""
+    answers: str
+    """What the model makes of files."""
+    rows: str
+    """What of each image is in predictions.csv, and the verb."""
+    score: Callable[[Evaluation], str]
+    """The title of the chart of `val_...`, the number that training watched."""
 
 
 PAGES: Mapping[str, Page] = {
-    "classify": Page("classify.html.jinja", classify.content),
-    "segment": Page("segment.html.jinja", segment.content),
-    "mocov3": Page("features.html.jinja", features.content),
+    "classify": Page(
+        "classify.html.jinja",
+        classify.content,
+        answers="probabilities",
+        rows="Every prediction is",
+        score=lambda evaluation: "Held-out accuracy",
+    ),
+    "segment": Page(
+        "segment.html.jinja",
+        segment.content,
+        answers="masks",
+        rows="Each image's own scores are",
+        score=lambda evaluation: "Held-out mean IoU",
+    ),
+    "mocov3": Page(
+        "features.html.jinja",
+        features.content,
+        answers="features",
+        rows="Each image's nearest one is",
+        score=features.score,
+    ),
 }
