@@ -8,19 +8,18 @@ from typing import Annotated, Any
 
 import tyro
 
-from vitrail.cli.dataset import AS_FOUND, OfData
+from vitrail.cli.dataset import ALL_AS_FOUND, AS_FOUND, OfAnyData, OfData
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import CountingScreen
 from vitrail.cli.words import Word, run_word
 from vitrail.data import PARTS, SAMPLES, CheckReport, PartedSource, check, fetch, open_data
 from vitrail.data.check_masks import Finding, check_masks
+from vitrail.data.found import open_found
 from vitrail.data.names import shortened
 from vitrail.data.pixels.greys import cut_sentence
 from vitrail.data.sources.shards import changed_shards
 from vitrail.data.sources.write_shards import write_shards
-from vitrail.data.split import task_of
 from vitrail.data.targets import Masks
-from vitrail.tasks import TASKS
 
 _SHOWN = 10
 """Lines of a long list that are printed; --json has them all."""
@@ -32,7 +31,7 @@ class CheckArgs:
 
     data: Annotated[str, tyro.conf.Positional]
     """A folder, a .csv or .txt, a .npz, IDX files, shards, samples:NAME, or hf:NAME."""
-    how: OfData = AS_FOUND
+    how: OfAnyData = ALL_AS_FOUND
     threads: int = os.cpu_count() or 1
 
 
@@ -72,8 +71,8 @@ def data(args: Sequence[str]) -> dict[str, Any]:
 
 def _check(args: Sequence[str]) -> dict[str, Any]:
     given = parse(CheckArgs, args, "data check", "Read every image; change nothing.")
-    targets = TASKS[task_of(given.data)].targets
-    source = open_data(given.data, given.how.columns(), given.how.rules(), targets=targets)
+    how = given.how
+    source = open_found(given.data, how.columns(), how.rules(), how.masks)
     with CountingScreen("reading", len(source)) as screen:
         report = check(source, given.threads, screen.done)
     masks: list[Finding] = []

@@ -238,8 +238,12 @@ def _open_or_bare(name: str, columns: Columns, rules: FolderRules, *, bare: bool
         return source
 
 
-def task_of(data: str) -> str:
-    """The task that data asks for by what it holds: segment where there are masks."""
+def task_of(data: str, masks: MaskRules = AS_THEY_SAY) -> str:
+    """The task that data asks for by what it holds: segment where there are masks, or where it is
+    said how they are understood.
+    """
+    if masks != AS_THEY_SAY:
+        return "segment"
     if data.startswith(_SAMPLES_PREFIX):
         return "segment" if data.removeprefix(_SAMPLES_PREFIX) in MASKED_SAMPLES else "classify"
     return "segment" if has_masks(os.path.expanduser(data)) else "classify"
