@@ -10,6 +10,7 @@ from PIL import Image
 
 from vitrail.data import FolderSource
 from vitrail.data.pixels.decode import UnreadableImage
+from vitrail.data.sources import mask_told
 from vitrail.data.sources.coco_masks import read_runs
 from vitrail.data.sources.layout import FolderRules
 from vitrail.data.sources.mask_meaning import MaskRules
@@ -48,6 +49,10 @@ def colours(file: Path, *values: tuple[int, int, int]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     columns = np.array(values, np.uint8)[np.arange(SIZE[1]) * len(values) // SIZE[1]]
     Image.fromarray(np.broadcast_to(columns, (*SIZE, 3)).copy()).save(file)
+
+
+def told(source: MaskedSource) -> tuple[str, ...]:
+    return mask_told.told(source.targets, source.part)
 
 
 def classes_of(source: MaskedSource, i: int = 0) -> list[int]:
@@ -192,9 +197,9 @@ def test_255_beside_others_is_ignored_unless_the_user_says_otherwise(tmp_path: P
     mask(tmp_path / "masks/a.png", 0, 3, 255)
     source = MaskedSource(tmp_path)
     assert (source.targets.names, classes_of(source)) == (("0", "3"), [0, 1, -1])
-    assert source.notes == ("value 255 is ignored (as a border, or unlabelled)",)
-    told = MaskedSource(tmp_path, masks=MaskRules(ignore=(0,)))
-    assert (told.targets.names, classes_of(told)) == (("3", "255"), [-1, 0, 1])
+    assert told(source) == ("ignored values: 1, in 1 of 1 masks, 31.25% of all pixels: 255",)
+    other = MaskedSource(tmp_path, masks=MaskRules(ignore=(0,)))
+    assert (other.targets.names, classes_of(other)) == (("3", "255"), [-1, 0, 1])
     reduced = MaskedSource(tmp_path, masks=MaskRules(reduce_zero=True))
     assert (reduced.targets.names, classes_of(reduced)) == (("3",), [-1, 0, -1])
 
@@ -220,9 +225,12 @@ def test_colours_with_and_without_a_class_map(tmp_path: Path) -> None:
     (tmp_path / "class_dict.csv").write_text("name,r,g,b\nroad,255,0,0\nvoid,0,0,0\nsea,9,9,9\n")
     mapped = MaskedSource(tmp_path)
     assert (mapped.targets.names, classes_of(mapped)) == (("road", "sea"), [-1, 0, -1])
-    assert mapped.notes == (
-        "classes are those of class_dict.csv",
-        "31.25% of all pixels hold what class_dict.csv does not name: ignored (#010203)",
+    assert mapped.notes == ("classes are those of class_dict.csv",)
+    assert told(mapped) == (
+        "unknown colours, ignored: 1, in 1 of 1 masks, 31.25% of all pixels: #010203 (nearest "
+        "#000000)",
+        "ignored colours: 1, in 1 of 1 masks, 37.50% of all pixels: #000000",
+        "classes in no mask (are the values those of the class map?): 1 of 2: sea",
     )
 
 
@@ -231,7 +239,7 @@ def test_greys_of_three_channels_are_read_as_grey_and_that_is_said(tmp_path: Pat
     colours(tmp_path / "masks/a.png", (0, 0, 0), (4, 4, 4))
     source = MaskedSource(tmp_path)
     assert (source.targets.names, classes_of(source)) == (("0", "4"), [0, 1])
-    assert "1 masks are greys saved as three channels: read as grey" in source.notes
+    assert told(source) == ("masks of grey in three channels, read as grey: 1 of 1 masks",)
 
 
 def test_two_values_are_still_two_where_jpeg_left_others(tmp_path: Path) -> None:
@@ -281,9 +289,9 @@ def test_files_that_name_classes(tmp_path: Path, name: str) -> None:
     source = MaskedSource(tmp_path)
     of_value = [source.targets.names[k] if k >= 0 else None for k in classes_of(source)]
     assert of_value == ["sky", "sea", "ship", None]
-    assert source.notes == (
-        f"classes are those of annotations/{name}",
-        f"25.00% of all pixels hold what {name} does not name: ignored (7)",
+    assert source.notes == (f"classes are those of annotations/{name}",)
+    assert told(source) == (
+        "unknown values, ignored: 1, in 1 of 1 masks, 25.00% of all pixels: 7 (nearest 2)",
     )
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any
 
 import tyro
@@ -13,14 +14,17 @@ from vitrail.cli.parse import parse
 from vitrail.cli.screen import CountingScreen
 from vitrail.cli.words import Word, run_word
 from vitrail.data import PARTS, SAMPLES, CheckReport, PartedSource, check, fetch, open_data
-from vitrail.data.check_masks import Finding, check_masks
+from vitrail.data.check_masks import MaskReport, check_masks
 from vitrail.data.found import open_found
-from vitrail.data.names import shortened
 from vitrail.data.pixels.greys import cut_sentence
 from vitrail.data.sources.shards import changed_shards
 from vitrail.data.sources.write_shards import write_shards
 from vitrail.data.targets import Masks
 
+_WIDTH = 80
+_CLASSES = 50
+"""Rows of a table."""
+_EXAMPLES = 5
 _SHOWN = 10
 """Lines of a long list that are printed; --json has them all."""
 
@@ -75,7 +79,7 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
     source = open_found(given.data, how.columns(), how.rules(), how.masks)
     with CountingScreen("reading", len(source)) as screen:
         report = check(source, given.threads, screen.done)
-    masks: list[Finding] = []
+    masks: MaskReport | None = None
     if isinstance(source.targets, Masks):
         with CountingScreen("masks", len(source)) as screen:
             masks = check_masks(source, given.threads, screen.done)
@@ -83,8 +87,8 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
     parts = {name: int((source.part == i).sum()) for i, name in enumerate(PARTS)}
     parts = {name: count for name, count in parts.items() if count}
     _print_report(report, parts, source)
-    for finding in masks:
-        print(f"masks     {finding.sentence}")
+    if masks is not None:
+        _print_masks(masks)
     _print_list("shards are not as they were written", changed)
     return {
         "data": given.data,
@@ -100,10 +104,42 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
         "greys": report.greys and report.greys._asdict(),
         "deep_colours": report.deep_colours,
         "notes": list(source.notes),
-        "masks": [asdict(finding) for finding in masks],
+        "masks": [asdict(finding) for finding in masks.findings] if masks else [],
+        "mask_classes": [each._asdict() for each in masks.classes] if masks else [],
+        "mask_pixels": {"ignored": masks.ignored, "unknown": masks.unknown} if masks else None,
         "changed_shards": list(changed),
         "exit_code": 3 if report.unreadable or changed else 0,
     }
+
+
+def _print_masks(report: MaskReport) -> None:
+    """What the masks hold, in a table, and what is wrong with them."""
+    print(f"{'pixels':>9}{'images':>9}{'without':>9}  class")
+    most = len(report.classes) if len(report.classes) <= _CLASSES else _CLASSES
+    for one in report.classes[:most]:
+        name = one.name if len(one.name) <= _WIDTH - 29 else f"{one.name[: _WIDTH - 32]}..."
+        print(f"{one.share:>9.2%}{one.images:>9,}{one.images_without:>9,}  {name}")
+    if most < len(report.classes):
+        print(f"  and {len(report.classes) - most} more classes (--json has all)")
+    for name, share in (("ignored", report.ignored), ("unknown, ignored", report.unknown)):
+        if share:
+            print(f"{share:>9.2%}{'':18}  ({name})")
+    for finding in report.findings:
+        text = f"masks     {finding.name}, {finding.count:,}: {finding.sentence}"
+        print(fill(text, _WIDTH, subsequent_indent=" " * 10, break_on_hyphens=False))
+        names = [f"  {name}" for name in finding.examples[:_EXAMPLES]]
+        more = len(finding.examples) - _EXAMPLES
+        for line in (*names, *([f"  and {more:,} more (--json has all)"] if more > 0 else ())):
+            print(
+                fill(
+                    line,
+                    _WIDTH,
+                    initial_indent=" " * 10,
+                    subsequent_indent=" " * 14,
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+            )
 
 
 def _left_out(source: PartedSource, unreadable: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -125,9 +161,9 @@ def _print_report(report: CheckReport, parts: Mapping[str, int], source: PartedS
     if report.counts:
         print(f"{report.images} images in {len(report.counts)} classes")
     else:
-        names = source.targets.names
-        print(f"{report.images} images with {source.targets.kind} of {len(names)} classes")
-        print(f"  {shortened(names, 20)}")
+        kind, names = source.targets.kind, source.targets.names
+        said = f"with {kind} of {len(names)} classes" if names else f"with {kind}"
+        print(f"{report.images} images {said}")
     for label, count in report.counts.items():
         print(f"  {count:>7}  {label}")
     if report.width and report.height:

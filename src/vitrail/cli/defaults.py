@@ -168,15 +168,11 @@ def _start(
         return recipe.offline, None
 
 
-def _opened(
-    data: str | None, said: _Said, masks: MaskRules, task: str
-) -> PartedSource | None:
+def _opened(data: str | None, said: _Said, masks: MaskRules, task: str) -> PartedSource | None:
     """The data, but of a stream and for --help."""
     if data is None or data.startswith(STREAM_PREFIX):
         return None
-    return open_data(
-        data, _columns(said), _rules(said), masks=masks, targets=TASKS[task].targets
-    )
+    return open_data(data, _columns(said), _rules(said), masks=masks, targets=TASKS[task].targets)
 
 
 def _columns(said: _Said) -> Columns:

@@ -36,5 +36,6 @@ def open_found(
             source = open_unlabelled(place, rules=rules)
         except DataError:
             raise no_labels from None
-        source.notes = (*source.notes, f"no labels: {no_labels}")
+        said = "nothing says what images show: there are no class folders, list of labels or masks"
+        source.notes = (*source.notes, said)
         return source

@@ -23,6 +23,7 @@ from vitrail.data.sources.folder import FolderSource
 from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open_hub, open_streams
 from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
+from vitrail.data.sources.mask_told import told as mask_told
 from vitrail.data.sources.masked import MaskedSource, has_masks
 from vitrail.data.sources.samples import MASKED_SAMPLES, SAMPLES, open_sample
 from vitrail.data.sources.shards import ShardSource, UnlabelledShards, has_shards
@@ -98,6 +99,8 @@ def open_splits(
     if val is None:
         raise DataError(f"no image of {data} is left for validation: it has too few")
     told = [one.sentence() for one in source.left_out]
+    if isinstance(source.targets, Masks):
+        notes = (*notes, *mask_told(source.targets, part))
     if targets is Nothing and (names := source.targets.names):
         told.append(f"labels: {len(names)} classes, only to measure by: {shortened(names)}")
     return Splits(subsets[_TRAIN], val, test, (*told, *source.notes, *notes))

@@ -15,8 +15,9 @@ from vitrail.data.sources.csvfile import Columns
 from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX, open_streams
 from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
+from vitrail.data.sources.mask_told import told as mask_told
 from vitrail.data.sources.stream import StreamSettings
-from vitrail.data.targets import Nothing
+from vitrail.data.targets import Masks, Nothing
 from vitrail.doctor.finding import Finding
 from vitrail.doctor.machine import cores
 from vitrail.errors import VitrailError
@@ -74,7 +75,8 @@ def data_findings(
         yield Finding("data", "ok", f"{_held(source)} ({told})", numbers=numbers)
     except VitrailError as error:
         yield Finding("data", "problem", f"it cannot be trained on: {error}", check)
-    for note in (*(one.sentence() for one in source.left_out), *source.notes):
+    of_masks = mask_told(source.targets, source.part) if isinstance(source.targets, Masks) else ()
+    for note in (*(one.sentence() for one in source.left_out), *source.notes, *of_masks):
         yield Finding("data", "note", note, check)
     if isinstance(source.targets, Nothing):
         learn = f"vitrail train {shlex.quote(data)} --task mocov3"
@@ -182,7 +184,10 @@ def judge_sample(
 
 def _look(source: Source, i: int) -> Look:
     try:
-        return Look(source.key(i), source.load(i).size, "")
+        look = Look(source.key(i), source.load(i).size, "")
+        if isinstance(source.targets, Masks):
+            source.targets.values(i)
+        return look
     except UnreadableImage as error:
         return Look(source.key(i), (0, 0), error.reason)
 

@@ -74,6 +74,10 @@ class CocoMasks:
         """What mask `i` is drawn from."""
         return self._drawings[i]
 
+    def classes(self, i: int) -> set[int]:
+        """Those that mask `i` may show, without a look at what covers what."""
+        return {0, *(one.label for one in self._drawings[i].outlines)}
+
     def values(self, i: int) -> Values:
         size, outlines = self._drawings[i]
         if size[0] * size[1] > _MOST_PIXELS or max(size) > MAX_SIDE or min(size) < 1:

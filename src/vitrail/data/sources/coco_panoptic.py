@@ -49,6 +49,10 @@ class PanopticMasks:
     def __len__(self) -> int:
         return len(self._painted)
 
+    def classes(self, i: int) -> set[int]:
+        """Those that mask `i` shows, by the JSON file."""
+        return {index for _, index in self._painted[i].segments}
+
     def values(self, i: int) -> Values:
         file, segments = self._painted[i]
         colours = read_values(Path(self._root, file), colours=True)
