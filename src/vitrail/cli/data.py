@@ -115,12 +115,12 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
 def _print_masks(report: MaskReport) -> None:
     """What the masks hold, in a table, and what is wrong with them."""
     print(f"{'pixels':>9}{'images':>9}{'without':>9}  class")
-    most = len(report.classes) if len(report.classes) <= _CLASSES else _CLASSES
-    for one in report.classes[:most]:
+    seen = sorted((one for one in report.classes if one.images), key=lambda one: -one.share)
+    for one in seen[:_CLASSES]:
         name = one.name if len(one.name) <= _WIDTH - 29 else f"{one.name[: _WIDTH - 32]}..."
         print(f"{one.share:>9.2%}{one.images:>9,}{one.images_without:>9,}  {name}")
-    if most < len(report.classes):
-        print(f"  and {len(report.classes) - most} more classes (--json has all)")
+    if len(seen) > _CLASSES:
+        print(f"{'':27}  and {len(seen) - _CLASSES} more (--json has all)")
     for name, share in (("ignored", report.ignored), ("unknown, ignored", report.unknown)):
         if share:
             print(f"{share:>9.2%}{'':18}  ({name})")

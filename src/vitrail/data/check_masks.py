@@ -281,7 +281,7 @@ class _Found:
             (
                 "classes never seen",
                 (train == 0) & (other == 0),
-                "in no mask at all: are the values those of the class map?",
+                "in no mask at all: are names and values the right ones?",
             ),
         ):
             kept: Int64[np.ndarray, " k"] = np.flatnonzero(which)

@@ -23,6 +23,7 @@ from vitrail.data.sources.folder import FolderSource
 from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open_hub, open_streams
 from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
+from vitrail.data.sources.mask_told import idle_masks
 from vitrail.data.sources.mask_told import told as mask_told
 from vitrail.data.sources.masked import MaskedSource, has_masks
 from vitrail.data.sources.samples import MASKED_SAMPLES, SAMPLES, open_sample
@@ -93,6 +94,7 @@ def open_splits(
     else:
         part, notes = _restore(source, assignment, allow_missing)
     _refuse_unseen(source, part)
+    notes = (*notes, *_leave_out_idle(source, part))
     subsets = _subsets(source, part)
     test = subsets.get(_TEST)
     val = subsets.get(_VAL, test)
@@ -344,6 +346,25 @@ def _refuse_unseen(source: Source, part: _Part) -> None:
             "labels unseen in training, though validation or test has them: "
             f"{shortened(unseen)}; add training images of them, or take those images out"
         )
+
+
+def _leave_out_idle(source: PartedSource, part: _Part) -> tuple[str, ...]:
+    """Leave out a test part of whose masks no pixel counts, as Cityscapes publishes its own: that
+    would be found only when all is learned. Of validation, that is refused.
+    """
+    if not isinstance(source.targets, Masks):
+        return ()
+    idle, said = idle_masks(source.targets), []
+    for number, name in ((_VAL, "validation"), (_TEST, "test")):
+        chosen = part == number
+        if not chosen.any() or not idle[chosen].all():
+            continue
+        what = f"{name}: none of its {int(chosen.sum()):,} masks has a pixel that counts"
+        if number == _VAL or not (part == _VAL).any():
+            raise DataError(f"{what}, so that nothing can be measured by them")
+        part[chosen] = _LEFT_OUT
+        said.append(f"{what}, so it is left out, and validation is what is measured")
+    return tuple(said)
 
 
 def _subsets(source: Source, part: _Part) -> dict[int, Subset]:

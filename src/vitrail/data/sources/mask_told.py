@@ -45,11 +45,7 @@ def told(masks: Masks, part: UInt8[np.ndarray, " n"]) -> tuple[str, ...]:
             )
         notes += _of_values(found, masks.coding)
         classes = [_classes(found, masks.coding, masks.at(i)) for i in range(len(masks))]
-        idle = [
-            masks.text(i)
-            for i, shown in enumerate(classes)
-            if not shown and found.of_mask[masks.at(i)]
-        ]
+        idle = [masks.text(int(i)) for i in np.flatnonzero(idle_masks(masks))]
         if idle:
             notes.append(
                 f"without a pixel that counts, so that nothing is learned from them: "
@@ -66,6 +62,17 @@ def told(masks: Masks, part: UInt8[np.ndarray, " n"]) -> tuple[str, ...]:
     return (*notes, *of_classes(masks.names, has))
 
 
+def idle_masks(masks: Masks) -> Bool[np.ndarray, " n"]:
+    """Which masks have no pixel that counts; none that are not in files of their own."""
+    idle = np.zeros(len(masks), bool)
+    if isinstance(masks.store, MaskFiles):
+        found = present(masks.store)
+        for i in range(len(masks)):
+            at = masks.at(i)
+            idle[i] = bool(found.of_mask[at]) and not _classes(found, masks.coding, at)
+    return idle
+
+
 def of_classes(names: Sequence[str], has: Bool[np.ndarray, "2 c"]) -> tuple[str, ...]:
     """What to say of classes that no mask shows (of those to train with: `has[0]`; of others:
     `has[1]`), at most once of each.
@@ -75,7 +82,7 @@ def of_classes(names: Sequence[str], has: Bool[np.ndarray, "2 c"]) -> tuple[str,
         f"{sentence}: {len(kept)} of {len(names)}: {shortened(names[k] for k in kept.tolist())}"
         for which, sentence in (
             (~train & other, "classes in held-out masks only, which cannot be learned"),
-            (~train & ~other, "classes in no mask (are the values those of the class map?)"),
+            (~train & ~other, "classes in no mask (are names and values the right ones?)"),
         )
         if len(kept := np.flatnonzero(which))
     )

@@ -113,7 +113,8 @@ class MaskedSource(FileImages):
             raise UsageError(
                 f"{setting('data.parts', rules.parts)}: of images with masks it is auto or none"
             )
-        file, lists = masks.classes or _class_file(self._root), _lists(self._root)
+        named = masks.classes and masks.classes.expanduser()
+        file, lists = named or _class_file(self._root), _lists(self._root)
         coco = find_coco(self._root)
         used = {*lists, *coco, *([os.path.relpath(file, self._root)] if file else ())}
         tree = walk(self._root, follow_links=rules.follow_links, used=used)
