@@ -150,3 +150,40 @@ def test_outlines_beyond_the_image(tmp_path: Path) -> None:
     (tmp_path / "train/_annotations.coco.json").write_text(json.dumps(content))
     finding = found(tmp_path)["outlines beyond the image"]
     assert (finding.count, finding.examples) == (1, ("train/0.jpg",))
+
+
+def test_what_each_class_has(tmp_path: Path) -> None:
+    pair(tmp_path, "a", halves(0, 1))
+    pair(tmp_path, "b", halves(0, 9))
+    pair(tmp_path, "c", halves(255, 0), part="val")
+    (tmp_path / "classes.txt").write_text("sky\nsea\n")
+    report = check_masks(MaskedSource(tmp_path))
+    assert [(one.name, one.pixels, one.images, one.images_without) for one in report.classes] == [
+        ("sky", 1800, 3, 0),
+        ("sea", 600, 1, 2),
+    ]
+    shares = (*(one.share for one in report.classes), report.ignored, report.unknown)
+    assert shares == pytest.approx((1 / 2, 1 / 6, 1 / 6, 1 / 6))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "kind"),
+    [
+        (3, (40, 30), "masks of turned images"),  # upside down: no size shows how a mask lies
+        (6, (40, 30), "masks of another size"),  # drawn on the image as it is stored
+        (6, (30, 40), None),  # drawn on the image as it is shown
+        (1, (40, 30), None),
+    ],
+)
+def test_images_that_exif_turns(
+    tmp_path: Path, orientation: int, size: tuple[int, int], kind: str | None
+) -> None:
+    values = halves(0, 1)
+    pair(tmp_path, "a", values if size == (40, 30) else np.ascontiguousarray(values.T))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (40, 30)).save(tmp_path / "images/train/a.jpg", exif=exif)
+    findings = found(tmp_path)
+    assert [name for name in findings if name.startswith("masks")] == ([kind] if kind else [])
+    if kind:
+        assert findings[kind].examples[0].startswith("masks/train/a.png")

@@ -23,7 +23,8 @@ from vitrail.cli.screen import TrainingScreen, say
 from vitrail.cli.table import Column, print_table, print_text
 from vitrail.cli.words import Word, run_word
 from vitrail.data import open_data
-from vitrail.errors import UsageError, VitrailError, unknown_name
+from vitrail.data.split import task_of
+from vitrail.errors import DataError, UsageError, VitrailError, unknown_name
 from vitrail.models import MODELS, ViTConfig, model_config, parameters_of
 from vitrail.recipes import RECIPES, facts
 from vitrail.report import words
@@ -191,6 +192,8 @@ def _names(listed: str, known: Sequence[str]) -> list[str]:
 
 def _base(given: CompareArgs) -> TrainConfig:
     """The recipe's config for the data, at the comparison's length and on its place."""
+    if task_of(given.data) == "segment":
+        raise DataError(f"{given.data} holds images with masks: models are compared by classes")
     source = open_data(given.data, given.how.columns(), given.how.rules())
     # The same on every machine, by the optimiser that all families were measured with.
     found = facts(given.data, source)._replace(rate=math.inf)

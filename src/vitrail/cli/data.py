@@ -19,7 +19,10 @@ from vitrail.data.found import open_found
 from vitrail.data.pixels.greys import cut_sentence
 from vitrail.data.sources.shards import changed_shards
 from vitrail.data.sources.write_shards import write_shards
+from vitrail.data.split import task_of
 from vitrail.data.targets import Masks
+from vitrail.errors import DataError
+from vitrail.units import bytes_text
 
 _WIDTH = 80
 _CLASSES = 50
@@ -195,6 +198,10 @@ def _print_list(what: str, lines: Sequence[str]) -> None:
 
 def _shard(args: Sequence[str]) -> dict[str, Any]:
     given = parse(ShardArgs, args, "data shard", "Write a data set as tar files (WebDataset).")
+    if task_of(given.data) == "segment":
+        raise DataError(
+            f"{given.data} holds images with masks, and shards hold classes: train on it as it is"
+        )
     source = open_data(given.data, given.how.columns(), given.how.rules())
     with CountingScreen("writing", len(source)) as screen:
         written = write_shards(
@@ -207,7 +214,7 @@ def _shard(args: Sequence[str]) -> dict[str, Any]:
         )
     _print_sentences(source)
     print(
-        f"{written.images} images in {len(written.shards)} shards, {written.size / 1e6:,.1f} MB; "
+        f"{written.images} images in {len(written.shards)} shards, {bytes_text(written.size)}; "
         f"train on them with: vitrail train {given.out}"
     )
     left_out = written.left_out

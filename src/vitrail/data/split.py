@@ -33,6 +33,7 @@ from vitrail.data.sources.stream import HeldImages, StreamSettings, StreamSource
 from vitrail.data.sources.unlabelled import UnlabelledFiles, open_unlabelled
 from vitrail.data.targets import Classes, Masks, Nothing, Targets
 from vitrail.errors import DataError, UsageError, setting
+from vitrail.units import bytes_text
 
 _TRAIN, _VAL, _TEST = range(len(PARTS))
 _LEFT_OUT = 255
@@ -147,7 +148,7 @@ def open_streamed(
     val = _beginning(data, train, most, val_fraction)
     how = (
         f"validation: {len(val):,} images from the beginning of the stream, which training passes "
-        f"over; they take {val.bytes / 1e6:,.1f} MB of memory"
+        f"over; they take {bytes_text(val.bytes)} of memory"
     )
     return Splits(train.without(val), val, None, (*told, how))
 

@@ -27,6 +27,7 @@ from vitrail.data.sources.source import PARTS, LeftOut, Tally
 from vitrail.data.sources.walk import Tree
 from vitrail.data.targets.masks import MaskStore
 from vitrail.errors import DataError
+from vitrail.units import bytes_text
 
 BACKGROUND = "background"
 _MOST_BYTES = 4 << 30
@@ -295,7 +296,7 @@ class CocoJson:
         path = Path(root, file)
         try:
             if path.stat().st_size > _MOST_BYTES:
-                raise ValueError(f"it has more than {_MOST_BYTES >> 30} GB")
+                raise ValueError(f"it has more than {bytes_text(_MOST_BYTES)}")
             content = json.loads(path.read_bytes())
             self.images = {one["id"]: one for one in content["images"]}
             if len(self.images) != len(content["images"]):

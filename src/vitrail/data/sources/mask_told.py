@@ -106,7 +106,8 @@ def _of_values(found: Present, coding: Coding) -> list[str]:
             for value in values[:_SHOWN]
         ]
         more = f" and {len(values) - _SHOWN:,} more" if len(values) > _SHOWN else ""
-        masks = sum(not {*values}.isdisjoint(each) for each in found.of_mask)
+        those = {*values}
+        masks = sum(not those.isdisjoint(each) for each in found.of_mask)
         noun = "colours" if found.colours else "values"
         what = f"unknown {noun}, ignored" if kind == "unknown" else f"ignored {noun}"
         notes.append(
