@@ -111,7 +111,7 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
         "mask_classes": [each._asdict() for each in masks.classes] if masks else [],
         "mask_pixels": {"ignored": masks.ignored, "unknown": masks.unknown} if masks else None,
         "changed_shards": list(changed),
-        "exit_code": 3 if report.unreadable or changed else 0,
+        "exit_code": 3 if report.unreadable or changed or (masks and masks.unusable) else 0,
     }
 
 

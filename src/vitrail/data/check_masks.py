@@ -65,6 +65,8 @@ class MaskReport:
     findings: tuple[Finding, ...]
     classes: tuple[ClassShare, ...]
     """By index."""
+    unusable: int
+    """Masks that cannot be read, or are of another size: their images are left out."""
     ignored: float
     """The share of pixels that do not count, but for unknown ones."""
     unknown: float
@@ -204,6 +206,7 @@ class _Found:
                     self._masks.names, self._shown.tolist(), images, strict=True
                 )
             ),
+            unusable=len(self._source) - self._read,
             ignored=(self._ignored - unknown) / pixels,
             unknown=unknown / pixels,
         )

@@ -362,7 +362,10 @@ def _leave_out_idle(source: PartedSource, part: _Part) -> tuple[str, ...]:
             continue
         what = f"{name}: none of its {int(chosen.sum()):,} masks has a pixel that counts"
         if number == _VAL or not (part == _VAL).any():
-            raise DataError(f"{what}, so that nothing can be measured by them")
+            raise DataError(
+                f"{what}, so that nothing can be measured by them (where they are drawn, another "
+                f"{setting('seed')} draws others)"
+            )
         part[chosen] = _LEFT_OUT
         said.append(f"{what}, so it is left out, and validation is what is measured")
     return tuple(said)
