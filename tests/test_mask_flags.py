@@ -134,7 +134,7 @@ def test_doctor_knows_masks_and_images_of_which_nothing_is_said(scenes, here, ca
     code, out, _ = vitrail(capfd, "doctor", "scenes", "--data.masks.ignore", "2")
     assert code == 3
     assert "8 images with masks of 2 classes" in out
-    assert "1 of 8 that were tried cannot be read: images/0.jpg" in out
+    assert "1 of 8 that were tried cannot be read: images/0.jpg: its mask masks/0.png: its" in out
     _, out, _ = vitrail(capfd, "doctor", "bare")
     assert "4 images without labels" in out
     assert "vitrail train bare --task mocov3" in out

@@ -186,7 +186,7 @@ def _look(source: Source, i: int) -> Look:
     try:
         look = Look(source.key(i), source.load(i).size, "")
         if isinstance(source.targets, Masks):
-            source.targets.values(i)
+            source.targets.target(i, None)
         return look
     except UnreadableImage as error:
         return Look(source.key(i), (0, 0), error.reason)
