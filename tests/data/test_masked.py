@@ -10,6 +10,7 @@ from PIL import Image
 
 from vitrail.data import FolderSource
 from vitrail.data.pixels.decode import UnreadableImage
+from vitrail.data.sources import mask_told
 from vitrail.data.sources.coco_masks import read_runs
 from vitrail.data.sources.layout import FolderRules
 from vitrail.data.sources.mask_meaning import MaskRules
@@ -48,6 +49,10 @@ def colours(file: Path, *values: tuple[int, int, int]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     columns = np.array(values, np.uint8)[np.arange(SIZE[1]) * len(values) // SIZE[1]]
     Image.fromarray(np.broadcast_to(columns, (*SIZE, 3)).copy()).save(file)
+
+
+def told(source: MaskedSource) -> tuple[str, ...]:
+    return mask_told.told(source.targets, source.part)
 
 
 def classes_of(source: MaskedSource, i: int = 0) -> list[int]:
@@ -175,6 +180,15 @@ def test_photographs_of_two_classes_are_no_masks(tmp_path: Path) -> None:
     assert not has_masks(tmp_path)
 
 
+def test_a_damaged_mask_does_not_make_masks_a_class(tmp_path: Path) -> None:
+    for k in range(5):
+        image(tmp_path / f"images/{k}.jpg")
+        mask(tmp_path / f"masks/{k}.png", 0, 1)
+    for k in range(5):
+        (tmp_path / f"masks/{k}.png").write_text("damaged")
+        assert has_masks(tmp_path)
+
+
 # --- values
 
 
@@ -192,11 +206,68 @@ def test_255_beside_others_is_ignored_unless_the_user_says_otherwise(tmp_path: P
     mask(tmp_path / "masks/a.png", 0, 3, 255)
     source = MaskedSource(tmp_path)
     assert (source.targets.names, classes_of(source)) == (("0", "3"), [0, 1, -1])
-    assert source.notes == ("value 255 is ignored (as a border, or unlabelled)",)
-    told = MaskedSource(tmp_path, masks=MaskRules(ignore=(0,)))
-    assert (told.targets.names, classes_of(told)) == (("3", "255"), [-1, 0, 1])
+    assert told(source) == ("ignored values: 1, in 1 of 1 masks, 31.25% of all pixels: 255",)
+    other = MaskedSource(tmp_path, masks=MaskRules(ignore=(0,)))
+    assert (other.targets.names, classes_of(other)) == (("3", "255"), [-1, 0, 1])
     reduced = MaskedSource(tmp_path, masks=MaskRules(reduce_zero=True))
     assert (reduced.targets.names, classes_of(reduced)) == (("3",), [-1, 0, -1])
+
+
+def test_what_masks_hold_is_told_once(tmp_path: Path) -> None:
+    held = {"train/a": (0, 1, 9), "train/b": (255,), "val/c": (2, 1), "train/d": (0, 1)}
+    for name, values in held.items():
+        image(tmp_path / f"images/{name}.jpg")
+        mask(tmp_path / f"masks/{name}.png", *values)
+    (tmp_path / "masks/train/d.png").write_text("damaged")
+    (tmp_path / "classes.txt").write_text("sky\nsea\nship\nstar\n")
+    notes = told(MaskedSource(tmp_path))
+    starts = (
+        "masks that cannot be read, and are left out: masks/train/d.png (its content is none",
+        "unknown values, ignored: 1, in 1 of 3 masks, 10.42% of all pixels: 9 (nearest 3)",
+        "ignored values: 1, in 1 of 3 masks, 33.33% of all pixels: 255",
+        "without a pixel that counts, so that nothing is learned from them: 1 of 4 masks: masks/tr",
+        "classes in held-out masks only, which cannot be learned: 1 of 4: ship",
+        "classes in no mask (are names and values the right ones?): 1 of 4: star",
+    )
+    assert len(notes) == len(starts)
+    assert all(note.startswith(start) for note, start in zip(notes, starts, strict=True)), notes
+
+
+def test_300_classes_in_8_bits_are_told_once(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", 0, 43)
+    (tmp_path / "classes.txt").write_text("\n".join(f"class {k}" for k in range(300)))
+    source = MaskedSource(tmp_path)
+    assert sum("8 bits" in note for note in (*source.notes, *told(source))) == 1
+    mask(tmp_path / "masks/a.png", 0, 299)
+    source = MaskedSource(tmp_path)
+    assert not any("8 bits" in note for note in (*source.notes, *told(source)))
+
+
+def test_values_for_masks_of_colours_and_colours_for_grey_ones(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    colours(tmp_path / "masks/a.png", (255, 0, 0), (0, 0, 255))
+    (tmp_path / "classes.txt").write_text("sky\nsea\n")
+    with pytest.raises(DataError, match=r"gives the classes values, .* \(#0000ff, #ff0000\)"):
+        MaskedSource(tmp_path)
+    mask(tmp_path / "masks/a.png", 0, 255)
+    (tmp_path / "classes.txt").unlink()
+    (tmp_path / "classes.json").write_text('{"sky": [0, 0, 0], "sea": [255, 255, 255]}')
+    source = MaskedSource(tmp_path)
+    assert classes_of(source) == [0, 1]
+    assert told(source) == ()
+
+
+def test_smoothed_colours_without_a_map_are_told_with_the_frequent_ones(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg", (160, 160))
+    disc = np.hypot(*np.mgrid[-80:80, -80:80]) < 50
+    picture = Image.fromarray(np.where(disc[..., None], np.uint8([250, 0, 0]), np.uint8([0, 0, 9])))
+    (tmp_path / "masks").mkdir()
+    small = picture.resize((120, 120), Image.Resampling.BILINEAR)
+    small.resize((160, 160), Image.Resampling.NEAREST).save(tmp_path / "masks/a.png")
+    (note,) = MaskedSource(tmp_path).notes
+    assert "the most frequent are #000009 (" in note
+    assert "), #fa0000 (" in note
 
 
 def test_palettes_are_numbers_and_16_bits_are_kept(tmp_path: Path) -> None:
@@ -220,9 +291,12 @@ def test_colours_with_and_without_a_class_map(tmp_path: Path) -> None:
     (tmp_path / "class_dict.csv").write_text("name,r,g,b\nroad,255,0,0\nvoid,0,0,0\nsea,9,9,9\n")
     mapped = MaskedSource(tmp_path)
     assert (mapped.targets.names, classes_of(mapped)) == (("road", "sea"), [-1, 0, -1])
-    assert mapped.notes == (
-        "classes are those of class_dict.csv",
-        "31.25% of all pixels hold what class_dict.csv does not name: ignored (#010203)",
+    assert mapped.notes == ("classes are those of class_dict.csv",)
+    assert told(mapped) == (
+        "unknown colours, ignored: 1, in 1 of 1 masks, 31.25% of all pixels: #010203 (nearest "
+        "#000000)",
+        "ignored colours: 1, in 1 of 1 masks, 37.50% of all pixels: #000000",
+        "classes in no mask (are names and values the right ones?): 1 of 2: sea",
     )
 
 
@@ -231,7 +305,7 @@ def test_greys_of_three_channels_are_read_as_grey_and_that_is_said(tmp_path: Pat
     colours(tmp_path / "masks/a.png", (0, 0, 0), (4, 4, 4))
     source = MaskedSource(tmp_path)
     assert (source.targets.names, classes_of(source)) == (("0", "4"), [0, 1])
-    assert "1 masks are greys saved as three channels: read as grey" in source.notes
+    assert told(source) == ("masks of grey in three channels, read as grey: 1 of 1 masks",)
 
 
 def test_two_values_are_still_two_where_jpeg_left_others(tmp_path: Path) -> None:
@@ -281,9 +355,9 @@ def test_files_that_name_classes(tmp_path: Path, name: str) -> None:
     source = MaskedSource(tmp_path)
     of_value = [source.targets.names[k] if k >= 0 else None for k in classes_of(source)]
     assert of_value == ["sky", "sea", "ship", None]
-    assert source.notes == (
-        f"classes are those of annotations/{name}",
-        f"25.00% of all pixels hold what {name} does not name: ignored (7)",
+    assert source.notes == (f"classes are those of annotations/{name}",)
+    assert told(source) == (
+        "unknown values, ignored: 1, in 1 of 1 masks, 25.00% of all pixels: 7 (nearest 2)",
     )
 
 
@@ -619,10 +693,10 @@ def test_faults_of_panoptic_masks_are_said(tmp_path: Path) -> None:
     assert masks.coding.unknown(masks.values(1)) == {-2: 32}  # of a segment that nobody named
     for changes, words in (
         ({"file_name": "9.png"}, "names is not there"),
-        ({"segments_info": [{"id": 300, "category_id": 4}]}, "no 4"),
+        ({"segments_info": [{"id": 300, "category_id": 4}]}, "that the file lists"),
         ({"segments_info": [{"id": 1 << 24, "category_id": 7}]}, "is none of a colour"),
-        ({"segments_info": [{"id": float("inf"), "category_id": 7}]}, "infinity"),
-        ({"segments_info": 3}, "not iterable"),
+        ({"segments_info": [{"id": float("inf"), "category_id": 7}]}, "that the file lists"),
+        ({"segments_info": 3}, "that the file lists"),
     ):
         panoptic(tmp_path, "val", ".jpg", **changes)
         found = MaskedSource(tmp_path)
@@ -700,6 +774,12 @@ def test_compressed_run_lengths() -> None:
         ([[0, 0, 1e30, 0, 5, 5]], "far beyond"),
         ([[0, 0, float("nan"), 0, 5, 5]], "far beyond"),
         ([], "at least one polygon"),
+        (None, "polygons, or run lengths"),
+        (5, "polygons, or run lengths"),
+        ([["a", "b", "c", "d", "e", "f"]], "polygons, or run lengths"),
+        ({"size": [12, 16], "counts": {"a": 1}}, "polygons, or run lengths"),
+        ({"size": [12, 1e400], "counts": []}, "polygons, or run lengths"),
+        ({"size": [12, 16], "counts": [10**400]}, "polygons, or run lengths"),
     ],
 )
 def test_outlines_that_are_none_are_left_out(tmp_path: Path, outline: object, reason: str) -> None:
@@ -713,15 +793,52 @@ def test_outlines_that_are_none_are_left_out(tmp_path: Path, outline: object, re
     assert (source.targets.target(0, None)["mask"] == 1).sum() == 96
 
 
+def test_annotations_of_nothing_are_left_out(tmp_path: Path) -> None:
+    image(tmp_path / "train/0.jpg")
+    of_none = [SQUARE | {"image_id": 3}, SQUARE | {"category_id": [3]}]
+    content = coco(SQUARE, *of_none)
+    content["annotations"] += [None, 5, "x", {}]  # type: ignore[operator]
+    write(tmp_path / "train/_annotations.coco.json", content)
+    (left,) = MaskedSource(tmp_path).left_out
+    assert (left.kind, left.count) == ("outlines", 6)
+    assert left.reason == "an annotation needs an image and a category that the file lists"
+
+
+def test_an_image_without_a_size_costs_no_other(tmp_path: Path) -> None:
+    for k in range(2):
+        image(tmp_path / f"train/{k}.jpg")
+    content = coco(SQUARE, SQUARE | {"image_id": 11}, images=2)
+    content["images"][0]["height"] = "tall"  # type: ignore[index]
+    write(tmp_path / "train/_annotations.coco.json", content)
+    source = MaskedSource(tmp_path)
+    assert [source.key(i) for i in range(len(source))] == ["train/1.jpg"]
+    assert [one.kind for one in source.left_out] == [
+        "images",
+        "outlines",
+        "images without a mask",
+    ]
+
+
+def test_categories_of_one_name_are_one_class(tmp_path: Path) -> None:
+    image(tmp_path / "train/0.jpg")
+    content = coco(SQUARE, RUNS)
+    names = {7: "sea", 90: "sea", 91: "background"}
+    content["categories"] = [{"id": key, "name": name} for key, name in names.items()]
+    write(tmp_path / "train/_annotations.coco.json", content)
+    source = MaskedSource(tmp_path)
+    assert source.targets.names == ("background", "sea")
+    assert set(classes_of(source)) == {0, 1}
+
+
 def test_json_that_is_not_what_it_should_be(tmp_path: Path) -> None:
     image(tmp_path / "train/0.jpg")
     file = tmp_path / "train/_annotations.coco.json"
     twice = coco(SQUARE, images=2)
     twice["images"] = [{**one, "id": 1} for one in twice["images"]]  # type: ignore[attr-defined]
     for content, reason in (
-        ({"images": []}, "no 'categories'"),
+        ({"images": []}, "does not list images"),
         (twice, "two images have one id"),
-        ([{"images": 1}], "list indices"),
+        ([{"images": 1}], "does not list images"),
     ):
         write(file, content)
         with pytest.raises(DataError, match=reason):

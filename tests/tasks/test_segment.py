@@ -396,18 +396,20 @@ def test_what_becomes_of_a_head_is_said(scenes, tmp_path, capfd, randomised):
         pretrained(theirs)
 
 
-def test_held_out_masks_that_ignore_every_pixel_give_no_number(scenes, tmp_path, capfd):
+def test_masks_that_ignore_every_pixel_measure_nothing(scenes, tmp_path, capfd):
     data, run = shutil.copytree(scenes, tmp_path / "data"), tmp_path / "run"
+    assert vitrail(capfd, "train", data, *TINY, "--epochs", 1, "--out", run)[0] == 0
     for file in (data / "masks" / "val").iterdir():
         with Image.open(file) as mask:
             nothing = Image.new(mask.mode, mask.size, 255)
         nothing.save(file)
-    args = ("train", data, *TINY, "--epochs", 1, "--out", run, "--json")
-    code, out, said = vitrail(capfd, *args)
+    code, out, said = vitrail(capfd, "evaluate", run, "--data", data, "--split", "val", "--json")
     assert code == 0, said
     assert last_json(out)["metrics"]["miou"] is None
     assert "nothing was measured: the masks of all" in " ".join((out + said).split())
-    assert "No pixel to judge" in (run / "report.html").read_text()
+    assert "No pixel to judge" in Path(last_json(out)["report"]).read_text()
+    code, _, said = vitrail(capfd, "train", data, *TINY, "--epochs", 1, "--out", tmp_path / "other")
+    assert code == 3 and "has a pixel that counts" in said
 
 
 def test_a_mask_that_cannot_be_read_is_left_out_and_counted(scenes, tmp_path, capfd):

@@ -4,24 +4,30 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any
 
 import tyro
 
-from vitrail.cli.dataset import AS_FOUND, OfData
+from vitrail.cli.dataset import ALL_AS_FOUND, AS_FOUND, OfAnyData, OfData
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import CountingScreen
 from vitrail.cli.words import Word, run_word
 from vitrail.data import PARTS, SAMPLES, CheckReport, PartedSource, check, fetch, open_data
-from vitrail.data.check_masks import Finding, check_masks
-from vitrail.data.names import shortened
+from vitrail.data.check_masks import MaskReport, check_masks
+from vitrail.data.found import open_found
 from vitrail.data.pixels.greys import cut_sentence
 from vitrail.data.sources.shards import changed_shards
 from vitrail.data.sources.write_shards import write_shards
 from vitrail.data.split import task_of
 from vitrail.data.targets import Masks
-from vitrail.tasks import TASKS
+from vitrail.errors import DataError
+from vitrail.units import bytes_text
 
+_WIDTH = 80
+_CLASSES = 50
+"""Rows of a table."""
+_EXAMPLES = 5
 _SHOWN = 10
 """Lines of a long list that are printed; --json has them all."""
 
@@ -32,7 +38,7 @@ class CheckArgs:
 
     data: Annotated[str, tyro.conf.Positional]
     """A folder, a .csv or .txt, a .npz, IDX files, shards, samples:NAME, or hf:NAME."""
-    how: OfData = AS_FOUND
+    how: OfAnyData = ALL_AS_FOUND
     threads: int = os.cpu_count() or 1
 
 
@@ -72,11 +78,11 @@ def data(args: Sequence[str]) -> dict[str, Any]:
 
 def _check(args: Sequence[str]) -> dict[str, Any]:
     given = parse(CheckArgs, args, "data check", "Read every image; change nothing.")
-    targets = TASKS[task_of(given.data)].targets
-    source = open_data(given.data, given.how.columns(), given.how.rules(), targets=targets)
+    how = given.how
+    source = open_found(given.data, how.columns(), how.rules(), how.masks)
     with CountingScreen("reading", len(source)) as screen:
         report = check(source, given.threads, screen.done)
-    masks: list[Finding] = []
+    masks: MaskReport | None = None
     if isinstance(source.targets, Masks):
         with CountingScreen("masks", len(source)) as screen:
             masks = check_masks(source, given.threads, screen.done)
@@ -84,8 +90,8 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
     parts = {name: int((source.part == i).sum()) for i, name in enumerate(PARTS)}
     parts = {name: count for name, count in parts.items() if count}
     _print_report(report, parts, source)
-    for finding in masks:
-        print(f"masks     {finding.sentence}")
+    if masks is not None:
+        _print_masks(masks)
     _print_list("shards are not as they were written", changed)
     return {
         "data": given.data,
@@ -101,10 +107,42 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
         "greys": report.greys and report.greys._asdict(),
         "deep_colours": report.deep_colours,
         "notes": list(source.notes),
-        "masks": [asdict(finding) for finding in masks],
+        "masks": [asdict(finding) for finding in masks.findings] if masks else [],
+        "mask_classes": [each._asdict() for each in masks.classes] if masks else [],
+        "mask_pixels": {"ignored": masks.ignored, "unknown": masks.unknown} if masks else None,
         "changed_shards": list(changed),
-        "exit_code": 3 if report.unreadable or changed else 0,
+        "exit_code": 3 if report.unreadable or changed or (masks and masks.unusable) else 0,
     }
+
+
+def _print_masks(report: MaskReport) -> None:
+    """What the masks hold, in a table, and what is wrong with them."""
+    print(f"{'pixels':>9}{'images':>9}{'without':>9}  class")
+    seen = sorted((one for one in report.classes if one.images), key=lambda one: -one.share)
+    for one in seen[:_CLASSES]:
+        name = one.name if len(one.name) <= _WIDTH - 29 else f"{one.name[: _WIDTH - 32]}..."
+        print(f"{one.share:>9.2%}{one.images:>9,}{one.images_without:>9,}  {name}")
+    if len(seen) > _CLASSES:
+        print(f"{'':27}  and {len(seen) - _CLASSES} more (--json has all)")
+    for name, share in (("ignored", report.ignored), ("unknown, ignored", report.unknown)):
+        if share:
+            print(f"{share:>9.2%}{'':18}  ({name})")
+    for finding in report.findings:
+        text = f"masks     {finding.name}, {finding.count:,}: {finding.sentence}"
+        print(fill(text, _WIDTH, subsequent_indent=" " * 10, break_on_hyphens=False))
+        names = [f"  {name}" for name in finding.examples[:_EXAMPLES]]
+        more = len(finding.examples) - _EXAMPLES
+        for line in (*names, *([f"  and {more:,} more (--json has all)"] if more > 0 else ())):
+            print(
+                fill(
+                    line,
+                    _WIDTH,
+                    initial_indent=" " * 10,
+                    subsequent_indent=" " * 14,
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+            )
 
 
 def _left_out(source: PartedSource, unreadable: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -126,9 +164,9 @@ def _print_report(report: CheckReport, parts: Mapping[str, int], source: PartedS
     if report.counts:
         print(f"{report.images} images in {len(report.counts)} classes")
     else:
-        names = source.targets.names
-        print(f"{report.images} images with {source.targets.kind} of {len(names)} classes")
-        print(f"  {shortened(names, 20)}")
+        kind, names = source.targets.kind, source.targets.names
+        said = f"with {kind} of {len(names)} classes" if names else f"with {kind}"
+        print(f"{report.images} images {said}")
     for label, count in report.counts.items():
         print(f"  {count:>7}  {label}")
     if report.width and report.height:
@@ -160,6 +198,10 @@ def _print_list(what: str, lines: Sequence[str]) -> None:
 
 def _shard(args: Sequence[str]) -> dict[str, Any]:
     given = parse(ShardArgs, args, "data shard", "Write a data set as tar files (WebDataset).")
+    if task_of(given.data) == "segment":
+        raise DataError(
+            f"{given.data} holds images with masks, and shards hold classes: train on it as it is"
+        )
     source = open_data(given.data, given.how.columns(), given.how.rules())
     with CountingScreen("writing", len(source)) as screen:
         written = write_shards(
@@ -172,7 +214,7 @@ def _shard(args: Sequence[str]) -> dict[str, Any]:
         )
     _print_sentences(source)
     print(
-        f"{written.images} images in {len(written.shards)} shards, {written.size / 1e6:,.1f} MB; "
+        f"{written.images} images in {len(written.shards)} shards, {bytes_text(written.size)}; "
         f"train on them with: vitrail train {given.out}"
     )
     left_out = written.left_out

@@ -7,6 +7,7 @@ import tyro
 
 from vitrail.data.sources.csvfile import Columns
 from vitrail.data.sources.layout import USUAL, FolderRules
+from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,16 @@ class DataFlags:
         return FolderRules(self.parts, self.follow_links)
 
 
+@dataclass(frozen=True)
+class AnyDataFlags(DataFlags):
+    """The same for verbs that look at whatever is there, masks as well."""
+
+    masks: MaskRules = AS_THEY_SAY
+    """How masks are understood, where that is not as they say themselves."""
+
+
 OfData = Annotated[DataFlags, tyro.conf.arg(name="data")]
+OfAnyData = Annotated[AnyDataFlags, tyro.conf.arg(name="data")]
 AS_FOUND = DataFlags()
 """Nothing is told: columns and parts are found by their names, or by what they hold."""
+ALL_AS_FOUND = AnyDataFlags()

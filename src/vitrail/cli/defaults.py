@@ -7,9 +7,11 @@ the defaults that follow from them.
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
 
 from vitrail.cli.parse import flags_among
 from vitrail.cli.screen import say
@@ -18,7 +20,7 @@ from vitrail.data import PartedSource, open_data
 from vitrail.data.sources.csvfile import Columns
 from vitrail.data.sources.hub import STREAM_PREFIX, open_streams
 from vitrail.data.sources.layout import FolderRules
-from vitrail.data.sources.mask_meaning import MaskRules
+from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
 from vitrail.data.sources.stream import StreamSettings
 from vitrail.data.split import task_of
 from vitrail.errors import DataError, UsageError, setting, unknown_name
@@ -34,7 +36,7 @@ from vitrail.weights.fit import check_structure
 
 _DECIDING = (
     *("model", "recipe", "config", "resume", "tokens", "weights", "devices"),
-    *("task", "data.masks.classes", "data.masks.reduce_zero", "data.masks.any_size"),
+    *("task", *(f"data.masks.{item.name}" for item in fields(MaskRules))),
     *("data.resize", "data.parts", "data.follow_links", "data.stream.classes", "data.stream.epoch"),
     *(f"data.{kind}_column" for kind in Columns._fields),
     *("model.channels", "model.image_size"),
@@ -84,7 +86,8 @@ def defaults(args: Sequence[str]) -> Defaults:
         return asked[path] or changes.get(path)
 
     weights = said("weights")
-    task = _task(said, data)
+    masks = _masks(flags, changes)
+    task = _task(said, data, masks)
     name = asked["recipe"] or changes.pop("recipe", usual_recipe(task, weights=weights is not None))
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
@@ -96,7 +99,7 @@ def defaults(args: Sequence[str]) -> Defaults:
     changes.pop("task", None)
     wanted = told_by(args, changes, "train")
     name, start = _start(name, weights, row, wanted)
-    source = _opened(data, said, task)
+    source = _opened(data, said, masks, task)
     found = _facts(data, source, said, start)
     channels = said("model.channels")
     if str(channels).isdecimal():
@@ -165,13 +168,11 @@ def _start(
         return recipe.offline, None
 
 
-def _opened(data: str | None, said: _Said, task: str) -> PartedSource | None:
+def _opened(data: str | None, said: _Said, masks: MaskRules, task: str) -> PartedSource | None:
     """The data, but of a stream and for --help."""
     if data is None or data.startswith(STREAM_PREFIX):
         return None
-    return open_data(
-        data, _columns(said), _rules(said), masks=_masks(said), targets=TASKS[task].targets
-    )
+    return open_data(data, _columns(said), _rules(said), masks=masks, targets=TASKS[task].targets)
 
 
 def _columns(said: _Said) -> Columns:
@@ -197,13 +198,13 @@ def _facts(
     return facts(data, streams["train"], start)
 
 
-def _task(said: _Said, data: str | None) -> str:
+def _task(said: _Said, data: str | None, masks: MaskRules) -> str:
     """What is to be learned: as is said, as the recipe is for, or as the data decides."""
     asked, recipe = said("task"), said("recipe")
     if asked is None and recipe in RECIPES:
         return RECIPES[recipe].task
     if asked is None and data is not None:
-        asked = task_of(data)
+        asked = task_of(data, masks)
         if asked != "classify":
             say(f"{data} holds masks: {setting('task', asked)}")
     if asked is None:
@@ -213,14 +214,23 @@ def _task(said: _Said, data: str | None) -> str:
     return str(asked)
 
 
-def _masks(said: _Said) -> MaskRules:
-    """How masks are to be understood; what is no such value, tyro tells later."""
-    classes, zero = said("data.masks.classes"), said("data.masks.reduce_zero")
-    return MaskRules(
-        classes=Path(str(classes)) if classes else None,
-        reduce_zero={"true": True, "false": False}.get(str(zero).lower()),
-        any_size=str(said("data.masks.any_size")).lower() == "true",
-    )
+def _masks(flags: Mapping[str, tuple[str, ...]], changes: Mapping[str, Any]) -> MaskRules:
+    """How masks are to be understood, by the flags or else the file; what is no such value is
+    refused later, with its name.
+    """
+    told: dict[str, Any] = {}
+    for item in fields(MaskRules):
+        path = f"data.masks.{item.name}"
+        words = flags.get(path)
+        if words is None:
+            told |= {item.name: changes[path]} if path in changes else {}
+        else:
+            one = None if words == ("None",) else "".join(words[:1])
+            told[item.name] = words if item.name == "ignore" and one is not None else one
+    try:
+        return TypeAdapter(MaskRules).validate_python(told)
+    except ValidationError:
+        return AS_THEY_SAY
 
 
 def _rules(said: _Said) -> FolderRules:

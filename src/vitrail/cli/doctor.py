@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from vitrail.cli.dataset import AS_FOUND, OfData
+from vitrail.cli.dataset import ALL_AS_FOUND, OfAnyData
 from vitrail.cli.parse import parse
 from vitrail.cli.table import print_facts
 from vitrail.doctor import Finding, examine, is_run
@@ -34,7 +34,7 @@ class DoctorArgs:
     ] = ()
     """DATA is a folder, a .csv or .txt, a .npz, IDX files, shards, samples:NAME, hf:NAME, or
     hf-stream:NAME; RUN is a folder that vitrail train wrote."""
-    how: OfData = AS_FOUND
+    how: OfAnyData = ALL_AS_FOUND
 
 
 def doctor(args: Sequence[str]) -> dict[str, Any]:
@@ -46,8 +46,13 @@ def doctor(args: Sequence[str]) -> dict[str, Any]:
         raise UsageError(
             f"one data set and one run at a time: {' '.join(given.places)} are more than that"
         )
-    columns, rules = given.how.columns(), given.how.rules()
-    looks = examine(data[0] if data else None, runs[0] if runs else None, columns, rules)
+    looks = examine(
+        data[0] if data else None,
+        runs[0] if runs else None,
+        given.how.columns(),
+        given.how.rules(),
+        given.how.masks,
+    )
     findings = list(_shown(looks))
     counts = Counter(finding.level for finding in findings)
     levels: tuple[Level, ...] = ("problem", "note", "ok")

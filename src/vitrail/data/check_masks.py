@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 
-from vitrail.data.names import shortened
 from vitrail.data.pixels.decode import UnreadableImage
 from vitrail.data.pixels.values import read_header
 from vitrail.data.sources.coco_masks import CocoMasks, outside
+from vitrail.data.sources.files import FileImages
 from vitrail.data.sources.mask_files import MaskFiles
 from vitrail.data.sources.mask_values import is_grey
 from vitrail.data.sources.source import PartedSource
-from vitrail.data.targets.coding import IGNORE, Coding, value_text
-from vitrail.data.targets.masks import Masks
+from vitrail.data.targets.coding import IGNORE, value_text
+from vitrail.data.targets.masks import Masks, size_complaint
+from vitrail.errors import setting
 
 _BLOCK = 32  # masks a thread: what is under way bounds the memory that is taken
-_EXAMPLES = 5
 _SHOWN = 5
 """Unknown values that are named."""
 _MOST_COUNTED = 100_000
@@ -29,7 +29,7 @@ _MANY = 16
 """More unknown values between two known ones were hardly drawn."""
 _LOSSY = ("JPEG", "MPO")
 _TRAIN = 0
-_EIGHT_BITS = 255
+_EIGHT_BITS = 256
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,40 @@ class Finding:
     """One kind of fault."""
 
     name: str
-    """In short, the same in every run: "unknown values"."""
+    """What has it, in the plural, the same in every run: "unreadable masks"."""
     count: int
-    """Masks, classes or outlines that have it."""
+    """How many."""
     sentence: str
-    """What it is, and what to do."""
+    """What becomes of them, and what to do."""
     examples: tuple[str, ...] = ()
-    """Names of the first few."""
+    """The names of all of them."""
+
+
+class ClassShare(NamedTuple):
+    """How much of the masks one class has."""
+
+    name: str
+    pixels: int
+    share: float
+    """Of all pixels of masks that can be read."""
+    images: int
+    """That show it."""
+    images_without: int
+
+
+@dataclass(frozen=True)
+class MaskReport:
+    """What `check_masks` found: faults, the worst first, and what the masks hold."""
+
+    findings: tuple[Finding, ...]
+    classes: tuple[ClassShare, ...]
+    """By index."""
+    unusable: int
+    """Masks that cannot be read, or are of another size: their images are left out."""
+    ignored: float
+    """The share of pixels that do not count, but for unknown ones."""
+    unknown: float
+    """The share of pixels whose values are no class and are not known to be ignored."""
 
 
 def _masks(source: PartedSource) -> Masks:
@@ -59,51 +86,62 @@ class _Look(NamedTuple):
     """Of them."""
     unknown: dict[int, int]
     """Pixels by value."""
-    has: Bool[np.ndarray, " c"]
-    """The classes that it shows."""
+    shown: Int64[np.ndarray, " c"]
+    """Pixels of each class."""
     three_greys: bool
     lossy: bool
+    turned: bool
+    """Whether its image is, by EXIF, in a way that its size does not show."""
     eight_bits: bool
 
 
 def check_masks(
     source: PartedSource, threads: int = 1, on_done: Callable[[int], None] | None = None
-) -> list[Finding]:
-    """Read every mask of `source` in `threads` threads; what is worth a word, the worst first.
+) -> MaskReport:
+    """Read every mask of `source` in `threads` threads.
 
     `on_done` is called with the number of masks done, after each.
     """
-    masks, n = _masks(source), len(source)
-    found = _Found(source)
+    found, n = _Found(source), len(source)
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, n, _BLOCK * threads):
             block = range(start, min(start + _BLOCK * threads, n))
-            for i, look in zip(block, pool.map(lambda i: _look(masks, i), block), strict=True):
+            for i, look in zip(block, pool.map(lambda i: _look(source, i), block), strict=True):
                 found.add(i, look)
                 if on_done:
                     on_done(i + 1)
-    return found.told()
+    return found.report()
 
 
-def _look(masks: Masks, i: int) -> _Look | str:
+def _is_turned(source: PartedSource, i: int, mask: tuple[int, ...]) -> bool:
+    """Whether EXIF turns image `i` so that a mask of this size may lie either way."""
+    if not isinstance(source, FileImages):
+        return False
+    header = read_header(source.encoded(i))
+    return header.turned and size_complaint(mask, header.size) == ""
+
+
+def _look(source: PartedSource, i: int) -> _Look | str:
     """What mask `i` holds, or why it cannot be used."""
+    masks = _masks(source)
     try:
         values = masks.values(i)
-        header = None
+        header, turned = None, _is_turned(source, i, values.shape)
         if isinstance(masks.store, MaskFiles):
             header = read_header(masks.store.file(masks.at(i)))
     except UnreadableImage as error:
         return error.reason
     index = masks.coding.indices(values)
-    has = np.bincount(index[index != IGNORE], minlength=len(masks.names)) > 0
+    shown = np.bincount(index[index != IGNORE], minlength=len(masks.names))
     ignored = int((index == IGNORE).sum())
     return _Look(
         pixels=index.size,
         ignored=ignored,
         unknown=masks.coding.unknown(values) if ignored else {},
-        has=has,
+        shown=shown,
         three_greys=not masks.coding.colours and values.ndim == 3 and is_grey(values),
         lossy=header is not None and header.format in _LOSSY,
+        turned=turned,
         eight_bits=values.dtype == np.uint8 and values.ndim == 2,
     )
 
@@ -114,9 +152,10 @@ class _Found:
         self._masks = _masks(source)
         self._n: Counter[str] = Counter()
         self._names: dict[str, list[str]] = {}
-        self._reasons: Counter[str] = Counter()
+        self._read = 0
         self._unknown: Counter[int] = Counter()
-        self._pixels = 0
+        self._pixels = self._ignored = 0
+        self._shown = np.zeros(len(self._masks.names), np.int64)
         self._of_part = np.zeros((2, len(self._masks.names)), np.int64)
         """Masks that show each class: in training, and elsewhere."""
         self._eight_bits = False
@@ -124,17 +163,21 @@ class _Found:
     def add(self, i: int, look: _Look | str) -> None:
         if isinstance(look, str):
             wrong_size = look.startswith("the mask is ")
-            self._count("another size" if wrong_size else "unreadable masks", i)
-            self._reasons[look] += 1
+            kind = "masks of another size" if wrong_size else "unreadable masks"
+            self._count(kind, i, why=f": {look}")
             return
+        self._read += 1
         self._pixels += look.pixels
-        self._of_part[int(self._source.part[i] != _TRAIN)] += look.has
+        self._ignored += look.ignored
+        self._shown += look.shown
+        self._of_part[int(self._source.part[i] != _TRAIN)] += look.shown > 0
         self._eight_bits |= look.eight_bits
         for name, holds in (
-            ("unknown values", bool(look.unknown)),
+            ("masks with unknown values", bool(look.unknown)),
             ("JPEG masks", look.lossy),
-            ("grey in three channels", look.three_greys),
-            ("nothing but ignored", look.ignored == look.pixels),
+            ("masks of grey in three channels", look.three_greys),
+            ("masks of turned images", look.turned),
+            ("masks without a pixel that counts", look.ignored == look.pixels),
         ):
             if holds:
                 self._count(name, i)
@@ -147,29 +190,47 @@ class _Found:
             if beyond:
                 self._count("outlines beyond the image", i, beyond)
 
-    def _count(self, name: str, i: int, times: int = 1) -> None:
+    def _count(self, name: str, i: int, times: int = 1, why: str = "") -> None:
         self._n[name] += times
-        examples = self._names.setdefault(name, [])
-        if len(examples) < _EXAMPLES:
-            examples.append(self._masks.text(i))
+        self._names.setdefault(name, []).append(f"{self._masks.text(i)}{why}")
 
-    def told(self) -> list[Finding]:
-        sentences = {
-            "unreadable masks": f"masks that cannot be read: {self._reason('the mask is ', False)}",
-            "another size": (
-                f"{self._reason('the mask is ', True)} (masks that show the whole image all the "
-                f"same: vitrail train DATA --data.masks.any-size)"
+    def report(self) -> MaskReport:
+        unknown = sum(self._unknown.values())
+        pixels = max(1, self._pixels)
+        images = self._of_part.sum(axis=0).tolist()
+        return MaskReport(
+            findings=tuple(self._told()),
+            classes=tuple(
+                ClassShare(name, shown, shown / pixels, having, self._read - having)
+                for name, shown, having in zip(
+                    self._masks.names, self._shown.tolist(), images, strict=True
+                )
             ),
-            "unknown values": self._unknown_sentence(),
-            "JPEG masks": "masks in JPEG files, which hold values that nobody drew: save as PNG",
-            "nothing but ignored": (
-                "masks without a pixel that counts: nothing is learned from them"
+            unusable=len(self._source) - self._read,
+            ignored=(self._ignored - unknown) / pixels,
+            unknown=unknown / pixels,
+        )
+
+    def _told(self) -> list[Finding]:
+        any_size = setting("data.masks.any_size", True)
+        sentences = {
+            "unreadable masks": "their images are left out",
+            "masks of another size": (
+                "their images are left out; where masks show the whole image all the same: "
+                f"{any_size}"
+            ),
+            "masks with unknown values": self._unknown_sentence(),
+            "JPEG masks": "they hold values that nobody drew: save as PNG",
+            "masks without a pixel that counts": "nothing is learned from them",
+            "masks of turned images": (
+                "EXIF turns these images so that their size does not show how a mask lies: it is "
+                "taken to lie on the image as it is shown; if it does not, save both upright"
             ),
             "outlines beyond the image": (
-                "outlines reach beyond their image, and are cut there: are they of another one, or "
-                "of the image before it was scaled?"
+                "they are cut there: are they of another image, or of this one before it was "
+                "scaled?"
             ),
-            "grey in three channels": "masks are greys saved as three channels: read as grey",
+            "masks of grey in three channels": "read as grey",
         }
         faults = [
             Finding(name, self._n[name], sentence, tuple(self._names[name]))
@@ -177,11 +238,6 @@ class _Found:
             if self._n[name]
         ]
         return [*faults, *self._of_classes()]
-
-    def _reason(self, start: str, starts: bool) -> str:
-        """The most frequent one."""
-        fitting = [r for r, _ in self._reasons.most_common() if r.startswith(start) == starts]
-        return fitting[0] if fitting else ""
 
     def _unknown_sentence(self) -> str:
         if not self._unknown:
@@ -191,13 +247,13 @@ class _Found:
         shown = []
         for value, count in self._unknown.most_common(_SHOWN):
             share = f"{count / self._pixels:.2%}"
-            near = nearest_known(value, coding)
+            near = coding.nearest(value)
             text = value_text(value, colours=coding.colours)
             shown.append(f"{'unequal channels' if value == -1 else text} ({share}; nearest {near})")
         more = len(self._unknown) - len(shown)
         text = (
-            f"{total / self._pixels:.2%} of all pixels hold {len(self._unknown):,} values that are "
-            f"no class, and are ignored: {', '.join(shown)}{f' and {more:,} more' if more else ''}"
+            f"{total / self._pixels:.2%} of all pixels are ignored for them; values: "
+            f"{len(self._unknown):,}: {', '.join(shown)}{f' and {more:,} more' if more else ''}"
         )
         if len(self._unknown) > _MANY:
             text += (
@@ -213,45 +269,26 @@ class _Found:
         if self._eight_bits and len(names) > _EIGHT_BITS:
             found.append(
                 Finding(
-                    "more than 255 classes in 8 bits",
+                    "classes in masks of 8 bits",
                     len(names),
-                    f"{len(names)} classes, but masks of 8 bits hold 256 values: those from 256 on "
-                    "have become others when they were saved; save as PNG of 16 bits",
+                    "masks of 8 bits hold 256 values: those from 256 on have become "
+                    "others when they were saved; save them anew, as PNG of 16 bits",
                 )
             )
         for name, which, sentence in (
             (
-                "classes only in validation",
+                "classes only in held-out masks",
                 (train == 0) & (other > 0),
-                "classes that no training mask shows, but validation or test does: they cannot be "
-                "learned, and count 0",
+                "in no mask to train with: they cannot be learned, and count 0",
             ),
             (
                 "classes never seen",
                 (train == 0) & (other == 0),
-                "classes that no mask shows: are the values those that the class map says?",
+                "in no mask at all: are names and values the right ones?",
             ),
         ):
             kept: Int64[np.ndarray, " k"] = np.flatnonzero(which)
             if len(kept):
                 called = tuple(names[k] for k in kept)
-                text = f"{sentence} ({shortened(called)})"
-                found.append(Finding(name, len(kept), text, called[:_EXAMPLES]))
+                found.append(Finding(name, len(kept), sentence, called))
         return found
-
-
-def nearest_known(value: int, coding: Coding) -> str:
-    """The value, or the colour, of a class that is nearest to `value`, as a user knows it."""
-    known = [*coding.classes, *(v for v in coding.ignored if v >= 0)]
-    if not known:
-        return "none"
-    if not coding.colours:
-        near = min(known, key=lambda one: (abs(one - value), one))
-    else:
-        near = min(known, key=lambda one: (_distance(one, value), one))
-    return value_text(near, colours=coding.colours)
-
-
-def _distance(first: int, second: int) -> int:
-    """Between two packed colours."""
-    return sum(((first >> bits & 255) - (second >> bits & 255)) ** 2 for bits in (0, 8, 16))

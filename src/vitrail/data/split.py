@@ -23,6 +23,8 @@ from vitrail.data.sources.folder import FolderSource
 from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open_hub, open_streams
 from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
+from vitrail.data.sources.mask_told import idle_masks
+from vitrail.data.sources.mask_told import told as mask_told
 from vitrail.data.sources.masked import MaskedSource, has_masks
 from vitrail.data.sources.samples import MASKED_SAMPLES, SAMPLES, open_sample
 from vitrail.data.sources.shards import ShardSource, UnlabelledShards, has_shards
@@ -31,6 +33,7 @@ from vitrail.data.sources.stream import HeldImages, StreamSettings, StreamSource
 from vitrail.data.sources.unlabelled import UnlabelledFiles, open_unlabelled
 from vitrail.data.targets import Classes, Masks, Nothing, Targets
 from vitrail.errors import DataError, UsageError, setting
+from vitrail.units import bytes_text
 
 _TRAIN, _VAL, _TEST = range(len(PARTS))
 _LEFT_OUT = 255
@@ -92,12 +95,15 @@ def open_splits(
     else:
         part, notes = _restore(source, assignment, allow_missing)
     _refuse_unseen(source, part)
+    notes = (*notes, *_leave_out_idle(source, part))
     subsets = _subsets(source, part)
     test = subsets.get(_TEST)
     val = subsets.get(_VAL, test)
     if val is None:
         raise DataError(f"no image of {data} is left for validation: it has too few")
     told = [one.sentence() for one in source.left_out]
+    if isinstance(source.targets, Masks):
+        notes = (*notes, *mask_told(source.targets, part))
     if targets is Nothing and (names := source.targets.names):
         told.append(f"labels: {len(names)} classes, only to measure by: {shortened(names)}")
     return Splits(subsets[_TRAIN], val, test, (*told, *source.notes, *notes))
@@ -142,7 +148,7 @@ def open_streamed(
     val = _beginning(data, train, most, val_fraction)
     how = (
         f"validation: {len(val):,} images from the beginning of the stream, which training passes "
-        f"over; they take {val.bytes / 1e6:,.1f} MB of memory"
+        f"over; they take {bytes_text(val.bytes)} of memory"
     )
     return Splits(train.without(val), val, None, (*told, how))
 
@@ -239,8 +245,12 @@ def _open_or_bare(name: str, columns: Columns, rules: FolderRules, *, bare: bool
         return source
 
 
-def task_of(data: str) -> str:
-    """The task that data asks for by what it holds: segment where there are masks."""
+def task_of(data: str, masks: MaskRules = AS_THEY_SAY) -> str:
+    """The task that data asks for by what it holds: segment where there are masks, or where it is
+    said how they are understood.
+    """
+    if masks != AS_THEY_SAY:
+        return "segment"
     if data.startswith(_SAMPLES_PREFIX):
         return "segment" if data.removeprefix(_SAMPLES_PREFIX) in MASKED_SAMPLES else "classify"
     return "segment" if has_masks(os.path.expanduser(data)) else "classify"
@@ -338,6 +348,28 @@ def _refuse_unseen(source: Source, part: _Part) -> None:
             "labels unseen in training, though validation or test has them: "
             f"{shortened(unseen)}; add training images of them, or take those images out"
         )
+
+
+def _leave_out_idle(source: PartedSource, part: _Part) -> tuple[str, ...]:
+    """Leave out a test part of whose masks no pixel counts, as Cityscapes publishes its own: that
+    would be found only when all is learned. Of validation, that is refused.
+    """
+    if not isinstance(source.targets, Masks):
+        return ()
+    idle, said = idle_masks(source.targets), []
+    for number, name in ((_VAL, "validation"), (_TEST, "test")):
+        chosen = part == number
+        if not chosen.any() or not idle[chosen].all():
+            continue
+        what = f"{name}: none of its {int(chosen.sum()):,} masks has a pixel that counts"
+        if number == _VAL or not (part == _VAL).any():
+            raise DataError(
+                f"{what}, so that nothing can be measured by them (where they are drawn, another "
+                f"{setting('seed')} draws others)"
+            )
+        part[chosen] = _LEFT_OUT
+        said.append(f"{what}, so it is left out, and validation is what is measured")
+    return tuple(said)
 
 
 def _subsets(source: Source, part: _Part) -> dict[int, Subset]:

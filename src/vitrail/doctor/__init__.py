@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vitrail.data.sources.csvfile import Columns
 from vitrail.data.sources.layout import USUAL, FolderRules
+from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
 from vitrail.doctor.finding import Finding as Finding
 
 
@@ -25,6 +26,7 @@ def examine(
     run: Path | None = None,
     columns: Columns | None = None,
     rules: FolderRules = USUAL,
+    masks: MaskRules = AS_THEY_SAY,
 ) -> Iterator[Finding]:
     """Look at everything, one thing after another; what cannot be told is a note."""
     from vitrail.doctor.compute import compute_findings
@@ -42,8 +44,8 @@ def examine(
     if data is not None:
         from vitrail.doctor.images import data_findings
 
-        named = data
-        yield from _sheltered("data", lambda: data_findings(named, columns or Columns(), rules))
+        named, told = data, columns or Columns()
+        yield from _sheltered("data", lambda: data_findings(named, told, rules, masks))
     if run is not None:
         yield from _sheltered("run", lambda: _run_findings(run))
 

@@ -8,12 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitrail.data import Classes, Source, UnreadableImage, open_data, open_splits
+from vitrail.data import Classes, Source, UnreadableImage, open_splits
+from vitrail.data.found import open_found
 from vitrail.data.names import shortened
 from vitrail.data.sources.csvfile import Columns
 from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX, open_streams
 from vitrail.data.sources.layout import USUAL, FolderRules
+from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
+from vitrail.data.sources.mask_told import told as mask_told
 from vitrail.data.sources.stream import StreamSettings
+from vitrail.data.targets import Masks, Nothing
 from vitrail.doctor.finding import Finding
 from vitrail.doctor.machine import cores
 from vitrail.errors import VitrailError
@@ -36,14 +40,19 @@ class Look(NamedTuple):
     fault: str
 
 
-def data_findings(data: str, columns: Columns, rules: FolderRules = USUAL) -> Iterator[Finding]:
+def data_findings(
+    data: str,
+    columns: Columns,
+    rules: FolderRules = USUAL,
+    masks: MaskRules = AS_THEY_SAY,
+) -> Iterator[Finding]:
     """All of this file, for what the user calls `data`."""
     check = f"vitrail data check {shlex.quote(data)}"
     if data.startswith(STREAM_PREFIX):
         yield from _stream_findings(data, columns)
         return
     try:
-        source = open_data(data, columns, rules)
+        source = open_found(data, columns, rules, masks)
     except VitrailError as error:
         yield Finding("data", "problem", str(error), "vitrail doctor --help  # what DATA can be")
         return
@@ -55,20 +64,35 @@ def data_findings(data: str, columns: Columns, rules: FolderRules = USUAL) -> It
             label_column=columns.label,
             split_column=columns.split,
             rules=rules,
+            masks=masks,
+            targets=type(source.targets),
+            source=source,
         )
         parts = [("train", splits.train), ("val", splits.val), ("test", splits.test)]
         told = ", ".join(f"{name} {len(part):,}" for name, part in parts if part is not None)
         classes = len(source.targets.names)
-        text = f"{len(source):,} images in {classes:,} classes ({told})"
         numbers = {"images": len(source), "classes": classes}
-        yield Finding("data", "ok", text, numbers=numbers)
+        yield Finding("data", "ok", f"{_held(source)} ({told})", numbers=numbers)
     except VitrailError as error:
         yield Finding("data", "problem", f"it cannot be trained on: {error}", check)
-    for note in (*(one.sentence() for one in source.left_out), *source.notes):
+    of_masks = mask_told(source.targets, source.part) if isinstance(source.targets, Masks) else ()
+    for note in (*(one.sentence() for one in source.left_out), *source.notes, *of_masks):
         yield Finding("data", "note", note, check)
+    if isinstance(source.targets, Nothing):
+        learn = f"vitrail train {shlex.quote(data)} --task mocov3"
+        yield Finding("task", "note", "without labels, features can be learned from them", learn)
     if isinstance(source.targets, Classes):
         yield judge_balance(source.targets)
     yield from judge_sample(source, check, of=len(source))
+
+
+def _held(source: Source) -> str:
+    """How many images, and what is said of them."""
+    targets = source.targets
+    if isinstance(targets, Nothing):
+        return f"{len(source):,} images without labels"
+    told = "in" if isinstance(targets, Classes) else f"with {targets.kind} of"
+    return f"{len(source):,} images {told} {len(targets.names):,} classes"
 
 
 def _stream_findings(data: str, columns: Columns) -> Iterator[Finding]:
@@ -160,7 +184,10 @@ def judge_sample(
 
 def _look(source: Source, i: int) -> Look:
     try:
-        return Look(source.key(i), source.load(i).size, "")
+        look = Look(source.key(i), source.load(i).size, "")
+        if isinstance(source.targets, Masks):
+            source.targets.target(i, None)
+        return look
     except UnreadableImage as error:
         return Look(source.key(i), (0, 0), error.reason)
 

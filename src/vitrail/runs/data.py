@@ -74,8 +74,10 @@ def with_greys(config: TrainConfig, splits: Splits, notify: Callable[[str], None
 def settled(config: TrainConfig, splits: Splits) -> TrainConfig:
     """The config as the data decides it, with names that hold from any folder."""
     prefix, place = place_of(config.data.path)
-    classes = config.data.stream.classes
+    classes, masks = config.data.stream.classes, config.data.masks
     stream = replace(config.data.stream, classes=classes and anywhere(classes))
+    if masks.classes is not None:
+        masks = replace(masks, classes=Path(anywhere(str(masks.classes))))
     if isinstance(splits.train, StreamSource):  # how many images there are is not always known
         held_out = len(splits.train.left_out) or stream.held_out
         stream = replace(stream, epoch=len(splits.train), held_out=held_out)
@@ -88,6 +90,7 @@ def settled(config: TrainConfig, splits: Splits) -> TrainConfig:
         data=replace(
             config.data,
             path=f"{prefix}{place.resolve()}" if place.exists() else config.data.path,
+            masks=masks,
             stream=stream,
         ),
         weights=config.weights and anywhere(config.weights),

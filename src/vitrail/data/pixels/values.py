@@ -21,6 +21,7 @@ Values = Int32[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"] | UInt8[np.ndarray,
 _MOST_PIXELS = 64_000_000
 _ORIENTATION_TAG = 0x0112
 _LYING = (5, 6, 7, 8)
+"""Orientations with exchanged sides."""
 
 
 class Header(NamedTuple):
@@ -32,13 +33,18 @@ class Header(NamedTuple):
     """Pillow's: "L", "P", "I;16", "RGB"."""
     format: str
     """One of FORMATS."""
-    lying: bool
-    """Whether EXIF says that it is shown with its sides exchanged."""
+    orientation: int = 1
+    """By EXIF: 1 is upright."""
+
+    @property
+    def turned(self) -> bool:
+        """Whether it is shown otherwise than it is stored."""
+        return self.orientation in range(2, 9)
 
     @property
     def shown(self) -> tuple[int, int]:
         """(height, width) of what `read_image` gives."""
-        return (self.size[1], self.size[0]) if self.lying else self.size
+        return (self.size[1], self.size[0]) if self.orientation in _LYING else self.size
 
 
 def read_header(file: Path) -> Header:
@@ -47,8 +53,8 @@ def read_header(file: Path) -> Header:
         with _opened(file) as image:
             # Of a PNG, Pillow would decode the pixels to look for EXIF data behind them.
             has_exif = image.format != "PNG" or "exif" in image.info
-            lying = has_exif and image.getexif().get(_ORIENTATION_TAG, 1) in _LYING
-            return Header((image.height, image.width), image.mode, image.format or "", lying)
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1) if has_exif else 1
+            return Header((image.height, image.width), image.mode, image.format or "", orientation)
     except Exception as error:  # whatever a decoder throws, the file is at fault
         raise UnreadableImage(reason_of(error), file_name(file)) from error
 

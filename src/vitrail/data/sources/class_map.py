@@ -16,6 +16,7 @@ import yaml
 
 from vitrail.data.names import label_name, printable
 from vitrail.errors import DataError
+from vitrail.units import bytes_text
 
 _STEMS = (
     *("classes", "class_names", "names", "labels", "label_names", "categories", "codes"),
@@ -58,7 +59,7 @@ def read_class_map(file: Path) -> ClassMap:
     """Raises `DataError` for a file that is none, saying what one looks like."""
     try:
         if file.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it has more than {_MOST_BYTES >> 20} MB")
+            raise ValueError(f"it has more than {bytes_text(_MOST_BYTES)}")
         text = file.read_text("utf-8-sig")
         ending = file.suffix.lower()
         if ending == ".json":

@@ -7,6 +7,7 @@ from those of pycocotools by up to a pixel. Panoptic masks are for coco_panoptic
 
 import hashlib
 import json
+import math
 import os
 import posixpath
 import re
@@ -26,6 +27,7 @@ from vitrail.data.sources.source import PARTS, LeftOut, Tally
 from vitrail.data.sources.walk import Tree
 from vitrail.data.targets.masks import MaskStore
 from vitrail.errors import DataError
+from vitrail.units import bytes_text
 
 BACKGROUND = "background"
 _MOST_BYTES = 4 << 30
@@ -73,6 +75,10 @@ class CocoMasks:
     def drawing(self, i: int) -> Drawing:
         """What mask `i` is drawn from."""
         return self._drawings[i]
+
+    def classes(self, i: int) -> set[int]:
+        """Those that mask `i` may show, without a look at what covers what."""
+        return {0, *(one.label for one in self._drawings[i].outlines)}
 
     def values(self, i: int) -> Values:
         size, outlines = self._drawings[i]
@@ -290,45 +296,66 @@ class CocoJson:
         path = Path(root, file)
         try:
             if path.stat().st_size > _MOST_BYTES:
-                raise ValueError(f"it has more than {_MOST_BYTES >> 30} GB")
+                raise ValueError(f"it has more than {bytes_text(_MOST_BYTES)}")
             content = json.loads(path.read_bytes())
             self.images = {one["id"]: one for one in content["images"]}
             if len(self.images) != len(content["images"]):
                 raise ValueError("two images have one id")
             categories = sorted(content["categories"], key=lambda one: one["id"])
-            self.index = {one["id"]: k + first for k, one in enumerate(categories)}
+            # Roboflow writes a category and its kind alike: of one name they are one class.
+            index = {BACKGROUND: 0} if first else {}
+            self.index = {
+                one["id"]: index.setdefault(label_name(str(one["name"])), len(index))
+                for one in categories
+            }
             if len(self.index) != len(categories):
                 raise ValueError("two categories have one id")
-            self.names = tuple(label_name(str(one["name"])) for one in categories)
+            self.names = tuple(index)[first:]
             self.annotations: list[Any] = list(content["annotations"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{file} is no COCO file that can be read: {said(error)}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{file} is no COCO file that can be read: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{file} is no COCO file that can be read: it does not list images and categories, "
+                f"each with an id, and annotations"
+            ) from error
 
     def drawings(self, problems: Tally) -> list[tuple[str, Drawing]]:
         """Of each image its file's name and what is drawn of it."""
+        named: dict[Any, tuple[str, tuple[int, int]]] = {}
+        for number, (key, image) in enumerate(self.images.items()):
+            try:
+                named[key] = str(image["file_name"]), _size(image)
+            except (KeyError, TypeError, ValueError, OverflowError):
+                what = "without a file_name, height and width"
+                problems.add("images", what, f"image {number} of {self.file}")
         outlines: dict[Any, list[Outline]] = {}
         for number, one in enumerate(self.annotations):
             try:
-                image = self.images[one["image_id"]]
-                outline = _outline(one, self.index[one["category_id"]], _size(image))
-            except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
-                problems.add("outlines", said(error), f"annotation {number} of {self.file}")
-                continue
-            outlines.setdefault(one["image_id"], []).append(outline)
+                key, label = self.known(one)
+                if key not in named:
+                    raise Misdrawn("its image is left out")
+                outlines.setdefault(key, []).append(_outline(one, label, named[key][1]))
+            except Misdrawn as error:
+                problems.add("outlines", str(error), f"annotation {number} of {self.file}")
+        return [
+            (name, Drawing(size, tuple(outlines.get(key, ()))))
+            for key, (name, size) in named.items()
+        ]
+
+    def known(self, one: Any, *, category: bool = True) -> tuple[Any, int]:
+        """The image that an annotation is of, and its class index; without a `category`, -1."""
         try:
-            return [
-                (str(image["file_name"]), Drawing(_size(image), tuple(outlines.get(key, ()))))
-                for key, image in self.images.items()
-            ]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"an image of {self.file} has no file_name, height or width: {said(error)}"
-            ) from error
+            image, label = one["image_id"], self.index[one["category_id"]] if category else -1
+            if image in self.images:
+                return image, label
+        except (KeyError, TypeError, IndexError):
+            pass
+        raise Misdrawn("an annotation needs an image and a category that the file lists")
 
 
-def said(error: Exception) -> str:
-    """What is wrong with a file, in words."""
-    return f"no {error}" if isinstance(error, KeyError) else str(error)
+class Misdrawn(ValueError):
+    """What an annotation says cannot be drawn, and why."""
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int]:
@@ -336,28 +363,43 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _outline(one: Mapping[str, Any], index: int, size: tuple[int, int]) -> Outline:
-    """Raises `ValueError` for what is neither polygons nor run lengths of such an image."""
-    found = one["segmentation"]
-    area = float(one.get("area") or 0)
-    if isinstance(found, Mapping):
-        counts, of = found["counts"], tuple(int(side) for side in found["size"])
-        if of != size:
-            raise ValueError("run lengths are for another size than the image's")
-        pixels = size[0] * size[1]
-        if pixels > _MOST_PIXELS or len(counts) > 8 * pixels + 8:
-            raise ValueError("more run lengths than an image can have")
-        runs = read_runs(counts) if isinstance(counts, str) else np.array(counts, np.int64)
-        if runs.ndim != 1 or not _are_runs(runs, pixels):
-            raise ValueError("run lengths do not add up to the image's pixels")
-        return Outline(index, area or float(runs[1::2].sum()), runs=runs)
+    """Raises `Misdrawn` for what is neither polygons nor run lengths of such an image."""
+    try:
+        found, area = one.get("segmentation"), float(one.get("area") or 0)
+        if not 0 < area < math.inf:
+            area = 0
+        drawn = _runs(found, size) if isinstance(found, Mapping) else _polygons(found)
+    except Misdrawn:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+        raise Misdrawn("an outline is polygons, or run lengths with a size") from error
+    if isinstance(drawn, tuple):
+        return Outline(index, area or sum(map(_area, drawn)), drawn)
+    return Outline(index, area or float(drawn[1::2].sum()), runs=drawn)
+
+
+def _runs(found: Mapping[str, Any], size: tuple[int, int]) -> Int64[np.ndarray, " r"]:
+    counts, of = found["counts"], tuple(int(side) for side in found["size"])
+    if of != size:
+        raise Misdrawn("run lengths are for another size than the image's")
+    pixels = size[0] * size[1]
+    if pixels > _MOST_PIXELS or len(counts) > 8 * pixels + 8:
+        raise Misdrawn("more run lengths than an image can have")
+    runs = read_runs(counts) if isinstance(counts, str) else np.array(counts, np.int64)
+    if runs.ndim != 1 or not _are_runs(runs, pixels):
+        raise Misdrawn("run lengths do not add up to the image's pixels")
+    return runs
+
+
+def _polygons(found: Any) -> tuple[Float32[np.ndarray, "k 2"], ...]:
     if any(len(part) % 2 for part in found):
-        raise ValueError("a polygon has an odd number of coordinates")
+        raise Misdrawn("a polygon has an odd number of coordinates")
     polygons = tuple(np.array(part, np.float32).reshape(-1, 2) for part in found)
     if not polygons or any(len(p) < 3 for p in polygons):
-        raise ValueError("an outline needs at least one polygon of three corners")
+        raise Misdrawn("an outline needs at least one polygon of three corners")
     if not all((np.abs(p) < 4 * MAX_SIDE).all() for p in polygons):
-        raise ValueError("a polygon has corners far beyond any image")
-    return Outline(index, area or sum(map(_area, polygons)), polygons)
+        raise Misdrawn("a polygon has corners far beyond any image")
+    return polygons
 
 
 def _area(corners: Float32[np.ndarray, "k 2"]) -> float:

@@ -8,14 +8,14 @@ red + 256 green + 65,536 blue (panopticapi); a crowd is of its class.
 import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from vitrail.data.names import printable
 from vitrail.data.pixels.decode import UnreadableImage
 from vitrail.data.pixels.values import Values, read_values
-from vitrail.data.sources.coco_masks import Coco, CocoJson, named_images, said
+from vitrail.data.sources.coco_masks import Coco, CocoJson, Misdrawn, named_images
 from vitrail.data.sources.parts import part_within
 from vitrail.data.sources.source import Tally, file_stamp
 from vitrail.data.sources.walk import Tree
@@ -48,6 +48,10 @@ class PanopticMasks:
 
     def __len__(self) -> int:
         return len(self._painted)
+
+    def classes(self, i: int) -> set[int]:
+        """Those that mask `i` shows, by the JSON file."""
+        return {index for _, index in self._painted[i].segments}
 
     def values(self, i: int) -> Values:
         file, segments = self._painted[i]
@@ -98,16 +102,10 @@ def _painted(loaded: CocoJson, by_name: _ByName, problems: Tally) -> list[tuple[
     rows = []
     for number, one in enumerate(loaded.annotations):
         try:
-            image = str(loaded.images[one["image_id"]]["file_name"])
-            segments = tuple(
-                (int(each["id"]), loaded.index[each["category_id"]])
-                for each in one["segments_info"]
-            )
-            if any(not 0 < segment < 1 << 24 for segment, _ in segments):
-                raise ValueError("a segment's number is none of a colour")
-            mask = str(one["file_name"])
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            problems.add("masks", said(error), f"annotation {number} of {loaded.file}")
+            key, _ = loaded.known(one, category=False)
+            image, segments, mask = _segments(loaded, one, loaded.images[key])
+        except Misdrawn as error:
+            problems.add("masks", str(error), f"annotation {number} of {loaded.file}")
             continue
         places = _masks_at(mask, image, loaded, by_name)
         if len(places) == 1:
@@ -116,6 +114,24 @@ def _painted(loaded: CocoJson, by_name: _ByName, problems: Tally) -> list[tuple[
             what = f"may be one of {len(places)}" if places else "is not there"
             problems.add("masks", f"a mask that {loaded.file} names {what}", mask)
     return rows
+
+
+def _segments(
+    loaded: CocoJson, one: Mapping[str, Any], image: Mapping[str, Any]
+) -> tuple[str, tuple[tuple[int, int], ...], str]:
+    """The image's name; number and class index of each segment; the mask's name."""
+    try:
+        segments = tuple(
+            (int(each["id"]), loaded.index[each["category_id"]]) for each in one["segments_info"]
+        )
+        names = str(image["file_name"]), str(one["file_name"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise Misdrawn(
+            "a mask needs a file_name, and segments with an id and a category that the file lists"
+        ) from error
+    if any(not 0 < segment < 1 << 24 for segment, _ in segments):
+        raise Misdrawn("a segment's number is none of a colour")
+    return names[0], segments, names[1]
 
 
 def _masks_at(name: str, image: str, loaded: CocoJson, by_name: _ByName) -> list[str]:

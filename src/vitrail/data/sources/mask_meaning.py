@@ -9,12 +9,13 @@ from vitrail.data.names import printable, shortened
 from vitrail.data.sources.class_map import ClassMap, read_class_map
 from vitrail.data.sources.known_masks import ADE20K, CITYSCAPES_IDS, CITYSCAPES_TRAIN_IDS, VOC
 from vitrail.data.sources.mask_files import MaskFiles
-from vitrail.data.sources.mask_values import Meaning, meaning, present
+from vitrail.data.sources.mask_values import Meaning, meaning, present, refuse_lossy
 from vitrail.data.targets.coding import value_text
 from vitrail.errors import DataError, UsageError, setting
 
 _BORDER = 255
 """The value that by custom does not count."""
+_LOSSY = (".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ def meaning_of(root: str, masks: list[str], file: Path | None, rules: MaskRules)
     notes: tuple[str, ...] = ()
     named: ClassMap | None = None
     if file is not None:
+        if rules.classes and not file.is_file():
+            raise DataError(
+                f"no such file: {printable(str(file))} ({setting('data.masks.classes')} names it)"
+            )
         try:
             named = read_class_map(file)
         except DataError as error:
@@ -50,13 +55,15 @@ def meaning_of(root: str, masks: list[str], file: Path | None, rules: MaskRules)
                 raise
             notes = (f"passed over: {error}",)
         else:
-            notes = (f"classes are those of {printable(os.path.relpath(file, root))}",)
+            notes = (f"classes are those of {_called(root, file)}",)
     known = _known(root, masks)
     if known is not None and known[1] is ADE20K and rules.reduce_zero is False:
         known = None
     if named is not None and any("stuffthingmaps" in mask for mask in masks[:1]):
         named = _of_stuff(named)
     if known is not None and (named is None or _are_names(named, known[1])):
+        lossy = [mask for mask in masks if mask.lower().endswith(_LOSSY)]
+        refuse_lossy(lossy[:3], len(lossy), len(masks))
         names = known[1].names if named is None else named.names
         found, more = Meaning(
             known[1]._replace(names=names), (f"masks are understood as {known[0]}'s",)
@@ -74,6 +81,12 @@ def meaning_of(root: str, masks: list[str], file: Path | None, rules: MaskRules)
     if not found.colours and _BORDER not in found.classes:
         found = found._replace(ignored=tuple({*found.ignored, _BORDER}))
     return Meaning(found, notes)
+
+
+def _called(root: str, file: Path) -> str:
+    """A class map as a user knows it: within the data by where it lies there."""
+    path = os.path.relpath(file, root)
+    return printable(str(file) if path.startswith(os.pardir) else path)
 
 
 def _are_names(named: ClassMap, known: ClassMap) -> bool:
@@ -125,12 +138,19 @@ def _held_against(
 ) -> Meaning:
     """What a file says, held against the values that are there."""
     values = present(MaskFiles(root, masks, colours=found.colours))
-    listed, there = set(found.classes), set(values.pixels)
+    listed, there = set(found.classes), {*map(values.number(found.colours), values.pixels)}
     c = len(found.names)
     if not found.colours and there == {0, 255} and listed == {0, 1}:
         classes = {0: found.classes[0], 255: found.classes[1]}
         return Meaning(
             found._replace(classes=classes), ("masks hold 0 and 255: these are 0 and 1",)
+        )
+    refuse_lossy(values.lossy_names, values.lossy, values.masks)
+    if values.coloured == values.masks > 0 and not found.colours:
+        shown = shortened(value_text(value, colours=True) for value in sorted(values.pixels))
+        raise DataError(
+            f"{printable(str(file))} gives the classes values, but the masks hold colours "
+            f'({shown}): give each class its colour, as in {{"sky": [0, 0, 255]}}'
         )
     one_more = listed == set(range(c)) and {0, c} <= there and not found.colours
     if one_more and rules.reduce_zero is None:
@@ -139,17 +159,7 @@ def _held_against(
             f"if 0 has no class, {setting('data.masks.reduce_zero', True)}; if it is the "
             "background, name it first"
         )
-    border = () if found.colours else (_BORDER,)
-    expected = {*listed, *found.ignored, *(border if rules.ignore is None else rules.ignore)}
-    if rules.reduce_zero:
-        expected |= {value + 1 for value in listed}
-    strange = sorted(there - expected, key=lambda value: -values.pixels[value])
-    if not strange:
-        return Meaning(found)
-    share = sum(values.pixels[value] for value in strange) / sum(values.pixels.values())
-    called = shortened(value_text(value, colours=found.colours) for value in strange)
-    said = f"{share:.2%} of all pixels hold what {printable(file.name)} does not name: ignored"
-    return Meaning(found, (f"{said} ({called})",))
+    return Meaning(found)
 
 
 def _reduced(found: ClassMap) -> ClassMap:

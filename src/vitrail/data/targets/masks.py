@@ -125,9 +125,14 @@ class Masks:
     def target(self, i: int, seen: Seen | None) -> dict[str, np.ndarray]:
         """`mask [h w]`, int16: of the view, each pixel has the class that lies under its centre,
         and IGNORE outside of the image; of the whole image, at the mask's own size, with that as
-        `size [2]`.
+        `size [2]`. Raises `UnreadableImage` as `values` does, and names the mask.
         """
-        values = self.values(i)
+        try:
+            values = self.values(i)
+        except UnreadableImage as error:  # told of the image, which is not at fault
+            raise UnreadableImage(
+                f"its mask {self.text(i)}: {error.reason}", self.text(i)
+            ) from error
         if seen is None:
             mask = self.coding.indices(values)
             return {"mask": mask, "size": np.array(mask.shape)}

@@ -1,0 +1,41 @@
+"""A data set opened with whatever is said of its images, where no task says what that must be."""
+
+import os
+from pathlib import Path
+
+from vitrail.data.sources.csvfile import Columns, list_file
+from vitrail.data.sources.layout import USUAL, FolderRules
+from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
+from vitrail.data.sources.source import PartedSource
+from vitrail.data.sources.unlabelled import open_unlabelled
+from vitrail.data.split import open_data, task_of
+from vitrail.data.targets import Classes, Masks
+from vitrail.errors import DataError
+
+
+def open_found(
+    data: str,
+    columns: Columns | None = None,
+    rules: FolderRules = USUAL,
+    masks: MaskRules = AS_THEY_SAY,
+) -> PartedSource:
+    """Open the data set at `data`, as `open_data` does: with masks where it has some, or else with
+    classes; a folder of images that is in neither way labelled, with nothing.
+
+    Raises as `open_data` does.
+    """
+    if task_of(data, masks) == "segment":
+        return open_data(data, columns, rules, masks=masks, targets=Masks)
+    try:
+        return open_data(data, columns, rules, targets=Classes)
+    except DataError as no_labels:
+        place = Path(os.path.expanduser(data))
+        if not place.is_dir() or list_file(place) or any(columns or ()):
+            raise
+        try:
+            source = open_unlabelled(place, rules=rules)
+        except DataError:
+            raise no_labels from None
+        said = "nothing says what images show: there are no class folders, list of labels or masks"
+        source.notes = (*source.notes, said)
+        return source
