@@ -1,6 +1,6 @@
 """What a head adds on a ViT, and what U-Net and DeepLabV3+ reach from scratch in the same time.
 
-    python benchmarks/segment.py [--minutes 8] [--only NAME ...] [--json FILE]
+    python benchmarks/segment.py [--minutes 8] [--only NAME ...] [--runs DIR] [--json FILE]
 
 On samples:scenes, in one time of training each: our heads on the wheel's ViT-S/14, frozen and
 fine-tuned, and segmentation_models_pytorch's U-Net and DeepLabV3+ on a ResNet-18 from random
@@ -133,12 +133,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--only", nargs="*", default=[*OURS, *THEIRS])
+    parser.add_argument("--runs", type=Path, help="where to keep them")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     rows: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as place:
-        for i, name in enumerate(asked.only):
-            out = Path(place) / str(i)
+        for name in asked.only:
+            out = (asked.runs or Path(place)) / name.replace(", ", "-").replace(" ", "-")
             made = (
                 ours(OURS[name], asked.minutes, out)
                 if name in OURS
