@@ -74,6 +74,12 @@ def test_what_is_said_of_masks_arrives_and_is_remembered(scenes, here, monkeypat
     ):
         code, out, err = vitrail(capfd, *words)
         assert code == 0, (words, err)
+    # Other masks may be understood otherwise.
+    told = ("--data.masks.ignore", "1", "2", "--json")
+    code, out, err = vitrail(capfd, "evaluate", "../run", "--data", "../scenes", *told)
+    assert code == 0 and last_json(out)["metrics"]["miou"] is not None, err
+    code, _, err = vitrail(capfd, "evaluate", "../run", "--data.masks.ignore", "1")
+    assert code == 2 and "go with --data: the run has its own" in " ".join(err.split())
     code, out, _ = vitrail(capfd, "predict", "../run", "../scenes/images/0.jpg", "--json")
     assert set(last_json(out)["predictions"][0]["shares"]) <= {"sky", "sea"}
     assert content(scenes) == before

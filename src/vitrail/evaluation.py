@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,6 +29,7 @@ from vitrail.data.pixels.decode import Encoded
 from vitrail.data.sources.csvfile import Columns, list_file
 from vitrail.data.sources.hub import place_of
 from vitrail.data.sources.layout import USUAL, FolderRules
+from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
 from vitrail.data.sources.source import PARTS, Joined, PartedSource, Subset, encoded
 from vitrail.data.sources.stream import StreamSource
 from vitrail.errors import DataError, UsageError, setting
@@ -138,6 +139,7 @@ def evaluate(
     data: str | None = None,
     columns: Columns | None = None,
     rules: FolderRules = USUAL,
+    masks: MaskRules = AS_THEY_SAY,
     split: Part | None = None,
     checkpoint: str | None = None,
     device: str | None = None,
@@ -150,11 +152,15 @@ def evaluate(
 ) -> Evaluation:
     """Measure `run`, and write metrics.json and predictions.csv into its folder.
 
-    `data` is other images than the run's own, in classes that the model knows; `columns` names its
-    columns, by default as the run's are, and `rules` are for a folder. `split` is the part
-    that is measured; the default is the test part, else the validation part, else (of other data)
-    all. `checkpoint` is last or best, by default the one that the run keeps; `device` the run's.
-    `tta` averages several looks at each image (test-time augmentation: flip, scales, flip+scales);
+    What is measured is the task's: accuracy and the like of a classifier, the IoU of masks, k-NN
+    and RankMe of features (`vitrail.metrics`).
+
+    `data` is other images than the run's own, in classes that the model knows, or in any where it
+    learned features alone; `columns` names its columns and `masks` say how masks are understood,
+    by default as the run's, field by field of the masks, and `rules` are for a folder. `split` is
+    the part that is measured; the default is the test part, else the validation part, else (of
+    other data) all. `checkpoint` is last or best, by default the one that the run keeps; `device`
+    the run's. `tta` averages several looks at each image (test-time augmentation: flip, scales, flip+scales);
     the files then have a name of their own, metrics-tta-flip.json. `tokens` (tome:r=13) merges or
     drops tokens, and has its own files as well. The processes of a `world` share the images, each
     once; all of them get the whole result, and the first writes it. `known`: what the run has just
@@ -169,11 +175,13 @@ def evaluate(
     loaded = load(run, checkpoint, tokens, tta)
     named = data or loaded.config.data.path
     if data:
-        chosen = _open_other(data, columns, rules, loaded.config, split)
-    elif rules != USUAL:
+        told = {name: x for name, x in vars(masks).items() if x != getattr(AS_THEY_SAY, name)}
+        masks = replace(loaded.config.data.masks, **told)
+        chosen = _open_other(data, columns, rules, masks, loaded.config, split)
+    elif rules != USUAL or masks != AS_THEY_SAY:
         raise UsageError(
-            f"{setting('data.parts')} and {setting('data.follow_links')} go with "
-            f"{setting('data')}: the run has its own"
+            f"{setting('data.parts')}, {setting('data.follow_links')} and {setting('data.masks')} "
+            f"go with {setting('data')}: the run has its own"
         )
     else:
         splits = splits or _own(loaded)
@@ -255,14 +263,19 @@ def _choose_own(loaded: LoadedRun, splits: Splits, split: Part | None) -> _Chose
 
 
 def _open_other(
-    data: str, columns: Columns | None, rules: FolderRules, config: TrainConfig, split: Part | None
+    data: str,
+    columns: Columns | None,
+    rules: FolderRules,
+    masks: MaskRules,
+    config: TrainConfig,
+    split: Part | None,
 ) -> _Chosen:
     """Other images: the part that their maker has set apart for tests, or all."""
     if not any(columns or ()) and list_file(Path(data).expanduser()):
         own = config.data
         columns = Columns(own.image_column, own.label_column, own.split_column)
     source: PartedSource = open_data(
-        data, columns, rules, masks=config.data.masks, targets=TASKS[config.task].targets
+        data, columns, rules, masks=masks, targets=TASKS[config.task].targets
     )
     notes = (*(one.sentence() for one in source.left_out), *source.notes)
     there = [name for number, name in enumerate(PARTS) if (source.part == number).any()]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from vitrail.cli.dataset import AS_FOUND, OfData
+from vitrail.cli.dataset import ALL_AS_FOUND, OfAnyData
 from vitrail.cli.parse import parse
 from vitrail.cli.table import width
 from vitrail.data import UnreadableImage
@@ -36,7 +36,7 @@ class EvaluateArgs:
     """The folder that vitrail train wrote."""
     data: str | None = None
     """Other images with the same classes. Default: the run's own held-out images."""
-    how: OfData = AS_FOUND
+    how: OfAnyData = ALL_AS_FOUND
     split: Literal["train", "val", "test", "all"] | None = None
     """Which part of them. Default: test if there is one, else val, else all."""
     checkpoint: str | None = None
@@ -95,6 +95,7 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
         data=given.data,
         columns=given.how.columns(),
         rules=given.how.rules(),
+        masks=given.how.masks,
         split=given.split,
         checkpoint=given.checkpoint,
         device=given.device,
