@@ -160,7 +160,9 @@ def evaluate(
     by default as the run's, field by field of the masks, and `rules` are for a folder. `split` is
     the part that is measured; the default is the test part, else the validation part, else (of
     other data) all. `checkpoint` is last or best, by default the one that the run keeps; `device`
-    the run's. `tta` averages several looks at each image (test-time augmentation: flip, scales, flip+scales);
+    the run's.
+
+    `tta` averages several looks at each image (test-time augmentation: flip, scales, flip+scales);
     the files then have a name of their own, metrics-tta-flip.json. `tokens` (tome:r=13) merges or
     drops tokens, and has its own files as well. The processes of a `world` share the images, each
     once; all of them get the whole result, and the first writes it. `known`: what the run has just
