@@ -151,6 +151,58 @@ def test_doctor_knows_masks_and_images_of_which_nothing_is_said(scenes, here, ca
     assert "4 images with no labels" in out
 
 
+@pytest.mark.parametrize("kind", ["P", "I;16"])
+def test_one_mask_in_colours_does_not_make_the_others_unknown(scenes, here, kind, capfd):
+    """Numbers of a palette, or of 16 bits, are counted as what they are."""
+    (scenes / "classes.txt").write_text("sky\nsea\nship\n")
+    for k in range(1, 8):
+        values = np.repeat(np.roll([0, 1, 2], k), 16)[None].repeat(36, axis=0)
+        if kind == "P":
+            image = Image.fromarray(values.astype(np.uint8), "P")
+            image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+        else:
+            image = Image.fromarray(values.astype(np.uint16))
+        image.save(scenes / f"masks/{k}.png")
+    Image.new("RGB", (48, 36), (200, 30, 0)).save(scenes / "masks/0.png")
+    code, _, err = vitrail(capfd, "train", "scenes", *TINY, "--out", "run")
+    assert code == 0, err
+    assert "unknown values, ignored: 1, in 1 of 8 masks, 12.50% of all pixels" in err or (
+        "unknown colours, ignored: 1, in 1 of 8 masks, 12.50% of all pixels" in err
+    )
+    assert "classes in no mask" not in err
+    assert "that they say nothing: 1 of 8 masks: masks/0.png" in err
+
+
+def test_what_other_masks_hold_is_said_when_they_are_measured(scenes, here, capfd):
+    (scenes / "classes.txt").write_text("sky\nsea\nship\n")
+    assert vitrail(capfd, "train", "scenes", *TINY, "--out", "run")[0] == 0
+    mask(scenes / "masks/0.png", [0, 7, 7])
+    _, out, err = vitrail(capfd, "evaluate", "run", "--data", "scenes")
+    assert "unknown values, ignored: 1, in 1 of 8 masks, 8.33% of all pixels: 7" in out + err
+
+
+def test_a_damaged_image_is_no_fault_of_its_mask(scenes, capfd):
+    file = scenes / "images/7.jpg"
+    file.write_bytes(b"damaged")
+    code, out, _ = vitrail(capfd, "data", "check", "scenes", "--json")
+    found = last_json(out)
+    assert code == 3 and [one["key"] for one in found["unreadable"]] == ["images/7.jpg"]
+    assert found["masks"] == [] and "masks/7.png" not in out
+
+
+def test_two_values_in_jpeg_masks_may_have_names(scenes, capfd):
+    for k in range(8):
+        (scenes / f"masks/{k}.png").unlink()
+        mask(scenes / f"masks/{k}.jpg", [0, 255], quality=95)
+    for names in ("", "sky\nship\n"):
+        if names:
+            (scenes / "classes.txt").write_text(names)
+        code, out, err = vitrail(capfd, "data", "check", "scenes", "--json")
+        assert code == 0, err
+        shown = {one["name"] for one in last_json(out)["mask_classes"]}
+        assert shown == ({"sky", "ship"} if names else {"0", "255"})
+
+
 def test_verbs_for_classes_do_not_take_masks_for_one(scenes, capfd):
     code, _, err = vitrail(capfd, "data", "shard", "scenes", "out")
     assert code == 3 and "scenes holds images with masks" in err

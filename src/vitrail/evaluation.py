@@ -30,8 +30,10 @@ from vitrail.data.sources.csvfile import Columns, list_file
 from vitrail.data.sources.hub import place_of
 from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
+from vitrail.data.sources.mask_told import held as held_by
 from vitrail.data.sources.source import PARTS, Joined, PartedSource, Subset, encoded
 from vitrail.data.sources.stream import StreamSource
+from vitrail.data.targets import Masks
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.metrics import FEW
 from vitrail.runs import Run, TrainConfig
@@ -78,6 +80,8 @@ class Evaluation:
     """How often, and how, the model looked at each image: a name in `vitrail.tasks.tta.LOOKS`."""
     tokens: str | None = None
     """With how many fewer tokens than the run's own model: `tome:r=13`."""
+    learned_names: tuple[str, ...] = ()
+    """Of the classes that the run itself knew, by which its log's scores are."""
     of_data: tuple[str, ...] = ()
     """What of the data was left out, and the like; of other data than the run's own."""
 
@@ -157,10 +161,10 @@ def evaluate(
 
     `data` is other images than the run's own, in classes that the model knows, or in any where it
     learned features alone; `columns` names its columns and `masks` say how masks are understood,
-    by default as the run's, field by field of the masks, and `rules` are for a folder. `split` is
-    the part that is measured; the default is the test part, else the validation part, else (of
-    other data) all. `checkpoint` is last or best, by default the one that the run keeps; `device`
-    the run's.
+    by default as the run's (what of `masks` is its default is the run's, too), and `rules` are for
+    a folder. `split` is the part that is measured; the default is the test part, else the
+    validation part, else (of other data) all. `checkpoint` is last or best, by default the one that
+    the run keeps; `device` the run's.
 
     `tta` averages several looks at each image (test-time augmentation: flip, scales, flip+scales);
     the files then have a name of their own, metrics-tta-flip.json. `tokens` (tome:r=13) merges or
@@ -188,6 +192,7 @@ def evaluate(
     else:
         splits = splits or _own(loaded)
         chosen = _choose_own(loaded, splits, split)
+    learned_names = loaded.names
     if data and loaded.task.banked:  # no label was learned from: these are only to measure by
         judge = TASKS[loaded.config.task].judge
         task = judge(loaded.model, loaded.config, chosen.source.targets, tta).eval()
@@ -206,7 +211,8 @@ def evaluate(
     found = known or _measured(loaded, loader, named, world)
     n, rows = len(found.indices), found.rows
     if loaded.task.banked and chosen.others is not None:
-        bank = _measured(loaded, _bank(loaded, chosen.others, place, world), named, world)
+        others = _Matched(chosen.others, loaded, named)
+        bank = _measured(loaded, _bank(loaded, others, place, world), named, world)
         rows = loaded.task.with_bank(rows, bank.rows)
     evaluation = Evaluation(
         loaded=loaded,
@@ -223,6 +229,7 @@ def evaluate(
         model_images_per_second=n / found.model_seconds,
         tta=tta,
         tokens=tokens,
+        learned_names=learned_names,
         of_data=chosen.notes,
     )
     if world.lead:
@@ -280,6 +287,8 @@ def _open_other(
         data, columns, rules, masks=masks, targets=TASKS[config.task].targets
     )
     notes = (*(one.sentence() for one in source.left_out), *source.notes)
+    if isinstance(source.targets, Masks):
+        notes += held_by(source.targets)
     there = [name for number, name in enumerate(PARTS) if (source.part == number).any()]
     part = split or _set_apart(there)
     if part == "all":

@@ -225,7 +225,7 @@ def test_what_masks_hold_is_told_once(tmp_path: Path) -> None:
         "masks that cannot be read, and are left out: masks/train/d.png (its content is none",
         "unknown values, ignored: 1, in 1 of 3 masks, 10.42% of all pixels: 9 (nearest 3)",
         "ignored values: 1, in 1 of 3 masks, 33.33% of all pixels: 255",
-        "without a pixel that counts, so that nothing is learned from them: 1 of 4 masks: masks/tr",
+        "without a pixel that counts, so that they say nothing: 1 of 4 masks: masks/tr",
         "classes in held-out masks only, which cannot be learned: 1 of 4: ship",
         "classes in no mask (are names and values the right ones?): 1 of 4: star",
     )

@@ -35,7 +35,8 @@ class EvaluateArgs:
     run: Annotated[Path, tyro.conf.Positional]
     """The folder that vitrail train wrote."""
     data: str | None = None
-    """Other images with the same classes. Default: the run's own held-out images."""
+    """Other images with the same classes; of a run that learned without labels, with any. Default:
+    the run's own held-out images."""
     how: OfAnyData = ALL_AS_FOUND
     split: Literal["train", "val", "test", "all"] | None = None
     """Which part of them. Default: test if there is one, else val, else all."""

@@ -121,9 +121,14 @@ def _is_turned(source: PartedSource, i: int, mask: tuple[int, ...]) -> bool:
     return header.turned and size_complaint(mask, header.size) == ""
 
 
-def _look(source: PartedSource, i: int) -> _Look | str:
-    """What mask `i` holds, or why it cannot be used."""
+def _look(source: PartedSource, i: int) -> _Look | str | None:
+    """What mask `i` holds, or why it cannot be used; None where its image is what is damaged."""
     masks = _masks(source)
+    if isinstance(source, FileImages):
+        try:
+            read_header(source.encoded(i))
+        except UnreadableImage:  # as `check` says
+            return None
     try:
         values = masks.values(i)
         header, turned = None, _is_turned(source, i, values.shape)
@@ -160,7 +165,9 @@ class _Found:
         """Masks that show each class: in training, and elsewhere."""
         self._eight_bits = False
 
-    def add(self, i: int, look: _Look | str) -> None:
+    def add(self, i: int, look: _Look | str | None) -> None:
+        if look is None:
+            return
         if isinstance(look, str):
             wrong_size = look.startswith("the mask is ")
             kind = "masks of another size" if wrong_size else "unreadable masks"

@@ -8,7 +8,7 @@ from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
 from vitrail.data.sources.source import PartedSource
 from vitrail.data.sources.unlabelled import open_unlabelled
-from vitrail.data.split import open_data, task_of
+from vitrail.data.split import open_data, task_of, why_bare
 from vitrail.data.targets import Classes, Masks
 from vitrail.errors import DataError
 
@@ -36,6 +36,7 @@ def open_found(
             source = open_unlabelled(place, rules=rules)
         except DataError:
             raise no_labels from None
-        said = "nothing says what images show: there are no class folders, list of labels or masks"
+        why, _, _ = why_bare(no_labels).partition(": make a folder for each class")
+        said = f"nothing says what images show: {why}"
         source.notes = (*source.notes, said)
         return source

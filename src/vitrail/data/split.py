@@ -240,9 +240,13 @@ def _open_or_bare(name: str, columns: Columns, rules: FolderRules, *, bare: bool
         if not bare or not os.path.exists(name):
             raise
         source = open_unlabelled(name, image_column=columns.image, rules=rules)
-        why = str(error).partition("; or learn from them without labels")[0]
-        source.notes = (*source.notes, f"no labels to measure by: {why}")
+        source.notes = (*source.notes, f"no labels to measure by: {why_bare(error)}")
         return source
+
+
+def why_bare(error: DataError) -> str:
+    """Why data has no labels, of an error that also says how to do without."""
+    return str(error).partition("; or learn from them without labels")[0]
 
 
 def task_of(data: str, masks: MaskRules = AS_THEY_SAY) -> str:

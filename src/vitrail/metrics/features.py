@@ -8,8 +8,8 @@
 
 The first two need classes, the others do not. knn is DINO's weighted vote (Caron et al., arXiv
 2104.14294, and before it Wu et al., 1805.01978): k 20, temperature 0.07. Published numbers ask the
-training images about the validation ones; here the measured images are asked about each other, so
-that a number is of images that were never learned from alone, and it is lower, for there are fewer.
+training images about the validation ones, and so does `knn`; where there are none to be asked the
+measured images are asked about each other (`leave_one_out`), which gives less, for there are fewer.
 
 Letters: n images, m images that are asked, d features, c classes, r draws.
 """

@@ -48,7 +48,7 @@ _DECIDING = (
     "runs/parts.py",
 )
 """Where in the package is the code that decides what a step gives, and which checkpoint is best."""
-_BESIDE = ("data/check.py", "data/check_masks.py", "data/sources/write_shards.py")
+_BESIDE = ("data/check.py", "data/check_masks.py", "data/found.py", "data/sources/write_shards.py")
 """What lies there, and has no part in a run."""
 
 
@@ -173,9 +173,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Chan
     if before["vitrail"] != now["vitrail"]:
         yield Change("inexact", _was("vitrail", before["vitrail"], now["vitrail"]))
     if files := sorted(
-        f
-        for f in {*before["code"], *now["code"]}
-        if f.startswith(_DECIDING) and _differ(before, now, f)
+        f for f in {*before["code"], *now["code"]} if _decides(f) and _differ(before, now, f)
     ):
         yield Change("inexact", f"vitrail's code changed: {shortened(files)}")
     for name in dict.fromkeys((*before["libraries"], *now["libraries"])):
@@ -190,6 +188,10 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Chan
             verb = "were" if name == "threads" else "was"
             sentence = _was(name, *values, verb=verb)
             yield Change("rounding", f"{sentence}: sums may round differently")
+
+
+def _decides(file: str) -> bool:
+    return file.startswith(_DECIDING) and file not in _BESIDE
 
 
 def _differ(before: Mapping[str, Any], now: Mapping[str, Any], file: str) -> bool:
@@ -319,7 +321,7 @@ def _code() -> Mapping[str, str]:
     return {
         name: hashlib.blake2b(file.read_bytes(), digest_size=6).hexdigest()
         for name, file in files.items()
-        if name.startswith(_DECIDING) and name not in _BESIDE
+        if _decides(name)
     }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from vitrail.data.names import PackedNames, printable
 from vitrail.data.pixels.values import Values, read_values
@@ -16,6 +17,8 @@ class MaskFiles:
         self._names = PackedNames(names)
         self.colours = colours
         """Whether the numbers of a palette are read as its colours."""
+        self.held: Any = None
+        """What was counted in them (`vitrail.data.sources.mask_values.present`)."""
 
     def __len__(self) -> int:
         return len(self._names)

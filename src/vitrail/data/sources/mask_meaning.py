@@ -9,7 +9,7 @@ from vitrail.data.names import printable, shortened
 from vitrail.data.sources.class_map import ClassMap, read_class_map
 from vitrail.data.sources.known_masks import ADE20K, CITYSCAPES_IDS, CITYSCAPES_TRAIN_IDS, VOC
 from vitrail.data.sources.mask_files import MaskFiles
-from vitrail.data.sources.mask_values import Meaning, meaning, present, refuse_lossy
+from vitrail.data.sources.mask_values import Meaning, meaning, present, refuse_lossy, two_values
 from vitrail.data.targets.coding import value_text
 from vitrail.errors import DataError, UsageError, setting
 
@@ -70,7 +70,9 @@ def meaning_of(root: str, masks: list[str], file: Path | None, rules: MaskRules)
         )
     elif named is None or file is None:
         files = MaskFiles(root, masks)
-        found, more = meaning(present(files), rules.ignore, lambda: files.file(0))
+        if (there := present(files)).colours and there.palette:  # whose numbers are colours, too
+            there = present(MaskFiles(root, masks, colours=True))
+        found, more = meaning(there, rules.ignore, lambda: files.file(0))
     else:
         found, more = _held_against(root, masks, named, file, rules)
     notes += more
@@ -140,7 +142,7 @@ def _held_against(
     values = present(MaskFiles(root, masks, colours=found.colours))
     listed, there = set(found.classes), {*map(values.number(found.colours), values.pixels)}
     c = len(found.names)
-    if not found.colours and there == {0, 255} and listed == {0, 1}:
+    if not found.colours and not values.colours and listed == {0, 1} and two_values(values):
         classes = {0: found.classes[0], 255: found.classes[1]}
         return Meaning(
             found._replace(classes=classes), ("masks hold 0 and 255: these are 0 and 1",)

@@ -1,6 +1,6 @@
 """What is said of masks once, before anything is learned from them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -21,11 +21,22 @@ _SHOWN = 5
 
 
 def told(masks: Masks, part: UInt8[np.ndarray, " n"]) -> tuple[str, ...]:
-    """A sentence each, with counts: masks that cannot be read, that are grey in three channels, of
-    too few bits; values that are unknown, or ignored; masks without a pixel that counts; classes
-    that no mask shows, or none to train with. Nothing of masks in memory.
+    """A sentence each, with counts, before anything is learned: what `held` says, and classes that
+    no mask shows, or none to train with.
 
     `part` is each mask's index in PARTS; those of another number are left out.
+    """
+    has = np.zeros((2, len(masks.names)), bool)
+    for number, shown in zip(part, _shown(masks), strict=True):
+        if number != _LEFT_OUT:
+            has[int(number != _TRAIN), sorted(shown)] = True
+    return (*held(masks), *(of_classes(masks.names, has) if _knows(masks) else ()))
+
+
+def held(masks: Masks) -> tuple[str, ...]:
+    """A sentence each, with counts: masks that cannot be read, that are grey in three channels, of
+    too few bits; values that are unknown, or ignored; masks without a pixel that counts. Of masks
+    in files of their own; others say nothing.
     """
     store, notes = masks.store, []
     if isinstance(store, MaskFiles):
@@ -44,22 +55,13 @@ def told(masks: Masks, part: UInt8[np.ndarray, " n"]) -> tuple[str, ...]:
                 f"save them anew, as PNG of 16 bits"
             )
         notes += _of_values(found, masks.coding)
-        classes = [_classes(found, masks.coding, masks.at(i)) for i in range(len(masks))]
         idle = [masks.text(int(i)) for i in np.flatnonzero(idle_masks(masks))]
         if idle:
             notes.append(
-                f"without a pixel that counts, so that nothing is learned from them: "
+                f"without a pixel that counts, so that they say nothing: "
                 f"{_counted(len(idle), len(masks))}: {shortened(idle, _SHOWN)}"
             )
-    elif isinstance(store, CocoMasks | PanopticMasks):
-        classes = [store.classes(masks.at(i)) for i in range(len(masks))]
-    else:
-        return ()
-    has = np.zeros((2, len(masks.names)), bool)
-    for number, shown in zip(part, classes, strict=True):
-        if number != _LEFT_OUT:
-            has[int(number != _TRAIN), sorted(shown)] = True
-    return (*notes, *of_classes(masks.names, has))
+    return tuple(notes)
 
 
 def idle_masks(masks: Masks) -> Bool[np.ndarray, " n"]:
@@ -67,10 +69,29 @@ def idle_masks(masks: Masks) -> Bool[np.ndarray, " n"]:
     idle = np.zeros(len(masks), bool)
     if isinstance(masks.store, MaskFiles):
         found = present(masks.store)
-        for i in range(len(masks)):
-            at = masks.at(i)
-            idle[i] = bool(found.of_mask[at]) and not _classes(found, masks.coding, at)
+        for i, shown in enumerate(_shown(masks)):
+            idle[i] = bool(found.of_mask[masks.at(i)]) and not shown
     return idle
+
+
+def _knows(masks: Masks) -> bool:
+    """Whether it is known, without reading it now, what each mask shows."""
+    return isinstance(masks.store, MaskFiles | CocoMasks | PanopticMasks)
+
+
+def _shown(masks: Masks) -> Iterator[set[int]]:
+    """The class indices in each mask; none where that is not known."""
+    store = masks.store
+    if isinstance(store, MaskFiles):
+        found, classes = present(store), masks.coding.classes
+        number = found.number(masks.coding.colours)
+        known = {value: classes.get(number(value)) for value in found.values()}
+        for i in range(len(masks)):
+            yield {k for value in found.of_mask[masks.at(i)] if (k := known[value]) is not None}
+    elif isinstance(store, CocoMasks | PanopticMasks):
+        yield from (store.classes(masks.at(i)) for i in range(len(masks)))
+    else:
+        yield from (set() for _ in range(len(masks)))
 
 
 def of_classes(names: Sequence[str], has: Bool[np.ndarray, "2 c"]) -> tuple[str, ...]:
@@ -90,7 +111,7 @@ def of_classes(names: Sequence[str], has: Bool[np.ndarray, "2 c"]) -> tuple[str,
 
 def _of_values(found: Present, coding: Coding) -> list[str]:
     """Of those that do not count."""
-    number, total = found.number(coding.colours), max(1, sum(found.pixels.values()))
+    number, total = found.number(coding.colours), max(1, found.all_pixels)
     known = {*coding.classes, *coding.ignored}
     unknown = [value for value in found.pixels if number(value) not in known]
     ignored = [value for value in found.pixels if number(value) in coding.ignored]
@@ -110,9 +131,10 @@ def _of_values(found: Present, coding: Coding) -> list[str]:
         masks = sum(not those.isdisjoint(each) for each in found.of_mask)
         noun = "colours" if found.colours else "values"
         what = f"unknown {noun}, ignored" if kind == "unknown" else f"ignored {noun}"
+        count = f"at least {len(values):,}" if found.too_many else f"{len(values):,}"
         notes.append(
-            f"{what}: {len(values):,}, in {_counted(masks, found.masks)}, {share:.2%} of all "
-            f"pixels: {', '.join(texts)}{more}"
+            f"{what}: {count}, in {_counted(masks, found.masks)}, {share:.2%} of all pixels: "
+            f"{', '.join(texts)}{more}"
         )
     return notes
 
@@ -123,13 +145,3 @@ def _text(value: int, found: Present) -> str:
 
 def _counted(some: int, of: int) -> str:
     return f"{some:,} of {of:,} masks"
-
-
-def _classes(found: Present, coding: Coding, at: int) -> set[int]:
-    """The class indices in a mask."""
-    number = found.number(coding.colours)
-    return {
-        coding.classes[number(value)]
-        for value in found.of_mask[at]
-        if number(value) in coding.classes
-    }

@@ -22,12 +22,14 @@ from vitrail.data.targets.coding import packed, value_text
 from vitrail.disk import whole
 from vitrail.errors import DataError, setting
 
-_VERSION = 2  # of what is cached
+_VERSION = 3  # of what is cached
 MOST_VALUES = 4096
 """Different values after which no more are told apart: these are no classes."""
 _MOST_GUESSED = 256
 """More classes than that are not taken from values alone."""
 MOST_OF_MASK = 256
+_GREY = 0x010101
+"""A grey as a packed colour is so many times its value."""
 _EXAMPLES = 3
 _SHOWN = 5
 _FEW = 0.05
@@ -42,8 +44,9 @@ class Present:
     """What masks hold, counted over all of them."""
 
     masks: int = 0
+    all_pixels: int = 0
     pixels: dict[int, int] = field(default_factory=dict)
-    """By value, or by packed colour."""
+    """By value, or by packed colour: of the MOST_VALUES that were met first."""
     images: dict[int, int] = field(default_factory=dict)
     """Masks that hold the value."""
     colours: bool = False
@@ -67,12 +70,16 @@ class Present:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """(name, reason)."""
 
+    def values(self) -> set[int]:
+        """All that are in `of_mask`."""
+        return set().union(*self.of_mask)
+
     def number(self, colours: bool) -> Callable[[int], int]:
         """From a value here to what `Coding.numbers` makes of it where classes have `colours`, or
         have not.
         """
         if self.colours and not colours:
-            return lambda value: value & 255 if value == (value & 255) * 0x010101 else -1
+            return lambda value: -1 if value % _GREY else value // _GREY
         return lambda value: value
 
 
@@ -81,26 +88,28 @@ class _One(NamedTuple):
     counts: list[int]
     mode: str
     lossy: bool
+    packed: bool
+    """Whether its values are packed colours: its own, or those of a palette."""
 
     @property
     def coloured(self) -> bool:
-        return self.mode not in ("grey", "L", "P", "1", "LA", "PA") and not (
-            self.mode.startswith(("I", "F"))
-        )
+        return self.packed and self.mode not in ("P", "PA")
 
 
 def present(store: MaskFiles, *, threads: int | None = None) -> Present:
     """Read all masks of `store` and count; from the user's cache where it is known of these files
-    as they are now.
+    as they are now. Once: `store` keeps it.
     """
-    place, stamp = _cache_place(store)
-    if place is not None and (known := _read(place, stamp)) is not None:
-        return known
-    with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:
-        found = _counted(store, pool.map(lambda i: _look(store, i), range(len(store))))
-    if place is not None:
-        _write(place, stamp, found)
-    return found
+    if store.held is None:
+        place, stamp = _cache_place(store)
+        found = None if place is None else _read(place, stamp)
+        if found is None:
+            with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:
+                found = _counted(store, pool.map(lambda i: _look(store, i), range(len(store))))
+            if place is not None:
+                _write(place, stamp, found)
+        store.held = found
+    return store.held
 
 
 def _look(store: MaskFiles, i: int) -> _One | tuple[str, str]:
@@ -111,9 +120,9 @@ def _look(store: MaskFiles, i: int) -> _One | tuple[str, str]:
     mode = header.mode
     if values.ndim == 3 and is_grey(values):
         mode, values = "grey", values[..., 0]
-    if values.ndim == 3:
-        values = packed(values)
-    return _One(*count_values(values), mode, header.format in _LOSSY)
+    colours = values.ndim == 3
+    counted = count_values(packed(values) if colours else values)
+    return _One(*counted, mode, header.format in _LOSSY, colours)
 
 
 def is_grey(values: Values) -> bool:
@@ -155,16 +164,17 @@ def _counted(store: MaskFiles, looks: Iterable[_One | tuple[str, str]]) -> Prese
 
 def _add(found: Present, one: _One) -> list[int]:
     """Count a mask's values; the most frequent are returned."""
-    # Among colours, a mask that has greys only holds colours too.
-    greys = found.colours and one.mode in ("grey", "L", "1", "LA")
-    values = [value * 0x010101 for value in one.values] if greys else one.values
-    for value, count in zip(values[:MOST_VALUES], one.counts, strict=False):
+    # Among colours, a mask that has numbers only holds colours too: greys.
+    spread = found.colours and not one.packed
+    values = [value * _GREY for value in one.values] if spread else one.values
+    order = sorted(range(len(values)), key=lambda k: -one.counts[k])
+    found.all_pixels += sum(one.counts)
+    for value, count in ((values[k], one.counts[k]) for k in order[:MOST_VALUES]):
         if value not in found.pixels and len(found.pixels) >= MOST_VALUES:
             found.too_many = True
             continue
         found.pixels[value] = found.pixels.get(value, 0) + count
         found.images[value] = found.images.get(value, 0) + 1
-    order = sorted(range(len(values)), key=lambda k: -one.counts[k])
     return [values[k] for k in order[:MOST_OF_MASK]]
 
 
@@ -190,12 +200,10 @@ def meaning(
     if not values:
         raise DataError("no mask can be read" + "".join(f": {n}: {r}" for n, r in found.unreadable))
     notes = []
-    black, white = 0, 0xFFFFFF if found.colours else 255
+    black, white = 0, _white(found)
     total = sum(found.pixels.values())
-    between = total - found.pixels.get(black, 0) - found.pixels.get(white, 0)
-    smoothed = found.lossy or len(values) > _MANY
-    two = {black, white} <= set(values) and ignored is None
-    if two and (len(values) == 2 or (smoothed and between < _FEW * total)):
+    if ignored is None and two_values(found):
+        between = total - found.pixels[black] - found.pixels[white]
         notes.append(_two_values(len(values) - 2, between / total, found))
         return Meaning(ClassMap(("0", "255"), {black: 0, white: 1}, found.colours), tuple(notes))
     refuse_lossy(found.lossy_names, found.lossy, found.masks)
@@ -233,6 +241,22 @@ def meaning(
     )
 
 
+def two_values(found: Present) -> bool:
+    """Whether masks hold 0 and 255 alone, but for a few values in between that JPEG or resizing
+    left.
+    """
+    ends = {0, _white(found)}
+    if not ends <= found.pixels.keys():
+        return False
+    between = sum(count for value, count in found.pixels.items() if value not in ends)
+    smoothed = found.lossy or len(found.pixels) > _MANY
+    return not between or bool(smoothed and between < _FEW * sum(found.pixels.values()))
+
+
+def _white(found: Present) -> int:
+    return 0xFFFFFF if found.colours else 255
+
+
 def refuse_lossy(names: Sequence[str], lossy: int, masks: int) -> None:
     """Raise `DataError` for masks in JPEG files."""
     if lossy:
@@ -240,7 +264,8 @@ def refuse_lossy(names: Sequence[str], lossy: int, masks: int) -> None:
         raise DataError(
             f"masks in JPEG files, {lossy:,} of {masks:,}: {', '.join(names)}{more}. JPEG changes "
             f"the values that were drawn: save them as PNG, from what they were drawn with; those "
-            f"of two values can be mended in a copy: mogrify -threshold 50% -format png COPY/*.jpg"
+            f"of two values can be mended in a copy: mogrify -threshold 50% -format png COPY/*.jpg "
+            f"&& rm COPY/*.jpg"
         )
 
 

@@ -60,8 +60,11 @@ def content(evaluation: Evaluation) -> dict[str, Any]:
 
 def score(evaluation: Evaluation) -> str:
     """The title of what `Embed.score` gave in training."""
-    known = "classes" in evaluation.rows
-    return "Held-out k-NN accuracy" if known else "Held-out directions in use (RankMe)"
+    return (
+        "Held-out k-NN accuracy"
+        if evaluation.learned_names
+        else "Held-out directions in use (RankMe)"
+    )
 
 
 def _said(estimate: Estimate | None, name: str) -> str:
