@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 
 from vitrail.data.views.augment import AugmentConfig
-from vitrail.models import ViTConfig, model_config
+from vitrail.models import GmlpConfig, MixerConfig, ModelConfig, ViTConfig, model_config
 from vitrail.recipes.facts import Facts
 from vitrail.recipes.finetune import data_of, row_of
 from vitrail.recipes.scratch import batch_size, precision
@@ -41,7 +41,7 @@ def segment(facts: Facts) -> TrainConfig:
         row=row_of(opened),
         weights=opened.source,
         augment=_AUGMENT,
-        segment=_head_of(opened),
+        segment=_head_of(opened, model),
         optim=OptimConfig(lr=1e-4, weight_decay=0.05),
         tune=TuneConfig(layer_decay=0.75, head_lr=10.0),
         minutes=30 if facts.gpu else 8,
@@ -51,11 +51,13 @@ def segment(facts: Facts) -> TrainConfig:
     )
 
 
-def _head_of(opened: Opened) -> SegmentConfig:
-    """That of the weights, if they have one."""
-    if opened.head is None:
-        return SegmentConfig(head="deeplab", fine="side")
-    return SegmentConfig(**asdict(opened.head.config))
+def _head_of(opened: Opened, model: ModelConfig) -> SegmentConfig:
+    """That of the weights, if they have one; else what learns most in a few minutes."""
+    if opened.head is not None:
+        return SegmentConfig(**asdict(opened.head.config))
+    one_map = isinstance(model, MixerConfig | GmlpConfig)
+    short = isinstance(model, ViTConfig) and model.depth < 4
+    return SegmentConfig(head="linear", taps="last" if one_map or short else "four")
 
 
 def _scratch(facts: Facts) -> TrainConfig:
