@@ -22,8 +22,9 @@ def segment(facts: Facts) -> TrainConfig:
     """A class for each pixel: the default where DATA holds masks.
 
     Command: `vitrail train samples:scenes --weights focus_s14`. With weights everything learns,
-    early layers less, and the head ten times as fast; without, a small ViT whose fine map a few
-    convolutions of the image make. Score: not measured yet, with `python benchmarks/segment.py`.
+    early layers less, and the head, linear on four maps, ten times as fast; without, a small ViT
+    whose fine map a few convolutions of the image make. Score: 40.9% mean IoU on samples:scenes in
+    4 minutes on 2 cores (benchmarks/results/segment.md).
     """
     if facts.start is None:
         return _scratch(facts)
