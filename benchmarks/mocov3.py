@@ -68,7 +68,8 @@ def main() -> None:
             print(f"{name:<16}{shown}  {found['steps']} steps", flush=True)
     if args.json:
         result = {
-            "command": " ".join(["python", *sys.argv]),
+            "minutes": args.minutes,
+            "flags": args.flags,
             "date": datetime.now().date().isoformat(),
             "torch": torch.__version__,
             "bfloat16_gflops": round(matrix_rate(torch.bfloat16, torch.device("cpu")) / 1e9),

@@ -62,7 +62,7 @@ class Embed(Task):
 
     def loss(self, batch: Batch) -> Losses:
         """Nothing learns here: that is a mistake of the caller's."""
-        raise NotImplementedError("features are measured here; a task that learns has its own loss")
+        raise TypeError("features are measured here; a task that learns has its own loss")
 
     def features(self, batch: Batch) -> Float[Tensor, "b d"]:
         """What the model makes of the first view, in float32 and of length 1."""
