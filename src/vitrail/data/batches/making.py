@@ -28,11 +28,10 @@ from vitrail.data.sources.stream import Position
 from vitrail.data.targets import Targets, blank_rows, stacked
 from vitrail.data.views import scaled
 from vitrail.data.views.augment import (
-    CROP_TRIES,
     Augment,
     AugmentConfig,
     crop_box,
-    purpose,
+    crop_draws,
     view_of,
 )
 from vitrail.data.views.mix import check_mixable, mix, share_unit
@@ -181,14 +180,9 @@ class Maker:
         self, one: Wanted, rows: np.ndarray, pictures: Iterable[Picture | None], skip: Skip
     ) -> list[_Made | None]:
         numbers = one.numbers[rows]
-        quick = [self._fast and config.crops for config in self.configs]
         boxes = [
-            keyed.uniform(
-                self.seed, one.epoch, numbers, purpose("crop", view), 2 * CROP_TRIES + 2
-            ).tolist()
-            if quick[view]
-            else None
-            for view in range(len(self.configs))
+            crop_draws(self.seed, one.epoch, numbers, view) if config.crops else None
+            for view, config in enumerate(self.configs)
         ]
         made: list[_Made | None] = []
         for row, (picture, place) in enumerate(
@@ -197,7 +191,7 @@ class Maker:
             if picture is None:
                 made.append(None)
                 continue
-            drawn = [each and each[row] for each in boxes]
+            drawn = [None if each is None else each[row] for each in boxes]
             try:
                 made.append(self._image(one, place, int(numbers[row]), picture, drawn))
             except UnreadableImage as error:  # a mask that is damaged, or of another image
@@ -213,12 +207,12 @@ class Maker:
         picture: Picture,
         drawn: Sequence[list[float] | None],
     ) -> _Made:
-        """All views of an image; `drawn` are the crops of those that are made quickly."""
+        """All views of an image; `drawn` is what the crops of those that have some are made by."""
         if self.configs[0].scale is not None:
             return self._scaled(one, place, number, as_image(picture))
         views = [
             self._quick_view(as_array(picture), config, draws)
-            if draws is not None
+            if draws is not None and self._fast
             else view_of(
                 as_image(picture),
                 self.preprocess,
@@ -227,6 +221,7 @@ class Maker:
                 epoch=one.epoch,
                 index=number,
                 view=view,
+                draws=draws,
             )
             for view, (config, draws) in enumerate(zip(self.configs, drawn, strict=True))
         ]

@@ -104,7 +104,11 @@ class Classes:
         """
         if self.several:
             return self.values[chosen].astype(np.float32)
-        return np.eye(len(self.names), dtype=np.float32)[self.values[chosen]]
+        # Not rows of np.eye, which for one image of ImageNet-21k would be two gigabytes.
+        own = np.asarray(self.values[chosen])[..., None]
+        shares = np.zeros((*own.shape[:-1], len(self.names)), np.float32)
+        np.put_along_axis(shares, own, 1, axis=-1)
+        return shares
 
     def target(self, i: int, seen: Seen | None) -> dict[str, np.ndarray]:
         """`classes [c]`, whatever part of the image is seen."""

@@ -15,7 +15,7 @@ from typing import get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float64, Int, UInt8
+from jaxtyping import Bool, Float, Float64, Int, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -162,20 +162,22 @@ def view_of(
     epoch: int,
     index: int,
     view: int = 0,
+    draws: list[float] | None = None,
 ) -> tuple[UInt8[np.ndarray, "c h w"], Seen]:
     """One view of sample `index` in one epoch, a random resized crop or the evaluation view: its
     pixels, and how they lie in the image.
 
     The crop is cut between pixels, not at them, and scaled with antialiasing; size, its rule,
-    interpolation and channels are `preprocess`'s. Raises as `Preprocess.convert` does.
+    interpolation and channels are `preprocess`'s. `draws` are those of `crop_draws`, where they are
+    made of a whole batch at once. Raises as `Preprocess.convert` does.
     """
     if not config.crops:
         return preprocess.view(image), preprocess.seen(image.height, image.width)
     image = preprocess.convert(image)
-    draws = uniform(seed, epoch, np.array([index]), purpose("crop", view), 2 * CROP_TRIES + 2)[0]
+    draws = draws or crop_draws(seed, epoch, np.array([index]), view)[0]
     own = 1.0 if preprocess.one_size else image.width / image.height
     ratios = config.crop_ratio[0] * own, config.crop_ratio[1] * own
-    box = crop_box(image.width, image.height, config.crop_scale, ratios, draws.tolist())
+    box = crop_box(image.width, image.height, config.crop_scale, ratios, draws)
     seen = preprocess.seen_part(box, image.height, image.width)
     return preprocess.view_part(image, box), seen
 
@@ -186,6 +188,13 @@ def purpose(of: str, view: int) -> str:
 
 
 CROP_TRIES = 10
+
+
+def crop_draws(
+    seed: int, epoch: int, indices: Int64[np.ndarray, " b"], view: int
+) -> list[list[float]]:
+    """What each image's crop is drawn by: numbers in [0, 1)."""
+    return uniform(seed, epoch, indices, purpose("crop", view), 2 * CROP_TRIES + 2).tolist()
 
 
 def crop_box(
