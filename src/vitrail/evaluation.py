@@ -175,44 +175,37 @@ def evaluate(
     Raises `DataError` for a run, a checkpoint or images that are not as they must be, `UsageError`
     for an unknown `tta`, or `tokens` that the model cannot do.
     """
-    if any(columns or ()) and not data:
-        raise UsageError(f"columns are those of other images: name them with {setting('data')}")
     looks(tta)  # so that a wrong name is told at once
     loaded = load(run, checkpoint, tokens, tta)
-    named = data or loaded.config.data.path
-    if data:
-        told = {name: x for name, x in vars(masks).items() if x != getattr(AS_THEY_SAY, name)}
-        masks = replace(loaded.config.data.masks, **told)
-        chosen = _open_other(data, columns, rules, masks, loaded.config, split)
-    elif rules != USUAL or masks != AS_THEY_SAY:
-        raise UsageError(
-            f"{setting('data.parts')}, {setting('data.follow_links')} and {setting('data.masks')} "
-            f"go with {setting('data')}: the run has its own"
-        )
-    else:
-        splits = splits or _own(loaded)
-        chosen = _choose_own(loaded, splits, split)
-    learned_names = loaded.names
+    named, learned_names = data or loaded.config.data.path, loaded.names
+    chosen = (
+        _open_other(data, columns, rules, masks, loaded.config, split)
+        if data
+        else _choose_own(loaded, splits, split, told=(columns, rules, masks))
+    )
     if data and loaded.task.banked:  # no label was learned from: these are only to measure by
         judge = TASKS[loaded.config.task].judge
         task = judge(loaded.model, loaded.config, chosen.source.targets, tta).eval()
         loaded = loaded._replace(task=task)
     source = _Matched(chosen.source, loaded, named)
     place = world.device(device or loaded.config.device)
-    loader = EvalLoader(
-        source,
-        loaded.preprocess,
-        batch_size=batch_size,
-        workers=loaded.config.data.workers,
-        device=place,
-        part=world.part,
-        reading=loaded.config.data.reading(),
-    )
-    found = known or _measured(loaded, loader, named, world)
+
+    def look(images: Source) -> Measured:
+        loader = EvalLoader(
+            images,
+            loaded.preprocess,
+            batch_size=batch_size,
+            workers=loaded.config.data.workers,
+            device=place,
+            part=world.part,
+            reading=loaded.config.data.reading(),
+        )
+        return _measured(loaded, loader, named, world)
+
+    found = known or look(source)
     n, rows = len(found.indices), found.rows
     if loaded.task.banked and chosen.others is not None:
-        others = _Matched(chosen.others, loaded, named)
-        bank = _measured(loaded, _bank(loaded, others, place, world), named, world)
+        bank = look(_spread(_Matched(chosen.others, loaded, named)))
         rows = loaded.task.with_bank(rows, bank.rows)
     evaluation = Evaluation(
         loaded=loaded,
@@ -246,13 +239,25 @@ class _Chosen(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def _own(loaded: LoadedRun) -> Splits:
-    """The run's own images, divided as they were for training."""
-    file = loaded.run.split_file
-    return open_data_of(loaded.config, file if file.is_file() else None)
-
-
-def _choose_own(loaded: LoadedRun, splits: Splits, split: Part | None) -> _Chosen:
+def _choose_own(
+    loaded: LoadedRun,
+    splits: Splits | None,
+    split: Part | None,
+    *,
+    told: tuple[Columns | None, FolderRules, MaskRules],
+) -> _Chosen:
+    """A part of the run's own images, divided as they were for training. `told` is of others."""
+    columns, rules, masks = told
+    if any(columns or ()):
+        raise UsageError(f"columns are those of other images: name them with {setting('data')}")
+    if rules != USUAL or masks != AS_THEY_SAY:
+        raise UsageError(
+            f"{setting('data.parts')}, {setting('data.follow_links')} and {setting('data.masks')} "
+            f"go with {setting('data')}: the run has its own"
+        )
+    if splits is None:
+        file = loaded.run.split_file
+        splits = open_data_of(loaded.config, file if file.is_file() else None)
     parts: dict[str, Source] = {"val": splits.val}
     if not isinstance(splits.train, StreamSource):  # which has no end
         parts = {"train": splits.train, **parts}
@@ -266,9 +271,8 @@ def _choose_own(loaded: LoadedRun, splits: Splits, split: Part | None) -> _Chose
     part = split or held_out
     if part not in parts:
         raise UsageError(f"the data of {loaded.run.path} has no part '{part}': {_list(parts)}")
-    return _Chosen(
-        part, parts[part], part == held_out, parts.get("train") if part != "train" else None
-    )
+    others = parts.get("train") if part != "train" else None
+    return _Chosen(part, parts[part], part == held_out, others)
 
 
 def _open_other(
@@ -283,8 +287,13 @@ def _open_other(
     if not any(columns or ()) and list_file(Path(data).expanduser()):
         own = config.data
         columns = Columns(own.image_column, own.label_column, own.split_column)
+    changed = {name: x for name, x in vars(masks).items() if x != getattr(AS_THEY_SAY, name)}
     source: PartedSource = open_data(
-        data, columns, rules, masks=masks, targets=TASKS[config.task].targets
+        data,
+        columns,
+        rules,
+        masks=replace(config.data.masks, **changed),
+        targets=TASKS[config.task].targets,
     )
     notes = (*(one.sentence() for one in source.left_out), *source.notes)
     if isinstance(source.targets, Masks):
@@ -362,17 +371,10 @@ def _matched(targets: Targets, loaded: LoadedRun, data: str) -> Targets:
     return targets.renumbered(known.names)
 
 
-def _bank(loaded: LoadedRun, train: Source, device: torch.device, world: World) -> EvalLoader:
+def _spread(train: Source) -> Subset:
     """Training images, evenly spread where there are very many."""
     some = np.linspace(0, len(train) - 1, min(len(train), _MOST_BANKED)).astype(int)
-    return EvalLoader(
-        Subset(train, some),
-        loaded.preprocess,
-        workers=loaded.config.data.workers,
-        device=device,
-        part=world.part,
-        reading=loaded.config.data.reading(),
-    )
+    return Subset(train, some)
 
 
 _MOST_BANKED = 10_000
