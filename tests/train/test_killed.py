@@ -35,8 +35,8 @@ def measured(*args: str) -> dict:
 
 
 def test_kills_at_random_times_change_nothing():
-    found = measured("--part", "kills", "--count", "6")["kills"]
-    assert found["kills"] == 6 and found["mismatches"] == found["orphans"] == 0
+    found = measured("--part", "kills", "--count", "4")["kills"]
+    assert found["kills"] == 4 and found["mismatches"] == found["orphans"] == 0
     # They did strike while something was going on.
     assert found["killed"]["killed between them"] >= 1
 
