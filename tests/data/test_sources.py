@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import tempfile
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from PIL import Image
 from vitrail.data import (
     FORMATS,
     ArraySource,
+    Classes,
     FolderSource,
     Source,
     Subset,
@@ -478,3 +480,16 @@ def test_opening_and_loading_change_nothing(tmp_path: Path) -> None:
         except UnreadableImage:
             continue
     assert tree(tmp_path) == before
+
+
+def test_one_image_of_many_classes_takes_no_table_of_all() -> None:
+    """ImageNet-21k has 21,843: a square of them would be two gigabytes for each image."""
+    classes = Classes(tuple(map(str, range(3000))), np.arange(3000))
+    tracemalloc.start()
+    shares = classes.target(7, None)["classes"]
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert shares.dtype == np.float32 and np.flatnonzero(shares).tolist() == [7]
+    assert taken < 100_000
+    rows = classes.shares(np.array([[2, 0], [5, 2]]))
+    assert rows.shape == (2, 2, 3000) and rows.argmax(-1).tolist() == [[2, 0], [5, 2]]
