@@ -14,6 +14,7 @@ from vitrail.data.sources import mask_told
 from vitrail.data.sources.coco_masks import read_runs
 from vitrail.data.sources.layout import FolderRules
 from vitrail.data.sources.mask_meaning import MaskRules
+from vitrail.data.sources.mask_values import present
 from vitrail.data.sources.masked import MaskedSource, has_masks
 from vitrail.errors import DataError, UsageError
 
@@ -543,8 +544,11 @@ def test_without_a_folder_for_training_the_others_are_for_it(tmp_path: Path) -> 
 def test_a_source_goes_to_other_processes(tmp_path: Path) -> None:
     image(tmp_path / "images/a.jpg")
     mask(tmp_path / "masks/a.png", 0, 1)
-    source = pickle.loads(pickle.dumps(MaskedSource(tmp_path)))
+    here = MaskedSource(tmp_path)
+    present(here.targets.store)
+    source = pickle.loads(pickle.dumps(here))
     assert classes_of(source) == [0, 1]
+    assert here.targets.store.held is not None and source.targets.store.held is None
 
 
 def test_what_the_user_ignores_is_no_class(tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ class MaskFiles:
         self.held: Any = None
         """What was counted in them (`vitrail.data.sources.mask_values.present`)."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What was counted stays here: no other process asks for it."""
+        return vars(self) | {"held": None}
+
     def __len__(self) -> int:
         return len(self._names)
 
