@@ -3,15 +3,15 @@
 And one thread, also in the processes that it starts: those of tiny tensors wait for each other
 longer than they compute, on busy cores ten times as long. OMP_NUM_THREADS=2 takes two.
 
-Shapes are checked by jaxtyping and beartype in `vitrail.nn`, `vitrail.models`, `vitrail.heads`; set
-JAXTYPING_DISABLE=1 for tests that compile or export (pytorch#122093). Tests of weights and
-benchmarks run many large models, whose shapes tests/models has checked, without.
+Shapes are checked by jaxtyping and beartype in `vitrail.nn`, `vitrail.models`, `vitrail.heads`, by
+the tests of these; set JAXTYPING_DISABLE=1 for tests that compile or export (pytorch#122093).
 """
 
 import gc
 import importlib
 import os
 import random
+import sys
 import typing
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -22,15 +22,19 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+import tyro
 
 # Before anything imports these packages.
 jaxtyping.install_import_hook(
     ["vitrail.nn", "vitrail.models", "vitrail.heads"], "beartype.beartype"
 )
 
+from vitrail.doctor import compute  # noqa: E402
 from vitrail.errors import spell  # noqa: E402
 from vitrail.heads import SegmentHeadConfig  # noqa: E402
 from vitrail.models import FAMILIES  # noqa: E402
+from vitrail.planning import tryout  # noqa: E402
+from vitrail.runs.machine import matrix_rate  # noqa: E402
 
 for config in (*FAMILIES, SegmentHeadConfig):
     typing.no_type_check(config.__init__)  # a config checks itself, and says it better
@@ -45,6 +49,28 @@ except RuntimeError:
     OPERATORS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     OPERATORS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
+
+def _once(
+    tokenised: Callable[[type], tyro._docstrings._ClassTokenization],
+) -> Callable[[type], tyro._docstrings._ClassTokenization]:
+    """tyro reads the source of each config anew for each command line."""
+    found: dict[type, tyro._docstrings._ClassTokenization | OSError] = {}
+
+    def once(kind: type) -> tyro._docstrings._ClassTokenization:
+        if kind not in found:
+            try:
+                found[kind] = tokenised(kind)
+            except OSError as error:  # a class that no file holds
+                found[kind] = error
+        if isinstance(read := found[kind], OSError):
+            raise read
+        return read
+
+    return once
+
+
+tyro._docstrings._ClassTokenization.make = _once(tyro._docstrings._ClassTokenization.make)
+
 Module = TypeVar("Module", bound=torch.nn.Module)
 PAGES = ("test_readme.py", "test_compare.py")
 """Files whose tests look at reports."""
@@ -58,16 +84,21 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def shapes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.path.parent.name in ("weights", "bench"):
+    if request.path.parent.name not in ("models", "nn", "heads"):
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(autouse=True)
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models that are compared with theirs get their values afterwards, from `randomised`."""
-    if request.path.name.startswith("test_parity"):
+    test = request.node.name
+    if request.path.name.startswith("test_parity") or "_with_their" in test or "_timms_" in test:
         for layer in (torch.nn.Linear, torch.nn.Conv2d):
             monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
+        for draw in ("trunc_normal_", "normal_", "uniform_", "xavier_uniform_"):
+            monkeypatch.setattr(torch.nn.init, draw, lambda tensor, *_, **__: tensor)
+        if drawn := sys.modules.get("timm.layers.weight_init"):
+            monkeypatch.setattr(drawn, "_trunc_normal_", lambda tensor, *_: tensor)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -82,9 +113,13 @@ def charts(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a fast machine: what a recipe chooses is not to depend on what else this one does."""
+    """Of a fast machine: what a recipe chooses is not to depend on what else this one does. Where a
+    rate is told, it is measured for a moment.
+    """
     facts = importlib.import_module("vitrail.recipes.facts")  # not the function of that name
     monkeypatch.setattr(facts, "matrix_rate", lambda *args, **options: 1e13)
+    monkeypatch.setattr(tryout, "matrix_rate", lambda *args, **_: matrix_rate(*args, 256, 0.02))
+    monkeypatch.setattr(compute, "_SECONDS", 0.02)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail.data import ArraySource, CheckReport, CsvSource, FolderSource, Spread, check
+from vitrail.data import ArraySource, CsvSource, FolderSource
+from vitrail.data.check import CheckReport, Spread, check
 
 
 def save(file: Path, size: tuple[int, int], grey: int) -> None:

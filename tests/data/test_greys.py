@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from command import last_json, vitrail
-from vitrail.data import FolderSource, check, read_image
+from vitrail.data import FolderSource, read_image
 from vitrail.data.batches.loader import EvalLoader, Reading, TrainLoader
+from vitrail.data.check import check
 from vitrail.data.pixels.greys import look_at_depths
 from vitrail.data.sources.stream import StreamSource
 from vitrail.data.views.augment import AugmentConfig

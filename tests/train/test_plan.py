@@ -510,7 +510,8 @@ def test_memory_is_measured():
 def test_the_command_plans_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_data(tmp_path / "d.npz", side=16)
-    asked = ["train", "d.npz", "--epochs", "2", "--data.batch-size", "8", "--plan", "--json"]
+    asked = ["train", "d.npz", "--epochs", "2", "--data.batch-size", "8", "--model.depth", "1"]
+    asked += ["--plan", "--json"]
     assert cli.main([*asked, "--cluster.gpus", "4", "--cluster.price", "2"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])["plan"]
     assert {way["parallel"] for way in said["layouts"]} == {"ddp", "fsdp"}

@@ -13,7 +13,8 @@ from vitrail.cli.dataset import ALL_AS_FOUND, AS_FOUND, OfAnyData, OfData
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import CountingScreen
 from vitrail.cli.words import Word, run_word
-from vitrail.data import PARTS, SAMPLES, CheckReport, PartedSource, check, fetch, open_data
+from vitrail.data import PARTS, SAMPLES, PartedSource, fetch, open_data
+from vitrail.data.check import CheckReport, check
 from vitrail.data.check_masks import MaskReport, check_masks
 from vitrail.data.found import open_found
 from vitrail.data.pixels.greys import cut_sentence

@@ -1,8 +1,9 @@
 """Arguments to a typed value, by tyro, with our exit code for bad usage."""
 
 import dataclasses
+import functools
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
@@ -67,7 +68,7 @@ def spell_flags(kind: type[Any], *, flags: bool = False) -> None:
     """Let messages name settings as the flags of `kind`, and in words where it has no such flag."""
 
     def flag(name: str, value: tuple[object, ...]) -> str:
-        known = dict(_walk(kind, "", flags))
+        known = _known(kind, flags)  # type: ignore[arg-type]  # a class can be a key
         same = [path for path in known if path == name or path.endswith(f".{name}")]
         path = min(
             same or [path for path in known if name.endswith(f".{path}")], key=len, default=""
@@ -79,6 +80,11 @@ def spell_flags(kind: type[Any], *, flags: bool = False) -> None:
         return " ".join(words)
 
     spell(flag)
+
+
+@functools.cache
+def _known(kind: type[Any], flags: bool) -> Mapping[str, bool]:
+    return dict(_walk(kind, "", flags))
 
 
 def _walk(kind: type[Any], prefix: str, flags: bool) -> Iterator[tuple[str, bool]]:

@@ -9,6 +9,8 @@
 Letters: b batch, c channels, h w pixels.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
@@ -208,7 +210,7 @@ class LinearSegmenter(Segmenter):
     def __init__(self, backbone: Backbone, config: SegmentHeadConfig, classes: int) -> None:
         super().__init__(backbone, config, classes)
         self.blocks: tuple[int, ...] = ()
-        maps = _shapes(backbone)
+        maps = _shapes(type(backbone), backbone.config)
         widths, strides = [m.shape[1] for m in maps.maps], maps.strides
         first = -1
         if config.taps == "four":
@@ -252,7 +254,7 @@ class DeepLabSegmenter(Segmenter):
     def __init__(self, backbone: Backbone, config: SegmentHeadConfig, classes: int) -> None:
         super().__init__(backbone, config, classes)
         self.stride = FINE
-        found = _shapes(backbone)
+        found = _shapes(type(backbone), backbone.config)
         high, coarse = found.maps[-1].shape[1], found.strides[-1]
         self.coarse = coarse
         self.early: tuple[int, ...] = ()
@@ -390,11 +392,12 @@ def _quarters(backbone: Tapped) -> tuple[int, ...]:
     return quarters(depth)
 
 
-def _shapes(backbone: Backbone) -> Features:
-    """Its features without numbers: their shapes and strides, whatever the family."""
+@functools.cache
+def _shapes(kind: Callable[[Any], Any], config: Any) -> Features:
+    """A backbone's features without numbers: their shapes and strides, whatever the family."""
     with torch.device("meta"), torch.no_grad():
-        twin = type(backbone)(backbone.config).eval()  # type: ignore[call-arg, attr-defined]
-        return twin.features(torch.zeros(1, backbone.config.channels, *backbone.config.image_size))
+        twin = kind(config).eval()
+        return twin.features(torch.zeros(1, config.channels, *config.image_size))
 
 
 def _check(extent: Tensor | None) -> None:

@@ -4,6 +4,7 @@ It is one file without scripts that asks nothing of the network. Names of classe
 user's: they reach the page only through the template, which escapes them.
 """
 
+import functools
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,8 +56,9 @@ def render(run: Run, evaluation: Evaluation) -> str:
     return templates().get_template(page.template).render(**content)
 
 
+@functools.cache
 def templates() -> jinja2.Environment:
-    """What the pages of this room are laid out by."""
+    """What the pages of this room are laid out by; a template is compiled once a process."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([_HERE, _HERE / "pages"]),
         autoescape=True,

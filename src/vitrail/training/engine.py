@@ -14,13 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
@@ -339,6 +332,14 @@ def recompute_blocks(model: Any) -> None:
 
 def _shard(task: Task, device: torch.device, *, half: bool) -> None:
     """FSDP2: each process holds its rows of every parameter, gradient and optimiser state."""
+    # Half a second, for sharded runs alone.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
     model = task.model
     # What it warns of, changing an output in place, no model here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -365,6 +366,8 @@ def _shard(task: Task, device: torch.device, *, half: bool) -> None:
 
 def _follow_sharded(model: nn.Module) -> None:
     """Let what FSDP gathers for a pass learn what its shards learn: it asks them only once."""
+    from torch.distributed.fsdp import FSDPModule
+
     learns = [p.requires_grad for p in model.parameters()]
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
