@@ -4,7 +4,8 @@ And one thread, also in the processes that it starts: those of tiny tensors wait
 longer than they compute, on busy cores ten times as long. OMP_NUM_THREADS=2 takes two.
 
 Shapes are checked by jaxtyping and beartype in `vitrail.nn`, `vitrail.models`, `vitrail.heads`, by
-the tests of these; set JAXTYPING_DISABLE=1 for tests that compile or export (pytorch#122093).
+the tests of these (parity shows by itself); set JAXTYPING_DISABLE=1 for tests that compile or
+export (pytorch#122093).
 """
 
 import gc
@@ -84,7 +85,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def shapes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.path.parent.name not in ("models", "nn", "heads"):
+    checked = request.path.parent.name in ("models", "nn", "heads")
+    if not checked or request.path.name.startswith("test_parity"):
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 

@@ -118,6 +118,7 @@ COUNTS = {
     "vit_b16_rope_reg1_gap": 86_434_792,  # [timm + k] 86_425_576 + 12 * 768
     "vit_mini16": 3_125_632,  # [sum] 256_152 + 6_912 + 6 * 444_864 + 384 + 193_000
     "vit_nano8": 1_430_920,  # [sum] 109_984 + 2_048 + 6 * 198_272 + 256 + 129_000
+    "vit_pico8": 1_341_784,  # [sum] 246_384 + 12_288 + 2 * 444_864 + 384 + 193_000
     "dynamicvit_ti16": 5_899_582,  # [sum] deit_ti16 and three predictors of 60_722
     "dynamicvit_s16": 22_774_414,  # [sum] deit_s16 and three of 241_250
     "dynamicvit_b16": 89_452_846,  # [sum] deit_b16 and three of 961_730

@@ -960,8 +960,11 @@ ROWS: dict[str, ViTConfig] = {
     "vit_mediumd16_rope_reg1_gap": _rope_gap(replace(_M, depth=20, qkv_bias=False), 1),
     "vit_betwixt16_rope_reg4_gap": _rope_gap(ViTConfig(width=640, heads=10, mlp=2560), 4),
     "vit_b16_rope_reg1_gap": _rope_gap(_B, 1),
-    # Ours, to learn from few images or on few cores: see vitrail.recipes.scratch
+    # Ours, to learn from few images or on few cores: see vitrail.recipes.scratch and pretrain
     "vit_mini16": replace(_SMALL, width=192, heads=6, mlp=768, image_size=(96, 96)),
     "vit_nano8": replace(_patch(_SMALL, 8), width=128, heads=4, mlp=512, image_size=(32, 32)),
+    "vit_pico8": replace(
+        _patch(_SMALL, 8), depth=2, width=192, heads=6, mlp=768, image_size=(64, 64)
+    ),
 }
 """Name -> shape. Image size, classes, dropout are changes to a row, never names."""

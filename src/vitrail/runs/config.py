@@ -21,6 +21,7 @@ from vitrail.data.sources.mask_meaning import MaskRules
 from vitrail.data.sources.stream import StreamSettings
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.data.views.mix import check_mixable
+from vitrail.data.views.moco import moco_views
 from vitrail.data.views.preprocess import Interpolation, Preprocess, Resize
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import ModelConfig, ViTConfig
@@ -482,7 +483,7 @@ class TrainConfig:
         """What happens to each view of a training image."""
         if self.task != "mocov3":
             return (self.augment,)
-        return self.augment, replace(self.augment, blur=0.1 * self.augment.blur, solarize=0.2)
+        return moco_views(self.augment)
 
     def train_sizes(self) -> tuple[tuple[int, int], ...]:
         """The (height, width) of training images from the first steps on, a patch apart."""

@@ -46,6 +46,8 @@ def matrix_rate(
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_MOST_OF_ITS_OWN = 32 * 2**20
+"""Where glibc's threshold for mappings ends that rises by itself (DEFAULT_MMAP_THRESHOLD_MAX)."""
 
 
 def keep_freed_memory(*, lean: bool = False) -> None:
@@ -58,24 +60,28 @@ def keep_freed_memory(*, lean: bool = False) -> None:
     itself glibc would keep them too, once it has seen a few. Elsewhere than on Linux with glibc,
     nothing happens.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 3 * 2**20 if lean else 2**30)
-        mallopt(_M_TRIM_THRESHOLD, 3 * 2**20 if lean else 2**31 - 1)
+    if glibc := _glibc():
+        glibc.mallopt(_M_MMAP_THRESHOLD, 3 * 2**20 if lean else 2**30)
+        glibc.mallopt(_M_TRIM_THRESHOLD, 3 * 2**20 if lean else 2**31 - 1)
 
 
 def hand_freed_memory_back() -> None:
-    """Glibc's own thresholds again, after `keep_freed_memory`."""
-    if sys.platform.startswith("linux"):
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_M_TRIM_THRESHOLD, _USUAL_THRESHOLD)
-            mallopt(_M_MMAP_THRESHOLD, _USUAL_THRESHOLD)
+    """After `keep_freed_memory`: what is free goes back, and what is freed later does as by glibc's
+    own rule.
+
+    Its thresholds start at 128 KiB and rise with what is freed, to 32 MiB and twice that. Once they
+    were set they no longer move, so they are set to where they would have come: at their start
+    every larger tensor would be a mapping, in a process that went on for ever after.
+    """
+    if glibc := _glibc():
+        glibc.mallopt(_M_MMAP_THRESHOLD, _MOST_OF_ITS_OWN)
+        glibc.mallopt(_M_TRIM_THRESHOLD, 2 * _MOST_OF_ITS_OWN)
+        glibc.malloc_trim(0)
 
 
-_USUAL_THRESHOLD = 128 * 1024
+def _glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    return library if hasattr(library, "mallopt") else None
 
 
 @contextmanager

@@ -75,10 +75,11 @@ class AugmentConfig:
     grey: float = 0.0
     """The probability of an image without colours."""
     blur: float = 0.0
-    """The probability of a Gaussian blur, of 0.1 to 2 pixels (SimCLR, arXiv 2002.05709)."""
+    """The probability of a Gaussian blur, of 0.1 to 2 pixels (SimCLR, arXiv 2002.05709). Of MoCo
+    v3's two views the second has it a tenth as often."""
     solarize: float = 0.0
     """The probability that what is brighter than middle grey becomes its negative (BYOL, arXiv
-    2006.07733)."""
+    2006.07733). Of MoCo v3's two views only the second is."""
     erase: float = 0.0
     """The probability that a box of noise covers 2% to 33% of the image (arXiv 1708.04896)."""
     mixup: float = 0.0
