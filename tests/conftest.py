@@ -93,8 +93,8 @@ def shapes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture(autouse=True)
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models that are compared with theirs get their values afterwards, from `randomised`."""
-    test = request.node.name
-    if request.path.name.startswith("test_parity") or "_with_their" in test or "_timms_" in test:
+    told = ("_with_their", "_timms_", "_their_own_code")
+    if request.path.name.startswith("test_parity") or any(w in request.node.name for w in told):
         for layer in (torch.nn.Linear, torch.nn.Conv2d):
             monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
         for draw in ("trunc_normal_", "normal_", "uniform_", "xavier_uniform_"):

@@ -52,6 +52,14 @@ def gone(pid: int, seconds: float = 10.0) -> bool:
     return False
 
 
+def test_a_process_that_decodes_begins_with_little() -> None:
+    program = "import sys, vitrail.data.pixels.workers; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    imported = set(done.stdout.split())
+    assert "vitrail.data.pixels.decode" in imported and "torch" not in imported
+    assert len([name for name in imported if name.startswith("vitrail")]) < 15
+
+
 def test_the_pixels_are_those_of_this_process(image: Callable[[str], Path]) -> None:
     png, jpeg = image("a.png"), image("b.jpg")
     pool = Workers(1)

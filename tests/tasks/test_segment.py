@@ -253,6 +253,7 @@ def test_kept_maps_change_nothing_and_are_computed_once(head, randomised):
 
 def test_a_frozen_run_with_kept_maps(scenes, tmp_path, capfd):
     flags = [*TINY, "--tune.kept-views", "2", "--epochs", 5, "--out", tmp_path / "run"]
+    flags += ["--model.depth", "1"]
     code, _, said = vitrail(capfd, "train", scenes, *flags)
     assert code == 2 and "add --tune.freeze 'backbone.*'" in " ".join(said.split()), said
     code, _, said = vitrail(

@@ -536,20 +536,20 @@ BATCH, AT_ONCE = Auto(batch_size=True), Auto(micro_batch=True)
 
 
 def test_the_largest_batch_that_fits_is_taken():
-    parts = splits(train=600)
-    ample = auto_of(CONFIG, parts, 2**40, BATCH)
+    parts, config = splits(train=600), replace(CONFIG, model=replace(SMALL, depth=1))
+    ample = auto_of(config, parts, 2**40, BATCH)
     assert ample.data.batch_size == 64  # more would be no faster
-    few = auto_of(CONFIG, splits(train=160), 2**40, BATCH)
+    few = auto_of(config, splits(train=160), 2**40, BATCH)
     assert few.data.batch_size == 16  # an epoch keeps its eight steps
     # What one image takes on top of all that is there anyway, as the plan itself says it.
     one, other = (
-        plan_of(replace(CONFIG, data=replace(CONFIG.data, batch_size=n)), parts).memory
+        plan_of(replace(config, data=replace(config.data, batch_size=n)), parts).memory
         for n in (16, 32)
     )
     between = round((one.needed + other.needed) / 2 / 0.9)
-    tight = auto_of(CONFIG, parts, between, BATCH)
+    tight = auto_of(config, parts, between, BATCH)
     assert tight.data.batch_size == 16 and tight.micro_batch is None
-    whole = replace(CONFIG, data=replace(CONFIG.data, batch_size=32))
+    whole = replace(config, data=replace(config.data, batch_size=32))
     pieces = auto_of(whole, parts, between, AT_ONCE)
     assert pieces.data.batch_size == 32 and pieces.micro_batch == 16
 
