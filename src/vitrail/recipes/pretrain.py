@@ -12,8 +12,8 @@ from vitrail.runs import DataConfig, OptimConfig, TrainConfig, TuneConfig
 from vitrail.tasks import MocoConfig
 from vitrail.weights import started
 
-_MILD = replace(AugmentConfig.off(), crop_scale=(0.2, 1.0), hflip=0.5)
-"""Crops and mirror images alone: where minutes must do, what is unlike in colours stays unlike."""
+_PLAIN = replace(AugmentConfig.off(), crop_scale=(0.2, 1.0), hflip=0.5, solarize=0.2)
+"""Where minutes must do, what is unlike in its colours stays so, but for some second views."""
 
 
 def mocov3(facts: Facts) -> TrainConfig:
@@ -34,7 +34,7 @@ def mocov3(facts: Facts) -> TrainConfig:
         data=DataConfig(path=facts.data, batch_size=batch_size(facts, 256 if facts.gpu else 128)),
         model=replace(model, stem="patch", position="sincos_moco"),
         row=row,
-        augment=PUBLISHED if facts.gpu else _MILD,
+        augment=PUBLISHED if facts.gpu else _PLAIN,
         moco=MocoConfig(hidden=4096, momentum=0.99)
         if facts.gpu
         else MocoConfig(hidden=1024, momentum=0.98),
