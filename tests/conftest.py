@@ -78,9 +78,12 @@ PAGES = ("test_readme.py", "test_compare.py")
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected stays: it need not be searched for garbage all the time."""
+    """What is imported and collected stays: it need not be searched for garbage all the time, nor
+    what a test makes after every 700 things.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(5_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
