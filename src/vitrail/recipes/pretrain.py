@@ -23,8 +23,8 @@ def mocov3(facts: Facts) -> TrainConfig:
     As in the paper, positions are sines and cosines, and the patch projection stays as it is drawn;
     4,096 images a batch and 300 epochs are made smaller. On a CPU, where ten minutes are some
     hundred steps, two blocks learn more than six, and views keep their colours; projector and
-    predictor are 1,024 wide, the rate is higher and the teacher quicker. A named `--model` has its
-    own positions. Score: see benchmarks/results/mocov3.md.
+    predictor are 1,024 wide, the rate is higher and the teacher quicker. From weights on, views are
+    the paper's. A named `--model` has its own positions. Score: see benchmarks/results/mocov3.md.
     """
     row = "vit_s16" if facts.gpu else "vit_pico8"
     model = model_config(row, classes=0, channels=facts.channels)

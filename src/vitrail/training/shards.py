@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 
 def _sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """There are DTensors only where their module, which takes half a second, was imported."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    """There are DTensors only where their module, which takes half a second, was imported: wholly,
+    for another thread may be about it.
+    """
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return kind is not None and isinstance(tensor, kind)
 
 
 def held(tensors: Sequence[Tensor]) -> list[Tensor]:
