@@ -101,7 +101,7 @@ def theirs(name: str, minutes: float, out: Path) -> dict[str, float]:
     import segmentation_models_pytorch as smp
 
     splits = open_splits(DATA, seed=0, targets=Masks)
-    recipe = RECIPES["segment"].config(facts(DATA, splits.train))
+    recipe = RECIPES["segment"].config(facts(DATA, splits.parts["train"]))
     config: TrainConfig = replace(
         recipe,
         model=model_config("resnet18", classes=0, image_size=(224, 224)),

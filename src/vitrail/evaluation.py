@@ -32,7 +32,6 @@ from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
 from vitrail.data.sources.mask_told import held as held_by
 from vitrail.data.sources.source import PARTS, Joined, PartedSource, Subset, encoded
-from vitrail.data.sources.stream import StreamSource
 from vitrail.data.targets import Masks
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.metrics import FEW
@@ -258,13 +257,7 @@ def _choose_own(
     if splits is None:
         file = loaded.run.split_file
         splits = open_data_of(loaded.config, file if file.is_file() else None)
-    parts: dict[str, Source] = {"val": splits.val}
-    if not isinstance(splits.train, StreamSource):  # which has no end
-        parts = {"train": splits.train, **parts}
-    if splits.test is not None:
-        parts["test"] = splits.test
-    if splits.val is splits.test:
-        del parts["val"]
+    parts = splits.parts
     if split == "all":
         return _Chosen("all", Joined(parts), False)
     held_out: Part = "test" if splits.test is not None else "val"

@@ -136,7 +136,7 @@ def find_lr(
     if opened:
         start(model, config, opened, splits.train.targets.names, notify)
     task = task_of(model, config, splits, found and found.teacher).to(device)
-    return sweep(task, train_loader(config, splits.train, device), config)
+    return sweep(task, train_loader(config, splits, device), config)
 
 
 @left_as_found()
@@ -285,7 +285,7 @@ def _work(
     if found and world.lead:
         run.write(TEACHER, json.dumps(found.record, indent=1))
     task = task_of(model, config, splits, found and found.teacher).to(device)
-    train_images = train_loader(config, splits.train, device, world, notify)
+    train_images = train_loader(config, splits, device, world, notify)
     held_out = val_loader(config, splits.val, device, world)
     with ExitStack() as stack:
         if world.lead:

@@ -30,7 +30,6 @@ from jaxtyping import Float32, UInt8
 
 from vitrail.bench.measure import BATCH, Labeller
 from vitrail.data import Source, UnreadableImage, write_split
-from vitrail.data.sources.stream import StreamSource
 from vitrail.data.targets import classes_of
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.disk import write_text
@@ -106,7 +105,7 @@ def train_hog(
     """
     check_installed()
     splits = open_data_of(config)
-    if isinstance(splits.train, StreamSource):
+    if splits.stream is not None:
         raise UsageError(f"{HOG} looks at all images at once, but {config.data.path} is a stream")
     said = classes_of(splits.train.targets, HOG)
     if said.several:
@@ -119,7 +118,7 @@ def train_hog(
     folder.mkdir(parents=True, exist_ok=True)
     write_split(splits, folder / "split.csv")
     started = time.perf_counter()
-    train = _features(splits.train, preprocess, cell, config)
+    train = _features(splits.parts["train"], preprocess, cell, config)
     notify(f"{HOG}  {train.features.shape[1]:,} features of {len(train.indices):,} images")
     targets = said.values[train.indices]
     strength, weights, bias = _fit(train.features, targets, len(said.names), config)

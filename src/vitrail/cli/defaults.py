@@ -26,7 +26,7 @@ from vitrail.data.split import task_of
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import ModelConfig, ViTConfig, model_config, with_tokens
 from vitrail.planning.auto import AUTO, Auto
-from vitrail.recipes import RECIPES, Facts, facts, usual_recipe
+from vitrail.recipes import LOOKED_AT, RECIPES, Facts, facts, usual_recipe
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import read_changes, with_changes
 from vitrail.runs.start import open_start
@@ -194,8 +194,8 @@ def _facts(
         buffer=1,  # the order does not matter
     )
     name = data.removeprefix(STREAM_PREFIX)
-    streams = open_streams(name, _columns(said), seed=0, settings=settings).parts
-    return facts(data, streams["train"], start)
+    stream = open_streams(name, _columns(said), seed=0, settings=settings).parts["train"]
+    return facts(data, stream.sample(LOOKED_AT), start, streamed=len(stream))
 
 
 def _task(said: _Said, data: str | None, masks: MaskRules) -> str:

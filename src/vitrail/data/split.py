@@ -57,6 +57,20 @@ class Splits(NamedTuple):
     test: Source | None
     notes: tuple[str, ...] = ()
 
+    @property
+    def stream(self) -> StreamSource | None:
+        """What is trained on, where it is read from front to back and has no end."""
+        return self.train if isinstance(self.train, StreamSource) else None
+
+    @property
+    def parts(self) -> dict[str, Source]:
+        """By name, the parts whose images can be had at any place; one that is both validation and
+        test is `test`.
+        """
+        train = {} if isinstance(self.train, StreamSource) else {"train": self.train}
+        val = {} if self.val is self.test else {"val": self.val}
+        return {**train, **val, **({} if self.test is None else {"test": self.test})}
+
 
 def open_splits(
     data: Path | str,
@@ -460,19 +474,13 @@ def write_split(splits: Splits, file: Path) -> None:
 
     Raises DataError where it cannot be written.
     """
-    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    if splits.val is splits.test:
-        del parts["val"]
     try:
         with file.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(_SPLIT_HEADER)
-            for name, source in parts.items():
-                if source is not None and not isinstance(source, StreamSource):
-                    rows = (
-                        (name, source.key(i), source.targets.text(i)) for i in range(len(source))
-                    )
-                    writer.writerows(rows)
+            for name, source in splits.parts.items():
+                rows = ((name, source.key(i), source.targets.text(i)) for i in range(len(source)))
+                writer.writerows(rows)
     except OSError as error:
         raise DataError(f"cannot write the split to {file}: {error.strerror}") from error
 

@@ -121,7 +121,7 @@ def makers_of(
 
     def for_training(batch: int) -> Loader:
         changed = replace(config, data=replace(config.data, batch_size=batch))
-        return train_loader(changed, splits.train, device)
+        return train_loader(changed, splits, device)
 
     def for_measuring(source: Source, batch: int) -> EvalLoader:
         return val_loader(config, source, device, batch_size=batch)

@@ -14,7 +14,7 @@ import torch
 from vitrail.data import Classes, Source, Splits
 from vitrail.data.pixels.cache import MEMORY_BYTES
 from vitrail.data.pixels.decode import UnreadableImage
-from vitrail.data.sources.stream import HeldImages, StreamSource
+from vitrail.data.sources.stream import HeldImages
 from vitrail.data.views.mix import share_unit
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.planning.auto import ALL_GIVEN, Auto, Chosen, choose
@@ -336,10 +336,10 @@ def _cache(config: TrainConfig, splits: Splits) -> _Cache:
         share = 1.0 if config.data.cache == "disk" else 0.0
         return _Cache(held, share, share)
     val = config.model.channels * math.prod(config.preprocess().size) * len(splits.val)
-    if isinstance(splits.train, StreamSource):
+    if splits.stream is not None:
         share = min(1.0, MEMORY_BYTES / val)
         return _Cache(held + round(val * share), 0.0, share)
-    train = _decoded(config, splits.train)
+    train = _decoded(config, splits.parts["train"])
     shares = [min(1.0, MEMORY_BYTES / size) if size else 1.0 for size in (train, val)]
     return _Cache(round(train * shares[0] + val * shares[1]), *shares)
 
@@ -596,7 +596,7 @@ def _of_classes(splits: Splits) -> Iterator[Problem]:
     if not (isinstance(said, Classes) and isinstance(held, Classes)):
         return
     judged, learned = held.counts(), said.counts().astype(np.float64)
-    if isinstance(splits.train, StreamSource):  # which does not say how many there are of a class
+    if splits.stream is not None:  # which does not say how many there are of a class
         learned = np.full(len(said.names), np.inf)
     for few, text in (
         (learned == 0, "no training image"),

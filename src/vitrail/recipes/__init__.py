@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from vitrail.recipes import deit, finetune, pretrain, scratch, segment
+from vitrail.recipes.facts import LOOKED_AT as LOOKED_AT
 from vitrail.recipes.facts import Facts as Facts
 from vitrail.recipes.facts import facts as facts
 from vitrail.runs import TrainConfig

@@ -7,12 +7,11 @@ from typing import NamedTuple
 import torch
 
 from vitrail.data import Source, UnreadableImage
-from vitrail.data.sources.stream import StreamSource
 from vitrail.runs.device import pick_device
 from vitrail.runs.machine import matrix_rate, native_precision
 from vitrail.weights import Opened
 
-_LOOKED_AT = 16
+LOOKED_AT = 16
 """Images that are opened to learn their size; they are spread over the data."""
 _PRODUCT = 1024
 """Rows and columns of the matrices whose product is timed."""
@@ -43,14 +42,16 @@ class Facts(NamedTuple):
     the machine computes counts. Endless where nobody has looked."""
 
 
-def facts(data: str, source: Source | StreamSource, start: Opened | None = None) -> Facts:
-    """Look at a source and the machine. A damaged image is no reason to stop here."""
+def facts(
+    data: str, source: Source, start: Opened | None = None, *, streamed: int | None = None
+) -> Facts:
+    """Look at a source and the machine. A damaged image is no reason to stop here.
+
+    Of a stream, `source` holds a few images and `streamed` is how many count as an epoch.
+    """
     device = pick_device("auto")
     precision = native_precision(device)
-    images, streamed = len(source), isinstance(source, StreamSource)
-    if isinstance(source, StreamSource):
-        source = source.sample(_LOOKED_AT)
-    step = max(1, len(source) // _LOOKED_AT)
+    step = max(1, len(source) // LOOKED_AT)
     sides, modes = [], set()
     for i in range(0, len(source), step):
         try:
@@ -61,14 +62,14 @@ def facts(data: str, source: Source | StreamSource, start: Opened | None = None)
         modes.add(image.mode)
     return Facts(
         data=data,
-        images=images,
+        images=len(source) if streamed is None else streamed,
         classes=len(source.targets.names),
         channels=1 if modes == {"L"} else 3,
         side=int(median(sides)) if sides else 224,
         gpu=device.type == "cuda",
         bfloat16=precision == "bfloat16",
         start=start,
-        streamed=streamed,
+        streamed=streamed is not None,
         labels=source.targets.names,
         rate=matrix_rate(getattr(torch, precision), device, size=_PRODUCT, seconds=0.05),
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 from vitrail.data import PartedSource, Splits, open_splits, open_streamed
 from vitrail.data.pixels.greys import look_at_depths
 from vitrail.data.sources.hub import place_of
-from vitrail.data.sources.stream import StreamSource
 from vitrail.errors import UsageError, setting
 from vitrail.runs.config import TrainConfig
 from vitrail.tasks import TASKS
@@ -35,8 +34,8 @@ def open_data_of(
             image_column=config.data.image_column,
             label_column=config.data.label_column,
         )
-        assert isinstance(splits.train, StreamSource)
-        if config.epochs is not None and not (splits.train.epoch or splits.train.images):
+        stream = splits.stream
+        if stream and config.epochs is not None and not (stream.epoch or stream.images):
             raise UsageError(
                 f"nobody says how many images {config.data.path} has, so a run's length cannot be "
                 f"told in epochs: say what counts as one ({setting('data.stream.epoch')} 100000), "
@@ -78,9 +77,9 @@ def settled(config: TrainConfig, splits: Splits) -> TrainConfig:
     stream = replace(config.data.stream, classes=classes and anywhere(classes))
     if masks.classes is not None:
         masks = replace(masks, classes=Path(anywhere(str(masks.classes))))
-    if isinstance(splits.train, StreamSource):  # how many images there are is not always known
-        held_out = len(splits.train.left_out) or stream.held_out
-        stream = replace(stream, epoch=len(splits.train), held_out=held_out)
+    if splits.stream is not None:  # how many images there are is not always known
+        held_out = len(splits.stream.left_out) or stream.held_out
+        stream = replace(stream, epoch=len(splits.stream), held_out=held_out)
     return replace(
         config,
         model=replace(

@@ -23,7 +23,6 @@ import torch
 from vitrail import __version__
 from vitrail.data import Classes, Source, Splits
 from vitrail.data.names import shortened
-from vitrail.data.sources.stream import StreamSource
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.folder import Run, environment
@@ -65,14 +64,14 @@ class Change(NamedTuple):
 
 def identity(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     """What this run is made with: data, code, libraries, machine. Plain values, for JSON."""
-    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    if splits.val is splits.test:
-        del parts["val"]
+    data = {name: _part(source) for name, source in splits.parts.items()}
+    if splits.stream is not None:  # not read for this: its keeper knows what its order follows from
+        data["train"] = {"images": splits.stream.images, "order": splits.stream.order}
     here = environment()
     return {
         "format": _FORMAT,
         "classes": list(splits.train.targets.names),
-        "data": {name: _part(source) for name, source in parts.items() if source is not None},
+        "data": data,
         "vitrail": __version__,
         "code": dict(_code()),
         "libraries": {name: found for name in _LIBRARIES if (found := _version(name))},
@@ -276,13 +275,8 @@ def _least_moved(moved: tuple[int, int, str]) -> int:
     return abs(now - before)
 
 
-def _part(source: Source | StreamSource) -> dict[str, Any]:
-    """Digests in the source's order, which is what a run draws from, and a sketch in none.
-
-    A stream is not read for this: its keeper knows what its order follows from.
-    """
-    if isinstance(source, StreamSource):
-        return {"images": source.images, "order": source.order}
+def _part(source: Source) -> dict[str, Any]:
+    """Digests in the source's order, which is what a run draws from, and a sketch in none."""
     digests = {name: hashlib.blake2b(digest_size=16) for name in ("names", "labels", "stamps")}
     sketch = Sketch()
     labels = source.targets.hashes()

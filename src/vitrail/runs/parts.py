@@ -11,7 +11,6 @@ from vitrail.data import Source, Splits
 from vitrail.data.batches.loader import EvalLoader, TrainLoader
 from vitrail.data.batches.making import Loader
 from vitrail.data.batches.stream_loader import StreamLoader
-from vitrail.data.sources.stream import StreamSource
 from vitrail.errors import UsageError, setting
 from vitrail.heads import Segmenter
 from vitrail.runs.config import TrainConfig
@@ -54,35 +53,31 @@ def task_of(
 
 def train_loader(
     config: TrainConfig,
-    source: Source | StreamSource,
+    splits: Splits,
     device: torch.device,
     world: World = ALONE,
     notify: Notify = silent,
 ) -> Loader:
     """Batches to learn from, of this process."""
-    streamed = isinstance(source, StreamSource)
-    if streamed and config.tune.kept_views:
+    preprocess, views, kept = config.train_preprocess(), config.views(), config.tune.kept_views
+    how: Any = {
+        "batch_size": config.data.batch_size,
+        "seed": config.seed,
+        "workers": config.data.workers,
+        "max_unreadable": config.data.max_unreadable,
+        "device": device,
+        "part": world.part,
+        "reading": config.data.reading(),
+        "notify": notify,
+    }
+    if splits.stream is None:
+        return TrainLoader(splits.parts["train"], preprocess, views, kept_views=kept, **how)
+    if kept:
         raise UsageError(
-            f"{setting('tune.kept_views', config.tune.kept_views)} needs images that come again, "
+            f"{setting('tune.kept_views', kept)} needs images that come again, "
             f"and a stream is read from front to back: leave it out"
         )
-    again = {} if streamed else {"kept_views": config.tune.kept_views}
-    kind: Any = StreamLoader if streamed else TrainLoader
-    loader: Loader = kind(
-        source,
-        config.train_preprocess(),
-        config.views(),
-        batch_size=config.data.batch_size,
-        seed=config.seed,
-        workers=config.data.workers,
-        max_unreadable=config.data.max_unreadable,
-        device=device,
-        part=world.part,
-        reading=config.data.reading(),
-        notify=notify,
-        **again,
-    )
-    return loader
+    return StreamLoader(splits.stream, preprocess, views, **how)
 
 
 def val_loader(
