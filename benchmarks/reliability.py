@@ -266,7 +266,7 @@ def children(pid: int) -> list[int]:
 def go_on(folder: Path, config: TrainConfig, report: bool) -> None:
     """Resume the run, or begin it anew where it was killed before its first checkpoint."""
     if not report:
-        job.write_report = lambda run, evaluation: Path()
+        job.report.write_report = lambda run, evaluation: Path()
     try:
         begun = Run(folder).checkpoints() != []
     except DataError:

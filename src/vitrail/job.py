@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vitrail import report
 from vitrail.data import PartedSource, Splits, write_split
 from vitrail.data.names import title_of
 from vitrail.data.sources.source import refuse_inside
@@ -22,7 +23,6 @@ from vitrail.planning.numbers import check_kept_maps, makers_of, room_for, with_
 from vitrail.planning.plan import Plan, make_plan
 from vitrail.planning.sweep import Sweep
 from vitrail.planning.sweep import find_lr as sweep
-from vitrail.report import write_report
 from vitrail.runs import Run, RunLock, TrainConfig
 from vitrail.runs.data import open_data_of, settled, with_greys
 from vitrail.runs.identity import IDENTITY, identity, read_identity, refuse_changes
@@ -308,7 +308,7 @@ def _work(
         evaluation = evaluate(run, checkpoint=config.keep, world=world, known=known, splits=splits)
         if world.lead:
             run.write_skipped(skipped)
-            write_report(run, evaluation)
+            report.write_report(run, evaluation)
         world.gather("the report is written")
     seconds = time.perf_counter() - started
     checkpoint = run.checkpoint(config.keep)

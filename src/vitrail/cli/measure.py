@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
+from vitrail import report
 from vitrail.cli.dataset import ALL_AS_FOUND, OfAnyData
 from vitrail.cli.parse import parse
 from vitrail.cli.table import width
@@ -22,7 +23,6 @@ from vitrail.errors import DataError, UsageError
 from vitrail.evaluation import Evaluation
 from vitrail.evaluation import evaluate as measure
 from vitrail.metrics import MEASURES
-from vitrail.report import write_report
 from vitrail.report.words import tail
 from vitrail.runs import Run
 from vitrail.tasks import Embed, Prediction, Segment, Segmentation
@@ -103,7 +103,7 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
         tta=given.tta,
         tokens=given.tokens,
     )
-    written = write_report(run, evaluation)
+    written = report.write_report(run, evaluation)
     for line in evaluation.summary():
         print(line)
     for note in evaluation.notes():
