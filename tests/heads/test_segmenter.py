@@ -11,7 +11,7 @@ from close import close
 from models.families import KINDS, VIT
 from vitrail.errors import UsageError
 from vitrail.heads import SegmentHeadConfig, build_segmenter
-from vitrail.heads.segmenter import quarters
+from vitrail.heads.backbone import quarters
 from vitrail.models import DynamicViTConfig, ViTConfig, build
 from vitrail.nn import BatchNorm
 from vitrail.tasks.matching import SetLossConfig, objects_of, set_loss

@@ -149,10 +149,11 @@ def told(task: str, tta: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 _OTHERS = (
     *("miou", "pixel_accuracy", "mean_accuracy", "boundary_iou"),
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar", "f1"),
     *("knn", "probe", "std", "rankme"),
 )
-"""The numbers of masks, and of features."""
-_HOW = ("mode", "neighbours", "bank", "chance", "dimensions")
+"""The numbers of masks, of boxes, and of features."""
+_HOW = ("mode", "max_detections", "neighbours", "bank", "chance", "dimensions")
 """What numbers of masks, and of features, have to be read with."""
 
 

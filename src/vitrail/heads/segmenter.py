@@ -9,21 +9,18 @@
 Letters: b batch, c channels, h w pixels.
 """
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, ClassVar, Literal, get_args
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, setting, unknown_name
+from vitrail.heads.backbone import Backbone, Tapped, quarters_of, shapes_of
 from vitrail.heads.deeplab import FINE, Deconv, DeepLabHead, Side, rates_at
 from vitrail.heads.linear import LinearHead
 from vitrail.heads.maps import at_stride
-from vitrail.heads.queries import Jointly, Prediction, QueryHead, semantic, usual_joint_blocks
-from vitrail.nn import Features
+from vitrail.heads.queries import Prediction, QueryHead, semantic, usual_joint_blocks
 
 HeadKind = Literal["linear", "deeplab", "queries"]
 Taps = Literal["last", "four"]
@@ -81,44 +78,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "taps": get_args(Taps),
     "fine": get_args(Fine),
 }
-
-
-@runtime_checkable
-class Backbone(Protocol):
-    """What a head needs of a backbone: a `vitrail.models.family.Family` has it."""
-
-    config: Any
-    pooling: ClassVar[tuple[str, ...]]
-
-    def features(self, x: Tensor, extent: Tensor | None = None) -> Features:
-        """Maps and strides."""
-        ...
-
-    def block_names(self) -> list[str]:
-        """Its blocks, first to last."""
-        ...
-
-
-@runtime_checkable
-class Tapped(Backbone, Jointly, Protocol):
-    """One whose blocks all have a map of one stride, and can be read: a `vitrail.models.ViT`."""
-
-    def taps(self, x: Tensor, blocks: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """The maps after these blocks."""
-        ...
-
-
-def quarters(depth: int) -> tuple[int, ...]:
-    """The blocks, counted from 0, after every quarter of `depth`.
-
-    Those of DINOv2's and DINOv3's evaluations: of 24 the second is the fifth, not the sixth.
-
-    >>> quarters(12), quarters(24), quarters(40)
-    ((2, 5, 8, 11), (4, 11, 17, 23), (9, 19, 29, 39))
-    """
-    if depth == 24:
-        return (4, 11, 17, 23)
-    return tuple(max(0, depth * i // 4 - 1) for i in (1, 2, 3, 4))
 
 
 class Segmenter(nn.Module):
@@ -210,12 +169,12 @@ class LinearSegmenter(Segmenter):
     def __init__(self, backbone: Backbone, config: SegmentHeadConfig, classes: int) -> None:
         super().__init__(backbone, config, classes)
         self.blocks: tuple[int, ...] = ()
-        maps = _shapes(type(backbone), backbone.config)
+        maps = shapes_of(type(backbone), backbone.config)
         widths, strides = [m.shape[1] for m in maps.maps], maps.strides
         first = -1
         if config.taps == "four":
             if isinstance(backbone, Tapped):
-                self.blocks = _quarters(backbone)
+                self.blocks = quarters_of(backbone)
                 widths, strides = [widths[-1]] * 4, (strides[-1],) * 4
             elif len(maps.maps) == 1:
                 raise UsageError(
@@ -254,7 +213,7 @@ class DeepLabSegmenter(Segmenter):
     def __init__(self, backbone: Backbone, config: SegmentHeadConfig, classes: int) -> None:
         super().__init__(backbone, config, classes)
         self.stride = FINE
-        found = _shapes(type(backbone), backbone.config)
+        found = shapes_of(type(backbone), backbone.config)
         high, coarse = found.maps[-1].shape[1], found.strides[-1]
         self.coarse = coarse
         self.early: tuple[int, ...] = ()
@@ -270,7 +229,7 @@ class DeepLabSegmenter(Segmenter):
             fine = Side(self.config.channels)
             low = fine.width
         elif isinstance(backbone, Tapped):
-            self.early, low = _quarters(backbone)[:1], high
+            self.early, low = quarters_of(backbone)[:1], high
         else:
             raise UsageError(
                 f"{setting('fine', 'tap')} reads a ViT's blocks, and this is a "
@@ -380,24 +339,6 @@ def build_segmenter(backbone: Backbone, config: SegmentHeadConfig, classes: int)
             "a ViT"
         )
     return _SEGMENTERS[config.head](backbone, config, classes)
-
-
-def _quarters(backbone: Tapped) -> tuple[int, ...]:
-    depth = backbone.config.depth
-    if depth < 4:
-        raise UsageError(
-            f"a ViT of {depth} blocks has no four quarters: use {setting('taps', 'last')}, and "
-            f"{setting('fine', 'deconv')} or side"
-        )
-    return quarters(depth)
-
-
-@functools.cache
-def _shapes(kind: Callable[[Any], Any], config: Any) -> Features:
-    """A backbone's features without numbers: their shapes and strides, whatever the family."""
-    with torch.device("meta"), torch.no_grad():
-        twin = kind(config).eval()
-        return twin.features(torch.zeros(1, config.channels, *config.image_size))
 
 
 def _check(extent: Tensor | None) -> None:

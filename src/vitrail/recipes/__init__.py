@@ -6,7 +6,7 @@ Each docstring says where it comes from, the command, and what it reached.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from vitrail.recipes import deit, finetune, pretrain, scratch, segment
+from vitrail.recipes import deit, detect, finetune, pretrain, scratch, segment
 from vitrail.recipes.facts import LOOKED_AT as LOOKED_AT
 from vitrail.recipes.facts import Facts as Facts
 from vitrail.recipes.facts import facts as facts
@@ -39,6 +39,7 @@ RECIPES: Mapping[str, Recipe] = {
     "deit": Recipe(deit.deit),
     "dynamicvit": Recipe(deit.dynamicvit),
     "segment": Recipe(segment.segment, task="segment"),
+    "detect": Recipe(detect.detect, task="detect"),
     "mocov3": Recipe(pretrain.mocov3, task="mocov3"),
 }
 """Name -> recipe, for `vitrail train --recipe NAME`."""

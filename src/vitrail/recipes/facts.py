@@ -4,15 +4,19 @@ import math
 from statistics import median
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from vitrail.data import Source, UnreadableImage
+from vitrail.data.targets import Boxes
 from vitrail.runs.device import pick_device
 from vitrail.runs.machine import matrix_rate, native_precision
 from vitrail.weights import Opened
 
 LOOKED_AT = 16
 """Images that are opened to learn their size; they are spread over the data."""
+_MEASURED = 500
+"""Images whose boxes are."""
 _PRODUCT = 1024
 """Rows and columns of the matrices whose product is timed."""
 
@@ -37,6 +41,8 @@ class Facts(NamedTuple):
     """Whether the images can be read from front to back only."""
     labels: tuple[str, ...] = ()
     """The names of the classes."""
+    object_side: float | None = None
+    """Of boxes: the median of the sides of squares of their areas, in pixels of their images."""
     rate: float = math.inf
     """FLOP/s of a matrix product at this moment, in the precision that a run takes here: what else
     the machine computes counts. Endless where nobody has looked."""
@@ -71,5 +77,21 @@ def facts(
         start=start,
         streamed=streamed is not None,
         labels=source.targets.names,
+        object_side=_object_side(source),
         rate=matrix_rate(getattr(torch, precision), device, size=_PRODUCT, seconds=0.05),
     )
+
+
+def _object_side(source: Source) -> float | None:
+    """None where there are no boxes."""
+    boxes, sides = source.targets, []
+    if not isinstance(boxes, Boxes):
+        return None
+    for i in range(0, len(source), max(1, len(source) // _MEASURED)):
+        corners = boxes.of(i).corners
+        try:
+            pixels = math.prod(boxes.size(i))
+        except UnreadableImage:
+            continue
+        sides += np.sqrt((corners[:, 2:] - corners[:, :2]).prod(axis=1) * pixels).tolist()
+    return median(sides) if sides else None

@@ -27,6 +27,7 @@ from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import ModelConfig, ViTConfig
 from vitrail.tasks import (
     ClassifyConfig,
+    DetectConfig,
     DistillConfig,
     MocoConfig,
     PruneConfig,
@@ -70,10 +71,13 @@ class DataConfig:
     max_unreadable: float = 0.01
     """Share of damaged images up to which training goes on without them."""
     resize: Resize = "crop"
-    """How an image is fitted to the model's size: crop, squash, pad, or native, which keeps its
-    shape and has as many patches."""
+    """How an image is fitted to the model's size: crop, squash, pad; native, which keeps its shape
+    and has as many patches; letterbox, which fills up with background; tiles, of boxes."""
     crop: float = 1.0
     """The share of the scaled image's side that evaluation shows, in the middle."""
+    tile: int | None = None
+    """Of boxes, where objects are small in large images: the side in pixels of the tiles that an
+    image is cut into, in training and in prediction, where what was found in them is merged."""
     train_size: tuple[int, int] | None = None
     """(height, width) of training crops; None: the model's. A random crop enlarges what it shows:
     at 7/8 of the model's size things are as large as evaluation shows them (arXiv 1906.06423)."""
@@ -238,12 +242,13 @@ class TrainConfig:
     weights: str | None = None
     """Published weights to start from: a name that `vitrail weights` lists, a file, an https
     address, hf:OWNER/NAME, or a run folder. None starts at random."""
-    task: Literal["classify", "segment", "mocov3"] = "classify"
-    """What is learned: classes of images or of pixels, or features from images without labels.
-    Without the flag the data decides: where there are masks it is segment."""
+    task: Literal["classify", "segment", "detect", "mocov3"] = "classify"
+    """What is learned: classes of images or of pixels, boxes of objects, or features from images
+    without labels. Without the flag the data decides: masks are for segment, boxes for detect."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
+    detect: DetectConfig = field(default_factory=DetectConfig)
     moco: MocoConfig = field(default_factory=MocoConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
@@ -374,10 +379,13 @@ class TrainConfig:
 
     def _check_task(self) -> None:
         """Refuse what the task would have to ignore although it was asked for."""
+        if (self.data.tile is not None or self.data.resize == "tiles") and self.task != "detect":
+            raise UsageError(f"tiles of an image are for {setting('task', 'detect')}")
         if self.task == "classify":
-            if self.data.resize == "short":
+            if self.data.resize in ("short", "letterbox"):
                 raise UsageError(
-                    f"{setting('data.resize', 'short')} is for windows of an image: take crop"
+                    f"{setting('data.resize', self.data.resize)} is for what lies in an image: "
+                    f"take crop or pad"
                 )
             return
         asked = {
@@ -399,11 +407,12 @@ class TrainConfig:
                 not in ("crop", "squash"),
             }
         if refused := [name for name, is_asked in asked.items() if is_asked]:
-            why = (
-                "its loss looks across the images of a batch, and its teacher is an average already"
-                if self.task == "mocov3"
-                else "a class of each pixel is learned"
-            )
+            why = {
+                "mocov3": "its loss looks across the images of a batch, and its teacher is an "
+                "average already",
+                "segment": "a class of each pixel is learned",
+                "detect": "boxes are learned",
+            }[self.task]
             raise UsageError(
                 f"{setting('task', self.task)} cannot follow {', '.join(refused)}: {why}. Leave "
                 f"that out"
@@ -477,7 +486,14 @@ class TrainConfig:
     def train_preprocess(self) -> Preprocess:
         """What training crops are made to be."""
         preprocess = self.preprocess()
+        if preprocess.resize == "tiles":  # each is an image of its own
+            preprocess = replace(preprocess, resize="letterbox", tile=None)
         return replace(preprocess, size=self.data.train_size or preprocess.size)
+
+    @property
+    def tile(self) -> int:
+        """The side in pixels of a tile of an image: as many as the model sees, if none is given."""
+        return self.data.tile or max(self.model.image_size)
 
     def views(self) -> tuple[AugmentConfig, ...]:
         """What happens to each view of a training image."""
@@ -511,6 +527,7 @@ class TrainConfig:
             mean=data.mean * channels if len(data.mean) == 1 else data.mean,
             std=data.std * channels if len(data.std) == 1 else data.std,
             patch=self.model.stride,
+            tile=data.tile,
             grey_range=data.grey_range,
         )
 

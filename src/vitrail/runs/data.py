@@ -7,9 +7,11 @@ from pathlib import Path
 from vitrail.data import PartedSource, Splits, open_splits, open_streamed
 from vitrail.data.pixels.greys import look_at_depths
 from vitrail.data.sources.hub import place_of
+from vitrail.data.targets import Boxes
 from vitrail.errors import UsageError, setting
 from vitrail.runs.config import TrainConfig
 from vitrail.tasks import TASKS
+from vitrail.tasks.detect import MOST
 
 
 def open_data_of(
@@ -77,6 +79,11 @@ def settled(config: TrainConfig, splits: Splits) -> TrainConfig:
     stream = replace(config.data.stream, classes=classes and anywhere(classes))
     if masks.classes is not None:
         masks = replace(masks, classes=Path(anywhere(str(masks.classes))))
+    detect = config.detect
+    if isinstance(splits.train.targets, Boxes) and detect.max_detections is None:
+        said = [part.targets for part in splits.parts.values()]
+        objects = max(each.most for each in said if isinstance(each, Boxes))
+        detect = replace(detect, max_detections=max(MOST, objects))
     if splits.stream is not None:  # how many images there are is not always known
         held_out = len(splits.stream.left_out) or stream.held_out
         stream = replace(stream, epoch=len(splits.stream), held_out=held_out)
@@ -92,6 +99,7 @@ def settled(config: TrainConfig, splits: Splits) -> TrainConfig:
             masks=masks,
             stream=stream,
         ),
+        detect=detect,
         weights=config.weights and anywhere(config.weights),
         distill=replace(
             config.distill, teacher=config.distill.teacher and anywhere(config.distill.teacher)

@@ -11,6 +11,7 @@ from vitrail.data import Source, Splits
 from vitrail.data.batches.loader import EvalLoader, TrainLoader
 from vitrail.data.batches.making import Loader
 from vitrail.data.batches.stream_loader import StreamLoader
+from vitrail.data.sources.tiled import Tiled
 from vitrail.errors import UsageError, setting
 from vitrail.heads import Segmenter
 from vitrail.runs.config import TrainConfig
@@ -71,7 +72,10 @@ def train_loader(
         "notify": notify,
     }
     if splits.stream is None:
-        return TrainLoader(splits.parts["train"], preprocess, views, kept_views=kept, **how)
+        source = splits.parts["train"]
+        if config.data.resize == "tiles":
+            source = Tiled(source, config.tile)
+        return TrainLoader(source, preprocess, views, kept_views=kept, **how)
     if kept:
         raise UsageError(
             f"{setting('tune.kept_views', kept)} needs images that come again, "
@@ -87,11 +91,11 @@ def val_loader(
     world: World = ALONE,
     batch_size: int = 64,
 ) -> EvalLoader:
-    """Batches to be measured on, of this process."""
+    """Batches to be measured on, of this process; of tiles, which cover whole images, of one."""
     return EvalLoader(
         source,
         config.preprocess(),
-        batch_size=batch_size,
+        batch_size=1 if config.data.resize == "tiles" else batch_size,
         workers=config.data.workers,
         device=device,
         part=world.part,

@@ -3,6 +3,9 @@
 from vitrail.tasks.classify import Classify as Classify
 from vitrail.tasks.classify import ClassifyConfig as ClassifyConfig
 from vitrail.tasks.classify import Prediction as Prediction
+from vitrail.tasks.detect import Detect as Detect
+from vitrail.tasks.detect import DetectConfig as DetectConfig
+from vitrail.tasks.detect import Detections as Detections
 from vitrail.tasks.distill import Distill as Distill
 from vitrail.tasks.distill import DistillConfig as DistillConfig
 from vitrail.tasks.distill import Teacher as Teacher

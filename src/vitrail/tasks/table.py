@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vitrail.data.targets import Classes, Coding, MaskArrays, Masks, Nothing, Targets
+from vitrail.data.targets import Boxes, Classes, Coding, MaskArrays, Masks, Nothing, Targets
 from vitrail.errors import DataError, UsageError, setting
+from vitrail.heads.detector import Detector, build_detector
 from vitrail.heads.segmenter import Segmenter, build_segmenter
 from vitrail.models import ViT, build
 from vitrail.tasks.classify import Classify
+from vitrail.tasks.detect import Detect
 from vitrail.tasks.distill import Distill, Teacher
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.kept import KeptMaps
@@ -82,6 +84,22 @@ def _masks(state: Mapping[str, Any]) -> Masks:
     return Masks(tuple(map(str, state["classes"])), MaskArrays((), ""), Coding({}))
 
 
+def _detector(config: "TrainConfig", targets: Boxes) -> Detector:
+    return build_detector(build(config.model), config.detect, len(targets.names))
+
+
+def _detect(model: Any, config: "TrainConfig", targets: Boxes, teacher: Teacher | None) -> Task:
+    return Detect(model, config.detect, targets, config.preprocess())
+
+
+def _detected(model: Any, config: "TrainConfig", targets: Boxes, tta: str) -> Task:
+    return Detect(model, config.detect, targets, config.preprocess(), tta)
+
+
+def _boxes(state: Mapping[str, Any]) -> Boxes:
+    return Boxes.listed(tuple(map(str, state["classes"])), (), lambda i: (1, 1))
+
+
 def _featured(config: "TrainConfig", targets: Targets) -> Any:
     model = build(config.model)
     if config.weights is None and isinstance(model, ViT):
@@ -109,6 +127,7 @@ def _labels(state: Mapping[str, Any]) -> Targets:
 TASKS: Mapping[str, Kind] = {
     "classify": Kind(Classes, True, _classifier, _classify, _classified, _classes),
     "segment": Kind(Masks, False, _segmenter, _segment, _segmented, _masks),
+    "detect": Kind(Boxes, False, _detector, _detect, _detected, _boxes),
     "mocov3": Kind(Nothing, False, _featured, _moco, _embeds, _labels),
 }
 """Name -> kind, as in `--task NAME`."""

@@ -9,12 +9,15 @@ With S = floor(size / crop) on each axis, the scaled image is
 - crop:    of the least size that covers S at the image's own aspect; the rest is cut off
 - squash:  S itself, whatever the aspect
 - pad:     of the greatest size that fits into S at the image's own aspect
+- letterbox: as pad, with background up to all of `size`
 - short:   of the least size that covers S at the image's own aspect, and nothing is cut off
+- tiles:   of `size` for each `tile` pixels of the image, and nothing is cut off
 - native:  squashed, but with a `size` of the image's own: whole patches in each direction, as many
            as `size` has, in the numbers whose aspect is nearest to the image's (NaFlex)
 
 The first two are the definition of torchvision (resize the short side, then centre crop) and of
-timm's crop modes "center" and "squash"; they fill `size`. Views of the others differ in size. They
+timm's crop modes "center" and "squash"; they and letterbox fill `size`. Views of the others differ
+in size. They
 consist of whole patches: `pad` has the image at the top left and background in what is left over
 of the last row and column, and nowhere else, for no token should be spent on background. `collate`
 makes a batch of them.
@@ -39,7 +42,7 @@ from vitrail.data.pixels.decode import AnyPicture, eight_bits, read_image
 from vitrail.data.views.seen import Seen
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 
-Resize = Literal["crop", "squash", "pad", "native", "short"]
+Resize = Literal["crop", "squash", "pad", "letterbox", "native", "short", "tiles"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 _MODES = {1: "L", 3: "RGB"}
@@ -69,9 +72,12 @@ class Preprocess:
     """Subtracted from each channel, in units where white is 1; its length is the channels'."""
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     background: int = 255
-    """The grey level, 0 to 255, of what `pad` adds."""
+    """The grey level, 0 to 255, of what pad, letterbox and tiles add."""
     patch: tuple[int, int] = (1, 1)
     """(height, width) in pixels of the model's patches, of which pad and native show whole ones."""
+    tile: int | None = None
+    """Of tiles: how many pixels of the image the longer side of `size` shows. None: as many as it
+    has."""
     grey_range: tuple[float, float] | None = None
     """Of greys of more than 8 bits, the values that become black and white; what is outside is
     clipped. None: 0 to 65535 of integers within that, else each image's own least and greatest."""
@@ -102,6 +108,8 @@ class Preprocess:
             raise UsageError(f"preprocess std {self.std!r}: every channel's must be above 0")
         if not _whole([self.background], least=0) or self.background > 255:
             raise UsageError(f"preprocess background {self.background!r}: give a level 0 to 255")
+        if self.tile is not None and not _whole([self.tile], least=1):
+            raise UsageError(f"preprocess tile {self.tile!r}: give a whole number of pixels")
         if self.grey_range is not None and not (
             _real(self.grey_range)
             and len(self.grey_range) == 2
@@ -116,7 +124,7 @@ class Preprocess:
     @property
     def one_size(self) -> bool:
         """Whether every view has the same size."""
-        return self.resize in ("crop", "squash")
+        return self.resize in ("crop", "squash", "letterbox")
 
     @property
     def channels(self) -> int:
@@ -169,6 +177,10 @@ class Preprocess:
     def keeps(self, height: int, width: int) -> bool:
         """Whether `view` shows an image of this size just as it is, pixel for pixel."""
         if (height, width) != self._scaled(height, width):
+            return False
+        if self.resize == "letterbox" and (height, width) != self.size:
+            return False
+        if self.resize == "tiles" and (height, width) != self._whole(height, width):
             return False
         if self.resize == "pad":
             fits = height <= self.size[0] and width <= self.size[1]
@@ -226,6 +238,9 @@ class Preprocess:
         if self.resize == "short":
             sides = (floor(side / self.crop) for side in self.size)
             return _at_aspect(int(height), int(width), (next(sides), next(sides)), max)
+        if self.resize == "tiles":
+            zoom = max(self.size) / (self.tile or max(self.size))
+            return max(1, round(height * zoom)), max(1, round(width * zoom))
         if self.resize != "native":
             return self.size
         most = [ceil(side / p) for side, p in zip(self.size, self.patch, strict=True)]
@@ -240,8 +255,10 @@ class Preprocess:
         match self.resize:
             case "crop" | "short":
                 return _at_aspect(height, width, (target_h, target_w), max)
-            case "pad":
+            case "pad" | "letterbox":
                 return _at_aspect(height, width, (target_h, target_w), min)
+            case "tiles":
+                return frame
         return target_h, target_w
 
     def _placed(
@@ -256,20 +273,24 @@ class Preprocess:
     def _part_size(self, box: tuple[float, float, float, float]) -> tuple[int, int]:
         height, width = box[3] - box[1], box[2] - box[0]
         size = self._frame(height, width)
-        if self.resize == "pad":
+        if self.resize in ("pad", "letterbox"):
             scale = min(size[0] / height, size[1] / width)
             size = max(1, round(scale * height)), max(1, round(scale * width))
         return size
 
     def _whole(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of what is shown, for pad up to the next whole patches."""
-        if self.resize not in ("pad", "short"):
+        """(height, width) of what is shown: all of `size`, or up to the next whole patches."""
+        if self.resize == "letterbox":
+            return self.size
+        if self.resize == "tiles":
+            height, width = max(height, self.size[0]), max(width, self.size[1])
+        elif self.resize not in ("pad", "short"):
             return height, width
         p, q = self.patch
         return -(-height // p) * p, -(-width // q) * q
 
     def _whole_patches(self, shown: Image.Image) -> Image.Image:
-        """For pad, with background at the right and below up to the next whole patches."""
+        """With background at the right and below, up to what `_whole` says."""
         height, width = self._whole(shown.height, shown.width)
         if shown.size == (width, height):
             return shown
