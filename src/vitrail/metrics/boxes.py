@@ -379,7 +379,7 @@ class _Counted(NamedTuple):
         image = torch.arange(len(there))[:, None].expand_as(there)[there]
         order = kept["scores"][there].argsort(descending=True, stable=True)
         bits = 1 << torch.arange(len(_ALL), dtype=torch.int16)
-        flags = (
+        matched, left_out = (
             (kept[name][there][order][:, None] & bits[:, None]) != 0
             for name in ("matched", "left_out")
         )
@@ -387,7 +387,8 @@ class _Counted(NamedTuple):
             kept["scores"][there][order],
             kept["labels"][there][order].long(),
             image[order],
-            *flags,
+            matched,
+            left_out,
             kept["kinds"][there][order],
             kept["objects"].double(),
         )
