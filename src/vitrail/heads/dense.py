@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from vitrail.heads.maps import Stride
 from vitrail.heads.pyramid import Maps
 from vitrail.nn import normal_
 from vitrail.nn.boxes import Found, suppress
@@ -90,7 +91,7 @@ class DenseHead(nn.Module):
         assert self.classes.bias is not None
         nn.init.constant_(self.classes.bias, -math.log((1 - _PRIOR) / _PRIOR))
 
-    def forward(self, maps: Maps, strides: tuple[tuple[float, float], ...]) -> Dense:
+    def forward(self, maps: Maps, strides: tuple[Stride, ...]) -> Dense:
         """Of maps of these strides (vertical, horizontal), finest first."""
         logits, sides, centred, points, cells, levels = [], [], [], [], [], []
         for level, (x, stride) in enumerate(zip(maps, strides, strict=True)):

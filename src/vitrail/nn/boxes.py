@@ -30,8 +30,8 @@ def area(boxes: Float[Tensor, "*m 4"]) -> Float[Tensor, "*m"]:
 
 
 def overlap(
-    first: Float[Tensor, "*m 4"], second: Float[Tensor, "*m 4"]
-) -> tuple[Float[Tensor, "*m"], Float[Tensor, "*m"]]:
+    first: Float[Tensor, "*#m 4"], second: Float[Tensor, "*#m 4"]
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
     """The areas that two boxes share, and that either has; shapes are broadcast."""
     least = torch.maximum(first[..., :2], second[..., :2])
     most = torch.minimum(first[..., 2:], second[..., 2:])
@@ -39,7 +39,7 @@ def overlap(
     return shared, area(first) + area(second) - shared
 
 
-def iou(first: Float[Tensor, "*m 4"], second: Float[Tensor, "*m 4"]) -> Float[Tensor, "*m"]:
+def iou(first: Float[Tensor, "*#m 4"], second: Float[Tensor, "*#m 4"]) -> Float[Tensor, "..."]:
     """Intersection over union, 0 to 1.
 
     >>> iou(torch.tensor([0.0, 0, 2, 2]), torch.tensor([1.0, 0, 3, 2]))
@@ -49,7 +49,7 @@ def iou(first: Float[Tensor, "*m 4"], second: Float[Tensor, "*m 4"]) -> Float[Te
     return shared / either.clamp(min=_LEAST)
 
 
-def giou(first: Float[Tensor, "*m 4"], second: Float[Tensor, "*m 4"]) -> Float[Tensor, "*m"]:
+def giou(first: Float[Tensor, "*#m 4"], second: Float[Tensor, "*#m 4"]) -> Float[Tensor, "..."]:
     """IoU, less the share of the box around both that neither has: -1 to 1 (arXiv 1902.09630)."""
     shared, either = overlap(first, second)
     least = torch.minimum(first[..., :2], second[..., :2])
