@@ -1,22 +1,20 @@
-"""How good boxes are, every number with the interval that chance could explain.
+"""How good predicted boxes are, every number with the interval that chance could explain.
 
-`count` makes of each image the few numbers that are kept of it; `detection` judges all images.
+`count` makes of each image what is kept of it; `detection` judges all images. Boxes are matched as
+COCO does it, so its AP is this one. Three things to know of it:
 
-Average precision is COCO's (Lin et al., arXiv 1405.0312; pycocotools): of each class and each IoU
-from 0.5 to 0.95, detections of all images are sorted by score; one is right that overlaps an object
-which no better one has taken, and precision, made to fall with recall, is read at 101 recalls.
-Means are over the classes that have objects. Sizes are the box's own, width by height in the
-image's pixels: small below 32^2, large above 96^2.
+- What is ignored (crowds, difficult ones, regions) takes any number of boxes, by the share of the
+  box that lies in it, and none of those is right or wrong.
+- An object's size is its box's, width times height, in pixels of its image. A file may have areas
+  of its own (COCO's are those of masks), by which other tools call other objects small.
+- Of an image count its best boxes, so many of all classes together. COCO's limit is by class, which
+  is the same for a model that gives no more. Of an image with more objects some are always missed.
 
-What is ignored (crowds, difficult ones, regions) is no object, and what is found mostly inside of
-it, by the share of the detection, is neither right nor wrong. The intervals come from drawing the
-images again: the objects of one image are no trials of their own.
+All this is written out because the intervals come from drawing the images again, which takes the
+matches of each, and no library tells those. tests/metrics/test_boxes.py holds AP and AR to
+faster-coco-eval.
 
-The matching is our own because the intervals, and the kinds of mistakes, need the matches of each
-image. The numbers equal faster-coco-eval's (tests/metrics/test_boxes.py).
-
-Letters: n images, c classes, d detections of an image, m objects of one, t IoU thresholds, a sizes,
-r draws at a time.
+Letters: n images, m objects, d boxes found, c classes, r draws at a time.
 """
 
 from collections.abc import Mapping
@@ -25,215 +23,128 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from vitrail.data.targets import ANY
+from vitrail.errors import DataError
 from vitrail.metrics.draws import weights
-from vitrail.metrics.intervals import Estimate, from_draws
+from vitrail.metrics.intervals import Estimate, estimates, mean_of_classes
+from vitrail.metrics.matching import (
+    ANY,
+    AREAS,
+    IOUS,
+    LOOSE_ONE,
+    Objects,
+    Said,
+    match,
+    outside_of,
+    overlaps,
+)  # fmt: skip
+from vitrail.metrics.mistakes import Mistake, costs, mistakes
+from vitrail.metrics.precision import RECALLS, Ranked, averages, curves, objects_of, ranked
+from vitrail.metrics.thresholds import Kept, Point, best_threshold, kept_from
 from vitrail.nn.boxes import Found
 
-THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
-LOOSE = 0.4
-"""The IoU of deepforest's protocol for trees (Weinstein et al., 2019)."""
-SIZES = ("all", "small", "medium", "large")
-_AREAS = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
-KINDS = ("correct", "misplaced", "misnamed", "both", "doubled", "background", "ignored")
-"""What a detection is at an IoU of 0.5 (TIDE, Bolya et al., 2008.08115): misplaced, of an object of
-its class that it overlaps by 0.1 to 0.5; misnamed, of another class's object that it fits; both;
-doubled, of an object that a better one has taken; or nothing is there."""
-_ALL = (*THRESHOLDS, LOOSE)
-_RECALLS = torch.linspace(0, 1, 101, dtype=torch.float64)
-_MOST_DRAWS, _LEAST_DRAWS = 1000, 100
-_ROOM = 3 * 10**8
-"""Detections x thresholds x sizes x draws that take about ten seconds on one core."""
+PADDING = -1
+"""The label of no object, and of no box."""
+_MOST_DRAWS, _LEAST_DRAWS = 1000, 200
+_ROOM = 10**8
+"""Boxes x draws that take about ten seconds on one core."""
 
 
 def count(found: Found, truth: Mapping[str, Tensor], classes: int, most: int) -> dict[str, Tensor]:
-    """What is kept of one image, whatever it holds, of its `most` best detections.
+    """What is kept of one image, on the device of `found`.
 
-    scores [most]         -1 where there is no detection
-    labels [most]
-    matched [most 4]      bits: at which of the 10 IoUs, and of 0.4, it has an object, by sizes
-    left_out [most 4]     bits: at which it counts for nothing
-    kinds [most]          its place in KINDS; -1 where there is none
-    objects [classes 4]   by sizes
-    missed [classes]      objects that no detection has at an IoU of 0.5
+    `truth` has `boxes [m 4]` in the same pixels, `labels [m]`, class indices, and `ignored [m]`, 0
+    or 1. The label PADDING is no object, ANY is ignored whatever a box in it is said to be.
 
-    `truth` has `boxes [m 4]` in the image's pixels, `labels [m]` and `ignored [m]`, which is below
-    0 where a row only fills up a batch.
+    Of its `most` best boxes, the best first:
+
+    scores [most]            float32
+    labels [most]            int32; PADDING where there are fewer boxes
+    matched, ignored [most]  int64, a bit for each of 41 questions: at 10 IoUs (0.5 to 0.95) of all
+                             objects, of small, medium and large ones; at the IoU 0.4 of all
+    kinds, meant [most]      int8, int32: see `vitrail.metrics.mistakes`
+
+    And of its objects, without what is ignored, in int32:
+
+    objects, missed [c]      all, and those that no box has at an IoU of 0.5
+    sizes [c 3]              small, medium and large ones
+
+    Raises `DataError` where a box or a score is not a number, `ValueError` for a label that is no
+    class.
     """
-    there = (truth["ignored"] >= 0).cpu().numpy()
-    boxes = truth["boxes"].double().cpu().numpy()[there]
-    labels = truth["labels"].cpu().numpy()[there]
-    ignored = truth["ignored"].cpu().numpy()[there] > 0
-    said = Found(*(part[:most].cpu() for part in found))
-    own, of = said.boxes.double().numpy(), said.labels.numpy()
-    d = len(of)
-    matched = np.zeros((d, len(_ALL), len(SIZES)), bool)
-    left_out = np.zeros_like(matched)
-    objects = np.zeros((classes, len(SIZES)), np.int32)
-    missed = np.zeros(classes, np.int32)
-    taken_at = np.zeros(len(labels), bool)
-    for label in np.unique(np.concatenate([labels[labels >= 0], of])).tolist():
-        mine = np.flatnonzero(of == label)
-        real = np.flatnonzero((labels == label) & ~ignored)
-        regions = np.flatnonzero(((labels == label) | (labels == ANY)) & ignored)
-        outside = _outside(boxes[real])
-        match = _match(own[mine], boxes[real], outside, boxes[regions])
-        matched[mine], left_out[mine] = match.matched, match.left_out
-        objects[label] = (~outside).sum(axis=0)
-        missed[label] = len(real) - match.taken.sum()
-        taken_at[real] = match.taken
-    at_half = _ALL.index(0.5)
-    kinds = _kinds(own, of, boxes, labels, ignored, matched[:, at_half, 0], left_out[:, at_half, 0])
+    said, real = _best(found, classes, most), _real(truth, classes)
+    pairs = overlaps(said.boxes, real)
+    outside = outside_of(real.boxes) | real.region
+    matched, ignored, holds = match(said, real, pairs, outside)
+    kinds, meant = mistakes(pairs, said.labels, real, holds, ignored[0])
+    objects, *sizes = (
+        np.bincount(real.labels[~outside[k * len(IOUS)]], minlength=classes).astype(np.int32)
+        for k in range(len(AREAS))
+    )
+    right = np.bincount(said.labels[matched[0] & ~ignored[0]], minlength=classes)
+    bits = 1 << np.arange(len(matched))
     rows = {
-        "scores": _filled(said.scores.float().numpy(), most, -1),
-        "labels": _filled(of.astype(np.int32), most, 0),
-        "matched": _filled(_bits(matched), most, 0),
-        "left_out": _filled(_bits(left_out), most, 0),
-        "kinds": _filled(kinds, most, -1),
+        "scores": _padded(said.scores.astype(np.float32), most, 0),
+        "labels": _padded(said.labels.astype(np.int32), most, PADDING),
+        "matched": _padded(bits @ matched, most, 0),
+        "ignored": _padded(bits @ ignored, most, 0),
+        "kinds": _padded(kinds, most, 0),
+        "meant": _padded(meant, most, PADDING),
         "objects": objects,
-        "missed": missed,
+        "missed": objects - right.astype(np.int32),
+        "sizes": np.stack(sizes, axis=1),
     }
     return {name: torch.from_numpy(row).to(found.boxes.device) for name, row in rows.items()}
 
 
-class _Match(NamedTuple):
-    matched: Bool[np.ndarray, "d t a"]
-    left_out: Bool[np.ndarray, "d t a"]
-    taken: Bool[np.ndarray, " m"]
-    """Objects that have a detection at an IoU of 0.5."""
+def _best(found: Found, classes: int, most: int) -> Said:
+    boxes, scores, labels = (each.detach().cpu().double().numpy() for each in found)
+    broken = ~(np.isfinite(boxes).all(axis=1) & np.isfinite(scores))
+    if broken.any():
+        raise DataError(
+            f"{broken.sum()} of {len(broken)} boxes of an image, or their scores, are not numbers: "
+            f"the model's weights are damaged, or training went astray. Use an earlier checkpoint"
+        )
+    # As they are kept: what is equal there must be in one order here too.
+    order = np.argsort(-scores.astype(np.float32), kind="stable")[:most]
+    return Said(boxes[order], scores[order], _classes(labels[order], 0, classes))
 
 
-def _match(
-    found: Float64[np.ndarray, "d 4"],
-    objects: Float64[np.ndarray, "m 4"],
-    outside: Bool[np.ndarray, "m a"],
-    regions: Float64[np.ndarray, "k 4"],
-) -> _Match:
-    """Of one class, the best detection first: each takes the object that it overlaps most of those
-    that are left, and of equal ones the last. `outside`: objects that are not of a size are, for
-    it, to be ignored; a detection takes one only if nothing else is left.
-    """
-    t, a = len(_ALL), len(SIZES)
-    matched, left_out = (np.zeros((len(found), t, a), bool) for _ in range(2))
-    taken = np.zeros((t, a, len(objects)), bool)
-    least = np.minimum(np.array(_ALL), 1 - 1e-10)[:, None, None]
-    alike = _iou(found, objects)
-    within = _share_within(found, regions).max(axis=1, initial=0.0)
-    own_outside = _outside(found)
-    for i in range(len(found)):
-        near = np.flatnonzero(alike[i] >= least.min())
-        free = ~taken[:, :, near] & (alike[i, near] >= least)  # [t a near]
-        inside = free & ~outside[near].T
-        # Ties go to the last one, as in pycocotools.
-        order = alike[i, near] + 1e-12 * np.arange(len(near))
-        for allowed, counts in ((inside, True), (free & outside[near].T, False)):
-            open_ = allowed.any(axis=2) & ~matched[i] & ~left_out[i]
-            if not open_.any():
-                continue
-            best = np.where(allowed, order, -1.0).argmax(axis=2)
-            rows, sizes = np.nonzero(open_)
-            taken[rows, sizes, near[best[rows, sizes]]] = True
-            (matched if counts else left_out)[i][open_] = True
-        left_out[i] |= ~matched[i] & (within[i] >= least[:, :, 0])
-        left_out[i] |= ~matched[i] & own_outside[i]
-    return _Match(matched, left_out, taken[_ALL.index(0.5), 0])
+def _real(truth: Mapping[str, Tensor], classes: int) -> Objects:
+    """The objects, without padding."""
+    boxes, labels, ignored = (truth[name].cpu().numpy() for name in ("boxes", "labels", "ignored"))
+    there = labels != PADDING
+    labels = _classes(labels[there], ANY, classes)
+    region = (ignored[there] > 0) | (labels == ANY)
+    return Objects(boxes[there].astype(np.float64), labels, region)
 
 
-def _kinds(
-    found: Float64[np.ndarray, "d 4"],
-    of: Int64[np.ndarray, " d"],
-    boxes: Float64[np.ndarray, "m 4"],
-    labels: Int64[np.ndarray, " m"],
-    ignored: Bool[np.ndarray, " m"],
-    matched: Bool[np.ndarray, " d"],
-    left_out: Bool[np.ndarray, " d"],
-) -> np.ndarray:
-    """Places in KINDS."""
-    alike = _iou(found, boxes[~ignored])
-    same = of[:, None] == labels[~ignored]
-    own = np.where(same, alike, 0.0).max(axis=1, initial=0.0)
-    other = np.where(same, 0.0, alike).max(axis=1, initial=0.0)
-    kinds = np.select(
-        [matched, left_out, own >= 0.5, own >= 0.1, other >= 0.5, other >= 0.1],
-        [
-            KINDS.index(k)
-            for k in ("correct", "ignored", "doubled", "misplaced", "misnamed", "both")
-        ],
-        KINDS.index("background"),
-    )
-    return kinds.astype(np.int8)
+def _classes(labels: np.ndarray, least: int, classes: int) -> Int64[np.ndarray, " k"]:
+    if ((labels < least) | (labels >= classes)).any():
+        raise ValueError(f"labels of boxes must be below {classes}, and none of {labels.min()}")
+    return labels.astype(np.int64)
 
 
-def _iou(
-    first: Float64[np.ndarray, "d 4"], second: Float64[np.ndarray, "m 4"]
-) -> Float64[np.ndarray, "d m"]:
-    shared = _shared(first, second)
-    either = _area(first)[:, None] + _area(second) - shared
-    return np.divide(shared, either, out=np.zeros_like(shared), where=either > 0)
-
-
-def _share_within(
-    first: Float64[np.ndarray, "d 4"], second: Float64[np.ndarray, "m 4"]
-) -> Float64[np.ndarray, "d m"]:
-    """Which share of each of the first lies in each of the second."""
-    shared, whole = _shared(first, second), _area(first)[:, None]
-    return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
-
-
-def _shared(
-    first: Float64[np.ndarray, "d 4"], second: Float64[np.ndarray, "m 4"]
-) -> Float64[np.ndarray, "d m"]:
-    least = np.maximum(first[:, None, :2], second[:, :2])
-    most = np.minimum(first[:, None, 2:], second[:, 2:])
-    return (most - least).clip(min=0).prod(axis=2)
-
-
-def _area(boxes: Float64[np.ndarray, "d 4"]) -> Float64[np.ndarray, " d"]:
-    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-
-
-def _outside(boxes: Float64[np.ndarray, "d 4"]) -> Bool[np.ndarray, "d a"]:
-    """Which sizes each box is not of."""
-    area = _area(boxes)[:, None]
-    return (area < _AREAS[:, 0]) | (area > _AREAS[:, 1])
-
-
-def _bits(flags: Bool[np.ndarray, "d t a"]) -> np.ndarray:
-    """[d a], int16: one bit for each threshold."""
-    places = 1 << np.arange(flags.shape[1])
-    return (flags * places[:, None]).sum(axis=1).astype(np.int16)
-
-
-def _filled(rows: np.ndarray, most: int, value: int) -> np.ndarray:
-    whole = np.full((most, *rows.shape[1:]), value, rows.dtype)
-    whole[: len(rows)] = rows
-    return whole
+def _padded(values: np.ndarray, most: int, rest: int) -> np.ndarray:
+    """As many as `most`."""
+    return np.pad(values, (0, most - len(values)), constant_values=rest)
 
 
 class ClassAP(NamedTuple):
-    """One class; without objects it has no scores."""
+    """One class. A score that no object defines is None."""
 
     name: str
-    objects: int
     images: int
-    """That have any."""
+    """Those that show it."""
+    objects: int
+    said: int
+    """Boxes that are said to be of it, from the best threshold on."""
     found: int
-    """Objects that a detection has, at an IoU of 0.5."""
+    """Objects that one of them has, at an IoU of 0.5."""
     ap: Estimate | None
     ap50: Estimate | None
-
-
-class Point(NamedTuple):
-    """Where one threshold for all classes gives the best F1: what is given up for what."""
-
-    iou: float
-    threshold: float
-    precision: float
-    recall: float
-    f1: float
 
 
 @dataclass(frozen=True)
@@ -244,22 +155,34 @@ class DetectMetrics:
     draws: int
     """How many bootstrap draws the intervals are made of."""
     max_detections: int
-    """The most boxes of an image that were judged."""
+    """The most boxes of an image that count."""
+    crowded: int
+    """The images that have more objects than that."""
     summary: dict[str, Estimate | None]
-    """ap (IoU 0.5 to 0.95), ap50, ap75; ap_small, ap_medium, ap_large; ar, the recall, also 0.5 to
-    0.95; f1, at an IoU of 0.5 and the best threshold. None: there is no such object."""
+    """ap, ap50, ap75, ap_small, ap_medium, ap_large, ar, f1.
+
+    Means are over the classes that have an object (of the size): a class that is only predicted
+    does not count, as COCO has it. ap and ar are means over the IoUs 0.5 to 0.95 as well. f1 is
+    that of `best`, over all classes together; 0 where no threshold gives any.
+    """
+    sizes: tuple[int, int, int]
+    """Small, medium and large objects."""
     per_class: tuple[ClassAP, ...]
-    curve: tuple[float, ...]
-    """Precision at 101 recalls from 0 to 1, at an IoU of 0.5, the mean over the classes."""
-    curve_mean: tuple[float, ...]
-    """The same of all IoUs."""
-    best: Point
-    """At an IoU of 0.5."""
-    best_loose: Point
-    """At an IoU of 0.4, the protocol of deepforest's trees."""
-    kinds: dict[str, int]
-    """How many detections of each of KINDS, of a score of at least `best.threshold`; and how many
-    objects are `missed` there."""
+    best: Point | None
+    """At an IoU of 0.5; None where no box is right."""
+    best_loose: Point | None
+    """At an IoU of 0.4, as DeepForest's benchmark has it."""
+    mistakes: tuple[Mistake, ...]
+    precision_recall: tuple[tuple[float, float, float], ...]
+    """At each of 101 recalls: it, and the precision at an IoU of 0.5, and over all; empty where
+    there is no object."""
+    thresholds: tuple[Kept, ...]
+    """For each of 101 scores from 0 to 1, at an IoU of 0.5; empty where there is no object."""
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """The classes that no image shows."""
+        return tuple(k for k, each in enumerate(self.per_class) if not each.objects)
 
     @property
     def headline(self) -> str:
@@ -272,239 +195,145 @@ class DetectMetrics:
 
     def to_dict(self) -> dict[str, Any]:
         """What metrics.json holds: the summary's numbers on top, then the parts."""
-        return {name: each and each._asdict() for name, each in self.summary.items()} | {
+        small, medium, large = self.sizes
+        return _plain(self.summary) | {
             "images": self.images,
             "draws": self.draws,
             "max_detections": self.max_detections,
-            "iou": [THRESHOLDS[0], THRESHOLDS[-1]],
-            "per_class": [
-                each._asdict()
-                | {name: v and v._asdict() for name, v in (("ap", each.ap), ("ap50", each.ap50))}
-                for each in self.per_class
-            ],
-            "best": self.best._asdict(),
-            "best_loose": self.best_loose._asdict(),
-            "kinds": self.kinds,
-            "curve": self.curve,
-            "curve_mean": self.curve_mean,
+            "iou": f"{IOUS[0]:.2f}:{IOUS[-1]:.2f}",
+            "crowded": self.crowded,
+            "objects": {"small": small, "medium": medium, "large": large},
+            "best": _plain(self.best),
+            "best_loose": _plain(self.best_loose),
+            "mistakes": _plain(self.mistakes),
+            "per_class": _plain(self.per_class),
+            "precision_recall": self.precision_recall,
+            "thresholds": _plain(self.thresholds),
         }
 
 
 def average_precision(rows: Mapping[str, Tensor]) -> float:
     """The number alone that `detection` calls ap, of the same rows; NaN without any object."""
-    counted = _Counted.of(rows)
-    precision, _ = _curves(counted, counted.once, (0,))
-    return precision.mean(dim=(2, 3)).nanmean().item()
+    rows = {name: row.detach().cpu() for name, row in rows.items()}
+    once = torch.ones(len(rows["labels"]), 1, dtype=torch.float64)
+    found = averages(ranked(rows), rows["objects"].double(), once, range(len(IOUS)))
+    return found.ap.nanmean().item()
 
 
 def detection(rows: Mapping[str, Tensor], names: tuple[str, ...], most: int) -> DetectMetrics:
-    """Metrics of boxes, from what `count` says of each image: each `[n ...]`.
+    """Metrics of predicted boxes, from what `count` says of each image: each `[n ...]`.
 
-    Raises `ValueError` where shapes do not fit.
+    `most` is what `count` was given. Raises `ValueError` where shapes do not fit.
+
+    >>> truth = {"boxes": torch.tensor([[0.0, 0, 40, 40]]), "labels": torch.tensor([0])}
+    >>> truth["ignored"] = torch.tensor([0])
+    >>> found = Found(torch.tensor([[0.0, 0, 40, 30]]), torch.tensor([0.9]), torch.tensor([0]))
+    >>> rows = {name: row[None] for name, row in count(found, truth, 1, 100).items()}
+    >>> {name: value for name, value in detection(rows, ("cat",), 100).values().items() if value}
+    {'ap': 0.6, 'ap50': 1.0, 'ap75': 1.0, 'ap_medium': 0.6, 'ar': 0.6, 'f1': 1.0}
     """
-    n, c = rows["missed"].shape
-    if not n or c != len(names):
-        raise ValueError(f"rows of {n} images and {c} classes do not fit {len(names)} names")
-    counted = _Counted.of(rows)
-    sizes = tuple(range(len(SIZES)))
-    precision, recall = _curves(counted, counted.once, sizes)  # [a c t 101 1], [a c t 1]
-    work = max(1, len(counted.scores)) * len(THRESHOLDS) * len(SIZES)
-    draws = min(max(_ROOM // work, _LEAST_DRAWS), _MOST_DRAWS)
-    value = _scores(precision, recall)
-    blocks = [_scores(*_curves(counted, w, sizes)) for w in weights(n, draws)]
-    drawn = {name: torch.cat([block[name] for block in blocks], dim=-1) for name in value}
-    objects = counted.objects  # [n c a]
-    holding = (objects > 0).double()
-    images = {
-        **dict.fromkeys(("ap", "ap50", "ap75", "ar"), holding[:, :, 0].amax(1).sum()),
-        **{f"ap_{size}": holding[:, :, i].amax(1).sum() for i, size in enumerate(SIZES) if i},
-    }
+    rows = {name: row.detach().cpu() for name, row in rows.items()}
+    (n, kept), c = rows["labels"].shape, rows["objects"].shape[1]
+    if not n or c != len(names) or kept != most:
+        raise ValueError(
+            f"rows of {n} images, {c} classes and {kept} boxes do not fit {len(names)} names and "
+            f"{most} boxes"
+        )
+    found, objects = ranked(rows), objects_of(rows)
+    draws = min(max(_ROOM // max(1, len(found.image)), _LEAST_DRAWS), _MOST_DRAWS)
+    drawn = torch.cat(list(weights(n, draws)), dim=1)
+    once = torch.ones(n, 1, dtype=torch.float64)
+    value, spread = (_scores(found, objects, each) for each in (once, drawn.float()))
+    shown = objects > 0
+    counted = shown[..., 0].any(1).sum().double()
     summary = {
-        name: _estimate(value[name].mean(dim=-1), drawn[name], images[name]) for name in images
+        name: mean_of_classes(
+            value[name][:, 0], spread[name].double(), shown[..., k].sum(0), counted
+        )
+        for name, k in _SCORES.items()
     }
-    best, best_loose = (_best(counted, iou) for iou in (0.5, LOOSE))
-    summary["f1"] = _f1(counted, best, draws)
-    shown = counted.kinds[counted.scores >= best.threshold]
-    kinds = {name: int((shown == k).sum()) for k, name in enumerate(KINDS)}
-    kinds["missed"] = int(objects[:, :, 0].sum()) - kinds["correct"]
-    of_class, of_class_drawn = (
-        _by_class(precision),
-        [_by_class(_curves(counted, w, (0,))[0]) for w in weights(n, draws)],
+    trials = shown[..., 0].sum(0).double()
+    ap, ap50 = (
+        estimates(value[name][:, 0], spread[name].double(), trials) for name in ("ap", "ap50")
     )
+    best, loose = (
+        best_threshold(found, objects[..., 0].sum(1), drawn, each) for each in (0, LOOSE_ONE)
+    )
+    there = bool(counted)
+    summary["f1"] = best.f1 if best else _nothing(n) if there else None
+    least = best.threshold if best else torch.inf
+    above = found.at((found.score >= least) & found.counted(0))
+    said, right = (
+        torch.bincount(labels, minlength=c).tolist()
+        for labels in (above.label, above.label[above.right(0)])
+    )
+    totals, images = objects.sum(0).long().tolist(), shown[..., 0].sum(0).tolist()
     return DetectMetrics(
-        n,
-        draws,
-        most,
-        summary,
-        tuple(
-            ClassAP(
-                name,
-                int(objects[:, k, 0].sum()),
-                int(holding[:, k, 0].sum()),
-                int(objects[:, k, 0].sum() - rows["missed"][:, k].sum()),
-                *(
-                    _estimate(
-                        of_class[score][k, 0],
-                        torch.cat([each[score][k] for each in of_class_drawn]),
-                        holding[:, k, 0].sum(),
-                    )
-                    for score in ("ap", "ap50")
-                ),
-            )
+        images=n,
+        draws=draws,
+        max_detections=most,
+        crowded=int((objects[..., 0].sum(1) > most).sum()),
+        summary=summary,
+        sizes=tuple(objects.sum((0, 1)).long().tolist()[1:]),
+        per_class=tuple(
+            ClassAP(name, images[k], totals[k][0], said[k], right[k], ap[k], ap50[k])
             for k, name in enumerate(names)
         ),
-        tuple(precision[0, :, 0, :, 0].nanmean(dim=0).nan_to_num(0).tolist()),
-        tuple(precision[0, :, :, :, 0].mean(dim=1).nanmean(dim=0).nan_to_num(0).tolist()),
-        best,
-        best_loose,
-        kinds,
+        best=best,
+        best_loose=loose,
+        mistakes=costs(found, objects[..., 0].sum(0), least),
+        precision_recall=_precision_recall(found, objects) if there else (),
+        thresholds=kept_from(found, objects[..., 0].sum().item()) if there else (),
     )
 
 
-class _Counted(NamedTuple):
-    """The detections of all images, the best first; those of one image in their order."""
-
-    scores: Float[Tensor, " d"]
-    labels: Int64[Tensor, " d"]
-    image: Int64[Tensor, " d"]
-    matched: Bool[Tensor, "d t a"]
-    left_out: Bool[Tensor, "d t a"]
-    kinds: Tensor
-    objects: Float[Tensor, "n c a"]
-
-    @classmethod
-    def of(cls, rows: Mapping[str, Tensor]) -> "_Counted":
-        kept = {name: row.detach().cpu() for name, row in rows.items()}
-        there = kept["scores"] >= 0
-        image = torch.arange(len(there))[:, None].expand_as(there)[there]
-        order = kept["scores"][there].argsort(descending=True, stable=True)
-        bits = 1 << torch.arange(len(_ALL), dtype=torch.int16)
-        matched, left_out = (
-            (kept[name][there][order][:, None] & bits[:, None]) != 0
-            for name in ("matched", "left_out")
-        )
-        return cls(
-            kept["scores"][there][order],
-            kept["labels"][there][order].long(),
-            image[order],
-            matched,
-            left_out,
-            kept["kinds"][there][order],
-            kept["objects"].double(),
-        )
-
-    @property
-    def once(self) -> Float[Tensor, "n 1"]:
-        """Each image, once."""
-        return torch.ones(len(self.objects), 1, dtype=torch.float64)
-
-
-def _curves(
-    counted: _Counted, weight: Float[Tensor, "n r"], sizes: tuple[int, ...]
-) -> tuple[Float[Tensor, "a c t 101 r"], Float[Tensor, "a c t r"]]:
-    """Precision at 101 recalls and the last recall, of images that count so often each; NaN of a
-    class without objects.
-    """
-    classes, draws, t = counted.objects.shape[1], weight.shape[1], len(THRESHOLDS)
-    precision = torch.full((len(sizes), classes, t, 101, draws), torch.nan, dtype=torch.float64)
-    recall = torch.full((len(sizes), classes, t, draws), torch.nan, dtype=torch.float64)
-    objects = torch.einsum("nca,nr->acr", counted.objects, weight)
-    for k in range(classes):
-        mine = counted.labels == k
-        times = weight[counted.image[mine]]  # [d r]
-        for row, a in enumerate(sizes):
-            all_ = objects[a, k]
-            if not (all_ > 0).any():
-                continue
-            matched = counted.matched[mine][:, :t, a]
-            counts = ~counted.left_out[mine][:, :t, a]
-            for i in range(t):
-                right = (times * (matched[:, i] & counts[:, i])[:, None]).cumsum(dim=0).T
-                said = (times * counts[:, i][:, None]).cumsum(dim=0).T  # [r d]
-                found = right / all_[:, None]
-                exact = right / said.clamp(min=torch.finfo(torch.float64).eps)
-                curve, last = _read(found, exact)
-                curve[all_ == 0], last[all_ == 0] = torch.nan, torch.nan
-                precision[row, k, i], recall[row, k, i] = curve.T, last
-    return precision, recall
-
-
-def _read(
-    recall: Float[Tensor, "r d"], precision: Float[Tensor, "r d"]
-) -> tuple[Float[Tensor, "r 101"], Float[Tensor, " r"]]:
-    """Precision, made to fall, at 101 recalls; and the last recall."""
-    draws, d = recall.shape
-    if not d:
-        return recall.new_zeros(draws, 101), recall.new_zeros(draws)
-    falling = precision.flip(1).cummax(dim=1).values.flip(1)
-    at = torch.searchsorted(recall.contiguous(), _RECALLS.expand(draws, 101).contiguous())
-    padded = torch.cat([falling, falling.new_zeros(draws, 1)], dim=1)
-    return padded.gather(1, at), recall[:, -1]
+_SCORES = {"ap": 0, "ap50": 0, "ap75": 0, "ap_small": 1, "ap_medium": 2, "ap_large": 3, "ar": 0}
+"""The scores by class, and which of AREAS decides each."""
 
 
 def _scores(
-    precision: Float[Tensor, "a c t 101 r"], recall: Float[Tensor, "a c t r"]
-) -> dict[str, Tensor]:
-    """By name `[r]`: means over the classes that have objects."""
-    of_threshold = precision.mean(dim=3)  # [a c t r]
-    of_class = of_threshold.mean(dim=2)
-    half, three = THRESHOLDS.index(0.5), THRESHOLDS.index(0.75)
-    return {
-        "ap": of_class[0].nanmean(dim=0),
-        "ap50": of_threshold[0, :, half].nanmean(dim=0),
-        "ap75": of_threshold[0, :, three].nanmean(dim=0),
-        **{f"ap_{size}": of_class[i].nanmean(dim=0) for i, size in enumerate(SIZES) if i},
-        "ar": recall[0].mean(dim=1).nanmean(dim=0),
-    }
-
-
-def _by_class(precision: Float[Tensor, "a c t 101 r"]) -> dict[str, Float[Tensor, "c r"]]:
-    of_threshold = precision[0].mean(dim=2)
-    return {"ap": of_threshold.mean(dim=1), "ap50": of_threshold[:, THRESHOLDS.index(0.5)]}
-
-
-def _estimate(
-    value: Float[Tensor, ""], drawn: Float[Tensor, " r"], trials: Float[Tensor, ""]
-) -> Estimate | None:
-    if value.isnan():
-        return None
-    low, high = from_draws(value, drawn, trials)
-    return Estimate(value.item(), low.item(), high.item())
-
-
-def _best(counted: _Counted, iou: float) -> Point:
-    """By one threshold for all classes; of equal ones the highest."""
-    i = _ALL.index(iou)
-    right = (counted.matched[:, i, 0] & ~counted.left_out[:, i, 0]).double().cumsum(0)
-    said = (~counted.left_out[:, i, 0]).double().cumsum(0)
-    objects = counted.objects[:, :, 0].sum()
-    if not len(said) or not objects:
-        return Point(iou, 1.0, 0.0, 0.0, 0.0)
-    f1 = 2 * right / (said + objects)
-    # A threshold takes all of a score or none.
-    last = torch.cat([counted.scores[1:] != counted.scores[:-1], torch.tensor([True])])
-    at = f1.masked_fill(~last, -1.0).argmax()
-    precision = right[at] / said[at].clamp(min=1)
-    return Point(
-        iou,
-        counted.scores[at].item(),
-        precision.item(),
-        (right[at] / objects).item(),
-        f1[at].item(),
+    found: Ranked, objects: Float64[Tensor, "n c 4"], drawn: Float[Tensor, "n r"]
+) -> dict[str, Float[Tensor, "c r"]]:
+    every, *by_size = (
+        averages(found, objects[..., k], drawn, range(k * len(IOUS), (k + 1) * len(IOUS)))
+        for k in range(len(AREAS))
+    )
+    small, medium, large = (each.ap for each in by_size)
+    at_50, at_75 = every.by_iou[0], every.by_iou[IOUS.index(0.75)]
+    return dict(
+        zip(_SCORES, (every.ap, at_50, at_75, small, medium, large, every.recall), strict=True)
     )
 
 
-def _f1(counted: _Counted, best: Point, draws: int) -> Estimate | None:
-    """At that threshold, whichever images are drawn."""
-    of_image = counted.objects[:, :, 0].sum(dim=1)
-    if not of_image.sum():
-        return None
-    i, n = _ALL.index(best.iou), len(of_image)
-    shown = (counted.scores >= best.threshold) & ~counted.left_out[:, i, 0]
-    said = torch.bincount(counted.image[shown], minlength=n).double()
-    right = torch.bincount(counted.image[shown & counted.matched[:, i, 0]], minlength=n).double()
-    drawn = torch.cat(
-        [2 * (right @ w) / ((said + of_image) @ w) for w in weights(n, draws)]
-    ).nan_to_num(0)
-    value = torch.tensor(best.f1, dtype=torch.float64)
-    return _estimate(value, drawn, (said + of_image > 0).sum().double())
+def _nothing(images: int) -> Estimate | None:
+    """0, of so many images."""
+    zero = torch.zeros((), dtype=torch.float64)
+    return estimates(zero, zero[None], torch.tensor(float(images)))[0]
+
+
+def _precision_recall(
+    found: Ranked, objects: Float64[Tensor, "n c 4"]
+) -> tuple[tuple[float, float, float], ...]:
+    """The means over the classes that have an object."""
+    every = objects[..., 0].sum(0)
+    once = torch.ones(len(objects), 1, dtype=torch.float64)
+    total = torch.zeros(len(IOUS), len(RECALLS), dtype=torch.float64)
+    for k in every.nonzero()[:, 0].tolist():
+        own = found.at(found.label == k)
+        for t, curve in enumerate(curves(own, every[k, None], once, range(len(IOUS)))):
+            if curve is not None:
+                total[t] += curve.sampled()[:, 0]
+    total /= (every > 0).sum()
+    rows = zip(RECALLS.tolist(), total[0].tolist(), total.mean(0).tolist(), strict=True)
+    return tuple(rows)
+
+
+def _plain(value: Any) -> Any:
+    """Named tuples as JSON's objects."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value

@@ -18,7 +18,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Z = NormalDist().inv_cdf(0.975)
@@ -93,6 +93,30 @@ def from_draws(
     spread = (draws - value[..., None]).square().nanmean(dim=-1).nan_to_num(0)
     one = 1 / trials.clamp(min=1).to(value.dtype)
     return shares(value, (value * (1 - value) + one) / (spread + one**2))
+
+
+def estimates(
+    value: Float[Tensor, "*c"], draws: Float[Tensor, "*c r"], trials: Float[Tensor, "*c"]
+) -> list[Estimate | None]:
+    """Each number with its interval, as `from_draws` has it; None where it is not defined."""
+    low, high = from_draws(value, draws, trials)
+    ends = (each.reshape(-1).tolist() for each in (value, low, high))
+    return [None if v != v else Estimate(v, a, b) for v, a, b in zip(*ends, strict=True)]
+
+
+def mean_of_classes(
+    value: Float[Tensor, " c"],
+    draws: Float[Tensor, "c r"],
+    trials: Int[Tensor, " c"],
+    images: Float[Tensor, ""],
+) -> Estimate | None:
+    """The mean over the classes that have the score; each is decided by so many `trials`, all of
+    them by so many `images`.
+    """
+    counts = ~value.isnan()
+    # As many as give a mean of shares this spread; of equal classes, the images of all.
+    deciding = counts.sum() ** 2 / (1 / trials[counts].double().clamp(min=1)).sum()
+    return estimates(value.nanmean(), draws.nanmean(0), deciding.clamp(max=images))[0]
 
 
 def mean(values: Float[Tensor, " n"], otherwise: Float[Tensor, " n"], most: float) -> Estimate:

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, Int32, Int64
 from torch import Tensor
 
 from vitrail.metrics.draws import weights
-from vitrail.metrics.intervals import Estimate, from_draws
+from vitrail.metrics.intervals import Estimate, estimates, mean_of_classes
 
 MOST_CONFUSED = 64
 """With more classes the rows of an image hold no confusion matrix, which would be the larger part
@@ -207,12 +207,14 @@ def segmentation(rows: Mapping[str, Tensor], names: tuple[str, ...], mode: str) 
         "boundary_iou": (of_image.boundary_union > 0).sum(0),
     }
     by_class = {
-        name: _estimates(value[name], drawn[name], decide.double())
+        name: estimates(value[name], drawn[name], decide.double())
         for name, decide in trials.items()
     }
     counted = torch.tensor(float(shown.any(1).sum()), dtype=torch.float64)
-    means = {name: _mean(value[name], drawn[name], trials[name], counted) for name in trials}
-    right = _estimates(value["right"], drawn["right"], counted)
+    means = {
+        name: mean_of_classes(value[name], drawn[name], trials[name], counted) for name in trials
+    }
+    right = estimates(value["right"], drawn["right"], counted)
     confusion = rows["confusion"].sum(0, dtype=torch.int64).tolist() if _confused(rows) else None
     images, truth, predicted = (
         each.long().tolist() for each in (shown.sum(0), sums.truth[:, 0], sums.predicted[:, 0])
@@ -270,28 +272,6 @@ def _scores(sums: _Sums) -> dict[str, Tensor]:
         "boundary_iou": boundary_hits / boundary_union,
         "right": hits.sum(0) / truth.sum(0),
     }
-
-
-def _mean(
-    value: Float[Tensor, " c"],
-    drawn: Float[Tensor, "c r"],
-    trials: Int[Tensor, " c"],
-    images: Float[Tensor, ""],
-) -> Estimate | None:
-    """The mean over the classes that have the score."""
-    counts = ~value.isnan()
-    # As many as give a mean of shares this spread; of equal classes, the images of all.
-    deciding = counts.sum() ** 2 / (1 / trials[counts].double().clamp(min=1)).sum()
-    return _estimates(value.nanmean(), drawn.nanmean(0), deciding.clamp(max=images))[0]
-
-
-def _estimates(
-    value: Float[Tensor, "*c"], drawn: Float[Tensor, "*c r"], trials: Float[Tensor, "*c"]
-) -> list[Estimate | None]:
-    """Each number with its interval; None where it is not defined."""
-    low, high = from_draws(value, drawn, trials)
-    ends = (each.reshape(-1).tolist() for each in (value, low, high))
-    return [None if v != v else Estimate(v, a, b) for v, a, b in zip(*ends, strict=True)]
 
 
 def _plain(value: object) -> object:
