@@ -474,7 +474,8 @@ def test_every_field_has_an_effect() -> None:
         "cutmix": (OFF, 0.5),
         "fill": (replace(OFF, shift=2), 0),
     }
-    elsewhere = ("scale", "dominance")  # of views with a mask: tests/data/test_scaled.py
+    # Of views with a mask or boxes: test_scaled.py and test_box_views.py.
+    elsewhere = ("scale", "dominance", "mosaic", "blend", "calm")
     assert [*changes, *elsewhere] == sorted(
         (field.name for field in fields(AugmentConfig)), key=lambda name: name in elsewhere
     )

@@ -96,3 +96,21 @@ def test_training_images_may_grow_from_a_first_size():
         with_changes(CONFIG, {"data.first_size": [240, 48]}, "")
     with pytest.raises(UsageError, match="images of one size"):
         with_changes(CONFIG, {"data.first_size": [48, 48], "data.resize": "native"}, "")
+
+
+def test_training_images_may_change_their_size():
+    config = with_changes(CONFIG, {"data.multiscale": [0.75, 1.25]}, "")
+    sizes = config.train_sizes()
+    assert sizes[0] == (176, 176) and sizes[-1] == (272, 272) and len(sizes) == 7
+    changes = {"data.multiscale": [0.5, 1.0], "data.train_size": [48, 96]}
+    assert with_changes(CONFIG, changes, "").train_sizes() == ((32, 64), (48, 96))
+    for change, says in (
+        ({"data.multiscale": [1.25, 0.75]}, "least < greatest"),
+        ({"data.multiscale": [0.01, 1.0]}, "0.1 <= least"),
+        ({"data.multiscale": [1.0, 1.01]}, "no two"),
+        ({"data.multiscale": [0.5, 1.0], "data.first_size": [48, 48]}, "follow data.first_size"),
+        ({"data.multiscale": [0.5, 1.0], "data.resize": "native"}, "images of one size"),
+        ({"data.multiscale": [0.5, 1.0], "task": "segment"}, "cannot follow data.multiscale"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            with_changes(CONFIG, change, "")

@@ -90,6 +90,66 @@ def test_images_grow_while_training_and_are_whole_at_its_end(tmp_path):
     assert seen == [(8, 8)] * 7 + [(12, 12)] * 6 + [(16, 16)] * 5
 
 
+def stopped_and_resumed(config: TrainConfig, run: Run, stop_at: int, watch) -> None:
+    """A run in two sittings, each of which `watch` is shown before it begins."""
+
+    def stop(event):
+        if event.get("step") == stop_at and "loss" in event:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    first, second = Sitting(config, run), Sitting(config, run)
+    watch(first)
+    with pytest.raises(Interrupted):
+        first.fit(listen=stop)
+    watch(second)
+    second.fit(resume=True)
+
+
+def test_the_size_of_images_changes_from_step_to_step_and_a_resume_changes_nothing(tmp_path):
+    config = replace(CONFIG, data=replace(CONFIG.data, multiscale=(0.5, 1.5)))
+    assert config.train_sizes() == ((8, 8), (12, 12), (16, 16), (20, 20), (24, 24))
+    seen: list[tuple[int, ...]] = []
+
+    def watch(sitting: Sitting) -> None:
+        sitting.task.model.register_forward_pre_hook(
+            lambda model, args: seen.append(tuple(args[0].shape[-2:])) if model.training else None
+        )
+
+    whole = Run.create(tmp_path / "whole", config)
+    sitting = Sitting(config, whole)
+    watch(sitting)
+    sitting.fit()
+    expected, seen[:] = list(seen), []
+    assert len(expected) == 18 and set(expected) == set(config.train_sizes())
+    parts = Run.create(tmp_path / "parts", config)
+    stopped_and_resumed(config, parts, 8, watch)
+    assert seen == expected and losses(parts) == losses(whole)
+
+
+@pytest.mark.parametrize(("accumulate", "calm"), [(1, 0.1), (1, 0.5), (2, 0.5), (1, 0.0)])
+def test_strong_views_end_before_the_run_does(tmp_path, accumulate, calm):
+    augment = replace(CONFIG.augment, calm=calm)
+    config = replace(CONFIG, augment=augment, accumulate=accumulate)
+    told: list[bool] = []
+
+    def watch(sitting: Sitting) -> None:
+        epoch = sitting.train.epoch
+
+        def asked(number, first=0, strong=None):
+            ahead = [strong(batch) for batch in range(first, len(sitting.train))]
+            for batch, made in enumerate(epoch(number, first), first):
+                told.append(strong(batch))
+                assert told[-1] == ahead[batch - first]  # beside a GPU it is asked ahead of time
+                yield made
+
+        sitting.train.epoch = asked
+
+    steps = 18 // accumulate
+    stopped_and_resumed(config, Run.create(tmp_path / "run", config), steps // 2 + 1, watch)
+    # By the share of the run that is done before a batch's step, and not by the clock.
+    assert told == [batch // accumulate < (1 - calm) * steps for batch in range(18)]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_what_cannot_be_compiled_is_told_once_and_computed_all_the_same(tmp_path, monkeypatch):
     plain = Run.create(tmp_path / "plain", CONFIG)

@@ -97,7 +97,9 @@ def write_data(path: Path, side: int) -> Path:
 
 def plan_of(config: TrainConfig, parts: Splits, room: Room = AMPLE, **options) -> Plan:
     cluster = options.pop("cluster", Cluster())
-    return make_plan(config, parts, makers(config, parts), CPU, room, cluster, seconds=0.1)
+    return make_plan(
+        config, parts, makers(config, parts), CPU, room, cluster, seconds=0.1, **options
+    )
 
 
 def nbytes(tensors) -> int:
@@ -243,6 +245,22 @@ def test_a_real_step_takes_what_is_counted_on_paper():
         engine.gradients([batch], 16)
     paper = count_step(task_of(config, "meta"), config, 16, checkpointing=False)
     assert tally.peak == pytest.approx(paper.peak, rel=0.05)
+
+
+def test_where_images_change_their_size_the_largest_are_counted():
+    told: list[str] = []
+    changing = replace(CONFIG, data=replace(CONFIG.data, multiscale=(0.5, 1.5)))
+    whole = replace(CONFIG, data=replace(CONFIG.data, train_size=(24, 24)))
+    counted, expected = (
+        count_step(task_of(config, "meta"), config, 8, checkpointing=False)
+        for config in (changing, whole)
+    )
+    assert counted == expected
+    plan = plan_of(changing, splits(), notify=told.append)
+    assert any("the largest, 24x24, so the run takes less" in sentence for sentence in told)
+    assert plan.tryout is not None
+    tried, fixed = plan.tryout.activations, plan_of(whole, splits()).tryout
+    assert fixed is not None and tried.each == pytest.approx(fixed.activations.each, rel=0.05)
 
 
 def test_flops_of_a_vit_are_the_published_ones():

@@ -316,7 +316,7 @@ def count_step(
 ) -> Step:
     """One step's passes over `images` images, on paper, by a new `task` on the meta device.
 
-    Images are taken to be of the model's (or training crops') size.
+    Images are taken to be of the model's (or training crops') size, the largest if it changes.
     """
     half = config.precision == "bfloat16"
     with META:
@@ -330,7 +330,7 @@ def count_step(
             block.forward = _under(AsOnGPU(half=half), block.forward)
         if checkpointing:
             recompute_blocks(working.model)
-        height, width = config.train_preprocess().size
+        height, width = config.train_sizes()[-1]
         shown = torch.empty(images, config.model.channels, height, width)
         blank = task.targets.blank((height, width))
         batch = Batch(

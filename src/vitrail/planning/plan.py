@@ -231,6 +231,12 @@ def make_plan(
         load = share_out(config, cluster, images)
     if config.data.first_size is not None:
         notify("images grow while training: times are those of whole ones, so the run takes less")
+    if config.data.multiscale is not None:
+        height, width = config.train_sizes()[-1]
+        notify(
+            f"the size of images changes while training: times and memory are those of the "
+            f"largest, {height}x{width}, so the run takes less"
+        )
     if views := config.tune.kept_views:
         epochs = "epoch" if views == 1 else f"{views} epochs"
         notify(f"times are those of the first {epochs}: later ones read what the backbone said")

@@ -22,6 +22,7 @@ from vitrail.planning.paper import Line, Sizes, Step, Tally, held_by, tensors_of
 from vitrail.runs import TrainConfig
 from vitrail.runs.machine import matrix_rate
 from vitrail.tasks import Task
+from vitrail.training.grow import resized
 from vitrail.training.step import Learner
 
 _STEP_SECONDS = 3.0
@@ -104,6 +105,8 @@ def try_out(
     train = makers.train(size)
     batches, read = _read(train, seconds * _READ_SHARE / 2)
     _, read_again = _read(train, seconds * _READ_SHARE / 2, len(batches))
+    if config.data.multiscale is not None:
+        batches = list(resized(batches, config.train_sizes()[-1]))
     images = max(len(batch.indices) for batch in batches)
     meter = Meter(device)
     learner = Learner(makers.task(), config, device)

@@ -84,6 +84,9 @@ class DataConfig:
     first_size: tuple[int, int] | None = None
     """(height, width) of training images in the first steps, scaled down from `train_size`: they
     grow patch by patch until 70% of the run are done (progressive resizing, arXiv 2104.00298)."""
+    multiscale: tuple[float, float] | None = None
+    """The size of training images changes from step to step, between these factors of
+    `train_size`, in whole patches: (0.75, 1.25) is usual for boxes, which are scaled with them."""
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, ...] = (0.5,)
     """Per channel, or one for all, of pixel values in 0..1."""
@@ -366,6 +369,7 @@ class TrainConfig:
         self.data.reading()
         if self.data.train_size is not None:
             self.model.check_size(self.data.train_size)
+        self._check_multiscale()
         self._check_growth()
         if self.data.streamed:
             self._check_stream()
@@ -388,13 +392,15 @@ class TrainConfig:
                     f"take crop or pad"
                 )
             return
+        one_size = self.task in ("segment", "mocov3")  # while boxes are scaled with their images
         asked = {
             f"{setting('method')} probe": self.method == "probe",
             f"{setting('tune.head_init')} probe": self.tune.head_init == "probe",
             f"{setting('augment.mixup')} and cutmix": self.augment.mixes,
             setting("distill.teacher"): self.distill.teacher is not None,
             "a stream": self.data.streamed,
-            setting("data.first_size"): self.data.first_size is not None,
+            setting("data.first_size"): one_size and self.data.first_size is not None,
+            setting("data.multiscale"): one_size and self.data.multiscale is not None,
             "classify": self.classify != ClassifyConfig(),
         }
         if self.task == "mocov3":
@@ -449,6 +455,31 @@ class TrainConfig:
         for size in self.train_sizes():
             self.model.check_size(size)
 
+    def _check_multiscale(self) -> None:
+        factors = self.data.multiscale
+        if factors is None:
+            return
+        name = setting("data.multiscale", factors)
+        if not 0.1 <= factors[0] < factors[1] <= 4:
+            raise UsageError(f"{name}: give 0.1 <= least < greatest <= 4")
+        asked = {
+            setting("data.first_size"): self.data.first_size is not None,
+            setting("distill.teacher"): self.distill.teacher is not None,
+            setting("tune.kept_views"): self.tune.kept_views > 0,
+            setting("data.resize", self.data.resize): not self.train_preprocess().one_size,
+        }
+        if refused := [other for other, is_asked in asked.items() if is_asked]:
+            raise UsageError(
+                f"{name} is for images of one size, which changes from step to step, and cannot "
+                f"follow {', '.join(refused)}: leave that out"
+            )
+        if len(self.train_sizes()) < 2:
+            height, width = self.train_preprocess().size
+            raise UsageError(
+                f"{name}: of the sizes between these factors of {height}x{width} the model takes "
+                f"no two: give factors that are further apart"
+            )
+
     def _check_stream(self) -> None:
         """Refuse what needs all of the training images, or the same ones again."""
         asked = {
@@ -474,6 +505,8 @@ class TrainConfig:
             ignored.append("tune")
         if self.data.first_size is not None:
             ignored.append(setting("data.first_size"))
+        if self.data.multiscale is not None:
+            ignored.append(setting("data.multiscale"))
         if self.distill.teacher is not None:
             ignored.append(setting("distill.teacher"))
         if ignored:
@@ -502,12 +535,13 @@ class TrainConfig:
         return moco_views(self.augment)
 
     def train_sizes(self) -> tuple[tuple[int, int], ...]:
-        """The (height, width) of training images from the first steps on, a patch apart."""
-        whole, first = (
-            self.train_preprocess().size,
-            self.data.first_size or self.train_preprocess().size,
-        )
-        steps = self.model.stride
+        """The (height, width) of training images, a patch apart, the largest last: in the order in
+        which they come, where images grow; with `multiscale` those that a step's is drawn from.
+        """
+        whole, steps = self.train_preprocess().size, self.model.stride
+        if self.data.multiscale is not None:
+            return self._drawn_sizes(whole, self.data.multiscale)
+        first = self.data.first_size or whole
         stages = max(-(-(w - f) // s) for w, f, s in zip(whole, first, steps, strict=True))
         sizes = []
         for stage in range(stages):
@@ -515,6 +549,30 @@ class TrainConfig:
             height, width = (max(1, round(g / s)) * s for g, s in zip(grown, steps, strict=True))
             sizes.append((height, width))
         return (*sizes, whole)
+
+    def _drawn_sizes(
+        self, whole: tuple[int, int], factors: tuple[float, float]
+    ) -> tuple[tuple[int, int], ...]:
+        """Those that the model takes, of about the aspect of `whole`."""
+        patch = self.model.stride
+        step = max(p / w for p, w in zip(patch, whole, strict=True))
+        # A hair wider, so that rounding loses no size that is one of the factors exactly.
+        least, greatest = math.ceil(factors[0] / step - 1e-9), math.floor(factors[1] / step + 1e-9)
+        sizes = []
+        for k in range(least, greatest + 1):
+            height, width = (
+                max(1, round(k * step * w / p)) * p for w, p in zip(whole, patch, strict=True)
+            )
+            if self._takes((height, width)):
+                sizes.append((height, width))
+        return tuple(sizes) or (whole,)
+
+    def _takes(self, size: tuple[int, int]) -> bool:
+        try:
+            self.model.check_size(size)
+        except UsageError:
+            return False
+        return True
 
     def preprocess(self) -> Preprocess:
         """How evaluation sees an image: at the model's size and channels."""

@@ -24,7 +24,7 @@ from vitrail.runs.checkpoint import flatten_optimizer, restore_optimizer, restor
 from vitrail.runs.store import Checkpoints
 from vitrail.runs.world import ALONE, World
 from vitrail.tasks import Task
-from vitrail.training.grow import resized, size_at
+from vitrail.training.grow import drawn_size, resized, size_at
 from vitrail.training.measure import Measured, measured
 from vitrail.training.optim import learning_rate
 from vitrail.training.probe import solve_head
@@ -95,6 +95,11 @@ def fit(
         before = done(Progress(seconds=at.head_seconds))
         return max(0.0, (done(at) - before) / (1 - before)) if before < 1 else 1.0
 
+    def strong(batch: int) -> bool:
+        """Whether a batch of this epoch may have mosaics: not in the last part of the run."""
+        ahead = (batch - at.batch) // config.accumulate
+        return scheduled(at._replace(step=at.step + ahead)) < 1 - config.augment.calm
+
     sizes = config.train_sizes()
     checkpoints = Checkpoints(run, keep=config.keep_checkpoints, crew=world.apart("checkpoints"))
     with (
@@ -115,12 +120,15 @@ def fit(
             at = _evaluate(keeper, at, val, world, listen)  # a signal came before it
         saved = at.seconds
         while done(at) < 1:
-            batches = train.epoch(at.epoch, first=at.batch)
+            batches = train.epoch(at.epoch, at.batch, strong)
             started = time.perf_counter()
             for group in _groups(batches, config.accumulate):
                 part_done = learner.enter(scheduled(at._replace(step=at.step + 1)))
                 if len(sizes) > 1:
-                    group = list(resized(group, size_at(sizes, scheduled(at))))
+                    size = size_at(sizes, scheduled(at))
+                    if config.data.multiscale is not None:
+                        size = drawn_size(sizes, config.seed, at.epoch, at.batch)
+                    group = list(resized(group, size))
                 lr = learning_rate(config.optim, part_done)
                 event: dict[str, Any] = {"step": at.step + 1, "epoch": at.epoch}
                 torch.manual_seed(_seed(config.seed, at.step, world.rank))

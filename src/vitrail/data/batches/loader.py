@@ -16,8 +16,11 @@ from vitrail.data import keyed
 from vitrail.data.batches.batch import Batch
 from vitrail.data.batches.making import (
     Maker,
+    Strong,
     View,
     Wanted,
+    always,
+    check_joinable,
     checked_part,
     no_images,
     normalised,
@@ -39,6 +42,7 @@ from vitrail.data.sources.source import Source
 from vitrail.data.sources.stream import Position
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.data.views.preprocess import Canvas, Preprocess
+from vitrail.errors import UsageError, setting
 
 Notify = Callable[[str], None]
 """Told of what a user should know of the caches."""
@@ -137,13 +141,20 @@ class TrainLoader:
         """`batch_size` counts the images of all processes; no batch is larger than the data.
         `kept_views`: after so many epochs the same views come again, in another order; 0: never.
 
-        Raises `UsageError` for images of different sizes that are to be mixed, and for a batch that
-        the processes cannot share evenly.
+        Raises `UsageError` for images that are to be mixed or joined and cannot be, and for a batch
+        that the processes cannot share evenly.
         """
         self.source = source
         self.preprocess = preprocess
         self.batch_size = min(batch_size, len(source))
         augments = (augments,) if isinstance(augments, AugmentConfig) else augments
+        if augments[0].joins:
+            check_joinable(augments[0], source.targets)
+            if kept_views:
+                raise UsageError(
+                    f"{setting('tune.kept_views', kept_views)} shows the same views again, and "
+                    f"mosaic and blend end before the run does: leave one of them out"
+                )
         self.share = share_of(self.batch_size, part, augments[0], len(source))
         self.part = part
         self.seed = seed
@@ -181,12 +192,17 @@ class TrainLoader:
         """Batches an epoch."""
         return len(self.source) // self.batch_size
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from batch `first` on."""
+    def epoch(self, epoch: int, first: int = 0, strong: Strong = always) -> Iterator[Batch]:
+        """The batches of one epoch, from batch `first` on; `strong` are those that may have mosaics
+        and blends.
+        """
         order = keyed.permutation(self.seed, epoch, len(self.source))
         batches = order[: len(self) * self.batch_size].reshape(len(self), self.part[1], self.share)
         views = epoch % self.kept_views if self.kept_views else epoch
-        wanted = (Wanted(self.source, i, i, views) for i in batches[first:, self.part[0]])
+        wanted = (
+            Wanted(self.source, i, i, views, strong(number))
+            for number, i in enumerate(batches[first:, self.part[0]], first)
+        )
         yield from self._maker.made(
             wanted, self._shelf.picture, self._shelf.skip, self._shelf.check
         )

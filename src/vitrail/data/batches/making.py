@@ -25,7 +25,7 @@ from vitrail.data.pixels.cache import Picture, as_array, as_image
 from vitrail.data.pixels.decode import UnreadableImage
 from vitrail.data.sources.source import Source
 from vitrail.data.sources.stream import Position
-from vitrail.data.targets import Targets, blank_rows, stacked
+from vitrail.data.targets import Boxes, Targets, blank_rows, stacked
 from vitrail.data.views import scaled
 from vitrail.data.views.augment import (
     Augment,
@@ -35,9 +35,19 @@ from vitrail.data.views.augment import (
     view_of,
 )
 from vitrail.data.views.mix import check_mixable, mix, share_unit
+from vitrail.data.views.mosaic import joined
 from vitrail.data.views.preprocess import Canvas, Preprocess
 from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError, setting
+
+Strong = Callable[[int], bool]
+"""Whether a batch, by its number in the epoch, may have mosaics and blends. It is asked when the
+batch is wanted."""
+
+
+def always(batch: int) -> bool:
+    """Strong from the first batch to the last."""
+    return True
 
 
 class Loader(Protocol):
@@ -72,7 +82,7 @@ class Loader(Protocol):
         """Batches an epoch."""
         ...
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first: int = 0, strong: Strong = always) -> Iterator[Batch]:
         """The batches of one epoch, from batch `first` on."""
         ...
 
@@ -86,6 +96,8 @@ class Wanted(NamedTuple):
     numbers: Int[np.ndarray, " b"]
     """What an image's random draws are keyed by, beside the seed and the epoch."""
     epoch: int
+    strong: bool = True
+    """Whether there may be mosaics and blends."""
 
 
 View = UInt8[np.ndarray, "c h w"]
@@ -136,7 +148,9 @@ class Maker:
         self.workers = workers
         self.device = device
         self._fast = (
-            fast and preprocess.one_size and preprocess.interpolation in ("bilinear", "bicubic")
+            fast
+            and preprocess.resize in ("crop", "squash")
+            and preprocess.interpolation in ("bilinear", "bicubic")
         )
 
     def made(
@@ -152,8 +166,7 @@ class Maker:
         over = threading.Event()
 
         def some(one: Wanted, rows: np.ndarray) -> list[_Made | None]:
-            pictures = (look(one.source, i, over.is_set) for i in one.places[rows].tolist())
-            return self._some(one, rows, pictures, skip)
+            return self._some(one, rows, lambda i: look(one.source, i, over.is_set), skip)
 
         def batch(one: Wanted, tasks: Sequence[Future[list[_Made | None]]]) -> Batch:
             made = [image for task in tasks for image in task.result()]
@@ -177,7 +190,7 @@ class Maker:
                 pool.shutdown(cancel_futures=True)
 
     def _some(
-        self, one: Wanted, rows: np.ndarray, pictures: Iterable[Picture | None], skip: Skip
+        self, one: Wanted, rows: np.ndarray, look: Callable[[int], Picture | None], skip: Skip
     ) -> list[_Made | None]:
         numbers = one.numbers[rows]
         boxes = [
@@ -185,15 +198,19 @@ class Maker:
             for view, config in enumerate(self.configs)
         ]
         made: list[_Made | None] = []
-        for row, (picture, place) in enumerate(
-            zip(pictures, one.places[rows].tolist(), strict=True)
-        ):
+        joins = one.strong and self.configs[0].joins
+        for row, place in enumerate(one.places[rows].tolist()):
+            picture = look(place)
             if picture is None:
                 made.append(None)
                 continue
             drawn = [None if each is None else each[row] for each in boxes]
+            number = int(numbers[row])
             try:
-                made.append(self._image(one, place, int(numbers[row]), picture, drawn))
+                if joins:
+                    made.append(self._joined(one, place, number, picture, drawn[0], look, skip))
+                else:
+                    made.append(self._image(one, place, number, picture, drawn))
             except UnreadableImage as error:  # a mask that is damaged, or of another image
                 skip(one.source.key(place), error.reason)
                 made.append(None)
@@ -210,36 +227,85 @@ class Maker:
         """All views of an image; `drawn` is what the crops of those that have some are made by."""
         if self.configs[0].scale is not None:
             return self._scaled(one, place, number, as_image(picture))
-        views = [
-            self._quick_view(as_array(picture), config, draws)
-            if draws is not None and self._fast
-            else view_of(
-                as_image(picture),
-                self.preprocess,
-                config,
-                seed=self.seed,
-                epoch=one.epoch,
-                index=number,
-                view=view,
-                draws=draws,
-            )
-            for view, (config, draws) in enumerate(zip(self.configs, drawn, strict=True))
-        ]
+        views = [self._view(one, number, picture, view, draws) for view, draws in enumerate(drawn)]
         said = self._said(one, place, number, views[0][1])
         return _Made(tuple(pixels for pixels, _ in views), said)
+
+    def _view(
+        self, one: Wanted, number: int, picture: Picture, view: int, draws: list[float] | None
+    ) -> tuple[View, Seen]:
+        config = self.configs[view]
+        if draws is not None and self._fast:
+            return self._quick_view(as_array(picture), config, draws)
+        return view_of(
+            as_image(picture),
+            self.preprocess,
+            config,
+            seed=self.seed,
+            epoch=one.epoch,
+            index=number,
+            view=view,
+            draws=draws,
+        )
 
     def _scaled(self, one: Wanted, place: int, number: int, image: Image.Image) -> _Made:
         """A window that may reach beyond the image, and is not nearly all of one class."""
         config, size = self.configs[0], (image.height, image.width)
-        draws = keyed.uniform(self.seed, one.epoch, np.array([number]), "window", 3 * scaled.TRIES)
-        for drawn in draws.reshape(scaled.TRIES, 3):
-            assert config.scale is not None
-            box = scaled.window(size, self.preprocess.size, config.scale, drawn)
+        for box in self._windows(one, number, size):
             seen = Seen.of_box(box, size, self.preprocess.size)
             said = self._said(one, place, number, seen)
             if "mask" not in said or not scaled.dominated(said["mask"], config.dominance):
                 break
         return _Made((scaled.shown(image, box, self.preprocess)[0],), said)
+
+    def _windows(
+        self, one: Wanted, number: int, size: tuple[int, int]
+    ) -> Iterator[tuple[float, float, float, float]]:
+        """Of an image of (height, width) pixels, the windows that are tried one after another."""
+        scale = self.configs[0].scale
+        draws = keyed.uniform(self.seed, one.epoch, np.array([number]), "window", 3 * scaled.TRIES)
+        for drawn in draws.reshape(scaled.TRIES, 3):
+            assert scale is not None
+            yield scaled.window(size, self.preprocess.size, scale, drawn)
+
+    def _joined(
+        self,
+        one: Wanted,
+        place: int,
+        number: int,
+        picture: Picture,
+        drawn: list[float] | None,
+        look: Callable[[int], Picture | None],
+        skip: Skip,
+    ) -> _Made:
+        """A view that may show other images too, with the boxes of all of them."""
+        image, targets = as_image(picture), one.source.targets
+        assert isinstance(targets, Boxes)
+        targets.size(place)  # raises where the boxes cannot be this image's
+
+        def other(i: int) -> Image.Image | None:
+            found = look(i)
+            try:
+                targets.size(i)
+            except UnreadableImage as error:
+                skip(one.source.key(i), error.reason)
+                return None
+            return None if found is None else as_image(found)
+
+        def alone() -> tuple[View, Seen]:
+            if self.configs[0].scale is None:
+                return self._view(one, number, picture, 0, drawn)
+            box = next(self._windows(one, number, (image.height, image.width)))
+            return scaled.shown(image, box, self.preprocess)
+
+        view = joined(
+            image, place, len(one.source), other, alone, self.preprocess, self.configs[0],
+            seed=self.seed, epoch=one.epoch, index=number,
+        )  # fmt: skip
+        size = (view.pixels.shape[1], view.pixels.shape[2])
+        moves = self.augments[0].moves(np.array([number]), one.epoch, size)
+        parts = ((i, seen.then(moves[0])) for i, seen in view.parts)
+        return _Made((view.pixels,), targets.joined_target(parts))
 
     def _said(self, one: Wanted, place: int, number: int, seen: Seen) -> dict[str, np.ndarray]:
         """What is said of the first view, as it will be when the device has moved its pixels."""
@@ -352,6 +418,16 @@ def no_images(preprocess: Preprocess, device: torch.device) -> Canvas:
     """A batch of none."""
     size = (0, preprocess.channels, *preprocess.size)
     return Canvas(torch.empty(size, dtype=torch.uint8, device=device), None)
+
+
+def check_joinable(augment: AugmentConfig, targets: Targets) -> None:
+    """Raise `UsageError` where images are to be joined whose targets cannot be."""
+    if augment.joins and not isinstance(targets, Boxes):
+        raise UsageError(
+            f"mosaic and blend make one view of several images, whose boxes can be put side by "
+            f"side, but not {targets.kind}: switch them off ({setting('augment.mosaic', 0)} and "
+            f"{setting('augment.blend', 0)})"
+        )
 
 
 def checked_part(part: tuple[int, int]) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import torch
 
 from vitrail.data.batches.batch import Batch
 from vitrail.data.batches.loader import Notify, silent
-from vitrail.data.batches.making import Maker, Wanted, share_of
+from vitrail.data.batches.making import Maker, Strong, Wanted, always, check_joinable, share_of
 from vitrail.data.pixels.cache import Picture
 from vitrail.data.pixels.reading import USUAL, Reader, Reading, check_damage, decoders
 from vitrail.data.sources.source import Source
@@ -61,6 +61,7 @@ class StreamLoader:
         self.preprocess = preprocess
         self.batch_size = min(batch_size, len(source))
         augments = (augments,) if isinstance(augments, AugmentConfig) else augments
+        check_joinable(augments[0], source.targets)
         self.share = share_of(self.batch_size, part, augments[0], len(source))
         self.device = torch.device(device)
         self._fast = reading.decode == "fast"
@@ -110,8 +111,8 @@ class StreamLoader:
         """Batches an epoch."""
         return len(self.source) // self.batch_size
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from batch `first` on."""
+    def epoch(self, epoch: int, first: int = 0, strong: Strong = always) -> Iterator[Batch]:
+        """The batches of one epoch, from batch `first` on; no two images of a stream are joined."""
         self._go_to((epoch * len(self) + first) * self.batch_size)
         ends: deque[Position] = deque()
         wanted = self._wanted(len(self) - first, ends)

@@ -147,19 +147,18 @@ class Boxes:
         a view: those that lie in it, cut to it; of which there is less than LEAST_SEEN left, or
         less than a pixel across, it is ignored. A box that is turned becomes the one around it.
         """
-        corners, labels, ignored = self.of(i)
         height, width = self.size(i)
         if seen is None:
+            corners, labels, ignored = self.of(i)
             boxes = corners * [width, height, width, height]
             size = {"size": np.array([height, width])}
             return _row(boxes, labels, ignored) | size
-        boxes = _moved(corners, seen)
-        shown = boxes.clip(0, np.tile(seen.size[::-1], 2))
-        sides, whole = shown[:, 2:] - shown[:, :2], boxes[:, 2:] - boxes[:, :2]
-        kept = (sides > 0).all(axis=1)
-        little = sides.prod(axis=1) < LEAST_SEEN * whole.prod(axis=1)
-        little |= (sides < _THIN).any(axis=1)
-        return _row(shown[kept], labels[kept], (ignored | little)[kept])
+        return _row(*_in_view(self.of(i), seen))
+
+    def joined_target(self, parts: Iterable[tuple[int, Seen]]) -> dict[str, np.ndarray]:
+        """As `target`, of a view that shows parts of several images: which, and how."""
+        found = [NO_BOXES, *(_in_view(self.of(i), seen) for i, seen in parts)]
+        return _row(*(np.concatenate(each) for each in zip(*found, strict=True)))
 
     def blank(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
         """No boxes."""
@@ -203,6 +202,18 @@ def _row(
         "labels": labels,
         "ignored": ignored.astype(np.int8),
     }
+
+
+def _in_view(said: Said, seen: Seen) -> Said:
+    """What lies in a view, cut to it, in its pixels; what of too little is seen is ignored."""
+    part, whole = np.array(seen.part), _moved(said.corners, seen)
+    inside = said.corners.clip(np.tile(part[:2], 2), np.tile(part[2:], 2))
+    shown = _moved(inside, seen).clip(0, np.tile(seen.size[::-1], 2))
+    sides, whole = shown[:, 2:] - shown[:, :2], whole[:, 2:] - whole[:, :2]
+    kept = (sides > 0).all(axis=1) & (inside[:, 2:] > inside[:, :2]).all(axis=1)
+    little = sides.prod(axis=1) < LEAST_SEEN * whole.prod(axis=1)
+    little |= (sides < _THIN).any(axis=1)
+    return Said(shown[kept], said.labels[kept], (said.ignored | little)[kept])
 
 
 def _moved(corners: Float64[np.ndarray, "m 4"], seen: Seen) -> Float64[np.ndarray, "m 4"]:

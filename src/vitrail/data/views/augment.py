@@ -86,6 +86,14 @@ class AugmentConfig:
     """Alpha of mixup's Beta distribution (arXiv 1710.09412); 0 is none."""
     cutmix: float = 0.0
     """Alpha for cutmix (arXiv 1905.04899); with mixup as well, each has half of the pairs."""
+    mosaic: float = 0.0
+    """For boxes: the probability of a view of 2 x 2 images around a random centre (YOLOv4, arXiv
+    2004.10934). Each covers its quadrant, times a factor of `scale`."""
+    blend: float = 0.0
+    """For boxes: the probability that another image is added, nearly half and half, and its boxes
+    count as well: what detectors call mixup (YOLOX, arXiv 2107.08430)."""
+    calm: float = 0.1
+    """The share of the run, at its end, in which there is no mosaic and no blend (YOLOX)."""
     fill: int = 128
     """The grey level where a shift or a turn uncovers nothing."""
 
@@ -130,6 +138,11 @@ class AugmentConfig:
         """Whether `mix` does anything."""
         return self.mixup > 0 or self.cutmix > 0
 
+    @property
+    def joins(self) -> bool:
+        """Whether a view may show several images with their boxes."""
+        return self.mosaic > 0 or self.blend > 0
+
 
 _RANGES: dict[str, tuple[float, float]] = {
     "dominance": (0.1, 1),
@@ -148,6 +161,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "erase": (0, 1),
     "mixup": (0, 100),
     "cutmix": (0, 100),
+    "mosaic": (0, 1),
+    "blend": (0, 1),
+    "calm": (0, 1),
     "fill": (0, 255),
 }
 _WHOLE = ("shift", "ops", "fill")

@@ -75,12 +75,12 @@ def _boxes(
     cut = choice < (0.5 if config.mixup and config.cutmix else float(config.cutmix > 0))
     boxes = np.tile((0, size[0], 0, size[1]), (len(draws), 1))
     if cut.any():
-        side = np.sqrt(_beta(config.cutmix, quantile[cut]))
+        side = np.sqrt(beta(config.cutmix, quantile[cut]))
         for axis, n in enumerate(size):
             middle = np.floor(centre[axis][cut] * n)
             edges = np.round(middle[:, None] + np.outer(side * n / 2, (-1, 1)))
             boxes[cut, 2 * axis : 2 * axis + 2] = edges.clip(0, n)
-    taken = _beta(config.mixup, quantile) if config.mixup else np.ones_like(quantile)
+    taken = beta(config.mixup, quantile) if config.mixup else np.ones_like(quantile)
     return boxes, np.where(cut, 1.0, taken)
 
 
@@ -102,7 +102,7 @@ def _with_partners(x: Float[Tensor, "b ..."], taken: Float[Tensor, "p ..."]) -> 
     return mixed
 
 
-def _beta(alpha: float, quantile: Float64[np.ndarray, " p"]) -> Float64[np.ndarray, " p"]:
+def beta(alpha: float, quantile: Float64[np.ndarray, " p"]) -> Float64[np.ndarray, " p"]:
     """The inverse of the distribution function of Beta(alpha, alpha)."""
     cumulative, places, power = _beta_table(alpha)
     # It is symmetric about 1/2, and the table holds its lower half.

@@ -29,6 +29,10 @@ class Seen(NamedTuple):
     """(height, width) of the view, in pixels."""
     image: tuple[int, int]
     """(height, width) of the image, in pixels, of which nothing else here depends."""
+    part: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """(left, top, right, bottom) in the image's unit square of what was cut from it for the view:
+    where there is more of the view (what it was filled up with, and what a later move uncovers), it
+    shows background."""
 
     @classmethod
     def of_box(
@@ -43,7 +47,8 @@ class Seen(NamedTuple):
         (height, width), (left, top, right, bottom) = image, box
         x, y = view[1] / (right - left), view[0] / (bottom - top)
         matrix = np.array([[x * width, 0, -x * left], [0, y * height, -y * top], [0, 0, 1.0]])
-        return cls(matrix, view, image)
+        shown = np.clip(np.divide(box, (width, height, width, height)), 0, 1).tolist()
+        return cls(matrix, view, image, tuple(shown))
 
     def then(self, moved: Float64[np.ndarray, "3 3"]) -> "Seen":
         """The view after its pixels were moved: `moved` takes old places in it to new ones."""
