@@ -9,7 +9,7 @@ from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
 from vitrail.data.sources.source import PartedSource
 from vitrail.data.sources.unlabelled import open_unlabelled
 from vitrail.data.split import open_data, task_of, why_bare
-from vitrail.data.targets import Classes, Masks
+from vitrail.data.targets import Boxes, Classes, Masks
 from vitrail.errors import DataError
 
 
@@ -19,13 +19,16 @@ def open_found(
     rules: FolderRules = USUAL,
     masks: MaskRules = AS_THEY_SAY,
 ) -> PartedSource:
-    """Open the data set at `data`, as `open_data` does: with masks where it has some, or else with
-    classes; a folder of images that is in neither way labelled, with nothing.
+    """Open the data set at `data`, as `open_data` does: with masks or boxes where it has some, or
+    else with classes; a folder of images that is in neither way labelled, with nothing.
 
     Raises as `open_data` does.
     """
-    if task_of(data, masks) == "segment":
+    task = task_of(data, masks)
+    if task == "segment":
         return open_data(data, columns, rules, masks=masks, targets=Masks)
+    if task == "detect":
+        return open_data(data, columns, rules, targets=Boxes)
     try:
         return open_data(data, columns, rules, targets=Classes)
     except DataError as no_labels:

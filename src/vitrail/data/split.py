@@ -18,6 +18,7 @@ from jaxtyping import Int64, UInt8
 
 from vitrail.data.names import shortened
 from vitrail.data.sources.arrays import has_idx, open_idx, open_npz
+from vitrail.data.sources.boxed import BoxedSource, has_boxes
 from vitrail.data.sources.csvfile import Columns, CsvSource, NoImageColumn, list_file
 from vitrail.data.sources.folder import FolderSource
 from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open_hub, open_streams
@@ -26,12 +27,12 @@ from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
 from vitrail.data.sources.mask_told import idle_masks
 from vitrail.data.sources.mask_told import told as mask_told
 from vitrail.data.sources.masked import MaskedSource, has_masks
-from vitrail.data.sources.samples import MASKED_SAMPLES, SAMPLES, open_sample
+from vitrail.data.sources.samples import BOXED_SAMPLES, MASKED_SAMPLES, SAMPLES, open_sample
 from vitrail.data.sources.shards import ShardSource, UnlabelledShards, has_shards
 from vitrail.data.sources.source import PARTS, PartedSource, Source, Subset, Tally
 from vitrail.data.sources.stream import HeldImages, StreamSettings, StreamSource
 from vitrail.data.sources.unlabelled import UnlabelledFiles, open_unlabelled
-from vitrail.data.targets import Classes, Masks, Nothing, Targets
+from vitrail.data.targets import Boxes, Classes, Masks, Nothing, Targets
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.units import bytes_text
 
@@ -200,7 +201,8 @@ def open_data(
 ) -> PartedSource:
     """Open the data set at `data`, whole, with what a task learns from: `targets`.
 
-    With `Masks`: a folder of images and their masks (`vitrail.data.sources.masked`), or a sample
+    With `Boxes`: a folder of images and their boxes, or a file in it that tells them
+    (`vitrail.data.sources.boxed`), or a sample set that has some. With `Masks`: a folder of images and their masks (`vitrail.data.sources.masked`), or a sample
     set that has some; `masks` says how they are understood. With `Nothing`: whatever holds images;
     where they have classes, these are kept. With `Classes` as follows.
 
@@ -213,15 +215,21 @@ def open_data(
     """
     name, columns = os.path.expanduser(str(data)), columns or Columns()
     try:
+        if targets is Boxes and not name.startswith(_SAMPLES_PREFIX):
+            return _open_boxed(name, columns, rules, masks)
         if targets is Masks and not name.startswith(_SAMPLES_PREFIX):
             return _open_masked(name, columns, rules, masks)
         if masks != AS_THEY_SAY:
             raise UsageError(f"{setting('data.masks')} is for folders of images with masks")
+        if targets is Boxes and name.removeprefix(_SAMPLES_PREFIX) in BOXED_SAMPLES:
+            return open_sample(name.removeprefix(_SAMPLES_PREFIX), boxes=True)
         source = _open_or_bare(name, columns, rules, bare=targets is Nothing)
     except OSError as error:
         raise DataError(f"cannot open {data}: {error.strerror}") from error
     if targets is not Nothing and not isinstance(source.targets, targets):
-        task = {"masks": "segment", "classes": "classify"}.get(source.targets.kind, "mocov3")
+        task = {"masks": "segment", "classes": "classify", "boxes": "detect"}.get(
+            source.targets.kind, "mocov3"
+        )
         raise DataError(
             f"{data} comes with {source.targets.kind}, not with {targets.kind}: learn that with "
             f"{setting('task', task)}"
@@ -234,6 +242,18 @@ def open_data(
             f"images, but {data} is none"
         )
     return source
+
+
+def _open_boxed(name: str, columns: Columns, rules: FolderRules, masks: MaskRules) -> PartedSource:
+    if masks != AS_THEY_SAY:
+        raise UsageError(f"{setting('data.masks')} is for folders of images with masks")
+    if any(columns):
+        raise UsageError(
+            f"a column is named, but boxes of {name} are found by the usual names of columns"
+        )
+    if not os.path.exists(name):
+        raise _no_data_set(Path(name))
+    return BoxedSource(name, rules)
 
 
 def _open_masked(name: str, columns: Columns, rules: FolderRules, masks: MaskRules) -> PartedSource:
@@ -265,13 +285,19 @@ def why_bare(error: DataError) -> str:
 
 def task_of(data: str, masks: MaskRules = AS_THEY_SAY) -> str:
     """The task that data asks for by what it holds: segment where there are masks, or where it is
-    said how they are understood.
+    said how they are understood; detect where there are boxes alone.
     """
     if masks != AS_THEY_SAY:
         return "segment"
     if data.startswith(_SAMPLES_PREFIX):
-        return "segment" if data.removeprefix(_SAMPLES_PREFIX) in MASKED_SAMPLES else "classify"
-    return "segment" if has_masks(os.path.expanduser(data)) else "classify"
+        name = data.removeprefix(_SAMPLES_PREFIX)
+        if name in MASKED_SAMPLES:
+            return "segment"
+        return "detect" if name in BOXED_SAMPLES else "classify"
+    place = os.path.expanduser(data)
+    if has_masks(place):
+        return "segment"
+    return "detect" if has_boxes(place) else "classify"
 
 
 def _open(name: str, columns: Columns, rules: FolderRules) -> PartedSource:
@@ -338,6 +364,13 @@ def _refuse_unlearnable(data: Path | str, source: PartedSource) -> None:
         )
     if isinstance(source.targets, Classes) and not source.targets.several:
         _refuse_one_class(data, source.targets.names)
+    if isinstance(source.targets, Boxes):
+        learned = source.targets.rows(np.flatnonzero(source.part == _TRAIN))
+        if not learned.counts().sum():
+            raise DataError(
+                f"no image of {data} to train with has an object that counts: look at it with: "
+                f"vitrail data check {data}"
+            )
     if isinstance(source.targets, Masks) and len(source.targets.names) < 2:
         only = ", ".join(source.targets.names) or "none"
         raise DataError(

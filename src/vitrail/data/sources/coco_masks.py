@@ -6,7 +6,6 @@ from those of pycocotools by up to a pixel. Panoptic masks are for coco_panoptic
 """
 
 import hashlib
-import json
 import math
 import os
 import posixpath
@@ -22,17 +21,16 @@ from PIL import Image, ImageDraw
 from vitrail.data.names import label_name, printable
 from vitrail.data.pixels.decode import MAX_SIDE, UnreadableImage
 from vitrail.data.pixels.values import Values
+from vitrail.data.sources.jsonfile import head_of, read_json
+from vitrail.data.sources.listed import paths_meant
 from vitrail.data.sources.parts import part_within
 from vitrail.data.sources.source import PARTS, LeftOut, Tally
 from vitrail.data.sources.walk import Tree
 from vitrail.data.targets.masks import MaskStore
 from vitrail.errors import DataError
-from vitrail.units import bytes_text
 
 BACKGROUND = "background"
-_MOST_BYTES = 4 << 30
 _MOST_PIXELS = 64_000_000
-_HEAD = 1 << 20
 _FOLDERS = ("", "annotations", *("train", "val", "valid", "test"))
 _SEGMENTS = b'"segments_info"'
 _OUTLINE = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[|\{\s*"(counts|size)")')
@@ -161,31 +159,18 @@ def find_coco(root: str) -> list[str]:
 
 
 def _is_coco(file: Path) -> bool:
-    head = _head(file)
+    head = head_of(file)
     return b'"images"' in head or b'"annotations"' in head
 
 
 def has_outlines(file: Path) -> bool:
     """Whether outlines are seen at the beginning or the end of a JSON file."""
-    return bool(_OUTLINE.search(_head(file)))
+    return bool(_OUTLINE.search(head_of(file)))
 
 
 def has_segments(file: Path) -> bool:
     """Whether panoptic segments are seen there."""
-    return _SEGMENTS in _head(file)
-
-
-def _head(file: Path) -> bytes:
-    try:
-        if not file.is_file():
-            return b""
-        with file.open("rb") as stream:
-            head = stream.read(_HEAD)
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(_HEAD, size - _HEAD))
-            return head + stream.read(_HEAD)
-    except OSError:
-        return b""
+    return _SEGMENTS in head_of(file)
 
 
 class Coco(NamedTuple):
@@ -246,7 +231,7 @@ def named_images(
             )
         part = PARTS.index(one.part) if one.part and parts else 0
         for called, drawing in of_file:
-            places = _places(called, one.file, by_name)
+            places = paths_meant(called, one.file, by_name)
             path = places[0] if places else ""
             if not places:
                 left.add("images that are named and not there", f"{one.file} names them", called)
@@ -271,18 +256,6 @@ def named_images(
     )
 
 
-def _places(name: str, file: str, by_name: Mapping[str, list[str]]) -> list[str]:
-    """Where an image may lie: at paths that end like its name, and of these at the ones that have
-    most words in common with the path of the JSON file.
-    """
-    ends = posixpath.normpath(name.replace("\\", "/"))
-    called = by_name.get(posixpath.basename(ends), [])
-    found = [path for path in called if f"/{path}".endswith(f"/{ends}")] or called
-    words = set(re.findall(r"[a-z]+\d*", file.lower()))
-    common = {path: len(words & set(path.lower().split("/"))) for path in found}
-    return [path for path in found if common[path] == max(common.values())]
-
-
 class CocoJson:
     """A file of COCO's. Raises `DataError` for one that is none."""
 
@@ -293,15 +266,14 @@ class CocoJson:
         found = next((name for word in words if (name := part_within(word))), None)
         self.part = found and found.part
         """Which part of the data it is for, by its name or its folders'."""
-        path = Path(root, file)
         try:
-            if path.stat().st_size > _MOST_BYTES:
-                raise ValueError(f"it has more than {bytes_text(_MOST_BYTES)}")
-            content = json.loads(path.read_bytes())
+            content = read_json(Path(root, file))
             self.images = {one["id"]: one for one in content["images"]}
             if len(self.images) != len(content["images"]):
                 raise ValueError("two images have one id")
             categories = sorted(content["categories"], key=lambda one: one["id"])
+            self.categories: list[Any] = categories
+            """By rising id."""
             # Roboflow writes a category and its kind alike: of one name they are one class.
             index = {BACKGROUND: 0} if first else {}
             self.index = {
@@ -312,7 +284,7 @@ class CocoJson:
                 raise ValueError("two categories have one id")
             self.names = tuple(index)[first:]
             self.annotations: list[Any] = list(content["annotations"])
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"{file} is no COCO file that can be read: {error}") from error
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(

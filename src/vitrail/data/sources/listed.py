@@ -6,8 +6,9 @@ with the ending of the one image that is called so.
 """
 
 import os
+import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple
 
@@ -15,6 +16,20 @@ from vitrail.data.sources.formats import IMAGE_EXTENSIONS
 
 _SEARCHED = 200
 """Folders that are looked through for where a name may lead instead."""
+
+
+def paths_meant(name: str, file: str, by_name: Mapping[str, list[str]]) -> list[str]:
+    """The images that `name` in the annotation file `file` may mean: at paths that end like it, and
+    of these at the ones that have most words in common with the path of the file.
+
+    `by_name` has the paths by their last part.
+    """
+    ends = posixpath.normpath(name.replace("\\", "/"))
+    called = by_name.get(posixpath.basename(ends), [])
+    found = [path for path in called if f"/{path}".endswith(f"/{ends}")] or called
+    words = set(re.findall(r"[a-z]+\d*", file.lower()))
+    common = {path: len(words & set(path.lower().split("/"))) for path in found}
+    return [path for path in found if common[path] == max(common.values())]
 
 
 class _Folder(NamedTuple):

@@ -2,7 +2,8 @@
 
 `samples:emoji` lies inside the package. `samples:fashion-mnist` is brought by `fetch` out of
 Debian's archive, or put into the cache by hand; its split is the official one. Those with masks,
-`samples:scenes`, `samples:brain` and `samples:scratch`, are made of what wheels on PyPI hold.
+`samples:scenes`, `samples:brain` and `samples:scratch`, and those with boxes, `samples:trees` and
+the scenes again, are made of what wheels on PyPI hold.
 """
 
 import gzip
@@ -20,11 +21,13 @@ from vitrail.data.sources.csvfile import CsvSource
 from vitrail.data.sources.scans import SCANS, fetch_scan, open_scan
 from vitrail.data.sources.scenes import SceneSource, fetch_photographs
 from vitrail.data.sources.source import PartedSource
+from vitrail.data.sources.trees import TreeSource, fetch_trees
 from vitrail.disk import write_whole
 from vitrail.errors import DataError, unknown_name
 
 MASKED_SAMPLES = ("scenes", *SCANS)
-SAMPLES = ("emoji", "fashion-mnist", *MASKED_SAMPLES)
+BOXED_SAMPLES = ("scenes", "trees")
+SAMPLES = ("emoji", "fashion-mnist", *MASKED_SAMPLES, "trees")
 
 _EMOJI = Path(__file__).parent / "emoji" / "labels.csv"
 _FASHION_PACKAGE = "dataset-fashion-mnist"
@@ -58,8 +61,9 @@ def cache_folder() -> Path:
         raise DataError("there is no home folder for the cache: set VITRAIL_CACHE") from error
 
 
-def open_sample(name: str) -> PartedSource:
-    """The sample set `name`, with the parts (train, test) that it comes in.
+def open_sample(name: str, *, boxes: bool = False) -> PartedSource:
+    """The sample set `name`, with the parts (train, test) that it comes in; with `boxes`, where it
+    has masks as well.
 
     Raises UsageError for a name that is not in SAMPLES, DataError for a set not fetched yet.
     """
@@ -68,7 +72,9 @@ def open_sample(name: str) -> PartedSource:
     if name == "emoji":
         return CsvSource(_EMOJI)
     if name == "scenes":
-        return SceneSource(cache_folder() / "data" / name)
+        return SceneSource(cache_folder() / "data" / name, boxes=boxes)
+    if name == "trees":
+        return TreeSource(cache_folder() / "data" / name)
     if name in SCANS:
         return open_scan(name, cache_folder() / "data" / name)
     folder = _fashion_folder()
@@ -92,7 +98,7 @@ def fetch(name: str, progress: Callable[[str], None]) -> Path:
     if name == "emoji":
         return _EMOJI.parent
     if name != "fashion-mnist":
-        return _fetch_masked(name, progress)
+        return _fetch_wheel(name, progress)
     folder = _fashion_folder()
     progress(f"checking what is in {folder}")
     if _is_fashion(folder):
@@ -104,8 +110,8 @@ def fetch(name: str, progress: Callable[[str], None]) -> Path:
     return folder
 
 
-def _fetch_masked(name: str, progress: Callable[[str], None]) -> Path:
-    """Bring a set with masks out of its wheel, unless it is there."""
+def _fetch_wheel(name: str, progress: Callable[[str], None]) -> Path:
+    """Bring a set out of its wheel, unless it is there."""
     folder = cache_folder() / "data" / name
     progress(f"checking what is in {folder}")
     try:
@@ -114,6 +120,8 @@ def _fetch_masked(name: str, progress: Callable[[str], None]) -> Path:
         try:
             if name == "scenes":
                 fetch_photographs(folder, progress)
+            elif name == "trees":
+                fetch_trees(folder, progress)
             else:
                 fetch_scan(name, folder, progress)
         except (DataError, OSError) as error:

@@ -13,6 +13,7 @@ kept in the user's cache.
 import csv
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -24,8 +25,10 @@ from PIL import Image
 
 from vitrail.data.sources.source import PARTS, LeftOut
 from vitrail.data.sources.wheels import Wheel, opened
+from vitrail.data.targets.boxes import Boxes, Said, Sizes
 from vitrail.data.targets.coding import Coding
 from vitrail.data.targets.masks import Masks
+from vitrail.data.targets.targets import Targets
 from vitrail.disk import whole
 from vitrail.errors import DataError
 
@@ -98,16 +101,19 @@ class SceneSource:
     Raises DataError where the photographs are not in `folder`.
     """
 
-    def __init__(self, folder: Path, seed: int = 0) -> None:
-        self._folder = folder
-        self._seed = seed
+    def __init__(self, folder: Path, seed: int = 0, *, boxes: bool = False) -> None:
+        """With `boxes`, `targets` are those of the emoji, which have no background."""
+        self.folder = folder
+        self.seed = seed
         self.groups, _ = _emoji()
         for part in COUNTS:
             _photographs(folder, part)
         sizes = list(COUNTS.values())
         self.part = np.repeat(np.array([PARTS.index(p) for p in COUNTS], np.uint8), sizes)
         coding = Coding({k: k for k in range(len(self.groups) + 1)})
-        self.targets = Masks((BACKGROUND, *self.groups), SceneMasks(self), coding)
+        self.targets: Targets = (
+            _boxes(self) if boxes else Masks((BACKGROUND, *self.groups), SceneMasks(self), coding)
+        )
         self.left_out: tuple[LeftOut, ...] = ()
         self.notes: tuple[str, ...] = ()
 
@@ -117,7 +123,7 @@ class SceneSource:
     def scene(self, i: int) -> Scene:
         """All that is known of scene `i`."""
         part, within = self._place(i)
-        return _drawn(self._folder, self._seed, part, within)
+        return _drawn(self.folder, self.seed, part, within)
 
     def key(self, i: int) -> str:
         part, within = self._place(i)
@@ -127,11 +133,45 @@ class SceneSource:
         return Image.fromarray(self.scene(i).image)
 
     def stamp(self, i: int) -> str:
-        return f"scenes {VERSION} {self._seed} {self.key(i)}"
+        return f"scenes {VERSION} {self.seed} {self.key(i)}"
 
     def _place(self, i: int) -> tuple[str, int]:
         train = COUNTS["train"]
         return ("train", i) if i < train else ("val", i - train)
+
+
+def _boxes(source: SceneSource) -> Boxes:
+    """Those of all scenes, which are drawn for it once and then kept beside the photographs."""
+    file = source.folder / f"boxes-{VERSION}-{source.seed}.npz"
+    found = _stored_boxes(file, len(source))
+    if found is None:
+        scenes = [source.scene(i) for i in range(len(source))]
+        found = {
+            "boxes": np.concatenate([scene.boxes for scene in scenes]),
+            "classes": np.concatenate([scene.classes for scene in scenes]),
+            "starts": np.cumsum([0, *(len(scene.classes) for scene in scenes)]),
+            "sizes": np.array([scene.objects.shape for scene in scenes]),
+        }
+        with suppress(OSError), whole(file) as beside, beside.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **found)
+    sizes = np.repeat(found["sizes"], np.diff(found["starts"]), axis=0)
+    corners = found["boxes"].astype(np.float64) / sizes[:, [1, 0, 1, 0]]
+    said = Said(corners, found["classes"], np.zeros(len(corners), bool))
+    return Boxes(source.groups, said, found["starts"], Sizes(found["sizes"]))
+
+
+def _stored_boxes(file: Path, n: int) -> dict[str, np.ndarray] | None:
+    """What was kept; None where there is none, or it is damaged."""
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            found = {name: stored[name] for name in ("boxes", "classes", "starts", "sizes")}
+    except Exception:  # whatever zip and numpy throw at damage
+        return None
+    k = len(found["classes"])
+    fits = found["boxes"].shape == (k, 4) and found["sizes"].shape == (n, 2)
+    return (
+        found if fits and found["starts"].shape == (n + 1,) and found["starts"][-1] == k else None
+    )
 
 
 class SceneMasks:

@@ -4,6 +4,7 @@ from vitrail.data.targets.boxes import ANY as ANY
 from vitrail.data.targets.boxes import NO_BOXES as NO_BOXES
 from vitrail.data.targets.boxes import Boxes as Boxes
 from vitrail.data.targets.boxes import Said as Said
+from vitrail.data.targets.boxes import Sizes as Sizes
 from vitrail.data.targets.classes import Classes as Classes
 from vitrail.data.targets.classes import classes_of as classes_of
 from vitrail.data.targets.coding import IGNORE as IGNORE

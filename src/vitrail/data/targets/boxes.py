@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int64, UInt64
 
+from vitrail.data.pixels.decode import UnreadableImage
 from vitrail.data.views.seen import Seen
 
 ANY = -2
@@ -34,6 +35,21 @@ class Said(NamedTuple):
     ignored: Bool[np.ndarray, " m"]
     """What is neither learned from nor measured by: crowds, difficult ones, regions. What a model
     finds there is no mistake."""
+
+
+class Sizes:
+    """(height, width) of each image, upright, where that is known of all; 0 of those that nobody
+    can read, which raise `UnreadableImage`.
+    """
+
+    def __init__(self, sizes: Int64[np.ndarray, "n 2"]) -> None:
+        self._sizes = sizes
+
+    def __call__(self, i: int) -> tuple[int, int]:
+        height, width = self._sizes[i].tolist()
+        if not height:
+            raise UnreadableImage("its header cannot be read")
+        return height, width
 
 
 NO_BOXES = Said(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool))

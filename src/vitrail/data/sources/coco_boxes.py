@@ -1,0 +1,114 @@
+"""COCO's JSON: bbox is [left, top, width, height] in pixels from 0.
+
+Classes are the categories by rising id, as their file has them; ids may have gaps. `iscrowd` and
+`ignore` are ignored, in learning and in measuring. What is no class goes: a row for the background
+and Roboflow's kind of all categories, where no annotation is of them. Outlines are not looked at.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitrail.data.names import shortened
+from vitrail.data.sources.coco_masks import CocoJson, find_coco
+from vitrail.data.sources.jsonfile import head_of, text_of
+from vitrail.data.sources.marks import Marked, Marks, name_of, numbers, size_said
+from vitrail.data.sources.source import PARTS
+from vitrail.data.sources.walk import Tree
+from vitrail.errors import DataError
+
+_BOX = re.compile(rb'"bbox"\s*:\s*\[')
+_BACKGROUND = ("background", "__background__")
+
+
+def find_coco_boxes(root: str) -> list[str]:
+    """The files of a folder that may be COCO's, by their beginnings and ends."""
+    return find_coco(root)
+
+
+def has_boxes_in(file: Path) -> bool:
+    """Whether boxes are seen at the beginning or the end of a JSON file of COCO's."""
+    head = head_of(file)
+    return bool(_BOX.search(head)) and b'"annotations"' in head
+
+
+def read_coco_boxes(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Marks:
+    """Raises `DataError` for a file that is damaged or says two things of one id."""
+    marks = Marks(tree, parts=parts)
+    loaded = [CocoJson(root, file, first=0) for file in files]
+    used = [_used(one) for one in loaded]
+    names = [_names(one, ids, marks) for one, ids in zip(loaded, used, strict=True)]
+    for one, own in zip(loaded, names, strict=True):
+        if set(own.values()) != set(names[0].values()):
+            marks.notes.append(f"{one.file} names other classes than {loaded[0].file}: all count")
+        marks.declare(own.values())
+    for one, own in zip(loaded, names, strict=True):
+        _read(one, own, marks, part=PARTS.index(one.part) if parts and one.part else None)
+    marks.unnamed("no JSON file names them")
+    return marks
+
+
+def _used(one: CocoJson) -> set[object]:
+    """The ids of categories that annotations have."""
+    found = set()
+    for each in one.annotations:
+        try:
+            found.add(each["category_id"])
+        except (KeyError, TypeError, IndexError):
+            continue
+    return found
+
+
+def _names(one: CocoJson, used: set[object], marks: Marks) -> dict[object, str]:
+    """Of each category's id its name, by rising id."""
+    try:
+        kinds = {text_of(each.get("supercategory") or "") for each in one.categories}
+        names = {each["id"]: name_of(each["name"]) for each in one.categories}
+        tops = {each["id"] for each in one.categories if each.get("supercategory") == "none"}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{one.file}: a category needs a name that can be printed") from error
+    idle = {
+        key: name
+        for key, name in names.items()
+        if key not in used and (name.lower() in _BACKGROUND or (key in tops and name in kinds))
+    }
+    if idle:
+        rows = shortened(idle.values())
+        marks.notes.append(f"{one.file}: no class, for nothing is of them: {rows}")
+    return {key: name for key, name in names.items() if key not in idle}
+
+
+def _read(one: CocoJson, names: dict[object, str], marks: Marks, part: int | None) -> None:
+    rows: dict[object, Marked] = {}
+    for number, (key, image) in enumerate(one.images.items()):
+        try:
+            called = text_of(image["file_name"])
+        except (KeyError, TypeError):
+            what = f"image {number} of {one.file}"
+            marks.left.add("images without a file_name", "it says which file is meant", what)
+            continue
+        if (path := marks.find(called, one.file)) is None:
+            continue
+        size = size_said(image.get("height"), image.get("width"))
+        marked = marks.begin(path, marks.part(path) if part is None else part, size)
+        if marked is not None:
+            rows[key] = marked
+    labels = {key: marks.label(name) for key, name in names.items()}
+    for number, each in enumerate(one.annotations):
+        try:
+            marked = rows.get(each["image_id"])
+            if marked is None:
+                known = each["image_id"] in one.images
+                why = "their image is left out" if known else "no image has their image_id"
+                raise ValueError(why)
+            if each["category_id"] not in labels:
+                raise ValueError("no category has their category_id")
+            left, top, width, height = numbers(each["bbox"])
+            crowd = bool(each.get("iscrowd")) or bool(each.get("ignore"))
+            corners = left, top, left + width, top + height
+            marked.add(corners, labels[each["category_id"]], crowd)
+        except (KeyError, TypeError, AttributeError, IndexError):
+            why = "they need image_id, category_id and bbox"
+            marks.left.add("annotations", why, f"annotation {number} of {one.file}")
+        except ValueError as error:
+            marks.left.add("annotations", str(error), f"annotation {number} of {one.file}")

@@ -1,0 +1,227 @@
+"""Marks: what annotation files say of the boxes in images, whatever their format, before it is held
+against the images themselves (box_frames.py does that).
+"""
+
+import os
+import posixpath
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitrail.data.names import label_name
+from vitrail.data.pixels.decode import MAX_SIDE
+from vitrail.data.sources.jsonfile import text_of
+from vitrail.data.sources.listed import paths_meant
+from vitrail.data.sources.parts import part_within
+from vitrail.data.sources.source import PARTS, Tally
+from vitrail.data.sources.walk import Tree, is_hidden
+from vitrail.data.targets.boxes import ANY
+
+REGIONS = frozenset(
+    (
+        *("ignore", "ignored", "ignore region", "ignored region", "ignored regions", "dontcare"),
+        *("don't care", "void", "unlabeled", "unlabelled"),
+    )
+)
+"""Names, in small letters, of what is no class, but a place where nothing counts."""
+REGION = "ignored"
+"""The one of them that we write."""
+
+
+@dataclass(slots=True)
+class Marked:
+    """What is said of one image."""
+
+    part: int
+    """Its index in PARTS."""
+    size: tuple[int, int] | None
+    """(height, width), where somebody says it."""
+    corners: "array[float]" = field(default_factory=lambda: array("d"))
+    """Left, top, right, bottom of one box after another."""
+    labels: "array[int]" = field(default_factory=lambda: array("q"))
+    ignored: "array[int]" = field(default_factory=lambda: array("b"))
+
+    def add(
+        self, corners: tuple[float, float, float, float], label: int, ignored: bool = False
+    ) -> None:
+        """One box more; what has no class is ignored."""
+        self.corners.extend(corners)
+        self.labels.append(label)
+        self.ignored.append(ignored or label == ANY)
+
+
+class Marks:
+    """Collects what the files of a data set say, image by image, and what is at fault in them."""
+
+    def __init__(self, tree: Tree, *, parts: bool, unit: bool = False) -> None:
+        """`parts`: whether names of files and folders say which part an image is for; `unit`:
+        whether boxes are told in the image's unit square, instead of in pixels.
+        """
+        self.images: dict[str, Marked] = {}
+        """By path."""
+        self.left = Tally()
+        self.notes: list[str] = []
+        self.unit = unit
+        self._parts = parts
+        self._paths = tree.images()
+        self._by_name: dict[str, list[str]] = {}
+        self._by_stem: dict[str, list[str]] = {}
+        for path in self._paths:
+            name = posixpath.basename(path)
+            self._by_name.setdefault(name, []).append(path)
+            self._by_stem.setdefault(posixpath.splitext(name)[0], []).append(path)
+        self._there = set(self._paths)
+        self._index: dict[str, int] = {}
+        self._declared = 0
+
+    def paths(self) -> list[str]:
+        """Of all images that are there, sorted."""
+        return self._paths
+
+    def is_there(self, path: str) -> bool:
+        """Whether there is an image at `path`."""
+        return path in self._there
+
+    def knows(self, name: str) -> bool:
+        """Whether any image is called `name`."""
+        return name in self._by_name
+
+    def declare(self, names: Iterable[str]) -> None:
+        """Classes in the order that their data set gives them."""
+        for name in names:
+            self.label(name)
+        self._declared = len(self._index)
+
+    def label(self, name: str) -> int:
+        """The number of a class until `classes` orders them; ANY for a region of none."""
+        name = label_name(name)
+        if name.lower() in REGIONS:
+            return ANY
+        return self._index.setdefault(name, len(self._index))
+
+    def classes(self) -> tuple[tuple[str, ...], list[int]]:
+        """The names: first those that were declared, then the others, sorted; and of each number
+        that `label` gave its place among them.
+        """
+        known = list(self._index)
+        first, others = known[: self._declared], known[self._declared :]
+        numbers = all(name.isdecimal() for name in others)
+        ordered = [*first, *sorted(others, key=lambda name: (int(name) if numbers else 0, name))]
+        place = {name: k for k, name in enumerate(ordered)}
+        return tuple(ordered), [place[name] for name in known]
+
+    def part(self, *paths: str) -> int:
+        """The part that the first of these paths with a word for one is of, by its last such word;
+        else training.
+        """
+        if self._parts:
+            for path in paths:
+                stem = posixpath.splitext(path)[0]
+                for word in reversed(stem.split("/")):
+                    if found := part_within(word):
+                        return PARTS.index(found.part)
+        return 0
+
+    def find(self, called: str, file: str, *, by_stem: bool = False) -> str | None:
+        """The one image that the annotation file `file` means; none is counted as such.
+
+        By its path from the file's folder or the root, or else by how its path ends; `by_stem`: by
+        its name without ending.
+        """
+        ends = posixpath.normpath(called.replace("\\", "/"))
+        for folder in () if by_stem else (posixpath.dirname(file), ""):
+            path = posixpath.normpath(posixpath.join(folder, ends))
+            if path in self._there:
+                return path
+        found = paths_meant(called, file, self._by_stem if by_stem else self._by_name)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            self.left.add("images that may be meant", f"{file} names one of them", *found)
+        elif ends.startswith("../") or posixpath.isabs(ends):
+            self.left.add("images outside the folder", "a data set lies in one folder", called)
+        else:
+            self.left.add("images that are named and not there", "no file is called so", called)
+        return None
+
+    def begin(self, path: str, part: int, size: tuple[int, int] | None = None) -> Marked | None:
+        """To say what is on an image; None where it was said before, which is counted."""
+        if path in self.images:
+            self.left.add("images that are named twice", "the first one is taken", path)
+            return None
+        self.images[path] = marked = Marked(part, size)
+        return marked
+
+    def unnamed(self, why: str) -> None:
+        """Leave out the images of which nothing is said."""
+        rest = [path for path in self._paths if path not in self.images]
+        self.left.add("images without boxes or a word that they have none", why, *rest)
+
+
+def size_said(height: Any, width: Any) -> tuple[int, int] | None:
+    """(height, width) as a file says it; None where it says nothing that an image can have."""
+    try:
+        size = int(float(height)), int(float(width))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return size if all(0 < side <= 4 * MAX_SIDE for side in size) else None
+
+
+def numbers(values: Sequence[Any]) -> tuple[float, float, float, float]:
+    """Four numbers, whatever their size. Raises `ValueError` for anything else."""
+    try:
+        first, second, third, fourth = map(float, values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError("a box is four numbers") from error
+    return first, second, third, fourth
+
+
+def name_of(value: object) -> str:
+    """A class's name as a file gives it. Raises `ValueError` for what is none."""
+    try:
+        name = label_name(text_of(value))
+    except TypeError as error:
+        raise ValueError("a class has a name") from error
+    if not name or not name.isprintable():
+        raise ValueError("a class has a name")
+    return name
+
+
+def annotation_files(
+    root: str, endings: tuple[str, ...], *, most: int | None = None, deep: int = 8
+) -> list[str]:
+    """The files in `root` of these endings, sorted, relative to it; links to folders are not
+    followed. `most`: entries of a folder, and folders, that are looked at.
+    """
+    found: list[str] = []
+    pending = [("", 0)]
+    seen = 0
+    while pending and (most is None or seen < most):
+        folder, level = pending.pop(0)
+        seen += 1
+        try:
+            with os.scandir(os.path.join(root, folder)) as entries:
+                for number, entry in enumerate(entries):
+                    if most is not None and number >= most:
+                        break
+                    if is_hidden(entry.name):
+                        continue
+                    path = posixpath.join(folder, entry.name)
+                    if entry.name.lower().endswith(endings):
+                        found += [path] if entry.is_file() else []
+                    elif level < deep and entry.is_dir(follow_symlinks=False):
+                        pending.append((path, level + 1))
+        except OSError:  # as `walk` says of those that it cannot list
+            continue
+    return sorted(found)
+
+
+def first_lines(root: str, file: str, size: int = 4096) -> str:
+    """The beginning of a text file; empty where there is none."""
+    try:
+        with Path(root, file).open("rb") as stream:
+            return stream.read(size).decode("utf-8-sig", "replace")
+    except OSError:
+        return ""

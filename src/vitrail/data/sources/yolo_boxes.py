@@ -1,0 +1,242 @@
+"""YOLO: a text file an image, a row a box: class, centre x and y, width, height, in 0..1.
+
+The text of images/17.jpg is labels/17.txt (the last `images` of its path), or lies beside it. An
+image without a text, or with an empty one, shows nothing. Of a polygon (class, x, y, x, y, ...)
+the box around it is taken. data.yaml says classes and parts; without it, classes.txt and the names
+of folders do. Boxes are taken to lie on the image as EXIF turns it: that is how YOLO tools read.
+"""
+
+import math
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitrail.data.names import shortened
+from vitrail.data.sources.marks import Marks, annotation_files, first_lines, name_of
+from vitrail.data.sources.walk import Tree
+from vitrail.errors import DataError
+from vitrail.units import bytes_text
+
+_MOST_BYTES = 1 << 28
+_MOST_YAML = 1 << 20
+_LOOKED_AT = 200
+_ROW = re.compile(r"\s*\d+(\.0*)?(\s+[-+.\de]+){4,}\s*")
+_PART_KEYS = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
+_NO_LABELS = frozenset(("classes.txt", "labels.txt", "train.txt", "val.txt", "test.txt"))
+
+
+def find_yolo(root: str, *, most: int | None = None, file: str | None = None) -> list[str]:
+    """data.yaml, where there is one that is YOLO's, and the texts of labels; or none."""
+    named = [file] if file else annotation_files(root, (".yaml", ".yml"), most=most, deep=1)
+    about = [one for one in named if _is_about(root, one)]
+    texts = [
+        one
+        for one in annotation_files(root, (".txt",), most=most)
+        if posixpath.basename(one).lower() not in _NO_LABELS
+    ]
+    # Any .txt may lie anywhere: those in a folder `labels`, or rows of numbers, are YOLO's.
+    seen = any(_is_rows(root, text) for text in texts[:_LOOKED_AT])
+    return [*about[:1], *texts] if about or seen else []
+
+
+def read_yolo(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Marks:
+    """Raises `DataError` for a data.yaml that cannot be read."""
+    marks = Marks(tree, parts=parts, unit=True)
+    about = next((file for file in files if file.lower().endswith((".yaml", ".yml"))), None)
+    texts = set(files) - {about}
+    places: dict[str, int] = {}
+    names = _lines(root)
+    if about is not None:
+        names, places = _about(root, about, marks)
+    count = len(names)
+    marks.declare(names)
+    labels: dict[int, int] = {k: marks.label(name) for k, name in enumerate(names)}
+    used: set[str] = set()
+    bare: list[str] = []
+    polygons = 0
+    for path in marks.paths():
+        part = _placed(places, path) if places else marks.part(posixpath.dirname(path))
+        if part is None:
+            continue
+        marked = marks.begin(path, part)
+        if marked is None:
+            continue
+        text = next((each for each in _texts(path) if each in texts), None)
+        if text is None:
+            bare.append(path)
+            continue
+        used.add(text)
+        for number, row in enumerate(_rows(root, text, marks)):
+            where = f"row {number + 1} of {text}"
+            try:
+                label, corners, polygon = _box(row)
+            except ValueError as error:
+                marks.left.add("rows", str(error), where)
+                continue
+            if names and label >= count:
+                marks.left.add("rows of classes that no name is for", f"of {count} names", where)
+                continue
+            if label not in labels:
+                labels[label] = marks.label(str(label))
+            polygons += polygon
+            marked.add(corners, labels[label])
+    if polygons:
+        marks.notes.append(f"polygons, of which the box around them is taken: {polygons:,}")
+    if bare:
+        marks.notes.append(
+            f"images without a text of labels, so that they show nothing: {len(bare):,} of "
+            f"{len(marks.images):,}: {shortened(bare, 3)}"
+        )
+    alone = sorted(texts - used)
+    marks.left.add("texts of labels without an image", "no image is called like them", *alone)
+    if places:
+        marks.unnamed(f"{about} names no folder of theirs")
+    return marks
+
+
+def _is_about(root: str, file: str) -> bool:
+    text = first_lines(root, file, _MOST_YAML)
+    keys = set(re.findall(r"^(\w+)\s*:", text, re.MULTILINE))
+    return bool({"names", "nc"} & keys) and bool({"train", "val", "path", "test"} & keys)
+
+
+def _is_rows(root: str, file: str) -> bool:
+    lines = [line for line in first_lines(root, file).splitlines()[:-1] if line.strip()]
+    if not lines:
+        lines = first_lines(root, file, 1024).splitlines()[:1]
+    return bool(lines) and all(_ROW.fullmatch(line) for line in lines[:10])
+
+
+def _lines(root: str) -> list[str]:
+    """classes.txt: a name a line."""
+    for file in ("classes.txt", "labels/classes.txt", "obj.names"):
+        lines = first_lines(root, file, _MOST_YAML).splitlines()
+        try:
+            if found := [name_of(line) for line in lines if line.strip()]:
+                return found
+        except ValueError:
+            continue
+    return []
+
+
+def _about(root: str, file: str, marks: Marks) -> tuple[list[str], dict[str, int]]:
+    """The names, and of folders and images the part that they are for."""
+    try:
+        place = Path(root, file)
+        if place.stat().st_size > _MOST_YAML:
+            raise ValueError(f"it has more than {bytes_text(_MOST_YAML)}")
+        found = yaml.safe_load(place.read_text("utf-8-sig"))
+        if not isinstance(found, Mapping):
+            raise ValueError("it is no mapping")
+        names = _names(found)
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        said = str(error).partition("\n")[0]
+        raise DataError(f"{file} is no data.yaml that can be read: {said}") from error
+    places: dict[str, int] = {}
+    lost: list[str] = []
+    for key, part in _PART_KEYS.items():
+        given = found.get(key)
+        for one in given if isinstance(given, list) else [given] if given else ():
+            where = _place(root, file, str(found.get("path") or ""), str(one), marks)
+            if not where:
+                lost.append(f"{key}: {str(one)[:80]!r}")
+            for path in where:
+                places.setdefault(path, part)
+    if lost:
+        marks.notes.append(f"{file} names places that are not in the folder: {shortened(lost, 3)}")
+    return names, places
+
+
+def _names(found: Mapping[Any, Any]) -> list[str]:
+    names = found.get("names")
+    if isinstance(names, Mapping):
+        try:
+            given = {int(key): name_of(name) for key, name in names.items()}
+        except (TypeError, OverflowError) as error:
+            raise ValueError("names are of numbers") from error
+        if given and (min(given) < 0 or max(given) > 100_000):
+            raise ValueError("a class has a number of 0 or more")
+        return [given.get(k, f"class {k}") for k in range(max(given, default=-1) + 1)]
+    if isinstance(names, list):
+        return [name_of(name) for name in names]
+    count = found.get("nc")
+    return [str(k) for k in range(count)] if isinstance(count, int) and 0 < count < 100_000 else []
+
+
+def _place(root: str, file: str, base: str, given: str, marks: Marks) -> list[str]:
+    """The folder, or the images of a list, that data.yaml means; all within the data."""
+    beside = posixpath.dirname(file)
+    tail = re.sub(r"^(\.\./|\./|/)+", "", given.replace("\\", "/"))
+    ways = [posixpath.join(beside, base, given), posixpath.join(beside, given), tail]
+    # Somebody else's `path`, and Roboflow's ../train: what is left of it at the end.
+    words = tail.split("/")
+    ways += ["/".join(words[k:]) for k in range(1, len(words))]
+    for way in ways:
+        path = posixpath.normpath(way)
+        if path.startswith(("..", "/")) or "\0" in path:
+            continue
+        if path.lower().endswith(".txt") and Path(root, path).is_file():
+            lines = first_lines(root, path, _MOST_BYTES).splitlines()
+            called = [line.strip() for line in lines if line.strip()]
+            found = (marks.find(re.sub(r"^\./", "", each), path) for each in called)
+            return [each for each in found if each is not None]
+        if Path(root, path).is_dir():
+            return ["" if path == "." else path]
+    return []
+
+
+def _placed(places: Mapping[str, int], path: str) -> int | None:
+    """The part of the nearest place that an image lies in."""
+    while path:
+        if path in places:
+            return places[path]
+        path = posixpath.dirname(path)
+    return places.get("")
+
+
+def _texts(path: str) -> Iterator[str]:
+    """Where the labels of an image may lie."""
+    stem = posixpath.splitext(path)[0]
+    before, found, after = f"/{stem}".rpartition("/images/")
+    if found:
+        yield f"{before}/labels/{after}.txt"[1:]
+    folder, name = posixpath.split(stem)
+    yield posixpath.join(folder, "labels", f"{name}.txt")
+    yield f"{stem}.txt"
+    yield f"labels/{name}.txt"
+
+
+def _rows(root: str, file: str, marks: Marks) -> list[list[str]]:
+    place = Path(root, file)
+    try:
+        if place.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"they have more than {bytes_text(_MOST_BYTES)}")
+        return [row for line in place.read_text("utf-8-sig").splitlines() if (row := line.split())]
+    except (OSError, ValueError) as error:
+        why = "they are no text" if isinstance(error, UnicodeError) else str(error)
+        marks.left.add("files of labels", why, file)
+        return []
+
+
+def _box(row: Sequence[str]) -> tuple[int, tuple[float, float, float, float], bool]:
+    """The class, the corners, and whether it is a polygon that they are around."""
+    try:
+        values = [float(one) for one in row]
+    except ValueError as error:
+        raise ValueError("they are numbers: class, centre x, centre y, width, height") from error
+    if not math.isfinite(values[0]) or values[0] != int(values[0]) or not 0 <= values[0] < 1e5:
+        raise ValueError("a class is a whole number from 0")
+    label = int(values[0])
+    if len(values) == 5:
+        x, y, width, height = values[1:]
+        return label, (x - width / 2, y - height / 2, x + width / 2, y + height / 2), False
+    if len(values) >= 7 and len(values) % 2:
+        across, down = values[1::2], values[2::2]
+        if not all(map(math.isfinite, values)):
+            raise ValueError("a polygon has corners that are no numbers")
+        return label, (min(across), min(down), max(across), max(down)), True
+    raise ValueError("a row is a class and four numbers, or the corners of a polygon")
