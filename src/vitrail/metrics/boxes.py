@@ -76,25 +76,24 @@ def count(found: Found, truth: Mapping[str, Tensor], classes: int, most: int) ->
     """
     said, real = _best(found, classes, most), _real(truth, classes)
     pairs = overlaps(said.boxes, real)
-    outside = outside_of(real.boxes) | real.region
-    matched, ignored, holds = match(said, real, pairs, outside)
-    kinds, meant = mistakes(pairs, said.labels, real, holds, ignored[0])
+    matched, ignored, holds = match(said, real, pairs)
+    kinds, meant = mistakes(pairs, said.labels, real, holds, (ignored & 1) > 0)
+    outside = outside_of(real)
     objects, *sizes = (
-        np.bincount(real.labels[~outside[k * len(IOUS)]], minlength=classes).astype(np.int32)
+        np.bincount(real.labels[(outside >> k * len(IOUS)) & 1 == 0], minlength=classes)
         for k in range(len(AREAS))
     )
-    right = np.bincount(said.labels[matched[0] & ~ignored[0]], minlength=classes)
-    bits = 1 << np.arange(len(matched))
+    right = np.bincount(said.labels[(matched & ~ignored & 1) > 0], minlength=classes)
     rows = {
         "scores": _padded(said.scores.astype(np.float32), most, 0),
         "labels": _padded(said.labels.astype(np.int32), most, PADDING),
-        "matched": _padded(bits @ matched, most, 0),
-        "ignored": _padded(bits @ ignored, most, 0),
+        "matched": _padded(matched, most, 0),
+        "ignored": _padded(ignored, most, 0),
         "kinds": _padded(kinds, most, 0),
         "meant": _padded(meant, most, PADDING),
-        "objects": objects,
-        "missed": objects - right.astype(np.int32),
-        "sizes": np.stack(sizes, axis=1),
+        "objects": objects.astype(np.int32),
+        "missed": (objects - right).astype(np.int32),
+        "sizes": np.stack(sizes, axis=1).astype(np.int32),
     }
     return {name: torch.from_numpy(row).to(found.boxes.device) for name, row in rows.items()}
 
@@ -215,7 +214,7 @@ class DetectMetrics:
 def average_precision(rows: Mapping[str, Tensor]) -> float:
     """The number alone that `detection` calls ap, of the same rows; NaN without any object."""
     rows = {name: row.detach().cpu() for name, row in rows.items()}
-    once = torch.ones(len(rows["labels"]), 1, dtype=torch.float64)
+    once = torch.ones(1, len(rows["labels"]), dtype=torch.float64)
     found = averages(ranked(rows), rows["objects"].double(), once, range(len(IOUS)))
     return found.ap.nanmean().item()
 
@@ -241,8 +240,8 @@ def detection(rows: Mapping[str, Tensor], names: tuple[str, ...], most: int) -> 
         )
     found, objects = ranked(rows), objects_of(rows)
     draws = min(max(_ROOM // max(1, len(found.image)), _LEAST_DRAWS), _MOST_DRAWS)
-    drawn = torch.cat(list(weights(n, draws)), dim=1)
-    once = torch.ones(n, 1, dtype=torch.float64)
+    drawn = torch.cat([each.T for each in weights(n, draws)])
+    once = torch.ones(1, n, dtype=torch.float64)
     value, spread = (_scores(found, objects, each) for each in (once, drawn.float()))
     shown = objects > 0
     counted = shown[..., 0].any(1).sum().double()
@@ -292,7 +291,7 @@ _SCORES = {"ap": 0, "ap50": 0, "ap75": 0, "ap_small": 1, "ap_medium": 2, "ap_lar
 
 
 def _scores(
-    found: Ranked, objects: Float64[Tensor, "n c 4"], drawn: Float[Tensor, "n r"]
+    found: Ranked, objects: Float64[Tensor, "n c 4"], drawn: Float[Tensor, "r n"]
 ) -> dict[str, Float[Tensor, "c r"]]:
     every, *by_size = (
         averages(found, objects[..., k], drawn, range(k * len(IOUS), (k + 1) * len(IOUS)))
@@ -316,13 +315,13 @@ def _precision_recall(
 ) -> tuple[tuple[float, float, float], ...]:
     """The means over the classes that have an object."""
     every = objects[..., 0].sum(0)
-    once = torch.ones(len(objects), 1, dtype=torch.float64)
+    once = torch.ones(1, len(objects), dtype=torch.float64)
     total = torch.zeros(len(IOUS), len(RECALLS), dtype=torch.float64)
     for k in every.nonzero()[:, 0].tolist():
         own = found.at(found.label == k)
         for t, curve in enumerate(curves(own, every[k, None], once, range(len(IOUS)))):
             if curve is not None:
-                total[t] += curve.sampled()[:, 0]
+                total[t] += curve.sampled()[0]
     total /= (every > 0).sum()
     rows = zip(RECALLS.tolist(), total[0].tolist(), total.mean(0).tolist(), strict=True)
     return tuple(rows)

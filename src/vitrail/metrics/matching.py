@@ -3,6 +3,7 @@
 Letters: m objects, d boxes found, p pairs, q questions.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +20,13 @@ LOOSE = 0.4
 """The IoU at which DeepForest counts a tree as found (Weinstein 2020, Methods in Ecology and
 Evolution 11)."""
 LOOSE_ONE = len(AREAS) * len(IOUS)
-"""The question that comes after those of each area at each IoU: of all objects, at LOOSE."""
-_ASKED = np.array([*IOUS] * len(AREAS) + [LOOSE]).clip(max=1 - 1e-10)[:, None]
-_AREA_OF = np.array([k for k, _ in enumerate(AREAS) for _ in IOUS] + [0])
+"""The question that comes after those of each area at each IoU: of all objects, at LOOSE.
+
+Answers are kept as bits of one number, of which bit `len(IOUS) * area + iou` is that of a question.
+"""
+_IOU = np.array([*IOUS] * len(AREAS) + [LOOSE]).clip(max=1 - 1e-10)
+_AREA = np.array([AREAS[k] for k, _ in enumerate(AREAS) for _ in IOUS] + [AREAS[0]])
+_BITS = 1 << np.arange(LOOSE_ONE + 1)
 _ROOM = 2**22
 """Pairs of boxes that are compared at once."""
 
@@ -57,61 +62,75 @@ class Pairs(NamedTuple):
 
 def overlaps(boxes: Float64[np.ndarray, "d 4"], real: Objects) -> Pairs:
     """All pairs whose IoU is at least LEAST; of a region, by the share of the box."""
-    size, own = _area(boxes), _area(real.boxes)
-    step = max(1, _ROOM // max(1, len(own)))
-    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+    step = max(1, _ROOM // max(1, len(real.boxes)))
+    left, top, right, bottom = real.boxes.T
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for start in range(0, len(boxes), step):
-        some, area = boxes[start : start + step, None], size[start : start + step, None]
-        least = np.maximum(some[..., :2], real.boxes[:, :2])
-        sides = np.minimum(some[..., 2:], real.boxes[:, 2:]) - least
-        sides = sides.clip(min=0)
-        shared = sides[..., 0] * sides[..., 1]
-        either = np.where(real.region, area, area + own - shared)
-        iou = np.divide(shared, either, out=np.zeros_like(shared), where=either > 0)
-        box, thing = np.nonzero(iou >= LEAST)
-        parts.append((box + start, thing, iou[box, thing]))
-    return Pairs(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        x, y, end, low = boxes[start : start + step].T[..., None]
+        meet = (x < right) & (end > left) & (y < bottom) & (low > top)
+        above, across = np.nonzero(meet)
+        parts.append((above + start, across))
+    box, thing = (np.concatenate(part) for part in zip(*parts, strict=True))
+    some, others = boxes[box], real.boxes[thing]
+    sides = np.minimum(some[:, 2:], others[:, 2:]) - np.maximum(some[:, :2], others[:, :2])
+    shared, area = sides[:, 0] * sides[:, 1], _area(some)
+    either = np.where(real.region[thing], area, area + _area(others) - shared)
+    pairs = Pairs(box, thing, shared / either)  # what meets has an area
+    return pairs.where(pairs.iou >= LEAST)
 
 
-def match(
-    said: Said, real: Objects, pairs: Pairs, outside: Bool[np.ndarray, "q m"]
-) -> tuple[Bool[np.ndarray, "q d"], Bool[np.ndarray, "q d"], Int64[np.ndarray, " d"]]:
-    """To each question, which boxes have an object, and which do not count; and which object (or
-    -1) each has at an IoU of 0.5.
+class Matches(NamedTuple):
+    """Of each box."""
 
-    Box by box, the best first: each takes, of the objects of its class that overlap it enough and
-    are not taken, the one that it overlaps most, and of equals the last; one that does not count
-    only where there is no other.
+    matched: Int64[np.ndarray, " d"]
+    """To which questions it has an object."""
+    ignored: Int64[np.ndarray, " d"]
+    """To which it does not count."""
+    holds: Int64[np.ndarray, " d"]
+    """The object that it has at an IoU of 0.5, of any size; or -1."""
+
+
+def match(said: Said, real: Objects, pairs: Pairs) -> Matches:
+    """Box by box, the best first: each takes, of the objects of its class that overlap it enough
+    and are not taken, the one that it overlaps most, and of equals the last; one that does not
+    count only where there is no other.
     """
-    questions = np.arange(len(_ASKED))
-    matched = np.zeros((len(_ASKED), len(said.labels)), bool)
-    ignored = outside_of(said.boxes)
-    holds = np.full(len(said.labels), -1)
-    label = real.labels[pairs.object]
+    d, label = len(said.labels), real.labels[pairs.object]
     own = (label == said.labels[pairs.box]) | (label == ANY)
-    box, objects, ious = pairs.where(own & (pairs.iou >= LOOSE))
-    taken = np.zeros_like(outside)
-    starts = np.flatnonzero(np.diff(box, prepend=-1))
-    for start, end in zip(starts, np.append(starts, len(box))[1:], strict=True):
-        d, near, iou = box[start], objects[start:end], ious[start:end]
-        rank = np.empty(len(near), np.int64)
-        rank[np.argsort(iou, kind="stable")] = np.arange(1, len(near) + 1)
-        free = (iou >= _ASKED) & (~taken[:, near] | real.region[near])
-        worth = free * (rank + len(near) * ~outside[:, near])
-        best = worth.argmax(axis=1)
-        has, chosen = worth[questions, best] > 0, near[best]
-        taken[questions[has], chosen[has]] = True
-        matched[:, d] = has
-        ignored[:, d] = np.where(has, outside[questions, chosen], ignored[:, d])
-        if has[0]:
-            holds[d] = chosen[0]
-    return matched, ignored, holds
+    pairs = pairs.where(own & (pairs.iou >= LOOSE))
+    order = np.lexsort((-pairs.object, -pairs.iou, pairs.box))
+    enough = (pairs.iou[order, None] >= _IOU) @ _BITS
+    outside, region = outside_of(real).tolist(), real.region.tolist()
+    # Python's own whole numbers, for each step has few objects to look at.
+    matched, ignored, holds, taken = [0] * d, [0] * d, [-1] * d, [0] * len(region)
+    steps = zip(
+        pairs.box[order].tolist(), pairs.object[order].tolist(), enough.tolist(), strict=True
+    )
+    for box, near in itertools.groupby(steps, key=lambda step: step[0]):
+        candidates = list(near)
+        for counts in (True, False):
+            for _, k, asked in candidates:
+                asked &= ~matched[box] & (~outside[k] if counts else outside[k])
+                if not region[k]:
+                    asked &= ~taken[k]
+                    taken[k] |= asked
+                matched[box] |= asked
+                ignored[box] |= 0 if counts else asked
+                if asked & 1:
+                    holds[box] = k
+    has, out = np.array(matched, np.int64), _other_sizes(said.boxes)
+    return Matches(has, np.array(ignored, np.int64) | (out & ~has), np.array(holds, np.int64))
 
 
-def outside_of(boxes: Float64[np.ndarray, "k 4"]) -> Bool[np.ndarray, "q k"]:
-    """To each question, which boxes are not of the size that it asks for."""
-    area, (low, high) = _area(boxes), np.array(AREAS).T[:, _AREA_OF, None]
-    return (area < low) | (area > high)
+def outside_of(real: Objects) -> Int64[np.ndarray, " m"]:
+    """To which questions each object does not count."""
+    return np.where(real.region, _BITS.sum(), _other_sizes(real.boxes))
+
+
+def _other_sizes(boxes: Float64[np.ndarray, "k 4"]) -> Int64[np.ndarray, " k"]:
+    """Which questions are of boxes of another size than each."""
+    area, (low, high) = _area(boxes)[:, None], _AREA.T
+    return ((area < low) | (area > high)) @ _BITS
 
 
 def _area(boxes: Float64[np.ndarray, "k 4"]) -> Float64[np.ndarray, " k"]:

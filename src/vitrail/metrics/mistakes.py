@@ -84,7 +84,7 @@ class Mistake(NamedTuple):
     all: int
     """Those of all boxes, or missed by all."""
     cost: float | None
-    """By how much AP50 would rise without them; None where there is no AP50."""
+    """By how much AP50 would rise without them; None where no object would be left."""
 
 
 def costs(found: Ranked, objects: Float64[Tensor, " c"], threshold: float) -> tuple[Mistake, ...]:
@@ -107,10 +107,9 @@ def costs(found: Ranked, objects: Float64[Tensor, " c"], threshold: float) -> tu
         after[name] = _ap50(changed, right | mended, counted & (mended | ~own), objects)
         numbers[name] = int((own & kept).sum()), int(own.sum())
     before = _ap50(found, right, counted, objects)
-    defined = before == before  # or there is no object
+    gains = {name: max(ap - before, 0.0) if ap == ap else None for name, ap in after.items()}
     return tuple(
-        Mistake(name, *numbers[name], max(after[name] - before, 0.0) if defined else None)
-        for name in (*KINDS[MISPLACED:], "missed")
+        Mistake(name, *numbers[name], gains[name]) for name in (*KINDS[MISPLACED:], "missed")
     )
 
 

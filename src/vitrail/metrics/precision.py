@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 RECALLS = torch.from_numpy(np.linspace(0, 1, 101))
-_ROOM = 2**25
+_ROOM = 2**23
 """Boxes x draws at a time."""
 
 
@@ -69,58 +70,53 @@ def objects_of(rows: Mapping[str, Tensor]) -> Float64[Tensor, "n c 4"]:
 
 class Curve(NamedTuple):
     """Where boxes are right, the best first, of drawn images: precision, no lower than anywhere
-    after it, and recall, each `[h r]`.
+    after it, and recall.
     """
 
-    precision: Float[Tensor, "h r"]
-    recall: Float[Tensor, "h r"]
+    precision: Float[Tensor, "r h"]
+    recall: Float[Tensor, "r h"]
 
     def average(self) -> Float[Tensor, " r"]:
         """The mean of the precision at RECALLS; where they are not reached it is 0."""
-        bounds = RECALLS.to(self.recall)
-        reached = torch.bucketize(self.recall, bounds, right=True)  # of them, how many
-        gained = reached.diff(dim=0, prepend=torch.zeros_like(reached[:1]))
-        return (self.precision * gained).sum(dim=0) / len(RECALLS)
+        near = (self.recall * 100).round_()
+        reached = near + (near * 0.01 <= self.recall)  # how many of them: numpy.linspace's numbers
+        reached[:, 1:] -= reached[:, :-1].clone()
+        return (self.precision * reached).sum(dim=1) / len(RECALLS)
 
-    def sampled(self) -> Float[Tensor, "101 r"]:
+    def sampled(self) -> Float[Tensor, "r 101"]:
         """The precision at RECALLS."""
-        places = torch.searchsorted(
-            self.recall.T.contiguous(), RECALLS.expand(self.recall.shape[1], -1)
-        )
-        padded = torch.cat([self.precision, torch.zeros_like(self.precision[:1])])
-        return padded.gather(0, places.T)
-
-    def reached(self) -> Float[Tensor, " r"]:
-        """The recall of all boxes."""
-        return self.recall[-1]
+        asked = RECALLS.to(self.recall).expand(len(self.recall), -1).contiguous()
+        padded = F.pad(self.precision, (0, 1))
+        return padded.gather(1, torch.searchsorted(self.recall, asked))
 
 
 def curves(
     own: Ranked,
     objects: Float[Tensor, " r"],
-    weights: Float[Tensor, "n r"],
+    weights: Float[Tensor, "r n"],
     questions: Sequence[int],
 ) -> Iterator[Curve | None]:
     """To each question the curve of one class, whose boxes are `own` and of which the drawn images
     have so many `objects`; None where no box is right.
     """
-    drawn = weights[own.image]
+    drawn = weights.index_select(1, own.image)
     kept = torch.stack([own.counted(question) for question in questions])
     ever = kept.any(dim=0)
-    total = (drawn * ever[:, None]).cumsum(dim=0)
+    total = (drawn * ever).cumsum(dim=1)
     for question, counts in zip(questions, kept, strict=True):
         right = own.right(question).nonzero()[:, 0]
         if not len(right):
             yield None
             continue
+        hits = drawn.index_select(1, right).cumsum(dim=1)
+        all_of_them = total.index_select(1, right)
         less = (ever & ~counts).nonzero()[:, 0]
-        hits, all_of_them = drawn[right].cumsum(dim=0), total[right]
         if len(less):
-            gone = torch.cat([torch.zeros_like(drawn[:1]), drawn[less].cumsum(dim=0)])
-            all_of_them = all_of_them - gone[torch.searchsorted(less, right)]
-        precision = hits / all_of_them.clamp(min=1)
-        falling = precision.flip(0).cummax(dim=0).values.flip(0)
-        yield Curve(falling, hits / objects.clamp(min=1))
+            gone = F.pad(drawn.index_select(1, less).cumsum(dim=1), (1, 0))
+            all_of_them -= gone.index_select(1, torch.searchsorted(less, right))
+        precision = hits / all_of_them.clamp_(min=1)
+        falling = precision.flip(1).cummax(dim=1).values.flip(1)
+        yield Curve(falling, hits.div_(objects.clamp(min=1)[:, None]))
 
 
 class Averages(NamedTuple):
@@ -139,24 +135,23 @@ class Averages(NamedTuple):
 def averages(
     found: Ranked,
     objects: Float[Tensor, "n c"],
-    weights: Float[Tensor, "n r"],
+    weights: Float[Tensor, "r n"],
     questions: Sequence[int],
 ) -> Averages:
     """The average precision of each class to each question, and the recall."""
-    drawn = objects.T.to(weights) @ weights  # [c r]
+    drawn = (weights @ objects.to(weights)).T.contiguous()  # [c r]
     none = torch.where(drawn > 0, 0.0, torch.nan).to(weights)
     by_iou, recall = none.expand(len(questions), *none.shape).clone(), none.clone()
-    ends = [0, *torch.bincount(found.label, minlength=len(drawn)).cumsum(0).tolist()]
-    for k in torch.bincount(found.label, minlength=len(drawn)).nonzero()[:, 0].tolist():
-        if not objects[:, k].any():
+    sizes = torch.bincount(found.label, minlength=len(drawn)).tolist()
+    for k, own in enumerate(zip(*(each.split(sizes) for each in found), strict=True)):
+        if not sizes[k] or not objects[:, k].any():
             continue
-        own = found.at(slice(ends[k], ends[k + 1]))
-        step = max(1, _ROOM // len(own.image))
-        for start in range(0, weights.shape[1], step):
+        step = max(1, _ROOM // sizes[k])
+        for start in range(0, len(weights), step):
             some = slice(start, start + step)
-            each = curves(own, drawn[k, some], weights[:, some], questions)
+            each = curves(Ranked(*own), drawn[k, some], weights[some], questions)
             for t, curve in enumerate(each):
                 if curve is not None:
                     by_iou[t, k, some] += curve.average()
-                    recall[k, some] += curve.reached() / len(questions)
-    return Averages(by_iou, recall)
+                    recall[k, some] += curve.recall[:, -1]
+    return Averages(by_iou, recall / len(questions))

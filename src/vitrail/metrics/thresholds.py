@@ -80,7 +80,7 @@ def _sums(found: Ranked, question: int) -> _Sums:
 
 
 def best_threshold(
-    found: Ranked, objects: Float64[Tensor, " n"], drawn: Float64[Tensor, "n r"], question: int
+    found: Ranked, objects: Float64[Tensor, " n"], drawn: Float64[Tensor, "r n"], question: int
 ) -> Point | None:
     """To a question that is of all areas; `objects` are those of each image. None where no box is
     right.
@@ -102,7 +102,7 @@ def best_threshold(
     }
     (f1, precision, recall) = (
         estimates(
-            part.sum() / whole.sum(), (part @ drawn) / (whole @ drawn), (whole > 0).sum().double()
+            part.sum() / whole.sum(), (drawn @ part) / (drawn @ whole), (whole > 0).sum().double()
         )[0]
         for part, whole in shares.values()
     )
