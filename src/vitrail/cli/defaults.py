@@ -206,7 +206,10 @@ def _task(said: _Said, data: str | None, masks: MaskRules) -> str:
     if asked is None and data is not None:
         asked = task_of(data, masks)
         if asked != "classify":
-            why = f"{data} holds masks" if masks == AS_THEY_SAY else "it is said how masks are read"
+            holds = TASKS[asked].targets.kind
+            why = (
+                f"{data} holds {holds}" if masks == AS_THEY_SAY else "it is said how masks are read"
+            )
             say(f"{why}: {setting('task', asked)}")
     if asked is None:
         return "classify"

@@ -18,14 +18,15 @@ from vitrail.data.pixels.greys import look_at_depths
 from vitrail.data.sources.source import LeftOut
 from vitrail.data.sources.walk import walk
 from vitrail.deploy import Predictor
-from vitrail.deploy.answers import Files, files_of, refuse_there, write_answer
+from vitrail.deploy.answers import Masked, Place, refuse_there
+from vitrail.deploy.boxes import RESULTS, Boxed, Shown, plain, threshold_of, write_results
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation import Evaluation
 from vitrail.evaluation import evaluate as measure
 from vitrail.metrics import MEASURES
 from vitrail.report.words import tail
 from vitrail.runs import Run
-from vitrail.tasks import Embed, Prediction, Segment, Segmentation
+from vitrail.tasks import Detect, Detections, Embed, Prediction, Segment, Segmentation
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,12 @@ class PredictArgs:
     """Image files, or folders of them."""
     top: int = 3
     """How many classes to show for each image."""
+    score: float | None = None
+    """Of boxes: the least score of those that are given. Default: what gave the best F1 on the
+    run's held-out images."""
     out: Path | None = None
-    """Of masks: a folder for NAME.png, the mask, and NAME-overlay.jpg, what it looks like. Nothing
+    """Of masks: a folder for NAME.png, the mask, and NAME-overlay.jpg, what it looks like. Of
+    boxes: for NAME-overlay.jpg, and detections.json, all of them as COCO's result file. Nothing
     that is there is replaced."""
     follow_links: Annotated[bool, tyro.conf.arg(name="data.follow-links")] = False
     """Follow symbolic links to folders elsewhere."""
@@ -166,8 +171,10 @@ def predict(args: Sequence[str]) -> dict[str, Any]:
         raise UsageError(f"--top must be at least 1, not {given.top}")
     named, left_out = _files(given.images, given.follow_links)
     predictor = Predictor(given.run, given.checkpoint, given.tta, given.tokens)
+    shown = _shown(predictor, given)
     places = {} if given.out is None else _places(predictor, named, given.out)
     rows: list[dict[str, Any]] = []
+    boxes: dict[str, Detections] = {}
     failed = 0
     for file, _ in named:
         try:
@@ -177,12 +184,17 @@ def predict(args: Sequence[str]) -> dict[str, Any]:
             print(error)
             rows.append({"image": str(file), "error": str(error)})
             continue
+        if isinstance(found, Detections):
+            found = boxes[str(file)] = found.above(shown.least if shown else 0.0)
         rows.append({"image": str(file), **_told(found, file, given.top)})
         if file in places:
-            grey_range = predictor.preprocess.grey_range
-            rows[-1] |= write_answer(found, file, places[file], grey_range)
-    if given.out is not None:
+            rows[-1] |= places[file].write(found, file, predictor.preprocess.grey_range)
+    if given.out is not None and shown:
+        print(f"boxes: {write_results(boxes, given.out)}, and drawn beside it")
+    elif given.out is not None:
         print(f"masks and what they look like: {given.out}")
+    if shown:
+        print(f"boxes of a score of at least {shown.least:.2f}: {shown.why}")
     embeds = isinstance(predictor.task, Embed)
     if embeds:
         print(_OF_FEATURES)
@@ -191,6 +203,7 @@ def predict(args: Sequence[str]) -> dict[str, Any]:
     return {
         "classes": [] if embeds else list(predictor.names),
         "predictions": rows,
+        **({"score": shown.least} if shown else {}),
         "left_out": [asdict(one) for one in left_out],
         "exit_code": 3 if failed else 0,
     }
@@ -205,6 +218,11 @@ def _told(found: Any, file: Path, top: int) -> dict[str, Any]:
     if isinstance(found, Segmentation):
         _print_line(file, [f"{name} {s:.1%}" for name, s in found.shares.items()], top, rest=True)
         return {"shares": found.shares}
+    if isinstance(found, Detections):
+        counts = Counter(found.names[label] for label in found.labels.tolist())
+        said = [f"{name} {n}" for name, n in counts.most_common()] or ["nothing"]
+        _print_line(file, said, top, rest=True)
+        return {"boxes": plain(found)}
     _print_line(file, [f"{len(found.features)} features"], top)
     return {"features": found.features.tolist()}
 
@@ -231,14 +249,27 @@ def _print_line(file: Path, parts: Sequence[str], top: int, *, rest: bool = Fals
     print(tail(name, max(room - len(said), _LEAST_NAME)) + said)
 
 
-def _places(predictor: Predictor, named: Sequence[_Named], out: Path) -> dict[Path, Files]:
-    """Where the masks of each file go: in `out`, by its name, or its path in the folder that was
-    named, without the ending; where two would be one, with it.
+def _shown(predictor: Predictor, given: PredictArgs) -> Shown | None:
+    """From what score on boxes are given; None of a run that gives no boxes."""
+    if not isinstance(predictor.task, Detect):
+        if given.score is not None:
+            raise UsageError("--score is for boxes, and this run gives none: leave it out")
+        return None
+    if given.score is None:
+        return threshold_of(Run(given.run))
+    if not 0 <= given.score <= 1:
+        raise UsageError(f"--score must be 0 to 1, not {given.score}")
+    return Shown(given.score, "as asked")
 
-    Raises `UsageError` for a run that gives no masks, and for what would replace anything.
+
+def _places(predictor: Predictor, named: Sequence[_Named], out: Path) -> dict[Path, Place]:
+    """Where the answer about each file goes: in `out`, by its name, or its path in the folder that
+    was named, without the ending; where two would be one, with it.
+
+    Raises `UsageError` for a run that gives no files, and for what would replace anything.
     """
-    if not isinstance(predictor.task, Segment):
-        raise UsageError("--out is for masks, and this run gives none: leave it out")
+    if not isinstance(predictor.task, Segment | Detect):
+        raise UsageError("--out is for masks and boxes, and this run gives neither: leave it out")
     of_file = dict(named)
     short = {file: name.with_suffix("") for file, name in of_file.items()}
     often = Counter(short.values())
@@ -246,8 +277,10 @@ def _places(predictor: Predictor, named: Sequence[_Named], out: Path) -> dict[Pa
     double = next((name for name, n in Counter(names.values()).items() if n > 1), None)
     if double is not None:
         raise UsageError(f"two images are called {double}: give them to --out in two calls")
-    places = {file: files_of(out, str(name)) for file, name in names.items()}
-    refuse_there(places.values())
+    kind = Masked if isinstance(predictor.task, Segment) else Boxed
+    places: dict[Path, Place] = {file: kind.of(out, str(name)) for file, name in names.items()}
+    results = [out / RESULTS] if kind is Boxed else []
+    refuse_there(*results, *(path for place in places.values() for path in place.files))
     return places
 
 

@@ -1,9 +1,10 @@
 """What a model says of images, as files: a mask with a palette, and what it looks like."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int16, UInt8
@@ -17,21 +18,26 @@ _OPACITY = 0.5
 MOST_IN_A_PALETTE = 256
 
 
-class Files(NamedTuple):
-    """Where an answer goes."""
+class Place(Protocol):
+    """Where the answer about an image goes."""
 
-    mask: Path
-    overlay: Path
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is written."""
+        ...
+
+    def write(
+        self, answer: Any, picture: AnyPicture, grey_range: tuple[float, float] | None = None
+    ) -> dict[str, str]:
+        """Write them; where they are, by what they are. `grey_range`: of deep greys what the model
+        sees of them. Raises `DataError` where nothing can be written.
+        """
+        ...
 
 
-def files_of(out: Path, name: str) -> Files:
-    """`out/NAME.png` and `out/NAME-overlay.jpg`."""
-    return Files(out / f"{name}.png", out / f"{name}-overlay.jpg")
-
-
-def refuse_there(files: Iterable[Files]) -> None:
+def refuse_there(*files: Path) -> None:
     """Raise `UsageError` where anything would be replaced: an image, a mask mended by hand."""
-    there = [file for pair in files for file in pair if os.path.lexists(file)]
+    there = [file for file in files if os.path.lexists(file)]
     if there:
         more = f", and {len(there) - 1} more files" if len(there) > 1 else ""
         raise UsageError(
@@ -40,27 +46,44 @@ def refuse_there(files: Iterable[Files]) -> None:
         )
 
 
-def write_answer(
-    answer: Segmentation,
-    picture: AnyPicture,
-    files: Files,
-    grey_range: tuple[float, float] | None = None,
-) -> dict[str, str]:
-    """Write the mask, at the image's own size, and what it looks like; where they are, by what they
-    are.
+class Masked(NamedTuple):
+    """A mask, at the image's own size, and what it looks like.
 
     The mask's values are class indices: 8 bits and a palette, 16 bits for more than 256 classes.
-    `grey_range`: of deep greys what the model sees of them. Raises `DataError` where nothing can be
-    written.
     """
+
+    mask: Path
+    overlay: Path
+
+    @classmethod
+    def of(cls, out: Path, name: str) -> "Masked":
+        """`out/NAME.png` and `out/NAME-overlay.jpg`."""
+        return cls(out / f"{name}.png", out / f"{name}-overlay.jpg")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.mask, self.overlay
+
+    def write(
+        self,
+        answer: Segmentation,
+        picture: AnyPicture,
+        grey_range: tuple[float, float] | None = None,
+    ) -> dict[str, str]:
+        with writing(self.mask.parent):
+            mask_image(answer).save(self.mask)
+            overlay(picture, answer, grey_range).save(self.overlay, quality=90)
+        return {"mask": str(self.mask), "overlay": str(self.overlay)}
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make a folder to write into. Raises `DataError` where that fails, there or within."""
     try:
-        files.mask.parent.mkdir(parents=True, exist_ok=True)
-        mask_image(answer).save(files.mask)
-        overlay(picture, answer, grey_range).save(files.overlay, quality=90)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        place = files.mask.parent
-        raise DataError(f"cannot write to {place}: {error.strerror or error}") from error
-    return {"mask": str(files.mask), "overlay": str(files.overlay)}
+        raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def mask_image(answer: Segmentation) -> Image.Image:

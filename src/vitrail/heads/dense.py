@@ -24,7 +24,7 @@ _PRIOR = 0.01
 """What a new head says of each class: nearly all of an image is none of them (RetinaNet)."""
 _GROUPS = 32
 _LEAST_SCORE = 0.02
-_MOST_COMPARED = 1000
+MOST_COMPARED = 1000
 """Boxes of an image that suppression compares with each other: a million numbers."""
 _ALIKE = 0.6
 """The IoU above which two boxes of a class are one object's."""
@@ -125,7 +125,7 @@ def decode(found: Dense, size: tuple[int, int], most: int) -> list[Found]:
     """
     edge = found.points.new_tensor([size[1], size[0]]).repeat(2)
     boxes = torch.minimum(found.boxes.clamp(min=0), edge)
-    compared = max(_MOST_COMPARED, most)
+    compared = max(MOST_COMPARED, most)
     answers = []
     for own, scores in zip(boxes, found.scores, strict=True):
         flat = scores.flatten()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from vitrail.data.batches.batch import Batch
@@ -26,10 +26,10 @@ from vitrail.data.targets import Boxes
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError, setting
-from vitrail.heads.dense import best_of, decode
+from vitrail.heads.dense import MOST_COMPARED, best_of, decode
 from vitrail.heads.detector import DetectHeadConfig, Detector
 from vitrail.metrics.boxes import DetectMetrics, average_precision, count, detection
-from vitrail.nn.boxes import Found
+from vitrail.nn.boxes import Found, area, overlap
 from vitrail.tasks.dense_boxes import Truth, dense_loss, objects_of
 from vitrail.tasks.task import Losses, Task
 
@@ -37,6 +37,8 @@ _AT_ONCE = 8
 """Windows of an image that are computed together."""
 _EDGE = 1.0
 """Pixels of a view: a box that ends so near to where a window does is cut by it."""
+_WITHIN = 0.8
+"""The share of a box that a window cuts, that lies in one that another window has whole."""
 MOST = 100
 """Boxes of an image that are judged, as COCO has it; more where images hold more objects."""
 
@@ -225,30 +227,48 @@ class Detect(Task):
         (height, width), window = image.shape[1:], self.preprocess.size
         places = [(y, x) for y in starts(height, window[0]) for x in starts(width, window[1])]
         kept: list[Found] = []
+        cuts: list[Tensor] = []
         for some in (places[i : i + _AT_ONCE] for i in range(0, len(places), _AT_ONCE)):
             parts = [image[:, y : y + window[0], x : x + window[1]] for y, x in some]
             answers = decode(self.model(torch.stack(parts)), window, self.config.most)
             for (y, x), found in zip(some, answers, strict=True):
-                found = _whole_elsewhere(found, (y, x), window, (height, width))
+                cut, found = _cut(found, (y, x), window, (height, width))
                 kept.append(found._replace(boxes=found.boxes + image.new_tensor([x, y, x, y])))
+                cuts.append(cut)
         merged = Found(*(torch.cat(part) for part in zip(*kept, strict=True)))
-        return best_of(merged, self.config.most)
+        return _merged(merged, torch.cat(cuts), self.config.most)
 
 
-def _whole_elsewhere(
+def _cut(
     found: Found, place: tuple[int, int], window: tuple[int, int], view: tuple[int, int]
-) -> Found:
-    """Without what a window's edge cuts and another window has whole: so small that it lies in
-    where they overlap.
+) -> tuple[Bool[Tensor, " d"], Found]:
+    """Which boxes a window's edge cuts, of those that no other window has whole; and these: what is
+    cut and so small that it lies in where windows overlap is left to the other.
     """
-    cut = torch.zeros(len(found.scores), dtype=torch.bool, device=found.boxes.device)
+    cut, whole_elsewhere = (
+        torch.zeros(len(found.scores), dtype=torch.bool, device=found.boxes.device)
+        for _ in range(2)
+    )
     for axis in (0, 1):  # x, y; sizes and places are (y, x)
         start, side, end = place[1 - axis], window[1 - axis], view[1 - axis]
         low, high = found.boxes[:, axis], found.boxes[:, 2 + axis]
-        small = high - low < OVERLAP * side - 2 * _EDGE
-        cut |= small & (low <= _EDGE) & (start > 0)
-        cut |= small & (high >= side - _EDGE) & (start + side < end)
-    return Found(*(part[~cut] for part in found))
+        here = (low <= _EDGE) & (start > 0) | (high >= side - _EDGE) & (start + side < end)
+        cut |= here
+        whole_elsewhere |= here & (high - low < OVERLAP * side - 2 * _EDGE)
+    kept = ~whole_elsewhere
+    return cut[kept], Found(*(part[kept] for part in found))
+
+
+def _merged(found: Found, cut: Bool[Tensor, " d"], most: int) -> Found:
+    """What windows found, without parts of what another window found whole."""
+    best = found.scores.topk(min(len(found.scores), max(MOST_COMPARED, 2 * most))).indices
+    found, cut = Found(*(part[best] for part in found)), cut[best]
+    shared, _ = overlap(found.boxes[cut][:, None], found.boxes[~cut])
+    of_class = found.labels[cut][:, None] == found.labels[~cut]
+    within = (shared > _WITHIN * area(found.boxes[cut])[:, None]) & of_class
+    kept = torch.ones_like(cut)
+    kept[cut] = ~within.any(dim=1)
+    return best_of(Found(*(part[kept] for part in found)), most)
 
 
 def _truths(batch: Batch) -> list[Truth]:

@@ -1,0 +1,97 @@
+"""What a detector says of images, as files: COCO's result file, and the boxes drawn."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitrail.data.names import printable
+from vitrail.data.pixels.decode import AnyPicture, eight_bits, read_image
+from vitrail.deploy.answers import drawn, writing
+from vitrail.disk import write_whole
+from vitrail.runs import Run
+from vitrail.tasks import Detections
+
+RESULTS = "detections.json"
+USUAL_THRESHOLD = 0.3
+"""Where a run was not measured: its report says which one gives the best F1."""
+
+
+class Shown(NamedTuple):
+    """From what score on boxes are shown, and why."""
+
+    least: float
+    why: str
+
+
+def threshold_of(run: Run) -> Shown:
+    """The score that gave the best F1 on the run's held-out images."""
+    try:
+        found = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
+        least = float(found["best"]["threshold"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return Shown(USUAL_THRESHOLD, "usual, as the run was not measured")
+    return Shown(least, "of the best F1 on the held-out images")
+
+
+def plain(found: Detections) -> list[dict[str, Any]]:
+    """Each box as plain values: label, score, and [left, top, right, bottom] in pixels."""
+    return [
+        {
+            "label": found.names[label],
+            "score": round(float(score), 4),
+            "box": [round(float(side), 2) for side in box],
+        }
+        for box, label, score in zip(found.boxes, found.labels, found.scores, strict=True)
+    ]
+
+
+class Boxed(NamedTuple):
+    """An image with its boxes drawn."""
+
+    overlay: Path
+
+    @classmethod
+    def of(cls, out: Path, name: str) -> "Boxed":
+        """`out/NAME-overlay.jpg`."""
+        return cls(out / f"{name}-overlay.jpg")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.overlay,)
+
+    def write(
+        self,
+        answer: Detections,
+        picture: AnyPicture,
+        grey_range: tuple[float, float] | None = None,
+    ) -> dict[str, str]:
+        with writing(self.overlay.parent):
+            image = eight_bits(read_image(picture), grey_range).convert("RGB")
+            drawn(image, answer, 0.0).save(self.overlay, quality=90)
+        return {"overlay": str(self.overlay)}
+
+
+def write_results(found: Mapping[str, Detections], out: Path) -> Path:
+    """Write what was found in images, by their names, as COCO's result file: a list of `image_id`,
+    `category_id`, `bbox` and `score`, with the names of both. Images and categories are numbered
+    from 1, images in the order of `found`.
+    """
+    rows = [
+        {
+            "image_id": number,
+            "file_name": printable(name),
+            "category_id": int(label) + 1,
+            "category": one.names[label],
+            "bbox": [round(float(v), 2) for v in (x, y, right - x, bottom - y)],
+            "score": round(float(score), 5),
+        }
+        for number, (name, one) in enumerate(found.items(), 1)
+        for (x, y, right, bottom), label, score in zip(
+            one.boxes, one.labels, one.scores, strict=True
+        )
+    ]
+    file = out / RESULTS
+    with writing(out):
+        write_whole(file, json.dumps(rows, indent=0).encode())
+    return file
