@@ -1,11 +1,13 @@
-"""`vitrail data`: look at a data set before hours are spent on it, make shards, fetch a sample."""
+"""`vitrail data`: look at a data set before hours are spent on it, convert its boxes, make shards,
+fetch a sample.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -15,13 +17,15 @@ from vitrail.cli.screen import CountingScreen
 from vitrail.cli.words import Word, run_word
 from vitrail.data import PARTS, SAMPLES, PartedSource, fetch, open_data
 from vitrail.data.check import CheckReport, check
-from vitrail.data.check_masks import MaskReport, check_masks
+from vitrail.data.check_boxes import BoxReport, check_boxes
+from vitrail.data.check_masks import Finding, MaskReport, check_masks
 from vitrail.data.found import open_found
 from vitrail.data.pixels.greys import cut_sentence
 from vitrail.data.sources.shards import changed_shards
+from vitrail.data.sources.write_boxes import write_boxes
 from vitrail.data.sources.write_shards import write_shards
 from vitrail.data.split import task_of
-from vitrail.data.targets import Masks
+from vitrail.data.targets import Boxes, Masks
 from vitrail.errors import DataError
 from vitrail.units import bytes_text
 
@@ -59,6 +63,19 @@ class ShardArgs:
 
 
 @dataclass(frozen=True)
+class ConvertArgs:
+    """What `vitrail data convert` takes."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """A folder of images and their boxes, a file in it that tells them, or samples:NAME."""
+    out: Annotated[str, tyro.conf.Positional]
+    """A new folder; DATA is not changed."""
+    to: Literal["coco", "yolo", "voc"]
+    """How boxes are written."""
+    how: OfData = AS_FOUND
+
+
+@dataclass(frozen=True)
 class FetchArgs:
     """What `vitrail data fetch` takes."""
 
@@ -67,9 +84,10 @@ class FetchArgs:
 
 
 def data(args: Sequence[str]) -> dict[str, Any]:
-    """Check, shard, fetch or list."""
+    """Check, convert, shard, fetch or list."""
     words = {
         "check": Word(_check, "check DATA", "read every image, count, list what is wrong"),
+        "convert": Word(_convert, "convert DATA OUT", "write images with boxes in another format"),
         "shard": Word(_shard, "shard DATA OUT", "write it as a few large tar files"),
         "fetch": Word(_fetch, "fetch NAME", "bring a sample set into the cache"),
         "list": Word(_list, "list", "the sample sets"),
@@ -87,12 +105,16 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
     if isinstance(source.targets, Masks):
         with CountingScreen("masks", len(source)) as screen:
             masks = check_masks(source, given.threads, screen.done)
+    boxes = check_boxes(source) if isinstance(source.targets, Boxes) else None
     changed = changed_shards(Path(given.data).expanduser())
     parts = {name: int((source.part == i).sum()) for i, name in enumerate(PARTS)}
     parts = {name: count for name, count in parts.items() if count}
     _print_report(report, parts, source)
     if masks is not None:
         _print_masks(masks)
+    if boxes is not None:
+        _print_boxes(boxes)
+    unusable = (masks.unusable if masks else 0) + (boxes.unusable if boxes else 0)
     _print_list("shards are not as they were written", changed)
     return {
         "data": given.data,
@@ -111,8 +133,11 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
         "masks": [asdict(finding) for finding in masks.findings] if masks else [],
         "mask_classes": [each._asdict() for each in masks.classes] if masks else [],
         "mask_pixels": {"ignored": masks.ignored, "unknown": masks.unknown} if masks else None,
+        "boxes": [asdict(finding) for finding in boxes.findings] if boxes else [],
+        "box_classes": [each._asdict() for each in boxes.classes] if boxes else [],
+        "box_counts": _box_counts(boxes) if boxes else None,
         "changed_shards": list(changed),
-        "exit_code": 3 if report.unreadable or changed or (masks and masks.unusable) else 0,
+        "exit_code": 3 if report.unreadable or changed or unusable else 0,
     }
 
 
@@ -128,8 +153,38 @@ def _print_masks(report: MaskReport) -> None:
     for name, share in (("ignored", report.ignored), ("unknown, ignored", report.unknown)):
         if share:
             print(f"{share:>9.2%}{'':18}  ({name})")
-    for finding in report.findings:
-        text = f"masks     {finding.name}, {finding.count:,}: {finding.sentence}"
+    _print_findings("masks", report.findings)
+
+
+def _print_boxes(report: BoxReport) -> None:
+    """How many objects of each class there are, in a table, and what is wrong with their boxes."""
+    print(f"{'objects':>9}{'share':>9}{'images':>9}  class")
+    seen = sorted((one for one in report.classes if one.objects), key=lambda one: -one.objects)
+    for one in seen[:_CLASSES]:
+        name = one.name if len(one.name) <= _WIDTH - 29 else f"{one.name[: _WIDTH - 32]}..."
+        print(f"{one.objects:>9,}{one.share:>9.2%}{one.images:>9,}  {name}")
+    if len(seen) > _CLASSES:
+        print(f"{'':27}  and {len(seen) - _CLASSES} more (--json has all)")
+    sizes = ", ".join(f"{count:,} {name}" for name, count in report.sizes.items())
+    print(f"objects   {sizes} (COCO's 32 and 96 pixels); median {report.median:.0f} pixels a side")
+    print(f"images    {report.negatives:,} without an object; at most {report.most:,} in one")
+    _print_findings("boxes", report.findings)
+
+
+def _box_counts(report: BoxReport) -> dict[str, Any]:
+    return {
+        "objects": report.objects,
+        "ignored": report.ignored,
+        "negatives": report.negatives,
+        "most": report.most,
+        "median": report.median,
+        **report.sizes,
+    }
+
+
+def _print_findings(what: str, findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        text = f"{what}     {finding.name}, {finding.count:,}: {finding.sentence}"
         print(fill(text, _WIDTH, subsequent_indent=" " * 10, break_on_hyphens=False))
         names = [f"  {name}" for name in finding.examples[:_EXAMPLES]]
         more = len(finding.examples) - _EXAMPLES
@@ -199,9 +254,10 @@ def _print_list(what: str, lines: Sequence[str]) -> None:
 
 def _shard(args: Sequence[str]) -> dict[str, Any]:
     given = parse(ShardArgs, args, "data shard", "Write a data set as tar files (WebDataset).")
-    if task_of(given.data) == "segment":
+    if (task := task_of(given.data)) != "classify":
+        kind = {"segment": "masks", "detect": "boxes"}[task]
         raise DataError(
-            f"{given.data} holds images with masks, and shards hold classes: train on it as it is"
+            f"{given.data} holds images with {kind}, and shards hold classes: train on it as it is"
         )
     source = open_data(given.data, given.how.columns(), given.how.rules())
     with CountingScreen("writing", len(source)) as screen:
@@ -229,6 +285,42 @@ def _shard(args: Sequence[str]) -> dict[str, Any]:
         "left_out": _left_out(source, left_out),
         "notes": list(source.notes),
         "exit_code": 3 if left_out else 0,
+    }
+
+
+def _convert(args: Sequence[str]) -> dict[str, Any]:
+    given = parse(ConvertArgs, args, "data convert", "Write images with boxes in another format.")
+    how = given.how
+    source = open_data(given.data, how.columns(), how.rules(), targets=Boxes)
+    out = Path(given.out).expanduser()
+    with CountingScreen("writing", len(source)) as screen:
+        written = write_boxes(
+            source,
+            out,
+            to=given.to,
+            data=Path(given.data).expanduser(),
+            on_done=screen.done,
+        )
+    _print_sentences(source)
+    for note in written.notes:
+        print(f"note      {note}")
+    print(
+        f"{written.boxes:,} boxes in {written.images:,} images, {bytes_text(written.size)}; "
+        f"look at them with: vitrail data check {given.out}"
+    )
+    _print_list(
+        "cannot be read and are left out", [f"{key}: {why}" for key, why in written.left_out]
+    )
+    return {
+        "data": given.data,
+        "folder": given.out,
+        "format": given.to,
+        "images": written.images,
+        "boxes": written.boxes,
+        "bytes": written.size,
+        "left_out": _left_out(source, written.left_out),
+        "notes": [*source.notes, *written.notes],
+        "exit_code": 3 if written.left_out else 0,
     }
 
 

@@ -201,10 +201,11 @@ def open_data(
 ) -> PartedSource:
     """Open the data set at `data`, whole, with what a task learns from: `targets`.
 
-    With `Boxes`: a folder of images and their boxes, or a file in it that tells them
-    (`vitrail.data.sources.boxed`), or a sample set that has some. With `Masks`: a folder of images and their masks (`vitrail.data.sources.masked`), or a sample
-    set that has some; `masks` says how they are understood. With `Nothing`: whatever holds images;
-    where they have classes, these are kept. With `Classes` as follows.
+    With `Masks`: a folder of images and their masks (`vitrail.data.sources.masked`), or a sample
+    set that has some; `masks` says how they are understood. With `Boxes`: a folder of images and
+    of what tells their boxes, or a file in it that does (`vitrail.data.sources.boxed`), or a sample
+    set that has some. With `Nothing`: whatever holds images; where they have classes, these are
+    kept. With `Classes` as follows.
 
     It is a folder of class folders, or of train/, val/ and test/ with class folders; a folder with
     a labels.csv; a .csv, .tsv or .txt file that lists images; a .npz file of MedMNIST's layout; a

@@ -178,7 +178,7 @@ def _reach(drawn: _Drawn, n: int) -> Float64[np.ndarray, "n 2"]:
 def _within(
     far: Float64[np.ndarray, "n 2"], size: Int64[np.ndarray, "n 2"]
 ) -> Bool[np.ndarray, " n"]:
-    return (far <= size + _SLACK).all(axis=1)
+    return np.asarray((far <= size + _SLACK).all(axis=1))
 
 
 def _cleaned(

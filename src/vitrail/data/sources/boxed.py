@@ -18,7 +18,7 @@ from vitrail.data.sources.coco_masks import has_outlines, has_segments
 from vitrail.data.sources.csv_boxes import find_csv, read_csv
 from vitrail.data.sources.files import FileImages
 from vitrail.data.sources.layout import USUAL, FolderRules
-from vitrail.data.sources.marks import Marks
+from vitrail.data.sources.marks import Marks, annotation_files
 from vitrail.data.sources.source import LeftOut
 from vitrail.data.sources.voc_boxes import find_voc, read_voc
 from vitrail.data.sources.walk import Tree, walk
@@ -27,6 +27,7 @@ from vitrail.errors import DataError, UsageError, setting
 
 _ENTRIES = 2_000
 """Of a folder, and folders, that are looked at to see whether there are boxes."""
+_LISTS = ("classes.txt", "obj.names", *(f"{part}.txt" for part in ("train", "val", "test")))
 _ABOVE = ("annotations", "labels", "labels_json", "det_20", "annotation")
 """Folders of annotations, beside which the images lie."""
 
@@ -87,7 +88,7 @@ class BoxedSource(FileImages):
                 f"image_path,xmin,ymin,xmax,ymax,label"
             )
         chosen, *other = formats
-        used = {name for one in formats for name in one.files}
+        used = {name for one in formats for name in one.files} | set(_lists(self._root))
         tree = walk(self._root, follow_links=rules.follow_links, used=used)
         marks = chosen.read(self._root, chosen.files, tree, parts=rules.parts == "auto")
         found = framed(self._root, marks)
@@ -122,6 +123,15 @@ def _said(found: Framed) -> tuple[str, ...]:
     if empty := boxes.empty():
         notes.append(f"images without an object, which show what is none: {empty:,}")
     return tuple(notes)
+
+
+def _lists(root: str) -> list[str]:
+    """Files of names of classes and images, which lie beside annotations."""
+    return [
+        file
+        for file in annotation_files(root, (".txt", ".names"))
+        if os.path.basename(file) in _LISTS or "ImageSets/" in file
+    ]
 
 
 def _root(place: str) -> tuple[str, str | None]:

@@ -12,7 +12,7 @@ _HEAD = 1 << 20
 
 
 def read_json(file: Path) -> Any:
-    """What a file holds. Raises `OSError`, and `ValueError` for all that is none or is too large."""
+    """What a file holds. Raises `OSError`, and `ValueError` for what is none or too large."""
     if file.stat().st_size > _MOST_BYTES:
         raise ValueError(f"it has more than {bytes_text(_MOST_BYTES)}")
     try:
@@ -24,10 +24,10 @@ def read_json(file: Path) -> Any:
 
 
 def text_of(value: object) -> str:
-    """A name that JSON, YAML or XML gives, as text that can be printed and written: halves of
+    r"""A name that JSON, YAML or XML gives, as text that can be printed and written: halves of
     letters become question marks. Raises `TypeError` for what is no name.
 
-    >>> text_of("cat"), text_of(7), text_of("\\ud800")
+    >>> text_of("cat"), text_of(7), text_of("\ud800")
     ('cat', '7', '?')
     """
     if not isinstance(value, str | int | float):

@@ -63,7 +63,7 @@ def write_shards(
     images = IMAGES_PER_SHARD if images is None and megabytes is None else images
     if (images is not None and images < 1) or (megabytes is not None and not megabytes > 0):
         raise UsageError("a shard must hold at least one image")
-    _refuse_place(out, data)
+    refuse_place(out, data)
     labels = classes_of(source.targets, "writing shards")
     limit = _Limit(images or len(source), int((megabytes or 0) * 1e6) or 1 << 62)
     done = _Done(len(source), on_done)
@@ -127,7 +127,8 @@ class _Done:
             self._on_done(self.count)
 
 
-def _refuse_place(out: Path, data: Path | None) -> None:
+def refuse_place(out: Path, data: Path | None) -> None:
+    """Raise `UsageError` for a new folder that lies in `data`, or is there and not empty."""
     if data is not None:
         refuse_inside(out, data)
     try:

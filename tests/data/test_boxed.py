@@ -1,0 +1,378 @@
+"""Images with boxes, in every format that people have them in."""
+
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.boxed import FORMATS, HEIGHT, TRUTH, WIDTH, Box, coco, picture, voc_text, write_coco
+from vitrail.data.check_boxes import check_boxes
+from vitrail.data.sources.boxed import BoxedSource, has_boxes
+from vitrail.data.sources.write_boxes import write_boxes
+from vitrail.data.split import open_data, open_splits, task_of
+from vitrail.data.targets import ANY, Boxes
+from vitrail.errors import DataError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def boxes_of(source: BoxedSource, i: int) -> list[Box]:
+    said = source.targets.target(i, None)
+    rows = zip(said["boxes"].tolist(), said["labels"].tolist(), strict=True)
+    return sorted((source.targets.names[label], *corners) for corners, label in rows)
+
+
+def found(source: BoxedSource) -> dict[str, list[Box]]:
+    """By part and name without ending."""
+    parts = ("train", "val", "test")
+    return {
+        f"{parts[source.part[i]]}/{Path(source.key(i)).stem.split('_')[-1]}": boxes_of(source, i)
+        for i in range(len(source))
+    }
+
+
+def left(source: BoxedSource) -> dict[str, int]:
+    count: Counter[str] = Counter()
+    for one in source.left_out:
+        count[one.kind] += one.count
+    return dict(count)
+
+
+def noted(source: BoxedSource, part: str) -> str:
+    (sentence,) = (note for note in source.notes if part in note)
+    return sentence
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_says_the_same(name: str, tmp_path: Path) -> None:
+    FORMATS[name](tmp_path)
+    assert has_boxes(tmp_path)
+    assert task_of(str(tmp_path)) == "detect"
+    source = BoxedSource(tmp_path)
+    expected = {key: sorted(boxes) for key, boxes in TRUTH.items()}
+    assert found(source) == {
+        key: [(of, *map(pytest.approx, corners)) for of, *corners in boxes]
+        for key, boxes in expected.items()
+    }
+    assert "images without an object, which show what is none: 1" in source.notes
+    assert not set(left(source)) - {"labels without a box"}
+    assert pickle.loads(pickle.dumps(source)).targets.text(0) == "cat 1|dog 1"
+    if "bdd" not in name:
+        assert source.targets.names == ("cat", "dog")
+    splits = open_splits(tmp_path, seed=0, targets=Boxes)
+    assert (len(splits.train), len(splits.val)) == (2, 1)
+
+
+def one(root: Path, boxes: list[Box] | None = None, **more: object) -> BoxedSource:
+    """A COCO file of one image, a.jpg."""
+    picture(root / "a.jpg")
+    write_coco(root / "boxes.json", {"a.jpg": [("cat", 1, 2, 30, 40)] if boxes is None else boxes})
+    if more:
+        content = json.loads((root / "boxes.json").read_text())
+        (root / "boxes.json").write_text(json.dumps(content | more))
+    return BoxedSource(root)
+
+
+GOOD = {"image_id": 10, "category_id": 3, "bbox": [1, 2, 3, 4]}
+FAULTS = {
+    "boxes without an area": [{**GOOD, "bbox": [5, 5, 0, 9]}, {**GOOD, "bbox": [9, 9, -4, 2]}],
+    "boxes with corners that are no numbers": [{**GOOD, "bbox": [float("nan"), 0, 1, 1]}],
+    "boxes far beyond any image": [{**GOOD, "bbox": [0, 0, 1e300, 5]}],
+    "boxes outside their image": [{**GOOD, "bbox": [64, 3, 9, 9]}, {**GOOD, "bbox": [-9, 3, 9, 9]}],
+    "boxes that are told twice": [GOOD],
+    "annotations": [
+        {**GOOD, "image_id": 99},
+        {**GOOD, "category_id": 99},
+        {**GOOD, "bbox": [1, 2, 3]},
+        {**GOOD, "bbox": "none"},
+        {**GOOD, "bbox": [10**400, 0, 1, 1]},
+        {"image_id": 10, "category_id": 3},
+        {**GOOD, "category_id": {}},
+        None,
+        7,
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_what_cannot_be_a_box_is_left_out_and_counted(kind: str, tmp_path: Path) -> None:
+    source = one(tmp_path, annotations=[GOOD, *FAULTS[kind]])
+    assert boxes_of(source, 0) == [("cat", 1, 2, 4, 6)]
+    assert left(source) == {kind: len(FAULTS[kind])}
+
+
+def test_boxes_are_cut_at_the_edge_and_their_share_is_told(tmp_path: Path) -> None:
+    source = one(tmp_path, [("cat", -9, -1, 20, 30), ("dog", 40, 40, 64.5, 48)])
+    assert boxes_of(source, 0) == [("cat", 0, 0, 20, 30), ("dog", 40, 40, 64, 48)]
+    assert noted(source, "cut there").endswith(": 1 of 2 (50.00%)")
+    (finding,) = (f for f in check_boxes(source).findings if f.name == "boxes beyond their image")
+    assert "so many are no slips" in finding.sentence
+
+
+def test_crowds_and_regions_are_ignored(tmp_path: Path) -> None:
+    source = one(
+        tmp_path,
+        annotations=[
+            GOOD,
+            {**GOOD, "bbox": [9, 9, 9, 9], "iscrowd": 1},
+            {**GOOD, "category_id": 8},
+        ],
+        categories=[{"id": 3, "name": "cat"}, {"id": 8, "name": "Ignore"}],
+    )
+    said = source.targets.of(0)
+    assert (said.labels.tolist(), said.ignored.tolist()) == ([0, 0, ANY], [False, True, True])
+    assert source.targets.names == ("cat",)
+    assert "objects and regions that are ignored: 2" in source.notes
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"images": [', "no COCO file that can be read"),
+        ('{"images": ' + "[" * 100_000, "nested too deeply"),
+        ('{"images": [{"id": 1}, {"id": 1}], "categories": [], "annotations": []}', "one id"),
+        ('{"images": [], "annotations": []}', "does not list images and categories"),
+        (
+            '{"images": [], "categories": [{"id": 1, "name": "a"}], "annotations": []}',
+            "none of the",
+        ),
+        ('{"images": 7, "annotations": {"bbox": [1]}}', "no COCO file"),
+    ],
+)
+def test_a_damaged_file_is_one_message(content: str, said: str, tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "boxes.json").write_text(content)
+    with pytest.raises(DataError, match=said):
+        open_data(tmp_path, targets=Boxes)
+
+
+def test_images_that_nobody_annotated_and_annotations_of_none(tmp_path: Path) -> None:
+    picture(tmp_path / "b.jpg")
+    picture(tmp_path / "a.jpg")
+    named = {"a.jpg": [], "gone.jpg": [("cat", 1, 1, 9, 9)], "../../etc/x.jpg": []}
+    write_coco(tmp_path / "boxes.json", named)
+    source = BoxedSource(tmp_path)
+    assert [source.key(i) for i in range(len(source))] == ["a.jpg"]
+    assert left(source) == {
+        "images that are named and not there": 1,
+        "images outside the folder": 1,
+        "annotations": 1,
+        "images without boxes or a word that they have none": 1,
+    }
+    with pytest.raises(DataError, match="has an object that counts"):
+        open_splits(tmp_path, seed=0, targets=Boxes)
+
+
+TURNED = {2: (44, 2, 63, 10), 3: (44, 38, 63, 46), 6: (38, 1, 46, 20), 8: (2, 44, 10, 63)}
+
+
+@pytest.mark.parametrize("orientation", [6, 8])
+def test_boxes_drawn_on_what_is_stored_are_turned_with_it(orientation: int, tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg", orientation=orientation)
+    write_coco(tmp_path / "boxes.json", {"a.jpg": [("cat", 1, 2, 20, 10)]})
+    source = BoxedSource(tmp_path)
+    assert source.load(0).size == (HEIGHT, WIDTH)
+    assert source.targets.size(0) == (WIDTH, HEIGHT)
+    (_, *corners) = boxes_of(source, 0)[0]
+    assert corners == pytest.approx(TURNED[orientation])
+    assert noted(source, "turned with them").endswith("1 of 1: a.jpg")
+    # The pixels under the box are the same ones.
+    stored = np.asarray(Image.open(tmp_path / "a.jpg"))[2:10, 1:20]
+    left_, top, right, bottom = (round(side) for side in corners)
+    shown = np.asarray(source.load(0))[top:bottom, left_:right]
+    turned = {6: np.rot90(stored, -1), 8: np.rot90(stored)}[orientation]
+    assert np.array_equal(turned, shown)
+
+
+def test_boxes_drawn_on_what_is_shown_stay(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg", (HEIGHT, WIDTH), orientation=6)
+    write_coco(tmp_path / "boxes.json", {"a.jpg": [("cat", 1, 2, 60, 10)]})
+    source = BoxedSource(tmp_path)
+    assert boxes_of(source, 0) == [("cat", 1, 2, 60, 10)]
+    assert not any("EXIF" in note for note in source.notes)
+
+
+def test_where_no_size_tells_the_boxes_of_a_table_do(tmp_path: Path) -> None:
+    """Of a.jpg they fit what is stored alone; b.jpg, upside down, goes with it."""
+    picture(tmp_path / "a.jpg", orientation=6)
+    picture(tmp_path / "b.jpg", orientation=3)
+    (tmp_path / "boxes.csv").write_text(
+        "filename,xmin,ymin,xmax,ymax,class\na.jpg,1,2,20,10,x\na.jpg,50,2,63,9,x\n"
+        "b.jpg,1,2,20,10,x\n"
+    )
+    source = BoxedSource(tmp_path)
+    assert ("x", *TURNED[6]) in [(n, *np.round(c)) for n, *c in boxes_of(source, 0)]
+    assert [("x", *TURNED[3])] == [(n, *np.round(c)) for n, *c in boxes_of(source, 1)]
+
+
+def test_a_copy_of_another_size_and_an_image_of_another_shape(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg", (2 * WIDTH, 2 * HEIGHT))
+    picture(tmp_path / "b.jpg", (WIDTH, WIDTH))
+    cat: list[Box] = [("cat", 1, 2, 20, 10)]
+    write_coco(tmp_path / "boxes.json", {"a.jpg": cat, "b.jpg": cat})
+    source = BoxedSource(tmp_path)
+    assert [boxes_of(source, 0), len(source)] == [[("cat", 2, 4, 40, 20)], 1]
+    assert left(source) == {"images of another shape than their boxes' file says": 1}
+    assert check_boxes(source).unusable == 1
+
+
+def test_outlines_are_masks_unless_boxes_are_asked_for(tmp_path: Path) -> None:
+    outline = {**GOOD, "segmentation": [[1, 1, 9, 1, 9, 9]]}
+    one(tmp_path, annotations=[outline])
+    assert task_of(str(tmp_path)) == "segment"
+    assert not has_boxes(tmp_path)
+    assert open_data(tmp_path, targets=Boxes).targets.text(0) == "cat 1"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_where_vocs_coordinates_begin_is_decided_of_the_whole_set(
+    first: int, tmp_path: Path
+) -> None:
+    for name, left_ in (("a", 0), ("b", 5)):
+        picture(tmp_path / f"{name}.png")
+        text = voc_text(f"{name}.png", [("cat", left_, 9, 20, 30)], first=first)
+        (tmp_path / f"{name}.xml").write_text(text)
+    source = BoxedSource(tmp_path)
+    assert [boxes_of(source, i)[0][1] for i in range(2)] == [0, 5]
+    assert noted(source, f"begin at {first}")
+
+
+def test_difficult_objects_parts_of_objects_and_odd_names_of_voc(tmp_path: Path) -> None:
+    for name in ("a.png", "a.tif", "b.png"):
+        picture(tmp_path / name)
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    more = f"<difficult>1</difficult>{part}"
+    text = voc_text("a.tif", [("cat", 5, 5, 20, 30)], object=more)
+    (tmp_path / "a.xml").write_text(text)
+    (tmp_path / "b.xml").write_text(voc_text("other.png", [("dog", 5, 5, 20, 30)]))
+    source = BoxedSource(tmp_path)
+    assert [source.key(i) for i in range(2)] == ["a.tif", "b.png"]
+    assert source.targets.of(0).ignored.tolist() == [True]
+    assert noted(source, "called like the file").startswith("1 files name an image")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<!DOCTYPE a [<!ENTITY b "c">]><annotation><filename>&b;</filename></annotation>',
+        "<annotation><object>",
+        "<annotation>" + "<a>" * 999,
+        "<svg></svg>",
+        "",
+    ],
+)
+def test_xml_that_is_none_of_vocs_is_left_out(text: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "a.xml").write_text(voc_text("a.png", [("cat", 5, 5, 20, 30)]))
+    (tmp_path / "b.xml").write_text(text)
+    source = BoxedSource(tmp_path)
+    assert left(source)["files that are no annotation of VOC's"] == 1
+    assert len(source) == 1
+
+
+def test_polygons_pixels_and_unknown_classes_of_yolo(tmp_path: Path) -> None:
+    picture(tmp_path / "images/train/a.jpg")
+    rows = (
+        *("0 0.5 0.5 0.5 0.5", "1 0.25 0.25 0.75 0.25 0.5 0.75", "7 0.5 0.5 0.1 0.1"),
+        *("0 320 240 90 90", "0 0.5 0.5", "0 x y z w", "nan 0.5 0.5 0.1 0.1", "0 0.5 0.5 0.5 0.5"),
+    )
+    (tmp_path / "labels/train").mkdir(parents=True)
+    (tmp_path / "labels/train/a.txt").write_text("\n".join(rows))
+    (tmp_path / "labels/train/z.txt").write_text("")
+    (tmp_path / "data.yaml").write_text("path: .\ntrain: images/train\nnames: {0: cat, 1: dog}")
+    source = BoxedSource(tmp_path)
+    assert boxes_of(source, 0) == [("cat", 16, 12, 48, 36), ("dog", 16, 12, 48, 36)]
+    assert noted(source, "polygons").endswith("1")
+    assert left(source) == {
+        "rows": 3,
+        "rows of classes that no name is for": 1,
+        "boxes outside their image": 1,
+        "boxes that are told twice": 1,
+        "texts of labels without an image": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["names: !!python/object:os.system x\ntrain: a", "names: [\ntrain: a"]
+)
+def test_a_yaml_that_is_none_is_one_message(text: str, tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.jpg")
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"data\.yaml"):
+        BoxedSource(tmp_path)
+
+
+def test_bdds_names_regions_and_crowds(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    box = {"x1": 1, "y1": 2, "x2": 30, "y2": 40}
+    labels = [
+        {"category": "person", "box2d": box},
+        {"category": "car", "box2d": box, "attributes": {"crowd": True}},
+        {"category": "other vehicle", "box2d": box},
+    ]
+    frames = [{"name": "a.jpg", "timestamp": 1, "labels": labels}]
+    (tmp_path / "det_train.json").write_text(json.dumps(frames))
+    said = BoxedSource(tmp_path).targets.of(0)
+    assert (said.labels.tolist(), said.ignored.tolist()) == ([0, 2, ANY], [False, True, True])
+
+
+@pytest.mark.parametrize("first", ["coco", "yolo", "voc"])
+def test_boxes_survive_every_format(first: str, tmp_path: Path) -> None:
+    """coco -> yolo -> voc -> coco, from each of them, within a thousandth of a pixel."""
+    FORMATS["coco"](tmp_path / "data")
+    file = tmp_path / "data/annotations/instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"].append({**GOOD, "bbox": [3, 3, 9.123456, 9], "iscrowd": 1})
+    file.write_text(json.dumps(content))
+    before = source = BoxedSource(tmp_path / "data")
+    order = ["coco", "yolo", "voc"]
+    place = order.index(first)
+    flags = True
+    for to in [*order[place:], *order[: place + 1]]:
+        out = tmp_path / f"{to}{len(list(tmp_path.iterdir()))}"
+        written = write_boxes(source, out, to=to)
+        flags &= to != "yolo"
+        assert bool(written.notes) == (to == "yolo" and source.targets.of(0).ignored.any())
+        source = BoxedSource(out)
+        assert not source.left_out
+        assert source.targets.names == before.targets.names
+        for i in range(len(before)):
+            old, new = before.targets.of(i), source.targets.of(i)
+            kept = np.ones(len(old.labels), bool) if flags else ~old.ignored
+            for a, b in zip(old, new, strict=True):
+                assert np.allclose(a[kept], b, rtol=0, atol=1e-3 / WIDTH)
+            assert source.encoded(i).read_bytes() == before.encoded(i).read_bytes()
+        assert source.part.tolist() == before.part.tolist()
+
+
+def test_nothing_is_written_into_the_data_or_over_anything(tmp_path: Path) -> None:
+    source = one(tmp_path / "data")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/x").write_text("")
+    for out in (tmp_path / "data/out", tmp_path / "full", tmp_path / "data"):
+        with pytest.raises(UsageError):
+            write_boxes(source, out, to="coco")
+    assert sorted(file.name for file in (tmp_path / "data").iterdir()) == ["a.jpg", "boxes.json"]
+
+
+def test_a_million_boxes_in_a_file(tmp_path: Path) -> None:
+    """Twenty thousand here, which take as long each."""
+    rows = np.random.default_rng(0).uniform(0, 30, (20_000, 4)).round(3)
+    annotations = [{**GOOD, "bbox": row} for row in rows.tolist()]
+    source = one(tmp_path, annotations=annotations)
+    assert source.targets.most > 19_000
+
+
+def test_coco_itself(tmp_path: Path) -> None:
+    coco(tmp_path)
+    assert set(TRUTH) == set(found(BoxedSource(tmp_path / "annotations/instances_train.json"))) | {
+        "val/c"
+    }
