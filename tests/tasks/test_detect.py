@@ -226,3 +226,14 @@ def test_what_cannot_be_judged_is_refused() -> None:
         Detect(Bright(), DetectConfig(), boxes, letterbox, tta="flip")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="max"):
         DetectConfig(max_detections=0)
+
+
+def test_boxes_of_two_sources_stay_with_their_images() -> None:
+    def of(left: float, label: int, side: int) -> Boxes:
+        said = Said(np.array([[left, 0, 1, 1]]), np.array([label]), np.array([False]))
+        return Boxes.listed(("a", "b"), [said, NO_BOXES], lambda i: (side, side))
+
+    both = Boxes.joined([of(0.5, 0, 10), of(0.25, 1, 40).rows(np.array([1, 0]))])
+    assert [both.text(i) for i in range(4)] == ["a 1", "", "", "b 1"]
+    assert both.target(3, None)["boxes"].tolist() == [[10, 0, 40, 40]]
+    assert both.target(0, None)["boxes"].tolist() == [[5, 0, 10, 10]]

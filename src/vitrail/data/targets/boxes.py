@@ -105,10 +105,18 @@ class Boxes:
 
     @classmethod
     def joined(cls, parts: "Sequence[Boxes]") -> "Boxes":
-        """Those of several parts of one data set, one after another."""
+        """Those of several sources one after another, which have the same names."""
         first = parts[0]
-        chosen = np.concatenate([part._chosen for part in parts])
-        return cls(first.names, first._all, first._starts, first._frame, chosen)
+        if all(part._all is first._all for part in parts):  # they are parts of one
+            chosen = np.concatenate([part._chosen for part in parts])
+            return cls(first.names, first._all, first._starts, first._frame, chosen)
+        images = [(part, i) for part in parts for i in range(len(part))]
+
+        def frame(i: int) -> tuple[int, int]:
+            part, within = images[i]
+            return part.size(within)
+
+        return cls.listed(first.names, (part.of(i) for part, i in images), frame)
 
     def rows(self, chosen: Int[np.ndarray, " m"]) -> "Boxes":
         """Those of the images `chosen`, with all names."""
