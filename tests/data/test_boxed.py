@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from data.boxed import FORMATS, HEIGHT, TRUTH, WIDTH, Box, coco, picture, voc_text, write_coco
+from vitrail.cli import main
 from vitrail.data.check_boxes import check_boxes
 from vitrail.data.sources.boxed import BoxedSource, has_boxes
 from vitrail.data.sources.write_boxes import write_boxes
@@ -376,3 +377,34 @@ def test_coco_itself(tmp_path: Path) -> None:
     assert set(TRUTH) == set(found(BoxedSource(tmp_path / "annotations/instances_train.json"))) | {
         "val/c"
     }
+
+
+def test_the_command_line_checks_and_converts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one(tmp_path / "data", [("cat", -9, 2, 30, 40), ("dog", 5, 5, 5, 9)])
+    assert main(["data", "check", str(tmp_path / "data"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["box_counts"]["objects"] == 1
+    assert [each["name"] for each in found["boxes"]] == [
+        "boxes without an area",
+        "boxes beyond their image",
+        "classes without an object",
+    ]
+    out = tmp_path / "out"
+    assert main(["data", "convert", str(tmp_path / "data"), "--to", "voc", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "left out: boxes without an area, 1" in told
+    assert boxes_of(BoxedSource(out), 0) == [("cat", 0, 2, 30, 40)]
+    assert main(["data", "convert", str(tmp_path / "data"), "--to", "pdf", str(out)]) == 2
+
+
+def test_folders_of_classes_have_no_boxes(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        picture(tmp_path / f"train/{name}/a.jpg")
+    (tmp_path / "labels.csv").write_text("file,label\ntrain/cat/a.jpg,cat")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "README.txt").write_text("5 pictures of 2 kinds\n")
+    (tmp_path / "about.json").write_text('{"frames": []}')
+    assert not has_boxes(tmp_path)
+    assert task_of(str(tmp_path)) == "classify"

@@ -46,6 +46,33 @@ def test_a_scene_is_drawn_from_its_number_and_the_seed(folder: Path) -> None:
     assert len(digests) == 4
 
 
+def test_scenes_with_boxes_are_the_same_scenes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scenes, "COUNTS", {"train": 4, "val": 2})
+    source = SceneSource(folder, boxes=True)
+    assert source.targets.names == source.groups
+    for again in (source, SceneSource(folder, boxes=True)):  # drawn, and as it was kept
+        for i in range(6):
+            said, scene = again.targets.target(i, None), source.scene(i)
+            assert np.allclose(said["boxes"], scene.boxes, atol=1e-4)
+            assert said["labels"].tolist() == scene.classes.tolist()
+            assert again.targets.size(i) == scene.objects.shape
+    (folder / f"boxes-{scenes.VERSION}-0.npz").write_bytes(b"damaged")
+    assert SceneSource(folder, boxes=True).targets.text(5) == source.targets.text(5)
+
+
+def test_trees_are_held_out_whole() -> None:
+    try:
+        source = open_sample("trees")
+    except DataError:
+        pytest.skip("run `vitrail data fetch trees`")
+    counts = [len(source.targets.of(i).labels) for i in range(4)]
+    assert (counts, source.part.tolist()) == ([574, 61, 279, 37], [0, 0, 1, 1])
+    assert source.targets.target(0, None)["boxes"].min() == 0
+    assert source.load(2).size == source.targets.size(2)[::-1]
+
+
 def test_masks_and_boxes_are_exact(folder: Path) -> None:
     source = SceneSource(folder)
     shown = set()

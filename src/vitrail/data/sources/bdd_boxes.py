@@ -15,7 +15,7 @@ from typing import Any
 
 from vitrail.data.names import label_name
 from vitrail.data.sources.jsonfile import head_of, read_json, text_of
-from vitrail.data.sources.marks import Marks, annotation_files, name_of, numbers, size_said
+from vitrail.data.sources.marks import Marks, ending_in, name_of, numbers, size_said
 from vitrail.data.sources.walk import Tree
 from vitrail.data.targets.boxes import ANY
 
@@ -32,29 +32,28 @@ _NOW = {
     "caravan": "car",
 }
 _REGIONS = ("other person", "other vehicle", "trailer")
-_SEEN = re.compile(rb'"box2d"\s*:|"(frames|labels)"\s*:\s*\[')
-_FRAME = re.compile(rb'"(box2d|poly2d|timestamp|frames)"\s*:')
+_SEEN = re.compile(rb'"box2d"\s*:')
 _LOOKED_AT = 20
 """Files of a folder that are opened to see whether they are any."""
 
 
-def find_bdd(root: str, *, most: int | None = None) -> list[str]:
-    """The JSON files of the folders in which the first ones are BDD100K's."""
+def find_bdd(root: str, files: Sequence[str]) -> list[str]:
+    """Of `files` the JSON ones in the folders in which the first ones are BDD100K's."""
     folders: dict[str, list[str]] = {}
-    for file in annotation_files(root, (".json",), most=most):
+    for file in ending_in(files, ".json"):
         folders.setdefault(posixpath.dirname(file), []).append(file)
     return [
         file
-        for files in folders.values()
-        if any(is_bdd(Path(root, file)) for file in files[:_LOOKED_AT])
-        for file in files
+        for inside in folders.values()
+        if any(is_bdd(Path(root, file)) for file in inside[:_LOOKED_AT])
+        for file in inside
     ]
 
 
 def is_bdd(file: Path) -> bool:
     """Whether a JSON file is BDD100K's, by its beginning."""
     head = head_of(file)
-    return bool(_SEEN.search(head)) and bool(_FRAME.search(head)) and b'"images"' not in head
+    return bool(_SEEN.search(head)) and b'"images"' not in head
 
 
 def read_bdd(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Marks:

@@ -15,7 +15,7 @@ from vitrail.data.sources.bdd_boxes import find_bdd, is_bdd, read_bdd
 from vitrail.data.sources.box_frames import Framed, framed
 from vitrail.data.sources.coco_boxes import find_coco_boxes, has_boxes_in, read_coco_boxes
 from vitrail.data.sources.coco_masks import has_outlines, has_segments
-from vitrail.data.sources.csv_boxes import find_csv, read_csv
+from vitrail.data.sources.csv_boxes import find_csv, has_header, read_csv
 from vitrail.data.sources.files import FileImages
 from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.marks import Marks, annotation_files
@@ -25,8 +25,8 @@ from vitrail.data.sources.walk import Tree, walk
 from vitrail.data.sources.yolo_boxes import find_yolo, read_yolo
 from vitrail.errors import DataError, UsageError, setting
 
-_ENTRIES = 2_000
-"""Of a folder, and folders, that are looked at to see whether there are boxes."""
+_LOOKED_AT = 500
+"""Folders, and entries of each, that are looked at to see whether there are boxes."""
 _LISTS = ("classes.txt", "obj.names", *(f"{part}.txt" for part in ("train", "val", "test")))
 _ABOVE = ("annotations", "labels", "labels_json", "det_20", "annotation")
 """Folders of annotations, beside which the images lie."""
@@ -50,17 +50,13 @@ def has_boxes(place: Path | str) -> bool:
         return False
     try:
         if file is not None:
-            return _of_file(root, file) is not None
+            return _of_file(root, file, annotation_files(root, most=_LOOKED_AT)) is not None
         coco = [Path(root, one) for one in find_coco_boxes(root)]
         if coco:
             finer = any(has_outlines(one) or has_segments(one) for one in coco)
             return not finer and any(map(has_boxes_in, coco))
-        return bool(
-            find_bdd(root, most=_ENTRIES)
-            or find_yolo(root, most=_ENTRIES)
-            or find_voc(root, most=_ENTRIES)
-            or find_csv(root, most=_ENTRIES)
-        )
+        files = annotation_files(root, most=_LOOKED_AT)
+        return any(find(root, files) for find in (find_bdd, find_voc, find_yolo, find_csv))
     except OSError:
         return False
 
@@ -79,8 +75,12 @@ class BoxedSource(FileImages):
                 f"{setting('data.parts', rules.parts)}: of images with boxes it is auto or none"
             )
         self._root, file = _root(os.path.abspath(place))
-        named = None if file is None else _of_file(self._root, file)
-        formats = _formats(self._root) if file is None else [named] if named else []
+        files = annotation_files(self._root)
+        if file is None:
+            formats = _formats(self._root, files)
+        else:
+            named = _of_file(self._root, file, files)
+            formats = [named] if named else []
         if not formats:
             raise DataError(
                 f"nothing in {printable(str(place))} tells boxes of images: give COCO's JSON, "
@@ -88,7 +88,8 @@ class BoxedSource(FileImages):
                 f"image_path,xmin,ymin,xmax,ymax,label"
             )
         chosen, *other = formats
-        used = {name for one in formats for name in one.files} | set(_lists(self._root))
+        used = {name for one in formats for name in one.files}
+        used |= {name for name in files if os.path.basename(name) in _LISTS}
         tree = walk(self._root, follow_links=rules.follow_links, used=used)
         marks = chosen.read(self._root, chosen.files, tree, parts=rules.parts == "auto")
         found = framed(self._root, marks)
@@ -125,15 +126,6 @@ def _said(found: Framed) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _lists(root: str) -> list[str]:
-    """Files of names of classes and images, which lie beside annotations."""
-    return [
-        file
-        for file in annotation_files(root, (".txt", ".names"))
-        if os.path.basename(file) in _LISTS or "ImageSets/" in file
-    ]
-
-
 def _root(place: str) -> tuple[str, str | None]:
     """The folder that images and annotations lie in, and the file that was asked for."""
     if not os.path.isfile(place):
@@ -145,20 +137,20 @@ def _root(place: str) -> tuple[str, str | None]:
     return folder, name
 
 
-def _formats(root: str) -> list[_Format]:
+def _formats(root: str, files: Sequence[str]) -> list[_Format]:
     """The formats in which a folder has boxes; the first is the one that is read."""
     coco = find_coco_boxes(root)
     found = [
         _Format("COCO", coco, read_coco_boxes),
-        *([] if coco else [_Format("BDD100K", find_bdd(root), read_bdd)]),
-        _Format("Pascal VOC", find_voc(root), read_voc),
-        _Format("YOLO", find_yolo(root), read_yolo),
-        _Format("a table", find_csv(root), read_csv),
+        *([] if coco else [_Format("BDD100K", find_bdd(root, files), read_bdd)]),
+        _Format("Pascal VOC", find_voc(root, files), read_voc),
+        _Format("YOLO", find_yolo(root, files), read_yolo),
+        _Format("a table", find_csv(root, files), read_csv),
     ]
     return [one for one in found if one.files]
 
 
-def _of_file(root: str, file: str) -> _Format | None:
+def _of_file(root: str, file: str, files: Sequence[str]) -> _Format | None:
     """The format of one file that was named."""
     place, ending = Path(root, file), os.path.splitext(file)[1].lower()
     if ending == ".json":
@@ -166,12 +158,9 @@ def _of_file(root: str, file: str) -> _Format | None:
             return _Format("COCO", [file], read_coco_boxes)
         return _Format("BDD100K", [file], read_bdd) if is_bdd(place) else None
     if ending in (".yaml", ".yml"):
-        files = find_yolo(root, file=file)
-        return _Format("YOLO", files, read_yolo) if file in files else None
-    if ending in (".csv", ".tsv", ".txt"):
-        files = find_csv(root, file=file)
-        return _Format("a table", files, read_csv) if files else None
-    return None
+        found = find_yolo(root, files, named=file)
+        return _Format("YOLO", found, read_yolo) if file in found else None
+    return _Format("a table", [file], read_csv) if has_header(place) else None
 
 
 def _nothing(root: str, chosen: _Format, tree: Tree, left: Sequence[LeftOut]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vitrail.data.sources.marks import Marks, annotation_files, first_lines, name_of, numbers
+from vitrail.data.sources.marks import Marks, ending_in, first_lines, name_of, numbers
 from vitrail.data.sources.marks import size_said as said
 from vitrail.data.sources.parts import part_named
 from vitrail.data.sources.source import PARTS
@@ -59,10 +59,9 @@ class _Columns(NamedTuple):
     ignored: int | None
 
 
-def find_csv(root: str, *, most: int | None = None, file: str | None = None) -> list[str]:
-    """The tables of a folder, or that one file, whose header has columns of boxes."""
-    named = [file] if file else annotation_files(root, _ENDINGS, most=most, deep=2)
-    return [one for one in named if has_header(Path(root, one))]
+def find_csv(root: str, files: Sequence[str]) -> list[str]:
+    """Of `files` the tables whose header has columns of boxes."""
+    return [file for file in ending_in(files, *_ENDINGS) if has_header(Path(root, file))]
 
 
 def has_header(file: Path) -> bool:

@@ -5,8 +5,10 @@ against the images themselves (box_frames.py does that).
 import os
 import posixpath
 from array import array
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,10 @@ REGIONS = frozenset(
 """Names, in small letters, of what is no class, but a place where nothing counts."""
 REGION = "ignored"
 """The one of them that we write."""
+
+_ENDINGS = (".json", ".xml", ".txt", ".yaml", ".yml", ".csv", ".tsv", ".names")
+_DEEP = 8
+"""Levels of folders."""
 
 
 @dataclass(slots=True)
@@ -189,33 +195,34 @@ def name_of(value: object) -> str:
     return name
 
 
-def annotation_files(
-    root: str, endings: tuple[str, ...], *, most: int | None = None, deep: int = 8
-) -> list[str]:
-    """The files in `root` of these endings, sorted, relative to it; links to folders are not
-    followed. `most`: entries of a folder, and folders, that are looked at.
+def annotation_files(root: str, *, most: int | None = None) -> list[str]:
+    """The files in `root` that may tell something of images, sorted, relative to it; links to
+    folders are not followed. `most`: so many folders are looked at, and entries of each.
     """
     found: list[str] = []
-    pending = [("", 0)]
+    pending = deque([("", 0)])
     seen = 0
     while pending and (most is None or seen < most):
-        folder, level = pending.pop(0)
+        folder, level = pending.popleft()
         seen += 1
         try:
             with os.scandir(os.path.join(root, folder)) as entries:
-                for number, entry in enumerate(entries):
-                    if most is not None and number >= most:
-                        break
+                for entry in islice(entries, most):
+                    path = posixpath.join(folder, entry.name)
                     if is_hidden(entry.name):
                         continue
-                    path = posixpath.join(folder, entry.name)
-                    if entry.name.lower().endswith(endings):
+                    if entry.name.lower().endswith(_ENDINGS):
                         found += [path] if entry.is_file() else []
-                    elif level < deep and entry.is_dir(follow_symlinks=False):
+                    elif level < _DEEP and entry.is_dir(follow_symlinks=False):
                         pending.append((path, level + 1))
         except OSError:  # as `walk` says of those that it cannot list
             continue
     return sorted(found)
+
+
+def ending_in(files: Iterable[str], *endings: str) -> list[str]:
+    """Those of them that have one of these endings, in small letters."""
+    return [file for file in files if file.lower().endswith(endings)]
 
 
 def first_lines(root: str, file: str, size: int = 4096) -> str:

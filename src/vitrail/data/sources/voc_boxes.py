@@ -16,7 +16,7 @@ from xml.parsers import expat
 
 from vitrail.data.names import shortened
 from vitrail.data.sources.jsonfile import text_of
-from vitrail.data.sources.marks import Marks, annotation_files, first_lines, name_of, numbers
+from vitrail.data.sources.marks import Marks, ending_in, first_lines, name_of, numbers
 from vitrail.data.sources.marks import size_said as said
 from vitrail.data.sources.walk import Tree
 from vitrail.units import bytes_text
@@ -26,7 +26,7 @@ _DEEPEST = 16
 _LONGEST = 4096
 """Letters of a text that are read."""
 _LOOKED_AT = 3
-_LISTS = "ImageSets/Main"
+_LISTS = "/ImageSets/Main"
 _PART_OF_LIST = {"train": 0, "val": 1, "test": 2, "trainval": 0}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -49,21 +49,24 @@ class VocFile(NamedTuple):
     objects: list[VocObject]
 
 
-def find_voc(root: str, *, most: int | None = None) -> list[str]:
-    """The XML files of a folder, where the first ones are VOC's."""
-    files = annotation_files(root, (".xml",), most=most)
-    looks = [first_lines(root, file) for file in files[:_LOOKED_AT]]
-    return files if any("<annotation" in look for look in looks) else []
+def find_voc(root: str, files: Sequence[str]) -> list[str]:
+    """Of `files` the XML ones, where any of the first is VOC's; and its lists of images."""
+    found = ending_in(files, ".xml")
+    if not any("<annotation" in first_lines(root, file) for file in found[:_LOOKED_AT]):
+        return []
+    texts = ending_in(files, ".txt")
+    lists = [file for file in texts if f"/{posixpath.dirname(file)}".endswith(_LISTS)]
+    return [*found, *lists]
 
 
 def read_voc(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Marks:
     """What cannot be read is counted."""
     marks = Marks(tree, parts=parts)
     marks.declare(_names(root))
-    listed = _listed(root) if parts else {}
+    listed = _listed(root, ending_in(files, ".txt")) if parts else {}
     found: dict[str, tuple[str, VocFile]] = {}
     by_stem: list[str] = []
-    for file in files:
+    for file in ending_in(files, ".xml"):
         try:
             voc = read_voc_file(Path(root, file))
         except (OSError, ValueError) as error:
@@ -73,7 +76,7 @@ def read_voc(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Mar
             continue
         part = _part(marks, listed, path, file)
         if part is None:
-            marks.left.add("images that no list names", f"{_LISTS} says which", path)
+            marks.left.add("images that no list names", f"those in {_LISTS[1:]} say which", path)
         elif marks.begin(path, part, voc.size) is not None:
             found[path] = file, voc
     first = _first(voc for _, voc in found.values())
@@ -186,15 +189,15 @@ def _image(marks: Marks, voc: VocFile, file: str, by_stem: list[str]) -> str | N
     return path
 
 
-def _listed(root: str) -> dict[tuple[str, str], int]:
+def _listed(root: str, files: Sequence[str]) -> dict[tuple[str, str], int]:
     """The part of each (folder of VOC, name without ending) that a list names."""
     found: dict[tuple[str, str], int] = {}
-    for file in annotation_files(root, tuple(f"{name}.txt" for name in _PART_OF_LIST), deep=6):
+    for file in files:
         name = posixpath.splitext(posixpath.basename(file))[0]
         folder = posixpath.dirname(file)
-        if name in _PART_OF_LIST and f"/{folder}".endswith(f"/{_LISTS}"):
+        if name in _PART_OF_LIST:
             part = _PART_OF_LIST[name]
-            around = folder[: -len(_LISTS)].rstrip("/")
+            around = folder[: -len(_LISTS) + 1].rstrip("/")
             for line in first_lines(root, file, 1 << 26).splitlines():
                 words = line.split()
                 # "2008_000001 1" in lists of a class; names may hold blanks as well.

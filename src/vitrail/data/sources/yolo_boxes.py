@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from vitrail.data.names import shortened
-from vitrail.data.sources.marks import Marks, annotation_files, first_lines, name_of
+from vitrail.data.sources.marks import Marks, ending_in, first_lines, name_of
 from vitrail.data.sources.walk import Tree
 from vitrail.errors import DataError
 from vitrail.units import bytes_text
@@ -29,14 +29,16 @@ _PART_KEYS = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 _NO_LABELS = frozenset(("classes.txt", "labels.txt", "train.txt", "val.txt", "test.txt"))
 
 
-def find_yolo(root: str, *, most: int | None = None, file: str | None = None) -> list[str]:
-    """data.yaml, where there is one that is YOLO's, and the texts of labels; or none."""
-    named = [file] if file else annotation_files(root, (".yaml", ".yml"), most=most, deep=1)
-    about = [one for one in named if _is_about(root, one)]
+def find_yolo(root: str, files: Sequence[str], named: str | None = None) -> list[str]:
+    """Of `files` data.yaml, where there is one that is YOLO's, or the one that is `named`, and the
+    texts of labels; or none.
+    """
+    near = [file for file in ending_in(files, ".yaml", ".yml") if file.count("/") < 2]
+    about = [file for file in ([named] if named else near) if _is_about(root, file)]
     texts = [
         one
-        for one in annotation_files(root, (".txt",), most=most)
-        if posixpath.basename(one).lower() not in _NO_LABELS
+        for one in ending_in(files, ".txt")
+        if posixpath.basename(one).lower() not in _NO_LABELS and "ImageSets/" not in one
     ]
     # Any .txt may lie anywhere: those in a folder `labels`, or rows of numbers, are YOLO's.
     seen = any(_is_rows(root, text) for text in texts[:_LOOKED_AT])
