@@ -54,6 +54,11 @@ class DynamicViTConfig(ViTConfig):
             )
         if self.width % 4:
             raise UsageError(f"a DynamicViT's width must be divisible by 4, not {self.width}")
+        if self.cuts is not None or self.relative is not None:
+            raise UsageError(
+                f"{setting('window')}, {setting('windows')} and {setting('relative')} need whole "
+                f"maps, which a DynamicViT does not keep"
+            )
         if self.position == "peg":
             raise UsageError(
                 f"{setting('position', 'peg')} needs whole maps, which a DynamicViT does not keep"

@@ -11,6 +11,8 @@
 - EVA-02 (2303.11331), EVA-CLIP (2303.15389): rotary positions besides the table, norms within
   attention and MLP; EVA (2211.07636), which has neither
 - Perception Encoder (2504.13181): rotary positions besides the table, a norm before the encoder
+- ViTDet (2203.16527): attention in windows but for four blocks, relative positions; and RF-DETR's
+  windows (2511.09554)
 - RoPE-ViT (2403.13298): rotary positions alone, or besides the table
 - timm's wee to so150m: registers and the mean of the patches, no class token
 - g, G, e (2106.04560, 2209.06794) and So400m (2305.13035) of the scaling studies
@@ -57,6 +59,7 @@ from vitrail.nn import (
     Scales,
     SinCosPosition,
     TwoGrids,
+    Windows,
     cells_cut,
     drop_path_rates,
     encode_merging,
@@ -146,6 +149,19 @@ class ViTConfig(FamilyConfig):
     checkpoints have it ("pre-logits"); 0 leaves it out."""
     head_bias: bool = True
     dropout: float = 0.0
+    window: tuple[int, int] | None = None
+    """Rows and columns of tokens: blocks attend within windows of that size (ViTDet), and prefix
+    tokens are in each (vitrail.nn.windows). Grids that it does not divide are padded. None: all
+    tokens attend to all."""
+    windows: int = 0
+    """Instead: so many windows side by side and one below the other, each with prefix tokens of its
+    own from the first block to the last (RF-DETR). 0: none."""
+    global_blocks: tuple[int, ...] = ()
+    """Of windows: the blocks, counted from 0, in which all tokens attend to all. ViTDet: four, each
+    the last of a quarter."""
+    relative: tuple[int, int] | None = None
+    """Tables of relative positions in attention (ViTDet): those of global blocks are for a grid of
+    these rows and columns, those in windows for the window. Other grids interpolate them."""
     merge: int = 0
     """Patch tokens merged into similar ones after the attention of each block (ToMe): it makes any
     ViT faster as it is. At 224 pixels in patches of 16, 13 leave 40 of 196 after 12 blocks."""
@@ -221,6 +237,44 @@ class ViTConfig(FamilyConfig):
         self.check_size(self.image_size)
         if self.merge:
             self._check_merge()
+        self._check_windows()
+
+    def _check_windows(self) -> None:
+        for name in ("window", "relative"):
+            sides = getattr(self, name)
+            if sides is not None and min(sides) < 1:
+                raise UsageError(f"{setting(name)} has rows and columns of tokens, not {sides}")
+        if self.windows < 0 or (self.windows and self.window is not None):
+            raise UsageError(
+                f"{setting('windows')} is how many windows there are along a side, and "
+                f"{setting('window')} how large they are: give one of them, from 1"
+            )
+        cut = self.window is not None or self.windows
+        blocks = self.global_blocks
+        if blocks and not cut:
+            raise UsageError(
+                f"{setting('global_blocks', blocks)} are those that do not attend in windows: give "
+                f"{setting('window', (14, 14))} for the others, or leave it out"
+            )
+        if blocks != tuple(sorted({i for i in blocks if 0 <= i < self.depth})):
+            quarters = tuple(sorted({max(1, self.depth * i // 4) - 1 for i in (1, 2, 3, 4)}))
+            raise UsageError(
+                f"{setting('global_blocks', blocks)}: give ascending numbers of blocks from 0 to "
+                f"{self.depth - 1}, {quarters} for instance"
+            )
+        if self.relative is not None and (
+            self.windows or self.turned or self.class_token or self.distilled or self.registers
+        ):
+            raise UsageError(
+                f"{setting('relative', self.relative)} has a place for each token, and sizes of "
+                f"windows: it needs {setting('class_token', False)}, no other prefix tokens, no "
+                f"rotary positions, and {setting('window')} instead of {setting('windows')}"
+            )
+        if (cut or self.relative is not None) and (self.merge or self.scales != "one"):
+            raise UsageError(
+                f"{setting('window')}, {setting('windows')} and {setting('relative')} are for "
+                f"whole grids of patches: use {setting('merge', 0)} and {setting('scales', 'one')}"
+            )
 
     def _check_rope(self) -> None:
         if self.width // self.heads % 4:
@@ -317,8 +371,22 @@ class ViTConfig(FamilyConfig):
     @property
     def shape(self) -> str:
         """Its build in words."""
-        merged = f", {self.merge} tokens merged after each" if self.merge else ""
-        return f"{self.depth} blocks, width {self.width}, {self.heads} heads{merged}"
+        words = f"{self.depth} blocks, width {self.width}, {self.heads} heads"
+        if self.merge:
+            words += f", {self.merge} tokens merged after each"
+        if self.cuts is not None:
+            size = f"{self.windows}x{self.windows} windows"
+            if self.window is not None:
+                size = f"windows of {self.window[0]}x{self.window[1]} tokens"
+            words += f", {self.depth - len(self.global_blocks)} of the blocks in {size}"
+        return words
+
+    @property
+    def cuts(self) -> Windows | None:
+        """How grids are cut into windows, where they are."""
+        if self.window is None and not self.windows:
+            return None
+        return Windows(self.window, self.windows)
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raise `UsageError` for a (height, width) of images that the model cannot take."""
@@ -413,8 +481,12 @@ class ViT(Family):
                     drop_path=rate,
                     attn_norm=config.attn_norm,
                     mlp_norm=config.mlp_norm,
+                    windows=None if (everywhere := i in config.global_blocks) else config.cuts,
+                    relative=config.relative
+                    if config.relative is None or everywhere or config.window is None
+                    else config.window,
                 )
-                for rate in drop_path_rates(config.drop_path, config.depth)
+                for i, rate in enumerate(drop_path_rates(config.drop_path, config.depth))
             ),
             d,
             config.norm_eps if config.final_norm and not config.pool_norm else None,
@@ -488,7 +560,7 @@ class ViT(Family):
             prefix, patches, pooled = self._merged(tokens, grid)
         else:
             rotation = None if self.rotary is None else self.rotary(grid)
-            prefix, patches = self.split(self.encoder(tokens, grid, rotation))
+            prefix, patches = self.split(self.encoder(tokens, grid, rotation), self._copies(grid))
             pooled = self.vector(prefix, patches, grid.keys() if isinstance(grid, Grids) else None)
         if isinstance(grid, Grids):
             patches = grid.scatter(patches)
@@ -513,7 +585,7 @@ class ViT(Family):
         for i in range(max(blocks) + 1):
             tokens = self.encoder.step(i, tokens, grid, rotation)
             if i in blocks:
-                patches = self.split(self.encoder.norm(tokens))[1]
+                patches = self.split(self.encoder.norm(tokens), self._copies(grid))[1]
                 if isinstance(grid, TwoGrids):
                     maps.append(tokens_to_map(grid.cells(patches), grid.grid))
                 else:
@@ -554,6 +626,11 @@ class ViT(Family):
                 f"{what} of a ViT need a token for each patch in every block: use "
                 f"{setting('merge', 0)}"
             )
+        if what == "queries" and (self.config.cuts or self.config.relative):
+            raise UsageError(
+                f"queries go through blocks in which all tokens attend to all: use "
+                f"{setting('window', None)}, {setting('windows', 0)}, {setting('relative', None)}"
+            )
         if what == "queries" and self.config.scales != "one":
             raise UsageError(
                 f"queries look at patches of one size: use {setting('scales', 'one')}, not "
@@ -568,6 +645,13 @@ class ViT(Family):
         Beside them the patches' grid, and the maps of a stem that has some.
         """
         self.check_channels(x)
+        if extent is not None and (self.config.cuts or self.config.relative):
+            raise UsageError(
+                f"images of different sizes in one batch ({setting('data.resize')} native or pad) "
+                f"have no grid in common for windows and relative positions: take resize crop or "
+                f"squash, or use {setting('window', None)}, {setting('windows', 0)}, "
+                f"{setting('relative', None)}"
+            )
         if self.stem_second is not None:
             if extent is not None:
                 raise UsageError(
@@ -595,14 +679,26 @@ class ViT(Family):
         if self.position is not None:
             patches, prefix = self.position(patches, prefix, grid)
         tokens = self.pre_norm(self.drop(torch.cat([prefix, patches], dim=1)))
+        if (copies := self._copies(grid)) > 1:
+            k = prefix.shape[1]
+            tokens = torch.cat([tokens[:, :k].repeat(1, copies, 1), tokens[:, k:]], dim=1)
         return tokens, grid, stages
 
+    def _copies(self, grid: Grid) -> int:
+        """How many of each prefix token go through the encoder: one, or one for each window."""
+        cuts = self.config.cuts
+        if cuts is None or cuts.copies != "own":
+            return 1
+        assert isinstance(grid, tuple)  # others are refused
+        return cuts.cut(grid).windows
+
     def split(
-        self, tokens: Float[Tensor, "b t d"]
+        self, tokens: Float[Tensor, "b t d"], copies: int = 1
     ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b m d"]]:
-        """Prefix tokens and patches apart."""
+        """Prefix tokens, each the mean of its `copies`, and patches apart."""
         k = 0 if self.prefix is None else len(self.prefix)
-        return tokens[:, :k], tokens[:, k:]
+        prefix, patches = tokens[:, : copies * k], tokens[:, copies * k :]
+        return (prefix if copies == 1 else prefix.unflatten(1, (copies, k)).mean(dim=1)), patches
 
     def vector(
         self,
@@ -810,6 +906,22 @@ def _rope_gap(config: ViTConfig, registers: int) -> ViTConfig:
     )
 
 
+def _vitdet(config: ViTConfig, global_blocks: tuple[int, ...]) -> ViTConfig:
+    return replace(
+        config,
+        dropout=0.0,
+        classes=0,
+        class_token=False,
+        prefix_position=False,
+        pool="mean",
+        final_norm=False,
+        resample="bicubic",
+        window=(14, 14),
+        global_blocks=global_blocks,
+        relative=(64, 64),
+    )
+
+
 _SMALL = ViTConfig(depth=6, stem="conv", class_token=False, pool="mean")
 
 _EVA_G = replace(_H, width=1408, depth=40, mlp=6144)
@@ -960,6 +1072,9 @@ ROWS: dict[str, ViTConfig] = {
     "vit_mediumd16_rope_reg1_gap": _rope_gap(replace(_M, depth=20, qkv_bias=False), 1),
     "vit_betwixt16_rope_reg4_gap": _rope_gap(ViTConfig(width=640, heads=10, mlp=2560), 4),
     "vit_b16_rope_reg1_gap": _rope_gap(_B, 1),
+    # ViTDet's backbones (2203.16527), as in detectron2: positions of MAE, detectors at 1024 pixels
+    "vitdet_b": _vitdet(_B, (2, 5, 8, 11)),
+    "vitdet_l": _vitdet(_L, (5, 11, 17, 23)),
     # Ours, to learn from few images or on few cores: see vitrail.recipes.scratch and pretrain
     "vit_mini16": replace(_SMALL, width=192, heads=6, mlp=768, image_size=(96, 96)),
     "vit_nano8": replace(_patch(_SMALL, 8), width=128, heads=4, mlp=512, image_size=(32, 32)),

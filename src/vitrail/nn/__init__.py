@@ -54,3 +54,4 @@ from vitrail.nn.resample import resample_patch as resample_patch
 from vitrail.nn.resample import resample_table as resample_table
 from vitrail.nn.resnet import ResNetStem as ResNetStem
 from vitrail.nn.resnet import backbone_stride as backbone_stride
+from vitrail.nn.windows import Windows as Windows

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from vitrail.nn.position import Rotation, rotate
+from vitrail.nn.position import RelativePosition, Rotation, rotate
 
 
 class Attention(nn.Module):
@@ -27,9 +27,11 @@ class Attention(nn.Module):
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
         norm: bool = False,
+        relative: tuple[int, int] | None = None,
     ) -> None:
         """`norm`: what the heads have found is normalised before the projection (sub-LN, Wang et
-        al., arXiv 2210.06423).
+        al., arXiv 2210.06423). `relative`: rows and columns of the grid that tables of relative
+        positions are for; None has none.
         """
         super().__init__()
         self.heads = heads
@@ -39,6 +41,7 @@ class Attention(nn.Module):
         self.q_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
         self.norm = nn.LayerNorm(width, eps=norm_eps) if norm else nn.Identity()
+        self.relative = None if relative is None else RelativePosition(relative, width // heads)
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
@@ -47,14 +50,20 @@ class Attention(nn.Module):
         x: Float[Tensor, "b t d"],
         rotation: Rotation | None = None,
         keys: Shaped[Tensor, "b *_ t"] | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """Attend; `rotation` turns the queries and keys of the patch tokens (rotary positions).
 
         `keys`: which tokens may be attended to, by all or by each token apart, or how many each
-        stands for, as for `attend`.
+        stands for, as for `attend`. `grid`: the rows and columns that the tokens are, which
+        relative positions need.
         """
         q, k, v = self.apart(x, rotation)
-        return self.joined(attend(q, k, v, keys))
+        if self.relative is None:
+            return self.joined(attend(q, k, v, keys))
+        assert grid is not None, "relative positions need the grid of the tokens"
+        found = attend(*self.relative.join(q, k, v, grid), keys)
+        return self.joined(found[..., : v.shape[-1]])
 
     def apart(
         self, x: Float[Tensor, "b t d"], rotation: Rotation | None = None

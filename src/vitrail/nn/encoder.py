@@ -10,6 +10,7 @@ from vitrail.nn.attention import Attention
 from vitrail.nn.grids import Grid, Grids, tokens_of
 from vitrail.nn.mlp import Activation, build_mlp
 from vitrail.nn.position import Peg, Rotation
+from vitrail.nn.windows import Windows, attend_in_windows
 
 
 class LayerScale(nn.Module):
@@ -57,11 +58,19 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         attn_norm: bool = False,
         mlp_norm: bool = False,
+        windows: Windows | None = None,
+        relative: tuple[int, int] | None = None,
     ) -> None:
-        """`attn_norm` and `mlp_norm`: norms within the two, before their last linear map."""
+        """`attn_norm` and `mlp_norm`: norms within the two, before their last linear map.
+        `windows`: within which tokens attend; None is the whole image. `relative`: as for
+        `Attention`.
+        """
         super().__init__()
+        self.windows = windows
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(width, heads, qkv_bias, qk_norm, norm_eps, dropout, attn_norm)
+        self.attn = Attention(
+            width, heads, qkv_bias, qk_norm, norm_eps, dropout, attn_norm, relative
+        )
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         inner_eps = norm_eps if mlp_norm else None
@@ -74,9 +83,16 @@ class Block(nn.Module):
         x: Float[Tensor, "b t d"],
         rotation: Rotation | None = None,
         keys: Shaped[Tensor, "b *_ t"] | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Float[Tensor, "b t d"]:
-        """`rotation` and `keys` as for `Attention`."""
-        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), rotation, keys)))
+        """`rotation` and `keys` as for `Attention`; `grid`: the patches', which windows need."""
+        if self.windows is None:
+            found = self.attn(self.norm1(x), rotation, keys, grid)
+        else:
+            assert grid is not None and keys is None, "windows are of images of one size"
+            cut = self.windows.cut(grid)
+            found = attend_in_windows(self.attn, self.norm1(x), cut, rotation, self.windows.copies)
+        x = x + self.drop_path(self.scale1(found))
         return self.fed_forward(x)
 
     def fed_forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
@@ -123,7 +139,7 @@ class Encoder(nn.Module):
         keys: Shaped[Tensor, "b *_ t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """The tokens after block `i`, of those before it; `keys` as for `Attention`."""
-        x = self.blocks[i](x, rotation, keys)
+        x = self.blocks[i](x, rotation, keys, grid if isinstance(grid, tuple) else None)
         if i == 0 and self.peg is not None:
             k = x.shape[1] - tokens_of(grid)
             prefix, patches = x[:, :k], x[:, k:]

@@ -20,6 +20,7 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -250,6 +251,56 @@ def rotate(x: Float[Tensor, "b h t e"], rotation: Rotation) -> Float[Tensor, "b 
         first, second = patches[..., 0::2], patches[..., 1::2]
         turned = torch.stack([-second, first], dim=-1).flatten(-2)
     return torch.cat([prefix, patches * cos + turned * sin], dim=2)
+
+
+class RelativePosition(nn.Module):
+    """How far a key lies from a query, by rows and by columns apart, told to attention: a row of a
+    table for each distance, whose product with the query is added to its logit (MViTv2, arXiv
+    2112.01526, section 4.1; ViTDet, 2203.16527).
+    """
+
+    def __init__(self, grid: tuple[int, int], head_width: int) -> None:
+        """`grid`: rows and columns that the tables are for; they are interpolated to others."""
+        super().__init__()
+        self.rows = nn.Parameter(torch.zeros(2 * grid[0] - 1, head_width))
+        self.columns = nn.Parameter(torch.zeros(2 * grid[1] - 1, head_width))
+
+    def join(
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h n e"],
+        v: Float[Tensor, "b h n e"],
+        grid: tuple[int, int],
+    ) -> tuple[Float[Tensor, "b h n f"], Float[Tensor, "b h n f"], Float[Tensor, "b h n f"]]:
+        """Queries, keys and values with so many channels more that attention over them has these
+        positions in its logits; `v` has zeros there.
+
+        A query has its product with each distance, a key a one where it lies. So the fused kernels
+        do it, and no `n x n` sums are kept, as adding them to the logits would.
+        """
+        (gh, gw), e = grid, q.shape[-1]
+        places = q.unflatten(2, grid)
+        by_row = torch.einsum("bhywe,yze->bhywz", places, _distances(self.rows, gh).to(q.dtype))
+        by_column = torch.einsum(
+            "bhywe,wze->bhywz", places, _distances(self.columns, gw).to(q.dtype)
+        )
+        told = torch.cat([by_row, by_column], dim=-1).flatten(2, 3)
+        f = e + gh + gw
+        ones = [torch.eye(size, dtype=k.dtype, device=k.device) for size in grid]
+        where = torch.cat(
+            [ones[0].repeat_interleave(gw, dim=0), ones[1].repeat(gh, 1)], dim=-1
+        ).expand(*k.shape[:2], -1, -1)
+        # Attention divides all products by the root of f, and these positions are added undivided.
+        q = torch.cat([q * (f / e) ** 0.5, told * f**0.5], dim=-1)
+        return q, torch.cat([k, where], dim=-1), F.pad(v, (0, gh + gw))
+
+
+def _distances(table: Float[Tensor, "l e"], size: int) -> Float[Tensor, "n n e"]:
+    """The row of `table` for each query and each key along an axis of `size` cells."""
+    if len(table) != 2 * size - 1:
+        table = F.interpolate(table.float().T[None], 2 * size - 1, mode="linear")[0].T
+    places = torch.arange(size, device=table.device)
+    return table[places[:, None] - places + size - 1]
 
 
 class Peg(nn.Module):

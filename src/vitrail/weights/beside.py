@@ -119,7 +119,8 @@ def _told_by_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
         "activation": _ACTIVATIONS.get(str(act)),
         "norm_eps": eps if isinstance(eps, float) else None,
         **_BY_KIND.get(kind, {}),
-        "image_size": _pair(config.get("image_size")),
+        # A VitDet's image is the detector's; its position table is for that of the pre-training.
+        "image_size": _pair(config.get("pretrain_image_size", config.get("image_size"))),
         "width": _whole(config.get("hidden_size")),
         "depth": _whole(config.get("num_hidden_layers")),
         "mlp": _whole(config.get("intermediate_size")),

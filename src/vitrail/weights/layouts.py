@@ -26,6 +26,7 @@ from vitrail.weights import (
     timm,
     torchvision,
     twins,
+    vitdet,
 )
 from vitrail.weights.family import FamilyLayout
 from vitrail.weights.infer import infer
@@ -55,6 +56,8 @@ LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
         google.GOOGLE,
+        vitdet.DETECTRON2,
+        vitdet.HUGGING_FACE,
         timm.TIMM_PE,
         timm.TIMM_PE_DENSE,
         timm.TIMM_EVA02,
@@ -160,7 +163,11 @@ REFUSED: tuple[Refused, ...] = (
             (key,),
             "timm's vit_relpos, Segment Anything or their like: positions relative to each other",
         )
-        for key in ("*blocks.0.attn.rel_pos*", "*layers.0.attn.rel_pos_h")
+        for key in ("*blocks.0.attn.rel_pos.*", "*layers.0.attn.rel_pos_h")
+    ),
+    Refused(
+        ("*blocks.0.attn.rel_pos_h", "*neck.0.weight"),
+        "Segment Anything, whose encoder is ViTDet's and ends in a neck of its own",
     ),
     Refused(("*rope.freqs",), "timm's vit_*_rope_mixed: learned rotary positions"),
     Refused(
@@ -234,7 +241,11 @@ REFUSED: tuple[Refused, ...] = (
 _Writer: TypeAlias = Callable[[State, ViTConfig, Mapping[str, Size]], dict[str, Tensor]]
 _VIT_WRITERS: Mapping[str, _Writer] = {
     "timm": timm.to_timm,
-    "huggingface": lambda state, config, like: huggingface.to_huggingface(state, config),
+    "huggingface": lambda state, config, like: (
+        vitdet.HUGGING_FACE.write(state, config)
+        if config.relative is not None
+        else huggingface.to_huggingface(state, config)
+    ),
     "google": google.to_google,
 }
 

@@ -77,6 +77,8 @@ class Layout:
     """What its code has for positions where there is no table, and what it calls that."""
     always: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Fields of which its code knows these values alone: another model cannot be written so."""
+    windowed: bool = False
+    """Whether its code knows attention in windows of a size, and relative positions."""
     resample: Resample = "bicubic_antialias"
     """How its own code brings a position table to another grid."""
 
@@ -100,7 +102,7 @@ class Layout:
         """The inverse of `read`. Raises `DataError` for what has no counterpart there."""
         if config.position not in self.always.get("position", ()):
             state, config = _with_table(state, config, self.whose)
-        for name, known in {**_PLAIN, **self.always}.items():
+        for name, known in {**_PLAIN, **({} if self.windowed else _GLOBAL), **self.always}.items():
             value = getattr(config, name)
             matters = {"head_bias": config.classes, "pool_heads": config.pool == "map"}
             if value not in known and matters.get(name, True):
@@ -115,8 +117,11 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "final_norm": (True,),
     "pool_heads": (0,),
     "pool_prefix": (False,),
+    "windows": (0,),
 }
 """What `always` is where a layout does not say otherwise."""
+_GLOBAL: Mapping[str, tuple[Any, ...]] = {"window": (None,), "relative": (None,)}
+"""And where its code has no windows."""
 
 
 _BIASES = (".{}_bias", ".{}_proj.bias")
