@@ -18,7 +18,7 @@ from vitrail.errors import UsageError, unknown_name
 from vitrail.models import model_config, parameters_of
 from vitrail.runs.start import open_start
 from vitrail.units import bytes_text
-from vitrail.weights import OURS, Opened, convert
+from vitrail.weights import OURS, Opened, box_heads, convert
 from vitrail.weights.fetch import cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
 from vitrail.weights.heads import to_header
@@ -171,6 +171,7 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
         "preprocess": opened.preprocess and opened.preprocess.to_dict(),
         "classes": list(opened.classes),
         "head": opened.head and to_header(opened.head),
+        "boxes": opened.boxes and box_heads.to_header(opened.boxes),
         "fits": list(opened.fits),
         "unseen": [one._asdict() for one in opened.unseen],
         "assumed": list(opened.assumed),
@@ -186,8 +187,8 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
     if opened.config.classes:
         named = some(list(opened.classes), 6) or "nothing names them"
         print(f"{'classes':<12} {opened.config.classes}: {named}")
-    if opened.head:
-        print(f"{'head':<12} {opened.head.line}")
+    if head := opened.head or opened.boxes:
+        print(f"{'head':<12} {head.line}")
     for name in ("config", "preprocess"):
         print(name)
         for part, value in (result[name] or {"": "not known"}).items():
@@ -200,7 +201,17 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-_BY_LINES = {"config", "preprocess", "unseen", "assumed", "notes", "left_out", "classes", "head"}
+_BY_LINES = {
+    "config",
+    "preprocess",
+    "unseen",
+    "assumed",
+    "notes",
+    "left_out",
+    "classes",
+    "head",
+    "boxes",
+}
 
 
 def _print_unseen(opened: Opened) -> None:
@@ -227,9 +238,10 @@ def _convert(args: Sequence[str]) -> dict[str, Any]:
             f"classes      {how} the names of its {len(opened.classes)}: "
             f"{some(list(opened.classes), 6)}"
         )
-    if opened.head:
+    if head := opened.head or opened.boxes:
         how = "with" if head_is_written(opened, given.to) else "without"
-        print(f"{'head':<12} {how} that of segmentation: {opened.head.line}")
+        what = "segmentation" if opened.head else "detection"
+        print(f"{'head':<12} {how} that of {what}: {head.line}")
     return {
         "source": given.source,
         "to": given.to,

@@ -121,6 +121,8 @@ def start(
         notes += load_head(model, opened.head, classes)
     elif opened.head:
         notes.append(f"the head of segmentation is left out: {opened.head.line}")
+    if opened.boxes:
+        notes.append(f"the head of detection is left out: {opened.boxes.line}")
     if "probe" in (config.method, config.tune.head_init):
         notes.append("head: to begin with, it is solved as a linear probe of the data")
     for words in (*(f"assumed: {each}" for each in opened.assumed), *notes):

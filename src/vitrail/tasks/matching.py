@@ -110,9 +110,14 @@ def assign(cost: Float[np.ndarray, "r k"]) -> tuple[Int[np.ndarray, " n"], Int[n
         return rows[order], columns[order]
     cost = _finite(cost)
     count, width = cost.shape
-    of_rows, of_columns = np.zeros(count), np.zeros(width)  # prices: what is left is never below 0
+    if not count:
+        return np.arange(0), np.arange(0)
+    of_rows, of_columns = cost.min(axis=1), np.zeros(width)  # prices: the rest is never below 0
     column_of, row_of = np.full(count, -1), np.full(width, -1)
-    for row in range(count):
+    for row, column in enumerate(cost.argmin(axis=1).tolist()):  # most want one that is free
+        if row_of[column] < 0:
+            row_of[column], column_of[row] = row, column
+    for row in np.flatnonzero(column_of < 0).tolist():
         nearest, done = np.full(width, np.inf), np.zeros(width, dtype=bool)
         before = np.full(width, -1)  # the row from which a column is reached at the least cost
         at, length = row, 0.0

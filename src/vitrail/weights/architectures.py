@@ -96,6 +96,7 @@ _TRANSFORMERS = {
     *("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"),
     *("idefics2", "idefics2_vision", "idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"),
     *("bit", "mobilevit", "vision-text-dual-encoder", "eomt", "eomt_dinov3"),
+    "rf_detr",
 }
 _QWEN = "pairs of frames, rotary positions"
 _TRANSFORMERS_REASONS = {

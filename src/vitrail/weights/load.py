@@ -20,7 +20,7 @@ from torch import Size, Tensor
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import MODELS, Model, ModelConfig, ViTConfig, build, model_config
-from vitrail.weights import eomt
+from vitrail.weights import box_heads, eomt, rfdetr
 from vitrail.weights.architectures import check_architecture, named, remarks
 from vitrail.weights.beside import preprocess_by, told_by_config
 from vitrail.weights.classes import Match, match, named_by_config
@@ -40,7 +40,9 @@ OURS = "vitrail"
 TARGETS = (OURS, "timm", "huggingface", "google", "eomt")
 """What weights can be written as; `eomt` is that of its authors, of a ViT with queries."""
 _HEAD = "head."
-"""Before the names of what lies beside a backbone, in our files."""
+"""Before the names of what lies beside a backbone, in our files: of a segmenter."""
+_BOXES = "boxes."
+"""And of a detector."""
 
 
 class Opened(NamedTuple):
@@ -71,6 +73,8 @@ class Opened(NamedTuple):
     """What the tensors of `state` were called in the file, and their shapes there."""
     head: HeadWeights | None = None
     """Of a segmenter, what lies beside its backbone, whose `state` and `config` these are."""
+    boxes: box_heads.BoxHeadWeights | None = None
+    """The same of a detector with queries."""
 
     @property
     def architecture(self) -> str:
@@ -120,6 +124,8 @@ def open_weights(
     file = read_weights(path, said.pop("part", None))
     if OURS in file.metadata:
         return _open_ours(str(source), file, said)
+    if rfdetr.is_one(file.tensors):
+        return _open_rfdetr(str(source), file, said)
     if not published:
         check_architecture(file.config, str(source))
     queries = eomt.is_one(file.tensors)
@@ -188,6 +194,33 @@ def _known(
 _CONFIGS: TypeAdapter[ModelConfig] = TypeAdapter(Annotated[ModelConfig, Discriminator("family")])
 
 
+def _open_rfdetr(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Opened:
+    read = rfdetr.read_rfdetr(file.tensors, file.config)
+    check_told(told, read.backbone, source)
+    head = box_heads.BoxHeadWeights(read.head, _behind("head.", read.state), read.names)
+    how = "by the config.json beside it" if file.config else "as RF-DETR's own have it"
+    return Opened(
+        source=source,
+        sha256=file.sha256,
+        layout="rfdetr",
+        config=read.backbone,
+        state=_behind("backbone.", read.state),
+        preprocess=preprocess_by(file, read.backbone) or read.preprocess,
+        classes=(),
+        notes=file.notes,
+        left_out=read.left_out,
+        assumed=read.assumed,
+        named=named(file.config),
+        unseen=lines(read.backbone, dict.fromkeys(UNSEEN, how)),
+        boxes=head,
+    )
+
+
+def _behind(module: str, state: State) -> dict[str, Tensor]:
+    """The tensors of a module, under its own names."""
+    return {k.removeprefix(module): t for k, t in state.items() if k.startswith(module)}
+
+
 def _open_ours(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Opened:
     try:
         header = json.loads(file.metadata[OURS])
@@ -195,12 +228,13 @@ def _open_ours(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Opene
         preprocess = header.get("preprocess")
         read = Preprocess.from_dict(preprocess) if preprocess else None
         classes = tuple(map(str, header.get("classes", ())))
-        tensors, head = file.tensors, None
+        tensors, head, boxes = file.tensors, None, None
         if beside := header.get("head"):
-            own = {k: t for k, t in tensors.items() if k.startswith(_HEAD)}
-            tensors = {k: t for k, t in tensors.items() if k not in own}
-            own = {key.removeprefix(_HEAD): tensor for key, tensor in own.items()}
-            head = from_header(beside, own, config)
+            head = from_header(beside, _behind(_HEAD, tensors), config)
+            tensors = {k: t for k, t in tensors.items() if not k.startswith(_HEAD)}
+        if beside := header.get("boxes"):
+            boxes = box_heads.from_header(beside, _behind(_BOXES, tensors), config)
+            tensors = {k: t for k, t in tensors.items() if not k.startswith(_BOXES)}
     except (
         *(ValueError, KeyError, TypeError, AttributeError, ValidationError),
         *(RuntimeError, OverflowError),  # sizes that no memory has
@@ -208,7 +242,7 @@ def _open_ours(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Opene
         raise DataError(f"{source}: the header is not vitrail's: {_line(error)}") from error
     state = fit(tensors, config, config, source).state
     opened = Opened(source, file.sha256, OURS, config, state, read, classes, file.notes, ())
-    opened = opened._replace(head=head)
+    opened = opened._replace(head=head, boxes=boxes)
     how = {name: "as told" if name in told else "by its header" for name in UNSEEN}
     return opened._replace(unseen=lines(config, how))
 
@@ -276,9 +310,10 @@ def pretrained(source: str | Path, **changes: Any) -> Model:
             f"number does not say which they are. To keep it, leave num_classes out",
             stacklevel=2,
         )
-    if opened.head:
+    if opened.head or opened.boxes:
+        head = "segmentation" if opened.head else "detection"
         warnings.warn(
-            f"{source}: this is its backbone alone; the head of segmentation is left out",
+            f"{source}: this is its backbone alone; the head of {head} is left out",
             stacklevel=2,
         )
     load_into(model, opened, new_head="" if asked is None else "a number does not say which")
@@ -324,6 +359,7 @@ def convert(opened: Opened, to: str, out: Path, *, overwrite: bool = False) -> P
             opened.preprocess,
             opened.classes,
             opened.head,
+            opened.boxes,
             overwrite=overwrite,
         )
     elif to == "google":
@@ -335,9 +371,12 @@ def convert(opened: Opened, to: str, out: Path, *, overwrite: bool = False) -> P
 
 
 def head_is_written(opened: Opened, to: str) -> bool:
-    """Whether `convert` writes the head too: ours has a place for every one, and EoMT's two layouts
-    for queries on a ViT. The others have that of the backbone alone.
+    """Whether `convert` writes the head too: ours has a place for every one, EoMT's two layouts for
+    queries on a ViT, and Hugging Face's RF-DETR for those for boxes. The others have that of the
+    backbone alone.
     """
+    if opened.boxes is not None:
+        return to in (OURS, "huggingface")
     if opened.head is None or to == OURS:
         return opened.head is not None
     return opened.head.config.head == "queries" and to in _EOMT
@@ -348,6 +387,11 @@ _EOMT: Mapping[str, eomt.EomtLayout] = {"huggingface": "huggingface", "eomt": "a
 
 def _written(opened: Opened, to: str) -> dict[str, Tensor]:
     """The weights in another layout, or as they came if it is their own."""
+    if opened.boxes is not None and to == "huggingface":
+        body = {f"backbone.{key}": tensor for key, tensor in opened.state.items()}
+        head = {f"head.{key}": tensor for key, tensor in opened.boxes.state.items()}
+        assert isinstance(opened.config, ViTConfig)
+        return rfdetr.write_rfdetr(body | head, opened.config, opened.boxes.config)
     if head_is_written(opened, to):
         assert opened.head is not None
         return eomt.write(opened.state, opened.config, opened.head, _EOMT[to], opened.preprocess)
@@ -367,6 +411,7 @@ def save_weights(
     preprocess: Preprocess | None = None,
     classes: tuple[str, ...] = (),
     head: HeadWeights | None = None,
+    boxes: box_heads.BoxHeadWeights | None = None,
     *,
     overwrite: bool = False,
 ) -> None:
@@ -375,6 +420,9 @@ def save_weights(
     if head is not None:
         header["head"] = to_header(head)
         state = {**state, **{_HEAD + key: tensor for key, tensor in head.state.items()}}
+    if boxes is not None:
+        header["boxes"] = box_heads.to_header(boxes)
+        state = {**state, **{_BOXES + key: tensor for key, tensor in boxes.state.items()}}
     if preprocess is not None:
         header["preprocess"] = preprocess.to_dict()
     write_safetensors(out, state, {OURS: json.dumps(header), "format": "pt"}, overwrite=overwrite)
