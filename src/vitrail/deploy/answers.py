@@ -1,20 +1,25 @@
-"""What a model says of images, as files: a mask with a palette, and what it looks like."""
+"""What a model says of images: a mask with a palette, boxes drawn, and what they look like."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Int16, UInt8
-from PIL import Image
+from jaxtyping import Float, Int16, UInt8
+from PIL import Image, ImageDraw, ImageFont
 
 from vitrail.data.pixels.decode import AnyPicture, eight_bits, read_image
 from vitrail.errors import DataError, UsageError
-from vitrail.tasks import Segmentation
+from vitrail.tasks import Detections, Segmentation
 
 _OPACITY = 0.5
+_BRIGHTER = 4 / 3
+_LINES, _LETTERS, _LEAST_LETTERS = 500, 55, 11
+"""Of an image's longer side a line's width and a letter's height are such a part; and pixels."""
+MOST_NAMED = 40
+"""With more boxes in an image their names would cover it."""
 MOST_IN_A_PALETTE = 256
 
 
@@ -118,6 +123,62 @@ def coloured(
     mixed = (1 - _OPACITY) * pixels + _OPACITY * colours[mask.clip(min=0)]
     shown[~plain] = mixed.astype(np.uint8)[~plain]
     return shown
+
+
+class Mark(NamedTuple):
+    """How a box is drawn."""
+
+    colour: tuple[int, int, int]
+    text: str = ""
+    """Beside it."""
+    bold: bool = False
+
+
+def drawn(image: Image.Image, detections: Detections, threshold: float) -> Image.Image:
+    """The image, in colour, with each box of at least this score in its class's colour, the best
+    one on top; with their names and scores where these are no more than MOST_NAMED.
+
+    The image is upright and of the size that the boxes are in.
+    """
+    kept = detections.above(threshold)
+    colours = (palette(len(kept.names) + 1)[1:] * _BRIGHTER).clip(0, 255).astype(int).tolist()
+    named = len(kept.scores) <= MOST_NAMED
+    marks = [
+        Mark(tuple(colours[k]), f"{kept.names[k]} {score:.2f}" if named else "")
+        for k, score in zip(kept.labels.tolist(), kept.scores.tolist(), strict=True)
+    ]
+    return outlined(image, kept.boxes, marks)
+
+
+def outlined(
+    image: Image.Image, boxes: Float[np.ndarray, "m 4"], marks: Sequence[Mark]
+) -> Image.Image:
+    """The image, in colour, with boxes (left, top, right, bottom) of its pixels, the first on top.
+
+    Lines lie inside their box and are no wider than a fifth of it, so that of tiny boxes something
+    is to be seen.
+    """
+    image = image.convert("RGB")
+    draw, longer = ImageDraw.Draw(image), max(image.size)
+    letters = ImageFont.load_default(max(_LEAST_LETTERS, longer / _LETTERS))
+    placed = list(zip(boxes.tolist(), marks, strict=True))[::-1]
+    for (left, top, right, bottom), mark in placed:
+        x, y = round(left), round(top)
+        end = max(x, round(right) - 1), max(y, round(bottom) - 1)
+        widest = max(1, round(longer / _LINES)) * (2 if mark.bold else 1)
+        width = max(1, min(widest, round(min(right - left, bottom - top) / 5)))
+        draw.rectangle((x, y, *end), outline=mark.colour, width=width)
+    for (left, top, _, bottom), mark in placed:
+        if mark.text:
+            _, _, wide, high = draw.textbbox((0, 0), mark.text, letters)
+            wide, high = wide + 4, high + 3
+            x = max(0, min(round(left), image.width - round(wide)))
+            above = top - high >= 0 or bottom + high > image.height
+            y = max(0, round(top - high if above else bottom))
+            draw.rectangle((x, y, x + wide, y + high), fill=mark.colour)
+            light = np.dot(mark.colour, (0.299, 0.587, 0.114)) > 140  # luma, ITU-R BT.601
+            draw.text((x + 2, y + 1), mark.text, "black" if light else "white", letters)
+    return image
 
 
 def palette(classes: int) -> UInt8[np.ndarray, "c 3"]:

@@ -40,7 +40,7 @@ from vitrail.metrics.matching import (
     outside_of,
     overlaps,
 )  # fmt: skip
-from vitrail.metrics.mistakes import Mistake, costs, mistakes
+from vitrail.metrics.mistakes import KIND, KINDS, Mistake, costs, mistakes
 from vitrail.metrics.precision import RECALLS, Ranked, averages, curves, objects_of, ranked
 from vitrail.metrics.thresholds import Kept, Point, best_threshold, kept_from
 from vitrail.nn.boxes import Found
@@ -96,6 +96,27 @@ def count(found: Found, truth: Mapping[str, Tensor], classes: int, most: int) ->
         "sizes": np.stack(sizes, axis=1).astype(np.int32),
     }
     return {name: torch.from_numpy(row).to(found.boxes.device) for name, row in rows.items()}
+
+
+class Judged(NamedTuple):
+    """Of each box of an image, the best first: its kind of KINDS, and the object that it has at an
+    IoU of 0.5, as a place in the truth, or -1.
+    """
+
+    kinds: tuple[str, ...]
+    holds: tuple[int, ...]
+
+
+def judge_boxes(found: Found, truth: Mapping[str, Tensor], classes: int) -> Judged:
+    """What `count` thinks of each box of one image; arguments and errors are its own."""
+    said, real = _best(found, classes, len(found.scores)), _real(truth, classes)
+    pairs = overlaps(said.boxes, real)
+    _, ignored, holds = match(said, real, pairs)
+    kinds, _ = mistakes(pairs, said.labels, real, holds, (ignored & 1) > 0)
+    places = np.append((truth["labels"] != PADDING).nonzero()[:, 0].cpu().numpy(), -1)
+    return Judged(
+        tuple(KINDS[kind & KIND] for kind in kinds.tolist()), tuple(places[holds].tolist())
+    )
 
 
 def _best(found: Found, classes: int, most: int) -> Said:

@@ -39,6 +39,7 @@ class Kept(NamedTuple):
     """What would be kept from a score on; `precision` is None where nothing is."""
 
     threshold: float
+    found: int
     precision: float | None
     recall: float
     f1: float
@@ -55,7 +56,9 @@ def kept_from(found: Ranked, objects: float) -> tuple[Kept, ...]:
             (sums.right[place - 1].item(), sums.found[place - 1].item()) if place else (0.0, 0.0)
         )
         precision = right / said if said else None
-        rows.append(Kept(threshold, precision, right / objects, 2 * right / (said + objects)))
+        rows.append(
+            Kept(threshold, int(said), precision, right / objects, 2 * right / (said + objects))
+        )
     return tuple(rows)
 
 

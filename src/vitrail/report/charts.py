@@ -19,7 +19,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 from matplotlib.transforms import Bbox
 
-from vitrail.metrics import Bin, Estimate
+from vitrail.metrics import Bin, Estimate, Kept
 
 _INK, _RIGHT, _WRONG, _MUTED = "#010101", "#020202", "#030303", "#040404"
 _VARIABLES = {_INK: "--ink", _RIGHT: "--right", _WRONG: "--wrong", _MUTED: "--muted"}
@@ -87,6 +87,47 @@ def calibration(bins: Sequence[Bin]) -> Markup:
     for axis in (above.xaxis, above.yaxis, below.xaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     return _svg(figure, "calibration")
+
+
+@matplotlib.rc_context(_STYLE)
+def precision_recall(rows: Sequence[tuple[float, float, float]]) -> Markup:
+    """Precision at each recall, at an IoU of 0.5 and as the mean over IoUs."""
+    recall, half, every = zip(*rows, strict=True)
+    figure, axes = _shares("objects found (recall)", "boxes right (precision)")
+    axes.fill_between(recall, every, color=_RIGHT, alpha=0.08, linewidth=0)
+    axes.plot(recall, half, color=_RIGHT, linewidth=1.6, label="IoU 0.5")
+    axes.plot(recall, every, color=_MUTED, linewidth=1.2, label="IoU 0.5 to 0.95, mean")
+    axes.legend(frameon=False, loc="upper right")
+    return _svg(figure, "recall")
+
+
+@matplotlib.rc_context(_STYLE)
+def thresholds(rows: Sequence[Kept], best: float | None) -> Markup:
+    """Precision, recall and F1 of the boxes from a score on; upright, the best such score."""
+    figure, axes = _shares("boxes kept from this score on", "at an IoU of 0.5")
+    score = [row.threshold for row in rows]
+    axes.set_xlim(0, max(row.threshold for row in rows if row.found) + 0.02)
+    if best is not None:
+        axes.axvline(best, color=_MUTED, linewidth=0.8, linestyle=(0, (4, 4)))
+    precision = [np.nan if row.precision is None else row.precision for row in rows]
+    axes.plot(score, precision, color=_RIGHT, linewidth=1.2, label="right (precision)")
+    axes.plot(
+        score, [row.recall for row in rows], color=_WRONG, linewidth=1.2, label="found (recall)"
+    )
+    axes.plot(score, [row.f1 for row in rows], color=_INK, linewidth=1.8, label="F1")
+    axes.legend(frameon=False, loc="best")
+    return _svg(figure, "thresholds")
+
+
+def _shares(x: str, y: str) -> tuple[Figure, Axes]:
+    """Axes from 0 to 1."""
+    figure = Figure(figsize=(3.6, 3.0), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(color=_MUTED, linewidth=0.4, alpha=0.3)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=x, ylabel=y)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return figure, axes
 
 
 class Point(NamedTuple):

@@ -70,13 +70,15 @@ def _model(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         yield "patches", f"{ph} {_BY} {pw} pixels, {gh} {_BY} {gw} of them"
         yield "stem", _STEMS[config.stem]
         yield "position", config.position
-        if evaluation.loaded.config.task != "segment":
+        if evaluation.loaded.config.task not in ("segment", "detect"):
             yield "read out by", _READ_OUT[config.pool]
     else:
         (down, right) = config.stride
         yield "last map", f"{gh} {_BY} {gw}, one cell for {down} {_BY} {right} pixels"
     if evaluation.loaded.config.task == "segment":
         yield "head", evaluation.loaded.config.segment.head
+    if evaluation.loaded.config.task == "detect":
+        yield "head", evaluation.loaded.config.detect.head
 
 
 def _data(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
@@ -94,6 +96,8 @@ def _data(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         yield "deep greys", f"{range_text(preprocess.grey_range)} shown as black to white"
     if evaluation.loaded.config.task == "segment":
         yield "shown", _SHOWN[evaluation.loaded.config.segment.mode]
+    if evaluation.loaded.config.task == "detect":
+        yield "boxes", f"at most {evaluation.metrics.max_detections:,} an image"
     if evaluation.tokens is not None:
         yield "fewer tokens by", evaluation.tokens
     if evaluation.tta != "none":

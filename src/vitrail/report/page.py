@@ -39,6 +39,8 @@ class Patches(NamedTuple):
     """Its rows and columns of patches."""
     one_size: bool
     """Whether every image has them."""
+    tiled: bool
+    """Whether it is a part of the image, which the model sees tile by tile."""
 
 
 def write_report(run: Run, evaluation: Evaluation) -> Path:
@@ -113,6 +115,9 @@ def _patches(evaluation: Evaluation) -> Patches | None:
     for i in evaluation.indices.tolist():
         pixels = seen(evaluation.source, i, preprocess)
         if pixels is not None:
+            tiled = preprocess.resize == "tiles"
+            if tiled:
+                pixels = pixels[: preprocess.size[0], : preprocess.size[1]]
             size = pixels.shape[0], pixels.shape[1]
             grid = patch_grid(size, config.coarsest, config.indivisible)
             return Patches(
@@ -122,6 +127,7 @@ def _patches(evaluation: Evaluation) -> Patches | None:
                 size,
                 grid,
                 preprocess.one_size,
+                tiled,
             )
     return None
 

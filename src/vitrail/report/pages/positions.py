@@ -13,6 +13,7 @@ from torch import Tensor
 from vitrail.models import Model, ViTConfig
 from vitrail.nn.position import LearnedPosition, SinCosPosition
 from vitrail.report.pictures import Picture, embed
+from vitrail.tasks.table import backbone_of
 
 _TILES = 16
 """More tiles along a side than this are too small to see: some are left out."""
@@ -36,7 +37,7 @@ class Similarity(NamedTuple):
 
 def similarity(model: Model) -> Similarity | None:
     """The picture, and what it shows in numbers; None for a model without a table."""
-    position = getattr(model, "position", None)
+    position = getattr(backbone_of(model), "position", None)
     if not isinstance(position, LearnedPosition | SinCosPosition):
         return None
     learned = isinstance(position, LearnedPosition)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from vitrail.evaluation import Evaluation
-from vitrail.report.pages import classify, features, segment
+from vitrail.report.pages import classify, detect, features, segment
 
 
 class Page(NamedTuple):
@@ -36,6 +36,13 @@ PAGES: Mapping[str, Page] = {
         answers="masks",
         rows="Each image's own scores are",
         score=lambda evaluation: "Held-out mean IoU",
+    ),
+    "detect": Page(
+        "detect.html.jinja",
+        detect.content,
+        answers="boxes",
+        rows="Each image's objects are",
+        score=lambda evaluation: "Held-out AP",
     ),
     "mocov3": Page(
         "features.html.jinja",
