@@ -33,11 +33,12 @@ jaxtyping.install_import_hook(
 from vitrail.doctor import compute  # noqa: E402
 from vitrail.errors import spell  # noqa: E402
 from vitrail.heads import DetectHeadConfig, SegmentHeadConfig  # noqa: E402
+from vitrail.heads.deformable import QueryBoxesConfig  # noqa: E402
 from vitrail.models import FAMILIES  # noqa: E402
 from vitrail.planning import tryout  # noqa: E402
 from vitrail.runs.machine import matrix_rate  # noqa: E402
 
-for config in (*FAMILIES, DetectHeadConfig, SegmentHeadConfig):
+for config in (*FAMILIES, DetectHeadConfig, QueryBoxesConfig, SegmentHeadConfig):
     typing.no_type_check(config.__init__)  # a config checks itself, and says it better
 
 try:

@@ -142,7 +142,7 @@ def test_features_from_the_command_line_and_from_python(scenes, tmp_path, capfd)
     code, out, said = vitrail(capfd, "predict", run, image, "--json")
     assert code == 0 and "32 features" in out and "of length 1" in out, said
     code, out, said = vitrail(capfd, "predict", run, image, "--out", tmp_path / "x")
-    assert code == 2 and not out and "this run gives none" in said
+    assert code == 2 and not out and "this run gives neither" in said
     for verb in (["evaluate", run], ["predict", run, image]):
         code, _, said = vitrail(capfd, *verb, "--tta", "flip")
         assert code == 2 and "of one look at an image: leave it out" in said

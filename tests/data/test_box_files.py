@@ -31,8 +31,8 @@ JUNK = st.recursive(
 
 
 def mostly(*usual: Any) -> st.SearchStrategy[Any]:
-    """Nine times of ten something usual."""
-    return st.integers(0, 9).flatmap(lambda k: JUNK if k == 0 else st.sampled_from(usual))
+    """Hardly ever something else."""
+    return st.integers(0, 30).flatmap(lambda k: JUNK if k == 0 else st.sampled_from(usual))
 
 
 def usually(whole: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -52,30 +52,28 @@ def some(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
-def rows_of(row: st.SearchStrategy[Any], most: int) -> st.SearchStrategy[list[Any]]:
-    """Hardly ever two of one id."""
-    return st.lists(usually(row), max_size=most, unique_by=lambda one: repr(one)[:12])
+def image(number: int, name: str) -> st.SearchStrategy[Any]:
+    return usually(
+        some(
+            id=mostly(number),
+            file_name=mostly(name, name, name, "c.jpg", "../a.jpg"),
+            width=mostly(64, 48, 0),
+            height=mostly(48, 64, -1),
+        )
+    )
+
+
+def category(number: int, name: str) -> st.SearchStrategy[Any]:
+    return usually(some(id=mostly(number), name=mostly(name, "ignore"), supercategory=NAMES))
 
 
 BOX = usually(st.lists(NUMBERS, min_size=4, max_size=4))
 COCO = some(
-    images=usually(
-        rows_of(
-            some(
-                id=mostly(1, 2, 3),
-                file_name=mostly("a.jpg", "b.jpg", "c.jpg", "../a.jpg"),
-                width=mostly(64, 48, 0),
-                height=mostly(48, 64, -1),
-            ),
-            3,
-        )
-    ),
-    categories=usually(
-        rows_of(some(id=mostly(0, 1, 7), name=mostly("cat", "dog"), supercategory=NAMES), 3)
-    ),
+    images=usually(st.tuples(image(1, "a.jpg"), image(2, "b.jpg"))),
+    categories=usually(st.tuples(category(0, "cat"), category(7, "dog"))),
     annotations=usually(
         st.lists(
-            some(image_id=mostly(1, 2), category_id=mostly(0, 1), bbox=BOX, iscrowd=mostly(0, 1)),
+            some(image_id=mostly(1, 2), category_id=mostly(0, 7), bbox=BOX, iscrowd=mostly(0, 1)),
             max_size=5,
         )
     ),
@@ -199,7 +197,7 @@ def many(name: str, root: Path, count: int) -> int:
 
 @pytest.mark.parametrize("name", FILES)
 def test_generated_files_are_taken_or_refused(name: str, place: Path) -> None:
-    assert many(name, place, 60) > 5
+    assert many(name, place, 40) > 3
 
 
 @pytest.mark.slow
@@ -231,7 +229,7 @@ def harmed(root: Path, draw: random.Random) -> None:
 def test_harmed_files_are_taken_or_refused(name: str, tmp_path: Path) -> None:
     FORMATS[name](tmp_path / "whole")
     draw = random.Random(name)
-    for number in range(12):
+    for number in range(8):
         shutil.copytree(tmp_path / "whole", place := tmp_path / str(number))
         harmed(place, draw)
         opened(place)

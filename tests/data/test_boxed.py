@@ -306,6 +306,8 @@ def test_polygons_pixels_and_unknown_classes_of_yolo(tmp_path: Path) -> None:
 )
 def test_a_yaml_that_is_none_is_one_message(text: str, tmp_path: Path) -> None:
     picture(tmp_path / "images/a.jpg")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(DataError, match=r"data\.yaml"):
         BoxedSource(tmp_path)

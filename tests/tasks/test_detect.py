@@ -13,7 +13,7 @@ from vitrail.data.sources.tiled import Tiled
 from vitrail.data.targets import ANY, NO_BOXES, Boxes, Said, stacked
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import UsageError
-from vitrail.heads.dense import Dense, DenseHead
+from vitrail.heads.dense import Dense, DenseHead, decode
 from vitrail.nn.boxes import Found
 from vitrail.tasks import Detect, DetectConfig
 from vitrail.tasks.dense_boxes import Truth, by_alignment, by_centre, dense_loss, objects_of
@@ -113,6 +113,9 @@ def test_what_is_ignored_is_neither_right_nor_wrong(label: int) -> None:
 
 class Bright(nn.Module):
     """Finds the bright rectangle of class 1 that a view shows."""
+
+    def found(self, x: Tensor, most: int) -> list[Found]:
+        return decode(self(x), (x.shape[2], x.shape[3]), most)
 
     def forward(self, x: Tensor) -> Dense:
         boxes = []

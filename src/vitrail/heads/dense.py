@@ -16,13 +16,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vitrail.heads.maps import Stride
-from vitrail.heads.pyramid import Maps
+from vitrail.heads.pyramid import Maps, group_norm
 from vitrail.nn import normal_
 from vitrail.nn.boxes import Found, suppress
 
 _PRIOR = 0.01
 """What a new head says of each class: nearly all of an image is none of them (RetinaNet)."""
-_GROUPS = 32
 _LEAST_SCORE = 0.02
 MOST_COMPARED = 1000
 """Boxes of an image that suppression compares with each other: a million numbers."""
@@ -148,7 +147,7 @@ def _tower(width: int, convs: int) -> nn.Sequential:
     tower = nn.Sequential()
     for _ in range(convs):
         tower.append(nn.Conv2d(width, width, 3, padding=1))
-        tower.append(nn.GroupNorm(math.gcd(_GROUPS, width), width))
+        tower.append(group_norm(width))
         tower.append(nn.ReLU())
     return tower
 

@@ -3,22 +3,26 @@
 | `head`    | what it is                                         | source                        |
 |-----------|----------------------------------------------------|-------------------------------|
 | `dense`   | maps of several strides, boxes from each cell      | ViTDet 2203.16527, FCOS       |
+| `queries` | queries that look at a few points around their box | RF-DETR 2511.09554            |
 
 Letters: b batch, c channels, h w pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, setting, unknown_name
-from vitrail.heads.backbone import Backbone, shapes_of
+from vitrail.heads import deformable, dense
+from vitrail.heads.backbone import Backbone, Tapped, quarters_of, shapes_of
+from vitrail.heads.deformable import BoxPrediction, QueryBoxes, QueryBoxesConfig
 from vitrail.heads.dense import Dense, DenseHead
 from vitrail.heads.pyramid import FeaturePyramid, SimplePyramid
+from vitrail.nn.boxes import Found
 
-BoxHeadKind = Literal["dense"]
+BoxHeadKind = Literal["dense", "queries"]
 Assign = Literal["centre", "aligned"]
 
 _FINEST = 8
@@ -30,6 +34,7 @@ class DetectHeadConfig:
     """What is put on a backbone that it may say where things are."""
 
     head: BoxHeadKind = "dense"
+    """`queries` want a detector's weights, or many images and epochs."""
     width: int = 256
     """Channels of the pyramid's maps and of the head."""
     convs: int = 4
@@ -39,37 +44,59 @@ class DetectHeadConfig:
     assign: Assign = "centre"
     """Which cells answer for an object: those near its centre, on the map of its size (FCOS with
     centre sampling), or those that already say best what and where it is (task-aligned, TOOD)."""
+    query: QueryBoxesConfig = field(default_factory=QueryBoxesConfig)
+    """Of head="queries", of which the fields above are not."""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for what no head could be."""
-        for field, known in (("head", get_args(BoxHeadKind)), ("assign", get_args(Assign))):
-            if getattr(self, field) not in known:
-                raise unknown_name(field, str(getattr(self, field)), known)
-        for field, least in (("width", 1), ("convs", 0), ("levels", 1)):
-            if getattr(self, field) < least:
+        for name, known in (("head", get_args(BoxHeadKind)), ("assign", get_args(Assign))):
+            if getattr(self, name) not in known:
+                raise unknown_name(name, str(getattr(self, name)), known)
+        for name, least in (("width", 1), ("convs", 0), ("levels", 1)):
+            if getattr(self, name) < least:
                 raise UsageError(
-                    f"{setting(field)} must be at least {least}, not {getattr(self, field)}"
+                    f"{setting(name)} must be at least {least}, not {getattr(self, name)}"
                 )
         if self.levels > 8:
             raise UsageError(f"{setting('levels')} must be at most 8, not {self.levels}")
 
 
 class Detector(nn.Module):
-    """A backbone, a pyramid of its maps, and a head. `build_detector` puts them together.
+    """A backbone and its head. `build_detector` puts them together.
 
     `config` is the backbone's, `head_config` and `classes` what the rest was built from.
     """
+
+    backbone: Any
+    head: nn.Module
 
     def __init__(self, backbone: Backbone, config: DetectHeadConfig, classes: int) -> None:
         super().__init__()
         self.config = backbone.config
         self.head_config = config
         self.classes = classes
-        self.backbone: Any = backbone
+        self.backbone = backbone
         for name in backbone.pooling:
             # Processes that wait for each other's gradients would wait for these for ever.
             if (module := getattr(backbone, name)) is not None:
                 module.requires_grad_(False)
+
+    def found(self, x: Float[Tensor, "b c h w"], most: int) -> list[Found]:
+        """At most `most` boxes of each view, in its pixels, the best first."""
+        raise NotImplementedError
+
+    def block_names(self) -> list[str]:
+        """The backbone's blocks by their names here, first to last."""
+        return [f"backbone.{name}" for name in self.backbone.block_names()]
+
+
+class DenseDetector(Detector):
+    """With a pyramid of the backbone's maps, and a `DenseHead`."""
+
+    head: DenseHead
+
+    def __init__(self, backbone: Backbone, config: DetectHeadConfig, classes: int) -> None:
+        super().__init__(backbone, config, classes)
         found = shapes_of(type(backbone), backbone.config)
         widths = [each.shape[1] for each in found.maps]
         self.neck: SimplePyramid | FeaturePyramid
@@ -97,20 +124,64 @@ class Detector(nn.Module):
 
         Raises `UsageError` for an `extent`: images of different sizes have no maps of one size.
         """
-        if extent is not None:
-            raise UsageError(
-                f"images of different sizes in one batch ({setting('data.resize')} native or pad) "
-                f"have no maps of one size for a head: use {setting('data.resize', 'letterbox')}"
-            )
+        _check(extent)
         maps = self.backbone.features(x).maps
         if isinstance(self.neck, SimplePyramid):
             return self.head(self.neck(maps[-1]), self.neck.strides)
         size = x.shape[2], x.shape[3]
         return self.head(self.neck(maps[self.first :], size), self.neck.strides)
 
-    def block_names(self) -> list[str]:
-        """The backbone's blocks by their names here, first to last."""
-        return [f"backbone.{name}" for name in self.backbone.block_names()]
+    def found(self, x: Float[Tensor, "b c h w"], most: int) -> list[Found]:
+        """See `vitrail.heads.dense.decode`."""
+        return dense.decode(self(x), (x.shape[2], x.shape[3]), most)
+
+
+class QueryDetector(Detector):
+    """With a `QueryBoxes`: of a ViT it reads several blocks, of another family the last map."""
+
+    head: QueryBoxes
+
+    def __init__(self, backbone: Backbone, config: DetectHeadConfig, classes: int) -> None:
+        super().__init__(backbone, config, classes)
+        found = shapes_of(type(backbone), backbone.config)
+        self.stride = found.strides[-1]
+        self.blocks: tuple[int, ...] = ()
+        if isinstance(backbone, Tapped):
+            self.blocks = config.query.taps or quarters_of(backbone)
+            if max(self.blocks) >= backbone.config.depth:
+                raise UsageError(
+                    f"{setting('query.taps', self.blocks)}: the backbone has "
+                    f"{backbone.config.depth} blocks, counted from 0"
+                )
+        elif config.query.taps:
+            raise UsageError(f"{setting('query.taps')} are of a ViT's blocks: leave them out")
+        widths = [found.maps[-1].shape[1]] * max(1, len(self.blocks))
+        self.head = QueryBoxes(widths, classes, config.query)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
+    ) -> BoxPrediction:
+        """What the queries say in the end. Raises `UsageError` for an `extent`, as above."""
+        _check(extent)
+        return self.head(self._maps(x))
+
+    def predictions(self, x: Float[Tensor, "b c h w"]) -> tuple[BoxPrediction, ...]:
+        """What a loss is of: see `QueryBoxes.predictions`."""
+        return self.head.predictions(self._maps(x))
+
+    def covered(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) in pixels of what the maps of views of `size` cover: whole cells."""
+        height, width = (-(-n // s) * s for n, s in zip(size, self.stride, strict=True))
+        return height, width
+
+    def found(self, x: Float[Tensor, "b c h w"], most: int) -> list[Found]:
+        """See `vitrail.heads.deformable.decode`."""
+        return deformable.decode(self(x), self.covered((x.shape[2], x.shape[3])), most)
+
+    def _maps(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
+        if self.blocks:
+            return self.backbone.taps(x, self.blocks)
+        return self.backbone.features(x).maps[-1:]
 
 
 def build_detector(backbone: Backbone, config: DetectHeadConfig, classes: int) -> Detector:
@@ -131,4 +202,16 @@ def build_detector(backbone: Backbone, config: DetectHeadConfig, classes: int) -
             "a DynamicViT drops patches, and any of them may show an object: use the same shape "
             "as a ViT"
         )
-    return Detector(backbone, config, classes)
+    return _DETECTORS[config.head](backbone, config, classes)
+
+
+_DETECTORS: dict[BoxHeadKind, type[Detector]] = {"dense": DenseDetector, "queries": QueryDetector}
+
+
+def _check(extent: Tensor | None) -> None:
+    """Raise `UsageError` for images of different sizes on one canvas."""
+    if extent is not None:
+        raise UsageError(
+            f"images of different sizes in one batch ({setting('data.resize')} native or pad) have "
+            f"no maps of one size for a head: use {setting('data.resize', 'letterbox')}"
+        )

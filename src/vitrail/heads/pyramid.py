@@ -28,15 +28,20 @@ Maps = tuple[Float[Tensor, "b _c _h _w"], ...]
 _GROUPS = 32
 
 
-class ConvNorm(nn.Sequential):
-    """A convolution without a bias that keeps the map's size, and a group norm of 32 groups, or of
-    as many as divide its channels.
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Of 32 groups, or of fewer where these would have less than two channels each: a group of one
+    number, of a map of one cell, has no spread.
     """
+    return nn.GroupNorm(gcd(min(_GROUPS, max(1, channels // 2)), channels), channels)
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution without a bias that keeps the map's size, and a group norm."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=False)
-        self.norm = nn.GroupNorm(gcd(_GROUPS, c_out), c_out)
+        self.norm = group_norm(c_out)
 
 
 def _halved(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c _h _w"]:

@@ -60,7 +60,7 @@ def detect(facts: Facts) -> TrainConfig:
         row=row,
         weights=opened and opened.source,
         augment=_AUGMENT,
-        detect=DetectConfig() if facts.gpu else DetectConfig(width=128, convs=2, levels=4),
+        detect=_head(facts),
         optim=optim,
         tune=tune,
         minutes=60 if facts.gpu else 15,
@@ -68,3 +68,10 @@ def detect(facts: Facts) -> TrainConfig:
         ema=0.99,
         evaluations=4,
     )
+
+
+def _head(facts: Facts) -> DetectConfig:
+    """That of the weights, if they have one; else a dense one that the machine can afford."""
+    if facts.start and facts.start.boxes:
+        return DetectConfig(head="queries", query=facts.start.boxes.config)
+    return DetectConfig() if facts.gpu else DetectConfig(width=128, convs=2, levels=4)

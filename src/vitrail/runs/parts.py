@@ -14,12 +14,14 @@ from vitrail.data.batches.stream_loader import StreamLoader
 from vitrail.data.sources.tiled import Tiled
 from vitrail.errors import UsageError, setting
 from vitrail.heads import Segmenter
+from vitrail.heads.detector import QueryDetector
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.machine import keep_freed_memory
 from vitrail.runs.start import open_start
 from vitrail.runs.world import ALONE, World
 from vitrail.tasks import TASKS, Task, Teacher, backbone_of
 from vitrail.weights import Opened, load_into
+from vitrail.weights.box_heads import load_box_head
 from vitrail.weights.heads import load_head
 
 Notify = Callable[[str], None]
@@ -121,7 +123,9 @@ def start(
         notes += load_head(model, opened.head, classes)
     elif opened.head:
         notes.append(f"the head of segmentation is left out: {opened.head.line}")
-    if opened.boxes:
+    if opened.boxes and isinstance(model, QueryDetector):
+        notes += load_box_head(model.head, opened.boxes, classes)
+    elif opened.boxes:
         notes.append(f"the head of detection is left out: {opened.boxes.line}")
     if "probe" in (config.method, config.tune.head_init):
         notes.append("head: to begin with, it is solved as a linear probe of the data")

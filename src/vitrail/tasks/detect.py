@@ -1,6 +1,7 @@
 """Detection: a box around each object, and its class.
 
-The loss is that of every cell of a dense head (vitrail.tasks.dense_boxes). What is judged are boxes
+The loss is that of every cell of a dense head (vitrail.tasks.dense_boxes), or of queries that are
+matched with objects (vitrail.tasks.box_matching). What is judged are boxes
 in the image's own pixels, whatever its size and however it was shown:
 
 - whole: the model sees all of the image at once (`data.resize` letterbox, or squash)
@@ -26,10 +27,11 @@ from vitrail.data.targets import Boxes
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError, setting
-from vitrail.heads.dense import MOST_COMPARED, best_of, decode
-from vitrail.heads.detector import DetectHeadConfig, Detector
+from vitrail.heads.dense import MOST_COMPARED, best_of
+from vitrail.heads.detector import DetectHeadConfig, Detector, QueryDetector
 from vitrail.metrics.boxes import DetectMetrics, average_precision, count, detection
 from vitrail.nn.boxes import Found, area, overlap
+from vitrail.tasks.box_matching import Truths, box_loss
 from vitrail.tasks.dense_boxes import Truth, dense_loss, objects_of
 from vitrail.tasks.task import Losses, Task
 
@@ -114,12 +116,20 @@ class Detect(Task):
         self.preprocess = preprocess
 
     def loss(self, batch: Batch) -> Losses:
-        """See `vitrail.tasks.dense_boxes`."""
-        found = dense_loss(self.model(batch.images), _truths(batch), self.config.assign)
-        parts = {
-            name: part.detach() for name, part in found._asdict().items() if part.requires_grad
-        }
-        return Losses(sum(found, start=batch.images.new_zeros(())), parts)
+        """See `vitrail.tasks.dense_boxes`; of queries `vitrail.tasks.box_matching`."""
+        images = batch.images
+        if isinstance(self.model, QueryDetector):
+            said = self.model.predictions(images)
+            covered = self.model.covered((images.shape[2], images.shape[3]))
+            count, groups = self.weight(batch), self.model.head.groups
+            losses = box_loss(said, Truths.of(batch.targets, covered), groups, count=count)
+            total, parts = losses.total, losses._asdict() | {"total": None}
+        else:
+            dense = dense_loss(self.model(images), _truths(batch), self.config.assign)
+            total, parts = sum(dense, start=images.new_zeros(())), dense._asdict()
+        return Losses(
+            total, {n: p.detach() for n, p in parts.items() if p is not None and p.requires_grad}
+        )
 
     def weight(self, batch: Batch) -> float:
         """The objects; an image without one counts as one."""
@@ -208,8 +218,7 @@ class Detect(Task):
         """In the images' own pixels."""
         images, extent = batch.views[0]
         if self.preprocess.resize != "tiles":
-            size = images.shape[2], images.shape[3]
-            views = decode(self.model(images), size, self.config.most)
+            views = self.model.found(images, self.config.most)
         else:
             p, q = self.preprocess.patch
             sizes = (
@@ -230,7 +239,7 @@ class Detect(Task):
         cuts: list[Tensor] = []
         for some in (places[i : i + _AT_ONCE] for i in range(0, len(places), _AT_ONCE)):
             parts = [image[:, y : y + window[0], x : x + window[1]] for y, x in some]
-            answers = decode(self.model(torch.stack(parts)), window, self.config.most)
+            answers = self.model.found(torch.stack(parts), self.config.most)
             for (y, x), found in zip(some, answers, strict=True):
                 cut, found = _cut(found, (y, x), window, (height, width))
                 kept.append(found._replace(boxes=found.boxes + image.new_tensor([x, y, x, y])))

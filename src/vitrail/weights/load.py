@@ -198,7 +198,9 @@ def _open_rfdetr(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Ope
     read = rfdetr.read_rfdetr(file.tensors, file.config)
     check_told(told, read.backbone, source)
     head = box_heads.BoxHeadWeights(read.head, _behind("head.", read.state), read.names)
-    how = "by the config.json beside it" if file.config else "as RF-DETR's own have it"
+    how = dict.fromkeys(UNSEEN, "as in the code of RF-DETR")
+    if file.config:
+        how |= dict.fromkeys(("heads", "norm_eps"), "by the config.json beside it")
     return Opened(
         source=source,
         sha256=file.sha256,
@@ -211,7 +213,7 @@ def _open_rfdetr(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Ope
         left_out=read.left_out,
         assumed=read.assumed,
         named=named(file.config),
-        unseen=lines(read.backbone, dict.fromkeys(UNSEEN, how)),
+        unseen=lines(read.backbone, how),
         boxes=head,
     )
 

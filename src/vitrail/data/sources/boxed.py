@@ -25,8 +25,6 @@ from vitrail.data.sources.walk import Tree, walk
 from vitrail.data.sources.yolo_boxes import find_yolo, read_yolo
 from vitrail.errors import DataError, UsageError, setting
 
-_LOOKED_AT = 500
-"""Folders, and entries of each, that are looked at to see whether there are boxes."""
 _LISTS = ("classes.txt", "obj.names", *(f"{part}.txt" for part in ("train", "val", "test")))
 _ABOVE = ("annotations", "labels", "labels_json", "det_20", "annotation")
 """Folders of annotations, beside which the images lie."""
@@ -50,12 +48,12 @@ def has_boxes(place: Path | str) -> bool:
         return False
     try:
         if file is not None:
-            return _of_file(root, file, annotation_files(root, most=_LOOKED_AT)) is not None
+            return _of_file(root, file, annotation_files(root, quick=True)) is not None
         coco = [Path(root, one) for one in find_coco_boxes(root)]
         if coco:
             finer = any(has_outlines(one) or has_segments(one) for one in coco)
             return not finer and any(map(has_boxes_in, coco))
-        files = annotation_files(root, most=_LOOKED_AT)
+        files = annotation_files(root, quick=True)
         return any(find(root, files) for find in (find_bdd, find_voc, find_yolo, find_csv))
     except OSError:
         return False

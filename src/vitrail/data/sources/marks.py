@@ -34,6 +34,8 @@ REGION = "ignored"
 _ENDINGS = (".json", ".xml", ".txt", ".yaml", ".yml", ".csv", ".tsv", ".names")
 _DEEP = 8
 """Levels of folders."""
+_QUICK = 60, 5_000
+"""Folders, and entries of each, where it only matters whether there are any boxes."""
 
 
 @dataclass(slots=True)
@@ -195,14 +197,15 @@ def name_of(value: object) -> str:
     return name
 
 
-def annotation_files(root: str, *, most: int | None = None) -> list[str]:
+def annotation_files(root: str, *, quick: bool = False) -> list[str]:
     """The files in `root` that may tell something of images, sorted, relative to it; links to
-    folders are not followed. `most`: so many folders are looked at, and entries of each.
+    folders are not followed. `quick`: the first folders alone, and the first entries of each.
     """
+    folders, most = _QUICK if quick else (None, None)
     found: list[str] = []
     pending = deque([("", 0)])
     seen = 0
-    while pending and (most is None or seen < most):
+    while pending and (folders is None or seen < folders):
         folder, level = pending.popleft()
         seen += 1
         try:

@@ -42,7 +42,7 @@ def find_yolo(root: str, files: Sequence[str], named: str | None = None) -> list
     ]
     # Any .txt may lie anywhere: those in a folder `labels`, or rows of numbers, are YOLO's.
     seen = any(_is_rows(root, text) for text in texts[:_LOOKED_AT])
-    return [*about[:1], *texts] if about or seen else []
+    return [*about[:1], *texts] if seen or (about and texts) else []
 
 
 def read_yolo(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Marks:
