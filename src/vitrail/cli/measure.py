@@ -203,7 +203,7 @@ def predict(args: Sequence[str]) -> dict[str, Any]:
     return {
         "classes": [] if embeds else list(predictor.names),
         "predictions": rows,
-        **({"score": shown.least} if shown else {}),
+        "score": shown and shown.least,
         "left_out": [asdict(one) for one in left_out],
         "exit_code": 3 if failed else 0,
     }

@@ -64,7 +64,7 @@ def fewer_tokens(config: ModelConfig) -> list[dict[str, Any]]:
     if isinstance(config, DynamicViTConfig):
         whole = ViTConfig(**{f.name: getattr(config, f.name) for f in fields(ViTConfig)[1:]})
         ways = [f"dynamicvit:keep={keep}" for keep in (0.9, 0.8, 0.7, 0.6, 0.5)]
-    elif isinstance(config, ViTConfig) and config.scales == "one" and config.position != "peg":
+    elif isinstance(config, ViTConfig) and _merges(config):
         whole = config
         # As of the 196 patches of the published models, which gave up 4, 8, 13 and 16 a block.
         n = config.grid[0] * config.grid[1]
@@ -74,6 +74,12 @@ def fewer_tokens(config: ModelConfig) -> list[dict[str, Any]]:
         return []
     of = macs(whole)
     return [{"tokens": way, "macs": macs(with_tokens(config, way)), "of": of} for way in ways]
+
+
+def _merges(config: ViTConfig) -> bool:
+    """Whether its tokens can be merged."""
+    in_windows = config.cuts is not None or config.relative is not None
+    return config.scales == "one" and config.position != "peg" and not in_windows
 
 
 def describe(name: str) -> dict[str, Any]:
