@@ -52,12 +52,13 @@ import vitrail
 from vitrail import job
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.errors import DataError
+from vitrail.heads.deformable import QueryBoxesConfig
 from vitrail.models import ViTConfig
 from vitrail.runs import DataConfig, OptimConfig, Run, TrainConfig, TuneConfig
 from vitrail.runs.checkpoint import check_checkpoint
 from vitrail.runs.config import write_yaml
 from vitrail.runs.folder import step_of
-from vitrail.tasks import MocoConfig, SegmentConfig
+from vitrail.tasks import DetectConfig, MocoConfig, SegmentConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from runs import harm
@@ -82,9 +83,25 @@ CHECKPOINT_MINUTES = (1e-6, 0.1 / 60, 10.0)
 """A checkpoint after each step, every tenth of a second, and only with each evaluation."""
 
 
-def make_images(folder: Path, number: int = 40, *, masks: bool = False) -> Path:
-    """Small noisy PNG files in two classes, which differ in their colour; or with `masks`."""
+def make_images(
+    folder: Path, number: int = 40, *, masks: bool = False, boxes: bool = False
+) -> Path:
+    """Small noisy PNG files in two classes, which differ in their colour; or with `masks`, or with
+    `boxes` around what has them.
+    """
     random = np.random.default_rng(0)
+    if boxes:
+        for i in range(number):
+            pixels = random.integers(0, 120, (20, 24, 3), dtype=np.uint8)
+            left, top = random.integers(0, 12), random.integers(0, 10)
+            pixels[top : top + 8, left : left + 10, i % 2] += 100
+            part = "val" if i % 5 == 0 else "train"
+            for kind in ("images", "labels"):
+                (folder / kind / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / "images" / part / f"{i}.png")
+            box = f"{i % 2} {(left + 5) / 24} {(top + 4) / 20} {10 / 24} {8 / 20}"
+            (folder / "labels" / part / f"{i}.txt").write_text(box)
+        return folder
     if masks:
         for i in range(number):
             mask = np.repeat(np.repeat(random.integers(0, 2, (4, 4), dtype=np.uint8), 5, 0), 6, 1)
@@ -143,6 +160,18 @@ OTHER_TASKS: dict[str, dict[str, Any]] = {
         "augment": replace(AugmentConfig.off(), scale=(0.5, 2.0), hflip=0.5),
         "tune": TuneConfig(freeze=("backbone.*",), kept_views=3),
     },
+    "detect": {
+        "task": "detect",
+        "detect": DetectConfig(width=16, convs=1, levels=2),
+        "augment": replace(AugmentConfig.off(), scale=(0.5, 2.0), hflip=0.5, mosaic=0.5, blend=0.2),
+    },
+    "detect-queries": {
+        "task": "detect",
+        "detect": DetectConfig(
+            head="queries", query=QueryBoxesConfig(queries=6, groups=2, layers=2, width=32, mlp=32)
+        ),
+        "augment": replace(AugmentConfig.off(), scale=(0.5, 2.0), hflip=0.5),
+    },
     "mocov3": {
         "task": "mocov3",
         "moco": MocoConfig(hidden=64, out=16, momentum=0.9),
@@ -159,9 +188,10 @@ def kind_of(task: str, place: Path) -> TrainConfig:
     if task == "classify":
         return config_for(make_images(place / "images"))
     changes = OTHER_TASKS[task]
-    masks = changes["task"] == "segment"
-    config = config_for(make_images(place / "images", 20 if masks else 40, masks=masks))
-    data = replace(config.data, resize="squash") if masks else config.data
+    masks, boxes = (changes["task"] == name for name in ("segment", "detect"))
+    images = make_images(place / "images", 20 if masks or boxes else 40, masks=masks, boxes=boxes)
+    config = config_for(images)
+    data = replace(config.data, resize="squash") if masks or boxes else config.data
     return replace(config, data=data, model=replace(config.model, classes=0), **changes)
 
 

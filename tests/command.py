@@ -1,5 +1,6 @@
 """The command line in this process, and what it says."""
 
+import hashlib
 import json
 import os
 import signal
@@ -33,3 +34,8 @@ def interrupted(run: Path, other: Path, step: int) -> None:
 
     with pytest.raises(Interrupted, match="--resume"):
         job.train(Run(run).config(), other, listen=stop)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (f for f in sorted(folder.rglob("*")) if f.is_file())
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}

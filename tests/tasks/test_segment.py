@@ -1,6 +1,5 @@
 """Segmentation: what is learned, how masks are judged, and a run from the command line."""
 
-import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from close import close
-from command import interrupted, last_json, vitrail
+from command import contents, interrupted, last_json, vitrail
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Coding, MaskArrays, Masks
 from vitrail.data.views.preprocess import Canvas, Preprocess
@@ -176,11 +175,6 @@ def scenes(tmp_path_factory) -> Path:
                 picture.save(file)
     (folder / "classes.txt").write_text("\n".join(NAMES))
     return folder
-
-
-def contents(folder: Path) -> dict[str, str]:
-    files = (f for f in sorted(folder.rglob("*")) if f.is_file())
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 @pytest.mark.parametrize("head", ["linear", "deeplab", "queries"])

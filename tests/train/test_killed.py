@@ -42,7 +42,10 @@ def test_kills_at_random_times_change_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["classify", "deeplab", "queries", "frozen", "mocov3"])
+@pytest.mark.parametrize(
+    "task",
+    ["classify", "deeplab", "queries", "frozen", "detect", "detect-queries", "mocov3"],
+)
 def test_more_kills_change_nothing_in_any_task(task):
     found = measured("--part", "kills", "--task", task, "--count", "4")["kills"]
     assert found["kills"] == 4 and found["mismatches"] == found["orphans"] == 0

@@ -29,6 +29,23 @@ _TINY = shlex.split(
 )
 
 
+def squares(folder, number):
+    """YOLO's layout: a bright square an image, but for every fourth."""
+    rng = np.random.default_rng(0)
+    for i in range(number):
+        part = "val" if i % 6 == 0 else "train"
+        for kind in ("images", "labels"):
+            (folder / kind / part).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 120, (48, 64, 3), dtype=np.uint8)
+        left, top = rng.integers(0, 40), rng.integers(0, 28)
+        text = ""
+        if i % 4:
+            pixels[top : top + 20, left : left + 24] += 100
+            text = f"0 {(left + 12) / 64} {(top + 10) / 48} {24 / 64} {20 / 48}"
+        Image.fromarray(pixels).save(folder / "images" / part / f"{i}.png")
+        (folder / "labels" / part / f"{i}.txt").write_text(text)
+
+
 def start(*args, launcher=(), **options):
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "vitrail", "train", *args],
@@ -324,6 +341,24 @@ def test_an_image_that_one_process_cannot_read_lets_nobody_wait(parallel, tmp_pa
     code, words = finish(start(*args, "--out", str(tmp_path / "run")))
     assert code == 0, words
     assert len(losses(tmp_path / "run")) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("assign", ["centre", "aligned"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_detection_takes_the_same_steps_on_two_processes(parallel, assign, tmp_path):
+    squares(tmp_path / "data", 24)
+    args = [str(tmp_path / "data"), *_TINY[1:], "--task", "detect", "--data.batch-size", "8"]
+    args += ["--minutes", "None", "--epochs", "2", "--detect.width", "16", "--detect.levels", "2"]
+    args += ["--detect.convs", "1", "--detect.assign", assign, "--ema", "0"]
+    args += ["--augment.mosaic", "0.5"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert finish(start(*args, "--out", str(one)))[0] == 0
+    code, words = finish(start(*args, "--devices", "2", "--parallel", parallel, "--out", str(two)))
+    assert code == 0, words
+    mine, theirs = losses(one), losses(two)
+    assert list(mine) == list(theirs) and len(mine) == 4
+    assert max(abs(theirs[step] / mine[step] - 1) for step in mine) < 1e-6
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from vitrail.tasks import Detections
 
 RESULTS = "detections.json"
 USUAL_THRESHOLD = 0.3
-"""Where a run was not measured: its report says which one gives the best F1."""
+"""Where a run was not measured, or nothing in it is right."""
 
 
 class Shown(NamedTuple):
@@ -30,7 +30,7 @@ def threshold_of(run: Run) -> Shown:
         found = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
         least = float(found["best"]["threshold"])
     except (OSError, ValueError, TypeError, KeyError):
-        return Shown(USUAL_THRESHOLD, "usual, as the run was not measured")
+        return Shown(USUAL_THRESHOLD, "the usual one, for no measurement of the run says a better")
     return Shown(least, "of the best F1 on the held-out images")
 
 

@@ -1,0 +1,116 @@
+"""Runs that learn boxes: from a folder to answers, stopped and gone on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import vitrail as package
+from command import contents, interrupted, last_json, vitrail
+from vitrail.runs import Run
+
+TINY = [
+    *("--model", "vit_mini16", "--model.image-size", "32", "48", "--model.patch", "8", "8"),
+    *("--model.depth", "4", "--model.width", "32", "--model.heads", "2", "--model.mlp", "64"),
+    *("--data.batch-size", "8", "--minutes", "None", "--threads", "1", "--device", "cpu"),
+    *("--precision", "float32", "--evaluations", "2", "--detect.width", "32"),
+    *("--detect.convs", "1", "--detect.levels", "3", "--detect.query.width", "32"),
+    *("--detect.query.queries", "8", "--detect.query.groups", "2", "--detect.query.mlp", "32"),
+    *("--detect.query.heads", "2", "--detect.query.cross-heads", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def boxed(tmp_path_factory) -> Path:
+    """COCO's layout: oblong images, each with a red and a green square but for every fifth."""
+    root, rng = tmp_path_factory.mktemp("boxed"), np.random.default_rng(0)
+    for part, number in (("train", 24), ("val", 8)):
+        images, boxes = [], []
+        (root / part).mkdir()
+        for i in range(number):
+            pixels = rng.integers(0, 90, (40, 60, 3), np.uint8)
+            for k in range(2) if i % 5 else ():
+                left, top = int(rng.integers(0, 14)) + 30 * k, int(rng.integers(0, 24))
+                pixels[top : top + 14, left : left + 16, k] += 150
+                boxes.append((i, k, [left, top, 16, 14]))
+            Image.fromarray(pixels).save(root / part / f"{i:02}.png")
+            images.append({"id": i, "file_name": f"{i:02}.png", "width": 60, "height": 40})
+        said = {
+            "images": images,
+            "categories": [{"id": 3, "name": "red"}, {"id": 7, "name": "green"}],
+            "annotations": [
+                {"id": n, "image_id": i, "category_id": (3, 7)[k], "bbox": box, "iscrowd": 0}
+                for n, (i, k, box) in enumerate(boxes, 1)
+            ],
+        }
+        (root / part / "_annotations.coco.json").write_text(json.dumps(said))
+    return root
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [
+            *("--augment.mosaic", "0.5", "--augment.blend", "0.3", "--detect.assign", "aligned"),
+            *("--data.multiscale", "0.75", "1.25"),
+        ],
+        ["--detect.head", "queries", "--micro-batch", "4"],
+        ["--data.resize", "tiles", "--data.tile", "32"],
+    ],
+    ids=["dense", "queries", "tiles"],
+)
+def test_a_folder_with_boxes_becomes_a_run_that_goes_on_and_answers(more, boxed, tmp_path, capfd):
+    before = contents(boxed)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    code, out, said = vitrail(
+        capfd, "train", boxed, *TINY, *more, "--epochs", 2, "--out", whole, "--json"
+    )
+    assert code == 0 and "holds boxes" in said, said
+    told = last_json(out)
+    assert {"ap", "ap50"} <= set(told["metrics"]) and told["max_detections"] == 100
+    assert set(told["estimates"]["ap"]) == {"value", "low", "high"}
+    assert "AP" in (whole / "report.html").read_text()
+    interrupted(whole, halves, step=3)
+    assert vitrail(capfd, "train", "--resume", halves)[0] == 0
+    first, second = ([e["loss"] for e in Run(r).metrics() if "loss" in e] for r in (whole, halves))
+    assert len(first) >= 6 and first == second
+    one, two = (load_file(Run(r).checkpoint("last") / "model.safetensors") for r in (whole, halves))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+    images, found = boxed / "val", tmp_path / "found"
+    code, out, said = vitrail(
+        capfd, "predict", whole, images, "--score", "0", "--out", found, "--json"
+    )
+    assert code == 0, said
+    answers = last_json(out)
+    assert answers["classes"] == ["red", "green"] and len(answers["predictions"]) == 8
+    results = json.loads((found / "detections.json").read_text())
+    assert len(results) == sum(len(each["boxes"]) for each in answers["predictions"])
+    assert {each["image_id"] for each in results} <= set(range(1, 9))
+    with Image.open(found / "00-overlay.jpg") as drawn:
+        assert drawn.size == (60, 40)
+    answer = package.Predictor(whole)(images / "01.png")
+    assert answer.boxes.shape == (len(answer.scores), 4) and answer.names == ("red", "green")
+    assert (answer.boxes >= 0).all() and (answer.boxes <= [60, 40, 60, 40]).all()
+    assert contents(boxed) == before
+
+
+def test_nothing_is_replaced_and_scores_are_for_boxes(boxed, tmp_path, capfd):
+    run, found = tmp_path / "run", tmp_path / "found"
+    assert vitrail(capfd, "train", boxed, *TINY, "--epochs", 1, "--out", run)[0] == 0
+    found.mkdir()
+    (found / "detections.json").write_text("mine")
+    image = boxed / "val" / "00.png"
+    code, _, said = vitrail(capfd, "predict", run, image, "--out", found)
+    assert code == 2 and "nothing is replaced" in said
+    assert (found / "detections.json").read_text() == "mine"
+    code, _, said = vitrail(capfd, "predict", run, image, "--score", "1.5")
+    assert code == 2 and "--score must be 0 to 1" in said
+    code, out, said = vitrail(capfd, "evaluate", run, "--tta", "flip")
+    assert code == 2 and "tta" in said
+    code, out, _ = vitrail(capfd, "predict", run, image)
+    assert code == 0 and "boxes of a score of at least" in out
