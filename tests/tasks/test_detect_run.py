@@ -59,7 +59,7 @@ def boxed(tmp_path_factory) -> Path:
             *("--data.multiscale", "0.75", "1.25"),
         ],
         ["--detect.head", "queries", "--micro-batch", "4"],
-        ["--data.resize", "tiles", "--data.tile", "32"],
+        ["--data.resize", "tiles", "--data.tile", "32", "--epochs", "0.34"],
     ],
     ids=["dense", "queries", "tiles"],
 )
@@ -67,7 +67,7 @@ def test_a_folder_with_boxes_becomes_a_run_that_goes_on_and_answers(more, boxed,
     before = contents(boxed)
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     code, out, said = vitrail(
-        capfd, "train", boxed, *TINY, *more, "--epochs", 2, "--out", whole, "--json"
+        capfd, "train", boxed, *TINY, "--epochs", 2, *more, "--out", whole, "--json"
     )
     assert code == 0 and "holds boxes" in said, said
     told = last_json(out)
