@@ -259,6 +259,7 @@ def test_every_field_has_an_effect() -> None:
         "std": (0.4, 0.5, 0.5),
         "background": 0,
         "patch": (16, 24),
+        "tile": 45,
         "grey_range": (0, 1000),
     }
     assert changes.keys() == BASE.to_dict().keys()
@@ -268,5 +269,7 @@ def test_every_field_has_an_effect() -> None:
             image = image.convert("I")
         if field in ("background", "patch"):
             base = replace(BASE, resize="pad", patch=(8, 10))
+        if field == "tile":
+            base = replace(BASE, resize="tiles")
         before, after = base(image), replace(base, **{field: value})(image)
         assert before.shape != after.shape or not torch.equal(before, after), field

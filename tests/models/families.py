@@ -134,7 +134,10 @@ VIT_CHANGES: Changes = {
     "dropout": 0.5,
     "drop_path": 0.5,
 }
+VIT_WINDOWS: Changes = {"window": (2, 2), "windows": 2, "global_blocks": (1,), "relative": (4, 6)}
 VIT_BESIDE: dict[str, Changes] = {
+    "global_blocks": {"window": (2, 2)},
+    "relative": {"class_token": False, "pool": "mean"},
     "stem_depths": {"stem": "resnet"},
     "stem_eps": {"stem": "resnet", "stem_depths": (1, 1)},
     "fine": {"scales": "adaptive"},
@@ -172,6 +175,7 @@ KINDS = {
         blocks=tuple(f"encoder.blocks.{i}" for i in range(3)),
         changes={
             **VIT_CHANGES,
+            **VIT_WINDOWS,
             "scales": "hierarchical",
             "fine": 0.5,
             "saliency": "learned",
@@ -229,6 +233,7 @@ KINDS = {
         changes={"stem_depths": (1, 1), "stem_eps": "timm", "patch": (8, 16), "stem_norm": False},
         elsewhere=(
             *(name for name in VIT_CHANGES if not name.startswith(("stem_", "patch"))),
+            *VIT_WINDOWS,
             *("stem_bias", "scales", "fine", "saliency", "merge", "indivisible", "class_token"),
         ),
         refused=(
@@ -256,8 +261,12 @@ KINDS = {
         blocks=tuple(f"encoder.blocks.{i}" for i in range(3)),
         changes={**VIT_CHANGES, "keep": 0.5, "prune_before": (1,)},
         beside=VIT_BESIDE,
-        elsewhere=("scales", "fine", "saliency", "merge", "indivisible", "class_token"),
+        elsewhere=(
+            *("scales", "fine", "saliency", "merge", "indivisible", "class_token"),
+            *VIT_WINDOWS,
+        ),
         refused=(
+            ({"window": (2, 2)}, "whole maps"),
             ({"keep": 0.0}, r"keep must be in \(0, 1\], not 0.0"),
             ({"keep": -0.5}, r"\(0, 1\]"),
             ({"keep": 1.01}, r"\(0, 1\]"),

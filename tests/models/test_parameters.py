@@ -9,6 +9,7 @@ from vitrail.models import MODELS, model_config, parameters_of
 # and have our count. [timm + k] as [timm], with the keys' bias, which is zero and no parameter
 # there. [timm - r] as [timm], without the registers' positions. [timm - b] without the head's bias.
 # [sum] ours alone, by hand: stem + positions + 6 blocks + norm + head.
+# [hf - d] transformers' VitDetBackbone, without the class token's position, which nothing reads.
 # [formula] by the formula of the Mixers that are published. [logs] the authors' logs. [tv]
 # torchvision's models of that name.
 COUNTS = {
@@ -116,6 +117,8 @@ COUNTS = {
     "vit_mediumd16_rope_reg1_gap": 63_945_704,  # [timm] it has no biases there at all
     "vit_betwixt16_rope_reg4_gap": 60_234_600,  # [timm + k] 60_226_920 + 12 * 640
     "vit_b16_rope_reg1_gap": 86_434_792,  # [timm + k] 86_425_576 + 12 * 768
+    "vitdet_b": 85_888_256,  # [hf - d] 85_889_024 at 1024 pixels
+    "vitdet_l": 303_431_680,  # [hf - d]
     "vit_mini16": 3_125_632,  # [sum] 256_152 + 6_912 + 6 * 444_864 + 384 + 193_000
     "vit_nano8": 1_430_920,  # [sum] 109_984 + 2_048 + 6 * 198_272 + 256 + 129_000
     "vit_pico8": 1_341_784,  # [sum] 246_384 + 12_288 + 2 * 444_864 + 384 + 193_000

@@ -95,7 +95,43 @@ def test_weights_come_back_as_they_were():
     found = understand(before, {}, "it")
     after = write_as("huggingface", found.state, found.config)
     assert after.keys() == before.keys()
-    for key, tensor in before.items():
-        used = slice(1, None) if key.endswith("position_embeddings") else slice(None)
-        kept = (slice(None), used) if tensor.ndim == 3 else slice(None)
-        assert torch.equal(after[key][kept], tensor[kept])
+    before["embeddings.position_embeddings"][:, 0] = 0  # the class token's, which nothing reads
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+
+
+RF_DETR = {  # part of a name there -> in DINOv2's files
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+}
+
+
+@torch.no_grad()
+def test_windows_with_prefix_tokens_of_their_own_are_rf_detrs():
+    """On squares: on oblong images transformers swaps the rows and columns of its windows."""
+    from transformers.models.rf_detr.modeling_rf_detr import (
+        RfDetrDinov2Backbone,
+        RfDetrDinov2Config,
+    )
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "mlp_ratio": 2}
+    their = RfDetrDinov2Backbone(
+        RfDetrDinov2Config(**shape, image_size=112, num_windows=2, out_indices=[1, 3])
+    ).eval()
+    for name, parameter in their.named_parameters():
+        if "norm" not in name:
+            parameter.normal_(std=0.3 if "embeddings" in name else 0.1)
+    state = {}
+    for key, tensor in their.state_dict().items():
+        for part, dinov2 in RF_DETR.items():
+            key = key.replace(part, dinov2)
+        state[key] = tensor
+    found = understand(state, {"heads": 3, "layer_scale": 1.0}, "it")
+    # Maps are those after 1 and after 3 blocks; the blocks of these numbers, from 0, are global.
+    our = ViT(replace(found.config, windows=2, global_blocks=(1, 3))).eval()
+    our.load_state_dict(found.state)
+    x = torch.randn(3, 3, 112, 112)
+    for ours, expected in zip(our.taps(x, (0, 2)), their(x).feature_maps, strict=True):
+        assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()

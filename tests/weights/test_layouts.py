@@ -224,6 +224,7 @@ def test_a_projection_beside_a_tower_is_its_head():
 def test_every_layout_has_a_source():
     tested = {source.layout for source in SOURCES.values()}
     tested |= {"google", "huggingface-eomt"}  # test_google.py, test_eomt.py
+    tested |= {"detectron2-vitdet", "huggingface-vitdet"}  # test_vitdet.py
     assert tested == set(LAYOUTS)
 
 

@@ -35,7 +35,7 @@ def output(config: ModelConfig) -> torch.Size:
     Blocks are repeated less often: all are counted in tests/models/test_parameters.py.
     """
     if isinstance(config, ViTConfig) and config.family == "vit":
-        config = replace(config, depth=1)
+        config = replace(config, depth=1, global_blocks=())
     elif isinstance(config, ResNetConfig | BiTConfig):
         config = replace(config, depths=(1,) * len(config.depths))
     with torch.device("meta"):

@@ -36,9 +36,9 @@ class Windows(NamedTuple):
     """How a model cuts its grids: windows of a size, or so many of them.
 
     >>> Windows(size=(14, 14)).cut((45, 80))
-    Cut(grid=(45, 80), size=(14, 14), across=(4, 6))
+    Cut(grid=(45, 80), size=(14, 14), counts=(4, 6))
     >>> Windows(number=2).cut((45, 80))
-    Cut(grid=(45, 80), size=(23, 40), across=(2, 2))
+    Cut(grid=(45, 80), size=(23, 40), counts=(2, 2))
     """
 
     size: tuple[int, int] | None = None
@@ -62,18 +62,18 @@ class Cut(NamedTuple):
     grid: tuple[int, int]
     size: tuple[int, int]
     """Of a window."""
-    across: tuple[int, int]
+    counts: tuple[int, int]
     """How many there are one below the other, and side by side."""
 
     @property
     def windows(self) -> int:
         """How many there are in all."""
-        return self.across[0] * self.across[1]
+        return self.counts[0] * self.counts[1]
 
     @property
     def padding(self) -> tuple[int, int]:
         """Rows below and columns at the right that windows reach beyond the grid."""
-        down, right = (c * s - g for c, s, g in zip(self.across, self.size, self.grid, strict=True))
+        down, right = (c * s - g for c, s, g in zip(self.counts, self.size, self.grid, strict=True))
         return down, right
 
     def partition(
@@ -84,13 +84,13 @@ class Cut(NamedTuple):
         if any(self.padding):
             down, right = self.padding
             x = F.pad(x, (0, 0, 0, right, 0, down), value=beyond)
-        x = x.unflatten(-2, (self.across[1], self.size[1]))
-        x = x.unflatten(-4, (self.across[0], self.size[0])).transpose(-4, -3)
+        x = x.unflatten(-2, (self.counts[1], self.size[1]))
+        x = x.unflatten(-4, (self.counts[0], self.size[0])).transpose(-4, -3)
         return x.flatten(-5, -4).flatten(-3, -2)
 
     def merge(self, x: Float[Tensor, "*b w m d"]) -> Float[Tensor, "*b n d"]:
         """The inverse: what lies beyond the grid is dropped."""
-        x = x.unflatten(-2, self.size).unflatten(-4, self.across).transpose(-4, -3)
+        x = x.unflatten(-2, self.size).unflatten(-4, self.counts).transpose(-4, -3)
         x = x.flatten(-3, -2).flatten(-4, -3)
         return x[..., : self.grid[0], : self.grid[1], :].flatten(-3, -2)
 

@@ -165,9 +165,12 @@ REFUSED: tuple[Refused, ...] = (
         )
         for key in ("*blocks.0.attn.rel_pos.*", "*layers.0.attn.rel_pos_h")
     ),
-    Refused(
-        ("*blocks.0.attn.rel_pos_h", "*neck.0.weight"),
-        "Segment Anything, whose encoder is ViTDet's and ends in a neck of its own",
+    *(
+        Refused(keys, "Segment Anything, whose encoder is ViTDet's and ends in a neck of its own")
+        for keys in (
+            ("*image_encoder.blocks.0.attn.rel_pos_h",),
+            ("*blocks.0.attn.rel_pos_h", "*neck.0.weight"),
+        )
     ),
     Refused(("*rope.freqs",), "timm's vit_*_rope_mixed: learned rotary positions"),
     Refused(
