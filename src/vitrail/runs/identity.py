@@ -47,7 +47,10 @@ _DECIDING = (
     "runs/parts.py",
 )
 """Where in the package is the code that decides what a step gives, and which checkpoint is best."""
-_BESIDE = ("data/check.py", "data/check_masks.py", "data/found.py", "data/sources/write_shards.py")
+_BESIDE = (
+    *("data/check.py", "data/check_boxes.py", "data/check_masks.py", "data/found.py"),
+    *("data/sources/write_boxes.py", "data/sources/write_shards.py"),
+)
 """What lies there, and has no part in a run."""
 
 
