@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from command import contents
 from data.boxed import FORMATS, picture, voc_text
 from vitrail.data.check_boxes import check_boxes
 from vitrail.data.sources.boxed import BoxedSource, has_boxes
@@ -232,4 +233,6 @@ def test_harmed_files_are_taken_or_refused(name: str, tmp_path: Path) -> None:
     for number in range(8):
         shutil.copytree(tmp_path / "whole", place := tmp_path / str(number))
         harmed(place, draw)
+        before = contents(place)
         opened(place)
+        assert contents(place) == before

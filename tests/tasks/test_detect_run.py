@@ -1,6 +1,7 @@
 """Runs that learn boxes: from a folder to answers, stopped and gone on."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from safetensors.torch import load_file
 import vitrail as package
 from command import contents, interrupted, last_json, vitrail
 from vitrail.runs import Run
+from vitrail.runs.load import load
+from vitrail.weights import open_weights
 
 TINY = [
     *("--model", "vit_mini16", "--model.image-size", "32", "48", "--model.patch", "8", "8"),
@@ -114,3 +117,28 @@ def test_nothing_is_replaced_and_scores_are_for_boxes(boxed, tmp_path, capfd):
     assert code == 2 and "tta" in said
     code, out, _ = vitrail(capfd, "predict", run, image)
     assert code == 0 and "boxes of a score of at least" in out
+
+
+@pytest.mark.parametrize("head", ["dense", "queries"])
+def test_a_run_is_a_start_with_its_head_or_says_that_it_is_left_out(head, boxed, tmp_path, capfd):
+    first, second, file = tmp_path / "first", tmp_path / "second", tmp_path / "out.safetensors"
+    asked = [*TINY, "--detect.head", head, "--epochs", 0.4, "--out", first]
+    assert vitrail(capfd, "train", boxed, *asked)[0] == 0
+    # The data's class map is another one; the recipe has the weights' head.
+    yolo = tmp_path / "yolo"
+    assert vitrail(capfd, "data", "convert", boxed, yolo, "--to", "yolo")[0] == 0
+    short = [*TINY[TINY.index("--data.batch-size") : TINY.index("--detect.width")], "--epochs", 0.4]
+    code, _, said = vitrail(capfd, "train", yolo, "--weights", first, *short, "--out", second)
+    assert code == 0 and "head: kept, with 2 of its 2 classes" in said, said
+    assert load(Run(second)).config.detect.head == head
+    code, out, said = vitrail(capfd, "weights", "convert", first, "--to", "vitrail", file)
+    assert code == 0 and "boxes" in out, said
+    read, run = open_weights(file).boxes, load(Run(first)).model.beside()
+    assert read.names == ("red", "green") and set(read.state) == set(run)
+    assert all(torch.equal(read.state[key], run[key]) for key in run)
+    photos = tmp_path / "photos"
+    for name in ("a", "b"):
+        shutil.copytree(boxed / "val", photos / name, ignore=shutil.ignore_patterns("*.json"))
+    third = ["--weights", first, *short, "--out", tmp_path / "third"]
+    code, _, said = vitrail(capfd, "train", photos, *third)
+    assert code == 0 and "the head of detection is left out" in said, said

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from close import close
 from vitrail.errors import DataError
+from vitrail.heads import DetectHeadConfig, build_detector
 from vitrail.heads.deformable import QueryBoxes, QueryBoxesConfig
 from vitrail.models import build
 from vitrail.tasks.box_matching import Truths, box_loss
@@ -315,24 +316,31 @@ def test_the_authors_own_file_is_opened(tmp_path, randomised):
     torch.save({"model": state, "args": Namespace(num_queries=7)}, tmp_path / "rf-detr.pth")
     opened = open_weights(tmp_path / "rf-detr.pth")
     assert opened.layout == "rfdetr" and opened.boxes.names == ()
-    assert opened.boxes.config.queries == 7 and len(opened.assumed) == 2
+    assert opened.boxes.config.query.queries == 7 and len(opened.assumed) == 2
     with pytest.warns(UserWarning, match="the head of detection is left out"):
         assert pretrained(tmp_path / "rf-detr.pth").config == opened.config
 
 
 def test_a_new_task_keeps_the_classes_it_has_in_common(folder):
-    old = open_weights(folder).boxes
-    head = QueryBoxes((32,) * 3, 2, old.config)
-    assert load_box_head(head, old, ("van", "car")) == ["head: kept, with 2 of its 5 classes"]
-    close(head.classifier.bias, old.state["classifier.bias"][[4, 1]])
-    close(head.proposals[2].classifier.bias, old.state["proposals.2.classifier.bias"][[4, 1]])
-    (said,) = load_box_head(QueryBoxes((32,) * 3, 1, old.config), old, ("tree",))
+    opened = open_weights(folder)
+    old = opened.boxes
+
+    def detector(classes, config=old.config):
+        return build_detector(build(replace(opened.config, classes=0)), config, classes)
+
+    model = detector(2)
+    assert load_box_head(model, old, ("van", "car")) == ["head: kept, with 2 of its 5 classes"]
+    head = model.head
+    close(head.classifier.bias, old.state["head.classifier.bias"][[4, 1]])
+    first = head.proposals[2].classifier
+    close(first.bias, old.state["head.proposals.2.classifier.bias"][[4, 1]])
+    (said,) = load_box_head(detector(1), old, ("tree",))
     assert said == "head: kept, but what says the classes is new: the old one does not know 'tree'"
-    other = QueryBoxes((32,) * 3, 2, replace(old.config, layers=1))
-    assert (
-        "a new one: that of the weights is of another shape"
-        in load_box_head(other, old, ("van", "car"))[0]
-    )
+    other = replace(old.config, query=replace(old.config.query, layers=1))
+    (said,) = load_box_head(detector(2, other), old, ("van", "car"))
+    assert "a new one: that of the weights is of another shape" in said
+    (said,) = load_box_head(detector(2, DetectHeadConfig(width=8)), old, ("van", "car"))
+    assert said == "head: a new one, dense: that of the weights is queries"
 
 
 def test_a_header_that_lies(folder, tmp_path):
@@ -347,7 +355,8 @@ def test_a_header_that_lies(folder, tmp_path):
         ("scales", [7.0], "scales"),
     ):
         lie = {**header, "boxes": {**header["boxes"]}}
-        lie["boxes"]["config"] = {**header["boxes"]["config"], field: value}
+        said = header["boxes"]["config"]
+        lie["boxes"]["config"] = {**said, "query": {**said["query"], field: value}}
         save_file(tensors, tmp_path / "lie.safetensors", {"vitrail": json.dumps(lie)})
         with pytest.raises(DataError, match=why):
             open_weights(tmp_path / "lie.safetensors")

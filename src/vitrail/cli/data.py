@@ -141,15 +141,23 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _cut(name: str) -> str:
+    """The name of a class, behind three numbers."""
+    return name if len(name) <= _WIDTH - 29 else f"{name[: _WIDTH - 32]}..."
+
+
+def _print_rest(classes: int) -> None:
+    if classes > _CLASSES:
+        print(f"{'':27}  and {classes - _CLASSES} more (--json has all)")
+
+
 def _print_masks(report: MaskReport) -> None:
     """What the masks hold, in a table, and what is wrong with them."""
     print(f"{'pixels':>9}{'images':>9}{'without':>9}  class")
     seen = sorted((one for one in report.classes if one.images), key=lambda one: -one.share)
     for one in seen[:_CLASSES]:
-        name = one.name if len(one.name) <= _WIDTH - 29 else f"{one.name[: _WIDTH - 32]}..."
-        print(f"{one.share:>9.2%}{one.images:>9,}{one.images_without:>9,}  {name}")
-    if len(seen) > _CLASSES:
-        print(f"{'':27}  and {len(seen) - _CLASSES} more (--json has all)")
+        print(f"{one.share:>9.2%}{one.images:>9,}{one.images_without:>9,}  {_cut(one.name)}")
+    _print_rest(len(seen))
     for name, share in (("ignored", report.ignored), ("unknown, ignored", report.unknown)):
         if share:
             print(f"{share:>9.2%}{'':18}  ({name})")
@@ -161,10 +169,8 @@ def _print_boxes(report: BoxReport) -> None:
     print(f"{'objects':>9}{'share':>9}{'images':>9}  class")
     seen = sorted((one for one in report.classes if one.objects), key=lambda one: -one.objects)
     for one in seen[:_CLASSES]:
-        name = one.name if len(one.name) <= _WIDTH - 29 else f"{one.name[: _WIDTH - 32]}..."
-        print(f"{one.objects:>9,}{one.share:>9.2%}{one.images:>9,}  {name}")
-    if len(seen) > _CLASSES:
-        print(f"{'':27}  and {len(seen) - _CLASSES} more (--json has all)")
+        print(f"{one.objects:>9,}{one.share:>9.2%}{one.images:>9,}  {_cut(one.name)}")
+    _print_rest(len(seen))
     sizes = ", ".join(f"{count:,} {name}" for name, count in report.sizes.items())
     print(f"objects   {sizes} (COCO's 32 and 96 pixels); median {report.median:.0f} pixels a side")
     print(f"images    {report.negatives:,} without an object; at most {report.most:,} in one")

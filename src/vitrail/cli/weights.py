@@ -18,7 +18,7 @@ from vitrail.errors import UsageError, unknown_name
 from vitrail.models import model_config, parameters_of
 from vitrail.runs.start import open_start
 from vitrail.units import bytes_text
-from vitrail.weights import OURS, Opened, box_heads, convert
+from vitrail.weights import OURS, Opened, convert
 from vitrail.weights.fetch import cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
 from vitrail.weights.heads import to_header
@@ -171,7 +171,7 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
         "preprocess": opened.preprocess and opened.preprocess.to_dict(),
         "classes": list(opened.classes),
         "head": opened.head and to_header(opened.head),
-        "boxes": opened.boxes and box_heads.to_header(opened.boxes),
+        "boxes": opened.boxes and to_header(opened.boxes),
         "fits": list(opened.fits),
         "unseen": [one._asdict() for one in opened.unseen],
         "assumed": list(opened.assumed),

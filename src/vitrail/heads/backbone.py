@@ -70,3 +70,12 @@ def shapes_of(kind: Callable[[Any], Any], config: Any) -> Features:
     with torch.device("meta"), torch.no_grad():
         twin = kind(config).eval()
         return twin.features(torch.zeros(1, config.channels, *config.image_size))
+
+
+def refuse_extent(extent: Tensor | None, instead: str) -> None:
+    """Raise `UsageError` for images of different sizes on one canvas; `instead`: a resize rule."""
+    if extent is not None:
+        raise UsageError(
+            f"images of different sizes in one batch ({setting('data.resize')} native or pad) have "
+            f"no maps of one size for a head: use {setting('data.resize', instead)}"
+        )

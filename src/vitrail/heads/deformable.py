@@ -74,7 +74,7 @@ class QueryBoxesConfig:
     """Of its norms but the last: RF-DETR's own code. Transformers' has 1e-5."""
     taps: tuple[int, ...] = ()
     """Of a ViT: the blocks, counted from 0, after which the projector reads it. None: after each
-    quarter of them."""
+    quarter of them, or of fewer than four after the last."""
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

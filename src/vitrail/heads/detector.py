@@ -8,6 +8,7 @@
 Letters: b batch, c channels, h w pixels.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UsageError, setting, unknown_name
 from vitrail.heads import deformable, dense
-from vitrail.heads.backbone import Backbone, Tapped, quarters_of, shapes_of
+from vitrail.heads.backbone import Backbone, Tapped, quarters, refuse_extent, shapes_of
 from vitrail.heads.deformable import BoxPrediction, QueryBoxes, QueryBoxesConfig
 from vitrail.heads.dense import Dense, DenseHead
 from vitrail.heads.pyramid import FeaturePyramid, SimplePyramid
@@ -52,16 +53,18 @@ class DetectHeadConfig:
         for name, known in (("head", get_args(BoxHeadKind)), ("assign", get_args(Assign))):
             if getattr(self, name) not in known:
                 raise unknown_name(name, str(getattr(self, name)), known)
-        for name, least in (("width", 1), ("convs", 0), ("levels", 1)):
-            if getattr(self, name) < least:
+        for name, (least, most) in _RANGES.items():
+            if not least <= getattr(self, name) <= most:
                 raise UsageError(
-                    f"{setting(name)} must be at least {least}, not {getattr(self, name)}"
+                    f"{setting(name)} must be {least} to {most:,}, not {getattr(self, name)}"
                 )
-        if self.levels > 8:
-            raise UsageError(f"{setting('levels')} must be at most 8, not {self.levels}")
 
 
-class Detector(nn.Module):
+_RANGES = {"width": (1, 8192), "convs": (0, 64), "levels": (1, 8)}
+"""Beyond that a config is damaged or hostile."""
+
+
+class Detector(nn.Module, ABC):
     """A backbone and its head. `build_detector` puts them together.
 
     `config` is the backbone's, `head_config` and `classes` what the rest was built from.
@@ -81,9 +84,13 @@ class Detector(nn.Module):
             if (module := getattr(backbone, name)) is not None:
                 module.requires_grad_(False)
 
+    @abstractmethod
     def found(self, x: Float[Tensor, "b c h w"], most: int) -> list[Found]:
         """At most `most` boxes of each view, in its pixels, the best first."""
-        raise NotImplementedError
+
+    def beside(self) -> dict[str, Tensor]:
+        """The state dict of what lies beside the backbone."""
+        return {k: t for k, t in self.state_dict().items() if not k.startswith("backbone.")}
 
     def block_names(self) -> list[str]:
         """The backbone's blocks by their names here, first to last."""
@@ -124,7 +131,7 @@ class DenseDetector(Detector):
 
         Raises `UsageError` for an `extent`: images of different sizes have no maps of one size.
         """
-        _check(extent)
+        refuse_extent(extent, "letterbox")
         maps = self.backbone.features(x).maps
         if isinstance(self.neck, SimplePyramid):
             return self.head(self.neck(maps[-1]), self.neck.strides)
@@ -147,11 +154,13 @@ class QueryDetector(Detector):
         self.stride = found.strides[-1]
         self.blocks: tuple[int, ...] = ()
         if isinstance(backbone, Tapped):
-            self.blocks = config.query.taps or quarters_of(backbone)
-            if max(self.blocks) >= backbone.config.depth:
+            depth = backbone.config.depth
+            usual = quarters(depth) if depth >= 4 else (depth - 1,)
+            self.blocks = config.query.taps or usual
+            if max(self.blocks) >= depth:
                 raise UsageError(
-                    f"{setting('query.taps', self.blocks)}: the backbone has "
-                    f"{backbone.config.depth} blocks, counted from 0"
+                    f"{setting('query.taps', self.blocks)}: the backbone has {depth} blocks, "
+                    f"counted from 0"
                 )
         elif config.query.taps:
             raise UsageError(f"{setting('query.taps')} are of a ViT's blocks: leave them out")
@@ -162,7 +171,7 @@ class QueryDetector(Detector):
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> BoxPrediction:
         """What the queries say in the end. Raises `UsageError` for an `extent`, as above."""
-        _check(extent)
+        refuse_extent(extent, "letterbox")
         return self.head(self._maps(x))
 
     def predictions(self, x: Float[Tensor, "b c h w"]) -> tuple[BoxPrediction, ...]:
@@ -206,12 +215,3 @@ def build_detector(backbone: Backbone, config: DetectHeadConfig, classes: int) -
 
 
 _DETECTORS: dict[BoxHeadKind, type[Detector]] = {"dense": DenseDetector, "queries": QueryDetector}
-
-
-def _check(extent: Tensor | None) -> None:
-    """Raise `UsageError` for images of different sizes on one canvas."""
-    if extent is not None:
-        raise UsageError(
-            f"images of different sizes in one batch ({setting('data.resize')} native or pad) have "
-            f"no maps of one size for a head: use {setting('data.resize', 'letterbox')}"
-        )

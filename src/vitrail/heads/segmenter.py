@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, setting, unknown_name
-from vitrail.heads.backbone import Backbone, Tapped, quarters_of, shapes_of
+from vitrail.heads.backbone import Backbone, Tapped, quarters_of, refuse_extent, shapes_of
 from vitrail.heads.deeplab import FINE, Deconv, DeepLabHead, Side, rates_at
 from vitrail.heads.linear import LinearHead
 from vitrail.heads.maps import at_stride
@@ -112,7 +112,7 @@ class Segmenter(nn.Module):
         Raises `UsageError` for an `extent`: images of different sizes are to be padded, with pixels
         that have no class.
         """
-        _check(extent)
+        refuse_extent(extent, "squash")
         return self.of_maps(self.maps(x), x)
 
     def maps(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
@@ -295,7 +295,7 @@ class QuerySegmenter(Segmenter):
         self, x: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"] | None = None
     ) -> Float[Tensor, "b _classes _h _w"]:
         """What speaks for each class, from 0: `vitrail.heads.queries.semantic` of all queries."""
-        _check(extent)
+        refuse_extent(extent, "squash")
         return semantic(self.head(self.backbone, x))
 
     def predictions(
@@ -339,12 +339,3 @@ def build_segmenter(backbone: Backbone, config: SegmentHeadConfig, classes: int)
             "a ViT"
         )
     return _SEGMENTERS[config.head](backbone, config, classes)
-
-
-def _check(extent: Tensor | None) -> None:
-    """Raise `UsageError` for images of different sizes on one canvas."""
-    if extent is not None:
-        raise UsageError(
-            f"images of different sizes in one batch ({setting('data.resize')} native or pad) have "
-            f"no maps of one size for a head: use resize crop or squash"
-        )

@@ -73,5 +73,5 @@ def detect(facts: Facts) -> TrainConfig:
 def _head(facts: Facts) -> DetectConfig:
     """That of the weights, if they have one; else a dense one that the machine can afford."""
     if facts.start and facts.start.boxes:
-        return DetectConfig(head="queries", query=facts.start.boxes.config)
+        return DetectConfig(**vars(facts.start.boxes.config))
     return DetectConfig() if facts.gpu else DetectConfig(width=128, convs=2, levels=4)

@@ -13,8 +13,7 @@ from vitrail.data.batches.making import Loader
 from vitrail.data.batches.stream_loader import StreamLoader
 from vitrail.data.sources.tiled import Tiled
 from vitrail.errors import UsageError, setting
-from vitrail.heads import Segmenter
-from vitrail.heads.detector import QueryDetector
+from vitrail.heads import Detector, Segmenter
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.machine import keep_freed_memory
 from vitrail.runs.start import open_start
@@ -123,8 +122,8 @@ def start(
         notes += load_head(model, opened.head, classes)
     elif opened.head:
         notes.append(f"the head of segmentation is left out: {opened.head.line}")
-    if opened.boxes and isinstance(model, QueryDetector):
-        notes += load_box_head(model.head, opened.boxes, classes)
+    if opened.boxes and isinstance(model, Detector):
+        notes += load_box_head(model, opened.boxes, classes)
     elif opened.boxes:
         notes.append(f"the head of detection is left out: {opened.boxes.line}")
     if "probe" in (config.method, config.tune.head_init):

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitrail.heads import Segmenter
+from vitrail.heads import Detector, Segmenter
 from vitrail.runs.folder import Run
 from vitrail.runs.load import load
 from vitrail.tasks import backbone_of
 from vitrail.weights import OURS, Opened, open_weights
+from vitrail.weights.box_heads import box_head_of
 from vitrail.weights.heads import head_of
 from vitrail.weights.load import check_told
 from vitrail.weights.unseen import UNSEEN, lines
@@ -41,5 +42,8 @@ def open_start(
         notes=(),
         left_out=(),
         head=head_of(loaded.model, loaded.names) if isinstance(loaded.model, Segmenter) else None,
+        boxes=box_head_of(loaded.model, loaded.names)
+        if isinstance(loaded.model, Detector)
+        else None,
         unseen=lines(loaded.config.model, dict.fromkeys(UNSEEN, "by the run's config")),
     )

@@ -1,100 +1,104 @@
-"""Weights of queries for boxes that lie beside a backbone: of a detector."""
+"""Weights of what lies beside a backbone, of a detector: a pyramid and a dense head, or queries."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter
 from torch import Size, Tensor
 
-from vitrail.errors import DataError
-from vitrail.heads.deformable import QueryBoxes, QueryBoxesConfig
-from vitrail.models import ModelConfig, ViTConfig
+from vitrail.heads.detector import DetectHeadConfig, Detector, build_detector
+from vitrail.models import ModelConfig, build
+from vitrail.weights.heads import checked, classes_named
 from vitrail.weights.names import some
 
-_CLASSIFIER = "classifier."
-"""What says each class, of the queries and of each group's first stage: its rows are theirs."""
-_MAPS = 4
-"""That are read of a ViT where its taps are not said."""
-_CONFIG = TypeAdapter(QueryBoxesConfig)
+_CONFIG = TypeAdapter(DetectHeadConfig)
 
 
 class BoxHeadWeights(NamedTuple):
-    """A detector's projector, first stage and decoder."""
+    """A detector's own part, whatever backbone it is on."""
 
-    config: QueryBoxesConfig
+    config: DetectHeadConfig
     state: dict[str, Tensor]
-    """Its state dict."""
+    """Its part of the detector's state dict: see `Detector.beside`."""
     names: tuple[str, ...]
     """Of the classes; none where nothing says them."""
 
     @property
     def classes(self) -> int:
         """How many it knows."""
-        return len(self.state[f"{_CLASSIFIER}bias"])
+        return len(self.state[_bias(self.config)])
 
     @property
     def line(self) -> str:
         """What it is, in words."""
-        shape = f"{self.config.queries} queries for boxes in {self.config.layers} layers"
-        named = some(list(self.names), 6) or "nothing names them"
-        return f"{shape}; {self.classes} classes: {named}"
+        shape = f"boxes of each cell of {self.config.levels} maps"
+        if self.config.head == "queries":
+            query = self.config.query
+            shape = f"{query.queries} queries for boxes in {query.layers} layers"
+        return f"{shape}; {classes_named(self.classes, self.names)}"
 
 
-def load_box_head(model: QueryBoxes, head: BoxHeadWeights, names: Sequence[str]) -> list[str]:
-    """Give a head the weights of another, and say what became of them.
+def box_head_of(model: Detector, names: tuple[str, ...]) -> BoxHeadWeights:
+    """What a detector of ours has on its backbone."""
+    shape = {each.name: getattr(model.head_config, each.name) for each in fields(DetectHeadConfig)}
+    return BoxHeadWeights(DetectHeadConfig(**shape), model.beside(), names)
+
+
+def load_box_head(model: Detector, head: BoxHeadWeights, names: Sequence[str]) -> list[str]:
+    """Give a detector the head of another, and say what became of it.
 
     Each class is said apart from the others: where the old one knows all of `names`, and perhaps
     more, its rows are kept, and else what says the classes is new. A head of another structure
     stays new as a whole.
     """
-    own = model.state_dict()
-    shapes = {key: t.shape for key, t in head.state.items() if _CLASSIFIER not in key}
-    if shapes != {key: t.shape for key, t in own.items() if _CLASSIFIER not in key}:
+    if model.head_config.head != head.config.head:
+        return [
+            f"head: a new one, {model.head_config.head}: that of the weights is {head.config.head}"
+        ]
+    own = model.beside()
+    shapes = {key: t.shape for key, t in head.state.items() if not _of_classes(key)}
+    if shapes != {key: t.shape for key, t in own.items() if not _of_classes(key)}:
         return [f"head: a new one: that of the weights is of another shape ({head.line})"]
     state = {key: head.state[key] for key in shapes}
     lacks = [name for name in names if name not in head.names]
     if lacks or not head.names:
-        model.load_state_dict(own | state)
+        model.load_state_dict(state, strict=False)
         why = f"the old one does not know {some(lacks)}" if head.names else "nothing names its own"
         return [f"head: kept, but what says the classes is new: {why}"]
     rows = [head.names.index(name) for name in names]
-    state |= {key: t[rows] for key, t in head.state.items() if _CLASSIFIER in key}
-    model.load_state_dict(own | state)
+    state |= {key: t[rows] for key, t in head.state.items() if _of_classes(key)}
+    model.load_state_dict(state, strict=False)
     return [f"head: kept, with {len(rows)} of its {head.classes} classes"]
-
-
-def to_header(head: BoxHeadWeights) -> dict[str, Any]:
-    """What a file of ours says of it."""
-    return {"config": asdict(head.config), "classes": head.names}
 
 
 def from_header(
     header: Mapping[str, Any], tensors: Mapping[str, Tensor], config: ModelConfig
 ) -> BoxHeadWeights:
-    """The inverse, of the `tensors` under their own names.
+    """The inverse of `to_header`, of the `tensors` under their own names.
 
     Raises `DataError` for tensors that are missing, or no head's on a backbone of `config`.
     """
     read = _CONFIG.validate_python(header["config"])
     head = BoxHeadWeights(read, dict(tensors), tuple(map(str, header["classes"])))
-    if f"{_CLASSIFIER}bias" not in tensors:
-        raise DataError(f"the head has no '{_CLASSIFIER}bias': the file is not whole")
-    if len(head.names) not in (0, head.classes):
-        raise DataError(
-            f"the head is for {head.classes} classes, and the header names {len(head.names)}"
-        )
-    wanted = head_shapes(config, read, head.classes)
-    if wrong := sorted({*wanted.items()} ^ {(key, t.shape) for key, t in tensors.items()}):
-        raise DataError(f"the head does not fit its config: {some([key for key, _ in wrong])}")
-    return head
+    return checked(head, _bias(read), lambda classes: head_shapes(config, read, classes))
 
 
-def head_shapes(config: ModelConfig, head: QueryBoxesConfig, classes: int) -> dict[str, Size]:
-    """Every key of a head's state dict and its shape, on a backbone of `config`."""
-    if not isinstance(config, ViTConfig):
-        raise DataError(f"queries for boxes are of a ViT's maps, and this is a {config.family}")
+def head_shapes(config: ModelConfig, head: DetectHeadConfig, classes: int) -> dict[str, Size]:
+    """Every key of a head's state and its shape, on a backbone of `config`."""
     with torch.device("meta"):
-        module = QueryBoxes((config.width,) * (len(head.taps) or _MAPS), classes, head)
-    return {key: tensor.shape for key, tensor in module.state_dict().items()}
+        detector = build_detector(build(replace(config, classes=0)), head, classes)
+    return {key: tensor.shape for key, tensor in detector.beside().items()}
+
+
+def _bias(config: DetectHeadConfig) -> str:
+    """A tensor that has a number for each class."""
+    return "head.classifier.bias" if config.head == "queries" else "head.classes.bias"
+
+
+def _of_classes(key: str) -> bool:
+    """Whether a tensor's rows are the classes: of queries, those of each group's first stage too,
+    which may be the same.
+    """
+    return key.startswith("head.classes.") or ".classifier." in key

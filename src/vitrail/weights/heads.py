@@ -1,8 +1,8 @@
 """Weights of a head that lies beside a backbone: of a segmenter."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from pydantic import TypeAdapter
@@ -43,8 +43,12 @@ class HeadWeights(NamedTuple):
             "deeplab": "DeepLabV3+",
             "queries": f"{self.config.queries} queries in {self.config.joint_blocks} blocks",
         }[self.config.head]
-        named = some(list(self.names), 6) or "nothing names them"
-        return f"{kind}; {self.classes} classes: {named}"
+        return f"{kind}; {classes_named(self.classes, self.names)}"
+
+
+def classes_named(count: int, names: tuple[str, ...]) -> str:
+    """So many classes, in words; `names` may be unknown."""
+    return f"{count} classes: {some(list(names), 6) or 'nothing names them'}"
 
 
 def head_of(model: Segmenter, names: tuple[str, ...]) -> HeadWeights:
@@ -83,9 +87,52 @@ def load_head(model: Segmenter, head: HeadWeights, names: tuple[str, ...]) -> li
     return [f"head: {found.why}"]
 
 
-def to_header(head: HeadWeights) -> dict[str, Any]:
+class AnyHead(Protocol):
+    """What lies beside a backbone, of any task."""
+
+    @property
+    def config(self) -> Any:
+        """A dataclass."""
+        ...
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """Its tensors, under their own names."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes, or none."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """How many it knows."""
+        ...
+
+
+Head = TypeVar("Head", bound=AnyHead)
+
+
+def to_header(head: AnyHead) -> dict[str, Any]:
     """What a file of ours says of it."""
     return {"config": asdict(head.config), "classes": head.names}
+
+
+def checked(head: Head, bias: str, wanted: Callable[[int], Mapping[str, Size]]) -> Head:
+    """The head, of a file that is whole: it has `bias`, which has a number for each class, and all
+    that is `wanted` of a head of so many classes, and nothing else. Raises `DataError`.
+    """
+    if bias not in head.state:
+        raise DataError(f"the head has no '{bias}': the file is not whole")
+    if len(head.names) not in (0, head.classes):
+        raise DataError(
+            f"the head is for {head.classes} classes, and the header names {len(head.names)}"
+        )
+    there = {(key, tensor.shape) for key, tensor in head.state.items()}
+    if wrong := sorted({*wanted(head.classes).items()} ^ there):
+        raise DataError(f"the head does not fit its config: {some([key for key, _ in wrong])}")
+    return head
 
 
 def from_header(
@@ -97,16 +144,8 @@ def from_header(
     """
     config_of_head = _CONFIG.validate_python(header["config"])
     head = HeadWeights(config_of_head, dict(tensors), tuple(map(str, header["classes"])))
-    if f"{_CLASSIFIER}bias" not in tensors:
-        raise DataError(f"the head has no '{_CLASSIFIER}bias': the file is not whole")
-    if len(head.names) not in (0, head.classes):
-        raise DataError(
-            f"the head is for {head.classes} classes, and the header names {len(head.names)}"
-        )
-    wanted = head_shapes(config, head.config, head.classes)
-    if wrong := sorted({*wanted.items()} ^ {(key, t.shape) for key, t in tensors.items()}):
-        raise DataError(f"the head does not fit its config: {some([key for key, _ in wrong])}")
-    return head
+    wanted = head.config
+    return checked(head, f"{_CLASSIFIER}bias", lambda classes: head_shapes(config, wanted, classes))
 
 
 def head_shapes(config: ModelConfig, head: SegmentHeadConfig, classes: int) -> dict[str, Size]:

@@ -19,6 +19,7 @@ from torch import Size, Tensor
 
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, setting, unknown_name
+from vitrail.heads.detector import DetectHeadConfig
 from vitrail.models import MODELS, Model, ModelConfig, ViTConfig, build, model_config
 from vitrail.weights import box_heads, eomt, rfdetr
 from vitrail.weights.architectures import check_architecture, named, remarks
@@ -74,7 +75,7 @@ class Opened(NamedTuple):
     head: HeadWeights | None = None
     """Of a segmenter, what lies beside its backbone, whose `state` and `config` these are."""
     boxes: box_heads.BoxHeadWeights | None = None
-    """The same of a detector with queries."""
+    """The same of a detector."""
 
     @property
     def architecture(self) -> str:
@@ -197,7 +198,9 @@ _CONFIGS: TypeAdapter[ModelConfig] = TypeAdapter(Annotated[ModelConfig, Discrimi
 def _open_rfdetr(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Opened:
     read = rfdetr.read_rfdetr(file.tensors, file.config)
     check_told(told, read.backbone, source)
-    head = box_heads.BoxHeadWeights(read.head, _behind("head.", read.state), read.names)
+    queries = DetectHeadConfig(head="queries", query=read.head)
+    beside = {key: tensor for key, tensor in read.state.items() if key.startswith(_HEAD)}
+    head = box_heads.BoxHeadWeights(queries, beside, read.names)
     how = dict.fromkeys(UNSEEN, "as in the code of RF-DETR")
     if file.config:
         how |= dict.fromkeys(("heads", "norm_eps"), "by the config.json beside it")
@@ -378,7 +381,9 @@ def head_is_written(opened: Opened, to: str) -> bool:
     backbone alone.
     """
     if opened.boxes is not None:
-        return to in (OURS, "huggingface")
+        config, queries = opened.config, opened.boxes.config.head == "queries"
+        theirs = queries and isinstance(config, ViTConfig) and config.windows > 0
+        return to == OURS or (to == "huggingface" and theirs)
     if opened.head is None or to == OURS:
         return opened.head is not None
     return opened.head.config.head == "queries" and to in _EOMT
@@ -389,11 +394,11 @@ _EOMT: Mapping[str, eomt.EomtLayout] = {"huggingface": "huggingface", "eomt": "a
 
 def _written(opened: Opened, to: str) -> dict[str, Tensor]:
     """The weights in another layout, or as they came if it is their own."""
-    if opened.boxes is not None and to == "huggingface":
+    if opened.boxes is not None and head_is_written(opened, to):
         body = {f"backbone.{key}": tensor for key, tensor in opened.state.items()}
-        head = {f"head.{key}": tensor for key, tensor in opened.boxes.state.items()}
         assert isinstance(opened.config, ViTConfig)
-        return rfdetr.write_rfdetr(body | head, opened.config, opened.boxes.config)
+        queries = opened.boxes.config.query
+        return rfdetr.write_rfdetr(body | opened.boxes.state, opened.config, queries)
     if head_is_written(opened, to):
         assert opened.head is not None
         return eomt.write(opened.state, opened.config, opened.head, _EOMT[to], opened.preprocess)
@@ -423,7 +428,7 @@ def save_weights(
         header["head"] = to_header(head)
         state = {**state, **{_HEAD + key: tensor for key, tensor in head.state.items()}}
     if boxes is not None:
-        header["boxes"] = box_heads.to_header(boxes)
+        header["boxes"] = to_header(boxes)
         state = {**state, **{_BOXES + key: tensor for key, tensor in boxes.state.items()}}
     if preprocess is not None:
         header["preprocess"] = preprocess.to_dict()
