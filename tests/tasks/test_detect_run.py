@@ -142,3 +142,20 @@ def test_a_run_is_a_start_with_its_head_or_says_that_it_is_left_out(head, boxed,
     third = ["--weights", first, *short, "--out", tmp_path / "third"]
     code, _, said = vitrail(capfd, "train", photos, *third)
     assert code == 0 and "the head of detection is left out" in said, said
+
+
+@pytest.mark.parametrize(
+    ("more", "images"),
+    [
+        (["--data.resize", "tiles", "--data.tile", "32"], 24 * 6),
+        (["--detect.head", "queries"], 24),
+    ],
+    ids=["tiles", "queries"],
+)
+def test_a_plan_counts_what_an_epoch_shows(more, images, boxed, tmp_path, capfd):
+    args = [*TINY, *more, "--epochs", 2, "--plan", "--json"]
+    code, out, said = vitrail(capfd, "train", boxed, *args)
+    assert code == 0, said
+    plan = last_json(out)["plan"]
+    assert plan["time"]["steps"] == 2 * (images // 8)
+    assert not [each for each in plan["problems"] if "more than the" in each["text"]]

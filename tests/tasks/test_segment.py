@@ -436,3 +436,9 @@ def test_what_cannot_be_is_one_message(flags, words, scenes, tmp_path, capfd):
     )
     assert code in (2, 3) and words in " ".join((out + said).split()), said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_with_queries_is_planned(scenes, tmp_path, capfd):
+    args = [*TINY, "--segment.head", "queries", "--segment.queries", 6, "--epochs", 2]
+    code, out, said = vitrail(capfd, "train", scenes, *args, "--plan", "--json")
+    assert code == 0 and last_json(out)["plan"]["flops"] > 0, said

@@ -412,8 +412,9 @@ def anchors_of(
     """
     found = []
     for level, (rows, columns) in enumerate(sizes):
-        x = ((torch.arange(columns) + 0.5) / columns).repeat(rows)
-        y = ((torch.arange(rows) + 0.5) / rows).repeat_interleave(columns)
+        # Not on the device: on paper that has no values, and which cells are kept is one.
+        x = ((torch.arange(columns, device="cpu") + 0.5) / columns).repeat(rows)
+        y = ((torch.arange(rows, device="cpu") + 0.5) / rows).repeat_interleave(columns)
         side = torch.full_like(x, _SIDE * 2**level)
         found.append(torch.stack([x, y, side, side], dim=1))
     anchors = torch.cat(found)

@@ -30,7 +30,7 @@ from vitrail.planning.cluster import (
 from vitrail.planning.paper import Line, Sizes, Step, count_sizes, count_step
 from vitrail.planning.tryout import Makers, Tryout, try_out
 from vitrail.runs import TrainConfig
-from vitrail.runs.parts import model_of
+from vitrail.runs.parts import model_of, train_source
 from vitrail.training.engine import sentence_on
 from vitrail.units import bytes_text
 
@@ -195,7 +195,7 @@ def make_plan(
     """
     if config.method == "probe":
         raise UsageError("method 'probe' takes no steps, and looks at each image once: just run it")
-    images = len(splits.train)
+    images = len(train_source(config, splits))
     processes = math.lcm(config.devices, cluster.gpus)
     config = auto.start(config, processes)
     load = share_out(config, cluster, images)
@@ -345,7 +345,7 @@ def _cache(config: TrainConfig, splits: Splits) -> _Cache:
     if splits.stream is not None:
         share = min(1.0, MEMORY_BYTES / val)
         return _Cache(held + round(val * share), 0.0, share)
-    train = _decoded(config, splits.parts["train"])
+    train = _decoded(config, train_source(config, splits))
     shares = [min(1.0, MEMORY_BYTES / size) if size else 1.0 for size in (train, val)]
     return _Cache(round(train * shares[0] + val * shares[1]), *shares)
 
@@ -394,7 +394,7 @@ def run_time(
     that are kept decoded.
     """
     assert splits.val is not None
-    images, held_out = len(splits.train), len(splits.val)
+    images, held_out = len(train_source(config, splits)), len(splits.val)
     step_images = config.accumulate * min(config.data.batch_size, images)
     share, overlapped = _devices(config, device), device.type != "cpu"
     busy = step_images * tried.compute / share + tried.update

@@ -21,6 +21,7 @@ from vitrail.data.sources.source import Source, Subset
 from vitrail.planning.paper import Line, Sizes, Step, Tally, held_by, tensors_of
 from vitrail.runs import TrainConfig
 from vitrail.runs.machine import matrix_rate
+from vitrail.runs.parts import train_source
 from vitrail.tasks import Task
 from vitrail.training.grow import resized
 from vitrail.training.step import Learner
@@ -101,7 +102,12 @@ def try_out(
     ends = time.perf_counter() + seconds
     rate = _peak_rate(config, device, seconds / 40)
     likely = flops / (_LIKELY_SHARE * rate)
-    size = min(config.data.batch_size, len(splits.train), most, max(2, int(_STEP_SECONDS / likely)))
+    size = min(
+        config.data.batch_size,
+        len(train_source(config, splits)),
+        most,
+        max(2, int(_STEP_SECONDS / likely)),
+    )
     train = makers.train(size)
     batches, read = _read(train, seconds * _READ_SHARE / 2)
     _, read_again = _read(train, seconds * _READ_SHARE / 2, len(batches))

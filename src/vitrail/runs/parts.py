@@ -53,6 +53,13 @@ def task_of(
     return TASKS[config.task].learn(model, config, splits.train.targets, teacher)
 
 
+def train_source(config: TrainConfig, splits: Splits) -> Any:
+    """What an epoch shows: the training images, or their tiles; a `Source` or a `StreamSource`."""
+    if config.data.resize == "tiles":
+        return Tiled(splits.parts["train"], config.tile)
+    return splits.train
+
+
 def train_loader(
     config: TrainConfig,
     splits: Splits,
@@ -72,10 +79,8 @@ def train_loader(
         "reading": config.data.reading(),
         "notify": notify,
     }
+    source = train_source(config, splits)
     if splits.stream is None:
-        source = splits.parts["train"]
-        if config.data.resize == "tiles":
-            source = Tiled(source, config.tile)
         return TrainLoader(source, preprocess, views, kept_views=kept, **how)
     if kept:
         raise UsageError(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
@@ -118,6 +119,8 @@ class Detect(Task):
     def loss(self, batch: Batch) -> Losses:
         """See `vitrail.tasks.dense_boxes`; of queries `vitrail.tasks.box_matching`."""
         images = batch.images
+        if images.is_meta:
+            return Losses(self._on_paper(images), {})
         if isinstance(self.model, QueryDetector):
             said = self.model.predictions(images)
             covered = self.model.covered((images.shape[2], images.shape[3]))
@@ -132,8 +135,25 @@ class Detect(Task):
         )
 
     def weight(self, batch: Batch) -> float:
-        """The objects; an image without one counts as one."""
+        """The objects; an image without one counts as one, and so does each on paper."""
+        if batch.images.is_meta:
+            return float(len(batch.indices))
         return objects_of(_truths(batch))
+
+    def _on_paper(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
+        """What a plan counts, of shapes without values: the passes through the model and the
+        classes' loss. Which cell or query answers for what depends on values, and costs little
+        beside them but where an image has hundreds of objects.
+        """
+        if isinstance(self.model, QueryDetector):
+            said = self.model.predictions(images)
+            logits, places = [one.logits for one in said], [one.boxes for one in said]
+        else:
+            found = self.model(images)
+            logits, places = [found.logits], [found.sides]
+            places += [] if found.centred is None else [found.centred]
+        losses = [F.binary_cross_entropy_with_logits(x.float(), x.float() * 0) for x in logits]
+        return torch.stack([*losses, *(place.float().sum() for place in places)]).sum()
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """What `vitrail.metrics.boxes.count` keeps of each image."""
