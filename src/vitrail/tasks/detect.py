@@ -200,17 +200,23 @@ class Detect(Task):
         return lines
 
     def notes(self, metrics: DetectMetrics, noun: str) -> list[str]:
-        """The classes of which there is no object."""
-        absent = [each.name for each in metrics.per_class if not each.objects]
-        if not absent:
-            return []
-        if len(absent) == len(metrics.per_class):
-            return [f"nothing was measured: there is no object in any of the {noun}"]
-        are = "are" if len(absent) > 1 else "is"
-        return [
-            f"{len(absent)} of {len(metrics.per_class)} classes {are} in none of these images: "
-            f"{shortened(absent)}"
-        ]
+        """The images with more objects than boxes that are judged, and the classes without one."""
+        absent, said = [self.targets.names[k] for k in metrics.absent], []
+        if metrics.crowded:
+            said.append(
+                f"images with more than {metrics.max_detections} objects, {metrics.crowded}: some "
+                f"of them are missed whatever is found "
+                f"({setting('detect.max_detections', metrics.max_detections)})"
+            )
+        if absent and len(absent) == len(metrics.per_class):
+            said.append(f"nothing was measured: there is no object in any of the {noun}")
+        elif absent:
+            are = "are" if len(absent) > 1 else "is"
+            said.append(
+                f"{len(absent)} of {len(metrics.per_class)} classes {are} in none of these "
+                f"images: {shortened(absent)}"
+            )
+        return said
 
     def table(self, rows: Mapping[str, Tensor]) -> Iterable[Sequence[str]]:
         """objects, missed: of each image."""

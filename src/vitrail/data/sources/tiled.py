@@ -5,14 +5,14 @@ whole in another, unless it is larger than that. An image that fits into a tile 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from vitrail.data.pixels.decode import UnreadableImage
 from vitrail.data.sources.source import Source
-from vitrail.data.targets import Boxes, Said
+from vitrail.data.targets import NO_BOXES, Boxes, Said
 from vitrail.data.views.seen import Seen
 
 OVERLAP = 0.25
@@ -79,9 +79,9 @@ class Tiled:
         try:
             size = self._boxes.size(tile.image)
         except UnreadableImage:
-            size = bottom - top, right - left
+            return NO_BOXES
         seen = Seen.of_box(tile.box, size, (bottom - top, right - left))
-        found: Any = self._boxes.target(tile.image, seen)
+        found = self._boxes.target(tile.image, seen)
         unit = found["boxes"].astype(np.float64) / np.tile(seen.size[::-1], 2)
         return Said(unit, found["labels"], found["ignored"] > 0)
 
