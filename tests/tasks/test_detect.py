@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vitrail.data import UnreadableImage
 from vitrail.data.batches.batch import Batch
 from vitrail.data.sources.source import ArraySource
 from vitrail.data.sources.tiled import Tiled
@@ -240,3 +241,14 @@ def test_boxes_of_two_sources_stay_with_their_images() -> None:
     assert [both.text(i) for i in range(4)] == ["a 1", "", "", "b 1"]
     assert both.target(3, None)["boxes"].tolist() == [[10, 0, 40, 40]]
     assert both.target(0, None)["boxes"].tolist() == [[5, 0, 10, 10]]
+
+
+def test_an_image_of_which_nobody_knows_the_size_is_a_tile_that_cannot_be_read() -> None:
+    def size(i: int) -> tuple[int, int]:
+        raise UnreadableImage("it is cut off", "a.png")
+
+    source: Any = ArraySource(np.zeros((1, 8, 8), np.uint8), np.zeros(1, int), ("x",), "train")
+    said = Said(np.array([[0.0, 0, 1, 1]]), np.array([0]), np.array([False]))
+    source.targets = Boxes.listed(("a",), [said], size)
+    tiles = Tiled(source, 4)
+    assert len(tiles) == 1 and not len(tiles.targets.of(0).labels)

@@ -11,7 +11,7 @@ from vitrail.data.targets import Boxes
 from vitrail.errors import UsageError, setting
 from vitrail.runs.config import TrainConfig
 from vitrail.tasks import TASKS
-from vitrail.tasks.detect import MOST
+from vitrail.tasks.detect import MOST, MOST_AT_ALL
 
 
 def open_data_of(
@@ -83,7 +83,7 @@ def settled(config: TrainConfig, splits: Splits) -> TrainConfig:
     if isinstance(splits.train.targets, Boxes) and detect.max_detections is None:
         said = [part.targets for part in splits.parts.values()]
         objects = max(each.most for each in said if isinstance(each, Boxes))
-        detect = replace(detect, max_detections=max(MOST, objects))
+        detect = replace(detect, max_detections=min(max(MOST, objects), MOST_AT_ALL))
     if splits.stream is not None:  # how many images there are is not always known
         held_out = len(splits.stream.left_out) or stream.held_out
         stream = replace(stream, epoch=len(splits.stream), held_out=held_out)

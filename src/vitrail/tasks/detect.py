@@ -42,8 +42,9 @@ _EDGE = 1.0
 """Pixels of a view: a box that ends so near to where a window does is cut by it."""
 _WITHIN = 0.8
 """The share of a box that a window cuts, that lies in one that another window has whole."""
-MOST = 100
-"""Boxes of an image that are judged, as COCO has it; more where images hold more objects."""
+MOST, MOST_AT_ALL = 100, 3000
+"""Boxes of an image that are judged, as COCO has it; more where images hold more objects, up to what
+can be compared with each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +53,14 @@ class DetectConfig(DetectHeadConfig):
 
     max_detections: int | None = None
     """The most boxes that are given of an image, and judged. None: 100, or as many objects as any
-    image of the data has."""
+    image of the data has, up to 3,000."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_detections is not None and not 1 <= self.max_detections <= 10_000:
+        if self.max_detections is not None and not 1 <= self.max_detections <= MOST_AT_ALL:
             raise UsageError(
-                f"{setting('detect.max_detections')} must be 1 to 10,000, not {self.max_detections}"
+                f"{setting('detect.max_detections')} must be 1 to {MOST_AT_ALL:,}, not "
+                f"{self.max_detections}"
             )
 
     @property

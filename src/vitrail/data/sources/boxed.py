@@ -116,7 +116,8 @@ def _said(found: Framed) -> tuple[str, ...]:
     boxes = found.boxes
     objects = int(boxes.counts().sum())
     names = shortened(boxes.names, 8)
-    notes = [f"{objects:,} objects of {len(boxes.names):,} classes: {names}"]
+    several = "classes" if len(boxes.names) != 1 else "class"
+    notes = [f"{objects:,} objects of {len(boxes.names):,} {several}: {names}"]
     if found.ignored:
         notes.append(f"objects and regions that are ignored: {found.ignored:,}")
     if empty := boxes.empty():
