@@ -43,8 +43,8 @@ _EDGE = 1.0
 _WITHIN = 0.8
 """The share of a box that a window cuts, that lies in one that another window has whole."""
 MOST, MOST_AT_ALL = 100, 3000
-"""Boxes of an image that are judged, as COCO has it; more where images hold more objects, up to what
-can be compared with each other."""
+"""Boxes of an image that are judged, as COCO has it; more where images hold more objects, up to
+what can be compared with each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
