@@ -150,7 +150,7 @@ def test_it_trains_on_one_image_of_any_size(kind, size):
     x = torch.randn(1, 3, *size)
     # On a CPU torch 2.13 leaves the gradient of a kernel partly unwritten in bfloat16, where a
     # stride meets a map one cell wide.
-    unwritten = size == (1, 1) and kind.config.family in ("resnet", "bit")
+    unwritten = size == (1, 1) and kind.config.family in ("resnet", "bit", "mobilevit")
     with torch.autocast("cpu", torch.bfloat16, enabled=not unwritten):
         loss = F.cross_entropy(model(x).float(), torch.tensor([1]))
     loss.backward()
