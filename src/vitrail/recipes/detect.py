@@ -29,7 +29,7 @@ def detect(facts: Facts) -> TrainConfig:
     strides, which learns from a few hundred images; with weights everything learns, early layers
     less, and the head ten times as fast. Images keep their shape. Where objects are so small in
     them that they would be lost, images are cut into tiles. Score: AP 13.8%, AP50 47.3% on two
-    photographs held out of samples:trees, after 15 minutes on 2 cores (benchmarks/results/detect.md).
+    photographs held out, after 15 minutes on 2 cores (benchmarks/results/detect.md).
     """
     opened = facts.start
     if opened is None:
