@@ -222,5 +222,5 @@ def test_no_logits_apart_and_no_extent():
     model = segmenter("vit", "linear")
     with pytest.raises(UsageError, match="those are of head='queries'"):
         model.predictions(torch.zeros(1, 3, *SIZE))
-    with pytest.raises(UsageError, match="use data.resize='squash'"):
+    with pytest.raises(UsageError, match="use resize='squash'"):
         model(torch.zeros(1, 3, *SIZE), torch.tensor([[1, 1]]))
