@@ -51,12 +51,13 @@ def plain_lookup(mask: np.ndarray, seen: Seen) -> np.ndarray:
     """One pixel at a time, forwards: where each centre comes from."""
     shown = np.full(seen.size, IGNORE)
     height, width = mask.shape
+    left, top, right, bottom = seen.part
     for y in range(seen.size[0]):
         for x in range(seen.size[1]):
             u, v = seen.back(np.array([[x + 0.5, y + 0.5]]))[0]
-            column, row = int(np.floor(u * width + 1e-6)), int(np.floor(v * height + 1e-6))
-            if 0 <= column < width and 0 <= row < height:
-                shown[y, x] = mask[row, column]
+            u, v = u + 1e-6 / width, v + 1e-6 / height
+            if left <= u < right and top <= v < bottom:
+                shown[y, x] = mask[int(np.floor(v * height)), int(np.floor(u * width))]
     return shown
 
 
@@ -97,7 +98,9 @@ def test_a_view_shows_the_pixels_under_its_centres(
     inverse = np.diag([size[1], size[0], 1]) @ np.linalg.inv(seen.matrix)
     places = np.stack(np.meshgrid(np.arange(view[1]) + 0.5, np.arange(view[0]) + 0.5), axis=-1)
     exact = places @ inverse[:2, :2].T + inverse[:2, 2] + 1e-6
+    edges = np.multiply(seen.part, (size[1], size[0]) * 2)
     sure = (np.abs(exact - np.rint(exact)) > 1e-9).all(axis=-1)
+    sure &= (np.abs(np.tile(exact, 2) - edges) > 1e-9).all(axis=-1)
     assert np.array_equal(shown[sure], plain_lookup(mask, seen)[sure])
 
 
@@ -109,6 +112,26 @@ def test_the_whole_image_at_its_own_size_is_the_mask_itself() -> None:
     assert np.array_equal(masks_of(mask).target(0, mirrored)["mask"], mask[:, ::-1])
     halved = Seen.of_box((0, 0, 52, 36), (37, 53), (18, 26))
     assert np.array_equal(masks_of(mask).target(0, halved)["mask"], mask[1::2, 1::2])
+
+
+def test_what_a_move_uncovers_is_of_no_class() -> None:
+    # The left half was cut out and then moved 2 pixels to the right: the image goes on there, but
+    # the view shows what it is filled up with.
+    mask = np.tile(np.arange(8, dtype=np.uint8), (4, 1))
+    right = np.array([[1.0, 0, 2], [0, 1, 0], [0, 0, 1]])
+    left_half = Seen.of_box((0, 0, 4, 4), (4, 8), (4, 4)).then(right)
+    assert masks_of(mask).target(0, left_half)["mask"][0].tolist() == [IGNORE, IGNORE, 0, 1]
+    right_half = Seen.of_box((4, 0, 8, 4), (4, 8), (4, 4)).then(right)
+    assert masks_of(mask).target(0, right_half)["mask"][0].tolist() == [IGNORE, IGNORE, 4, 5]
+
+
+def test_masks_of_several_stores_are_not_taken_for_one() -> None:
+    mask = np.zeros((2, 2), np.uint8)
+    one, other = masks_of(mask, mask), masks_of(mask)
+    parts = [one.rows(np.array([1])), one.rows(np.array([0]))]
+    assert [Masks.joined(parts).text(i) for i in range(2)] == ["m/1", "m/0"]
+    with pytest.raises(ValueError, match="several stores"):
+        Masks.joined([one, other])
 
 
 def test_a_view_beside_the_image_is_ignored() -> None:

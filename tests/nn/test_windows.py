@@ -6,11 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from models.families import VIT
 from vitrail.errors import UsageError
 from vitrail.models import DynamicViTConfig, ViT, ViTConfig
 from vitrail.nn import Windows
+from vitrail.nn.lora import add_lora, merged_state
+from vitrail.training.engine import recompute_blocks
 
 SIDES = st.integers(1, 12)
 LOCAL = replace(
@@ -116,6 +119,51 @@ def test_own_copies_differ_from_their_mean():
     own = patches(replace(VIT, windows=2, **blocks), x)
     mean = patches(replace(VIT, window=(2, 3), **blocks), x)
     assert (own - mean).abs().max() > 1e-4 * own.abs().max()
+
+
+RELATIVE = {"class_token": False, "pool": "mean", "position": "none", "relative": (4, 6)}
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [{"window": (2, 3)}, {"window": (3, 4)} | RELATIVE, {"windows": 2}],
+    ids=["windows", "padded, relative positions", "copies of the class token"],
+)
+@pytest.mark.parametrize(
+    "way", ["checkpointing", pytest.param("compile", marks=pytest.mark.slow), "lora"]
+)
+def test_what_training_does_to_blocks_changes_nothing(cut, way):
+    torch.manual_seed(0)
+    model = ViT(replace(VIT, global_blocks=(1,), **cut))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    x = image(4, 6, batch=3)
+    found = model(x)
+    names = [name for name, _ in model.named_parameters()]
+    before = torch.autograd.grad(found.square().sum(), list(model.parameters()))
+    if way == "checkpointing":
+        recompute_blocks(model)
+    elif way == "compile":
+        for name in model.block_names():
+            model.get_submodule(name).compile()
+    else:
+        added = add_lora(model, [f"{name}.attn.qkv" for name in model.block_names()], 2, 4.0)
+        nn.init.normal_(added[1], std=0.1)
+    again = model(x)
+    if way == "lora":  # it acts, in every block, and merges into plain weights
+        assert (again - found).abs().max() > 1e-3 * found.abs().max()
+        plain = ViT(model.config)
+        plain.load_state_dict(merged_state(model))
+        assert (plain(x) - again).abs().max() <= 1e-5 * again.abs().max()
+        learned = torch.autograd.grad(again.square().sum(), added[1::2])
+        assert len(learned) == len(model.block_names())
+        assert all(each.count_nonzero() for each in learned)
+        return
+    assert (again - found).abs().max() <= 1e-5 * found.abs().max()
+    after = torch.autograd.grad(again.square().sum(), list(model.parameters()))
+    for name, own, theirs in zip(names, before, after, strict=True):
+        assert (own - theirs).abs().max() <= 1e-4 * own.abs().max(), name
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,10 @@ class DetectHeadConfig:
     """Convolutions in each of the two towers."""
     levels: int = 5
     """Maps, each of half the size of the one before."""
-    assign: Assign = "centre"
-    """Which cells answer for an object: those near its centre, on the map of its size (FCOS with
-    centre sampling), or those that already say best what and where it is (task-aligned, TOOD)."""
+    assign: Assign = "aligned"
+    """Which cells answer for an object: those that already say best what and where it is
+    (task-aligned, TOOD), or those near its centre, on the map of its size (FCOS with centre
+    sampling). The first learned more in as long here (benchmarks/results/detect.md)."""
     query: QueryBoxesConfig = field(default_factory=QueryBoxesConfig)
     """Of head="queries", of which the fields above are not."""
 

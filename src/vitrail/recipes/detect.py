@@ -1,6 +1,7 @@
 """Detection: boxes of objects, from published weights or from scratch."""
 
 from dataclasses import replace
+from math import ceil
 
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.models import ViTConfig, model_config
@@ -11,13 +12,14 @@ from vitrail.runs import DataConfig, OptimConfig, TrainConfig, TuneConfig
 from vitrail.tasks import DetectConfig
 from vitrail.weights import started
 
-_TOKENS = 24
-"""Tokens along a side, on a CPU: at 14 pixels each, 336."""
+_LEAST_TOKENS, _MOST_TOKENS = 16, 24
+"""Tokens along a side, on a CPU: at 14 pixels each, 224 to 336. Few are fast: in as long a model
+takes 2.8 times as many steps of 224 pixels as of 336 (benchmarks/results/detect.md)."""
 _SIDE_ON_GPU = 640
 _SMALL = 24.0
 """Pixels of a view: where most objects would be smaller, images are cut into tiles."""
 _WANTED = 48.0
-"""Pixels of a view that objects have in tiles, about."""
+"""Pixels of a view that objects have, about: by them go the tokens of a view, and tiles."""
 _AUGMENT = replace(AugmentConfig.off(), scale=(0.5, 2.0), hflip=0.5, jitter=0.3)
 """Large-scale jitter (2012.07177), a mirror image, colours."""
 
@@ -26,8 +28,8 @@ def detect(facts: Facts) -> TrainConfig:
     """A box around each object: the default where DATA holds boxes.
 
     Command: `vitrail train samples:trees --weights focus_s14`. A dense head on maps of several
-    strides, which learns from a few hundred images; with weights everything learns, early layers
-    less, and the head ten times as fast. Images keep their shape. Where objects are so small in
+    strides, which learns from a few hundred images; with weights early layers learn less, on a CPU
+    the first half of a ViT nothing at all, and the head three times as fast. Images keep their shape. Where objects are so small in
     them that they would be lost, images are cut into tiles. Score: AP 13.8%, AP50 47.3% on two
     photographs held out, after 15 minutes on 2 cores (benchmarks/results/detect.md).
     """
@@ -42,18 +44,21 @@ def detect(facts: Facts) -> TrainConfig:
         model = started(opened, (), classes=0, channels=facts.channels)
         data = data_of(facts, opened, 0)
         optim = OptimConfig(lr=1e-4, weight_decay=0.05)
-        tune = TuneConfig(layer_decay=0.75, head_lr=10.0)
+        tune = TuneConfig(layer_decay=0.75, head_lr=3.0)
     if isinstance(model, ViTConfig):
-        height, width = (_SIDE_ON_GPU // p * p if facts.gpu else _TOKENS * p for p in model.patch)
+        height, width = (_side(facts, patch) for patch in model.patch)
         model = replace(model, image_size=(height, width), dropout=0.0)
+        if opened and not facts.gpu:
+            tune = replace(tune, last_blocks=(model.depth + 1) // 2)
     side = max(model.image_size)
     small = facts.object_side is not None and facts.object_side * side / facts.side < _SMALL
     tile = max(1, round(side * (facts.object_side or 0) / _WANTED)) if small else None
+    most = 8 if facts.gpu else 4  # where steps are dear, many of few images teach more
     return TrainConfig(
         task="detect",
         data=replace(
             data,
-            batch_size=8 if tile else batch_size(facts, 8),  # of tiles there are many
+            batch_size=most if tile else batch_size(facts, most),  # of tiles there are many
             resize="tiles" if tile else "letterbox",
             tile=tile,
         ),
@@ -69,6 +74,16 @@ def detect(facts: Facts) -> TrainConfig:
         ema=0.99,
         evaluations=4,
     )
+
+
+def _side(facts: Facts, patch: int) -> int:
+    """Pixels of a view: on a CPU no more than its objects need, in patches of so many pixels."""
+    if facts.gpu:
+        return _SIDE_ON_GPU // patch * patch
+    if not facts.object_side:
+        return _MOST_TOKENS * patch
+    tokens = ceil(_WANTED * facts.side / facts.object_side / patch)
+    return patch * min(max(tokens, _LEAST_TOKENS), _MOST_TOKENS)
 
 
 def _head(facts: Facts) -> DetectConfig:

@@ -96,8 +96,12 @@ class Masks:
 
     @classmethod
     def joined(cls, parts: "Sequence[Masks]") -> "Masks":
-        """Those of several parts of one data set, one after another."""
+        """Those of several parts of one data set, one after another. Raises `ValueError` for parts
+        whose masks lie in several stores.
+        """
         first = parts[0]
+        if any(part.store is not first.store for part in parts):
+            raise ValueError("masks of several stores cannot be joined")
         chosen = np.concatenate([part._chosen for part in parts])
         return cls(first.names, first.store, first.coding, first._image_size, chosen)
 
@@ -124,7 +128,7 @@ class Masks:
 
     def target(self, i: int, seen: Seen | None) -> dict[str, np.ndarray]:
         """`mask [h w]`, int16: of the view, each pixel has the class that lies under its centre,
-        and IGNORE outside of the image; of the whole image, at the mask's own size, with that as
+        and IGNORE where it shows nothing of the image; of the whole image, at the mask's own size, with that as
         `size [2]`. Raises `UnreadableImage` as `values` does, and names the mask.
         """
         try:
@@ -187,7 +191,8 @@ def size_complaint(mask: tuple[int, ...], image: tuple[int, int]) -> str:
 def nearest(
     values: Shaped[np.ndarray, "h w *c"], seen: Seen
 ) -> tuple[Shaped[np.ndarray, "vh vw *c"], Bool[np.ndarray, "vh vw"]]:
-    """The pixels of a mask under the centres of those of a view; and which `[vh vw]` lie outside.
+    """The pixels of a mask under the centres of those of a view; and which `[vh vw]` lie outside of
+    what the view shows of its image.
 
     Nothing is averaged: each is one pixel of the mask.
     """
@@ -195,11 +200,11 @@ def nearest(
     back = np.diag([width, height, 1.0]) @ np.linalg.inv(seen.matrix)
     x, y = np.arange(columns) + 0.5, (np.arange(rows) + 0.5)[:, None]
     # A map that mirrors and scales needs one row and one column of places, not a grid of them.
-    column, row = (
-        np.floor((a * x if a else 0) + (b * y if b else 0) + (c + _TIE)).astype(np.int64)
-        for a, b, c in back[:2]
+    across, down = (
+        np.atleast_2d((a * x if a else 0) + (b * y if b else 0) + (c + _TIE)) for a, b, c in back[:2]
     )
-    column, row = np.atleast_2d(column), np.atleast_2d(row)
-    outside = (column < 0) | (column >= width) | (row < 0) | (row >= height)
+    left, top, right, bottom = np.multiply(seen.part, (width, height, width, height))
+    outside = (across < left) | (across >= right) | (down < top) | (down >= bottom)
+    row, column = (np.floor(each).astype(np.int64) for each in (down, across))
     found = values[row.clip(0, height - 1), column.clip(0, width - 1)]
     return found, np.broadcast_to(outside, seen.size)
