@@ -9,8 +9,8 @@ imports. `judge` runs in ours. COCO is what `vitrail data convert DATA --to coco
 
 - fcos: torchvision's FCOS on a ResNet-18 with a feature pyramid; its ResNet-50 is slower still.
   AdamW, warm-up and cosine by the clock, mirror images, scales of 0.5 to 2.
-- yolox: libreyolo's YOLOX-nano by its own `train` and defaults, as many epochs as fit by the time of
-  the first two; it warms up for a tenth of them, and the last tenth is without mosaic.
+- yolox: libreyolo's YOLOX-nano by its own `train` and defaults, as many epochs as fit by the time
+  of the first two; it warms up for a tenth of them, and the last tenth is without mosaic.
 
 Both start from random weights: theirs are on servers, ours in a wheel. With --tile images are cut
 into windows that overlap by a quarter, in training and in prediction. torchvision's compiled
@@ -22,6 +22,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -145,6 +146,7 @@ def _yolox(args: argparse.Namespace) -> tuple[Any, int]:
     from libreyolo import LibreYOLOX
 
     folder = args.out.with_suffix(".yolo")
+    shutil.rmtree(folder, ignore_errors=True)  # a longer run's pictures would be learned from too
     pictures, classes = _learned(args.coco, args.tile)
     for kind in ("images", "labels"):
         (folder / kind / "train").mkdir(parents=True, exist_ok=True)
@@ -189,6 +191,8 @@ def _yolox(args: argparse.Namespace) -> tuple[Any, int]:
     began = time.perf_counter()
     model = trained(epochs, "all")
     print(f"trained for {(time.perf_counter() - began) / 60:.1f} minutes", file=sys.stderr)
+
+    model.model.eval()
 
     def predict(image: Image.Image) -> Found:
         said = model(image, conf=_LEAST, iou=0.65, imgsz=side, max_det=1000).boxes
@@ -242,9 +246,7 @@ def _windows(size: tuple[int, int], tile: int | None) -> list[tuple[int, int, in
         last = max(0, length - tile)
         starts.append([round(i * last / max(1, count - 1)) for i in range(count)])
     return [
-        (x, y, min(x + tile, size[0]), min(y + tile, size[1]))
-        for y in starts[1]
-        for x in starts[0]
+        (x, y, min(x + tile, size[0]), min(y + tile, size[1])) for y in starts[1] for x in starts[0]
     ]
 
 
@@ -264,9 +266,7 @@ def _all(predict: Any, coco: Path, tile: int | None) -> list[dict[str, Any]]:
         if tile is not None:
             kept = _suppressed(boxes + labels[:, None] * 1e5, scores, _SUPPRESS)
             boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
-        for box, score, label in zip(
-            boxes.tolist(), scores.tolist(), labels.tolist(), strict=True
-        ):
+        for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
             found.append(
                 {
                     "image_id": about["id"],
@@ -296,11 +296,11 @@ def _suppressed(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 def _without_compiled() -> None:
     """Let torchvision be imported without its compiled operators, and suppress in Python."""
-    names = ("qnms", "qroi_align", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
+    names = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.impl("nms", _suppressed, "CPU")
-    for name in (*names, *(f"_{name}_backward" for name in names)):
+    for name in (*names, *(f"_{name}_backward" for name in names), "qnms", "qroi_align"):
         library.define(f"{name}(Tensor input) -> Tensor")
     globals()["_library"] = library  # it undoes its definitions when it goes
     import torchvision.extension

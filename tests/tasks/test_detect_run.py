@@ -58,7 +58,7 @@ def boxed(tmp_path_factory) -> Path:
     "more",
     [
         [
-            *("--augment.mosaic", "0.5", "--augment.blend", "0.3", "--detect.assign", "aligned"),
+            *("--augment.mosaic", "0.5", "--augment.blend", "0.3", "--detect.assign", "centre"),
             *("--data.multiscale", "0.75", "1.25"),
         ],
         ["--detect.head", "queries", "--micro-batch", "4"],
@@ -74,7 +74,7 @@ def test_a_folder_with_boxes_becomes_a_run_that_goes_on_and_answers(more, boxed,
     )
     assert code == 0 and "holds boxes" in said, said
     told = last_json(out)
-    assert {"ap", "ap50"} <= set(told["metrics"]) and told["max_detections"] == 100
+    assert {"ap", "ap50"} <= set(told["metrics"]) and told["metrics"]["max_detections"] == 100
     assert set(told["estimates"]["ap"]) == {"value", "low", "high"}
     assert "AP" in (whole / "report.html").read_text()
     interrupted(whole, halves, step=3)

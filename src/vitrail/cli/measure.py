@@ -143,7 +143,8 @@ def told(task: str, tta: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     estimates = {name: metrics[name] for name in names if name in metrics}
     return {
         "task": task,
-        "metrics": {name: each and each["value"] for name, each in estimates.items()},
+        "metrics": {name: each and each["value"] for name, each in estimates.items()}
+        | {name: metrics[name] for name in _LIMITS if name in metrics},
         "estimates": estimates,
         "over_all_classes": metrics.get("over_all_classes", {}),
         "images": metrics["images"],
@@ -158,7 +159,9 @@ _OTHERS = (
     *("knn", "probe", "std", "rankme"),
 )
 """The numbers of masks, of boxes, and of features."""
-_HOW = ("mode", "max_detections", "neighbours", "bank", "chance", "dimensions")
+_LIMITS = ("max_detections",)
+"""Numbers that others are measured under."""
+_HOW = ("mode", "neighbours", "bank", "chance", "dimensions")
 """What numbers of masks, and of features, have to be read with."""
 
 

@@ -201,7 +201,8 @@ def nearest(
     x, y = np.arange(columns) + 0.5, (np.arange(rows) + 0.5)[:, None]
     # A map that mirrors and scales needs one row and one column of places, not a grid of them.
     across, down = (
-        np.atleast_2d((a * x if a else 0) + (b * y if b else 0) + (c + _TIE)) for a, b, c in back[:2]
+        np.atleast_2d((a * x if a else 0) + (b * y if b else 0) + (c + _TIE))
+        for a, b, c in back[:2]
     )
     left, top, right, bottom = np.multiply(seen.part, (width, height, width, height))
     outside = (across < left) | (across >= right) | (down < top) | (down >= bottom)
