@@ -1,8 +1,7 @@
 """Maps of several strides and one width, for what is large and small in an image.
 
 - `SimplePyramid`: of a backbone whose maps are all of one stride, from its last alone (ViTDet,
-  arXiv 2203.16527, section 3 and appendix A.2)
-  (a group norm for its LayerNorms, as in the head above)
+  arXiv 2203.16527, section 3 and appendix A.2), with group norms for its LayerNorms
 - `FeaturePyramid`: of a backbone of several stages, each map with what the coarser ones know (FPN,
   1612.03144)
 
@@ -23,7 +22,6 @@ from vitrail.heads.maps import at_stride
 from vitrail.nn import he_normal_
 
 Maps = tuple[Float[Tensor, "b _c _h _w"], ...]
-
 
 _GROUPS = 32
 

@@ -17,10 +17,9 @@ With S = floor(size / crop) on each axis, the scaled image is
 
 The first two are the definition of torchvision (resize the short side, then centre crop) and of
 timm's crop modes "center" and "squash"; they and letterbox fill `size`. Views of the others differ
-in size. They
-consist of whole patches: `pad` has the image at the top left and background in what is left over
-of the last row and column, and nowhere else, for no token should be spent on background. `collate`
-makes a batch of them.
+in size and consist of whole patches: `pad` has the image at the top left and background in what is
+left over of the last row and column, and nowhere else, for no token should be spent on background.
+`collate` makes a batch of them.
 
 Scaling and cutting are one call here, so that only what is shown is ever computed: an image of
 1 x 20000 pixels costs no more than another.
