@@ -193,7 +193,7 @@ def evaluate(
         loader = EvalLoader(
             images,
             loaded.preprocess,
-            batch_size=batch_size,
+            batch_size=1 if loaded.preprocess.alone else batch_size,
             workers=loaded.config.data.workers,
             device=place,
             part=world.part,

@@ -71,6 +71,21 @@ def test_what_says_best_where_it_is_answers_for_it() -> None:
     assert (given.object >= 0).sum() == 13
 
 
+def test_an_object_that_nothing_says_yet_is_learned_all_the_same() -> None:
+    found = cells(64, 8, 16, 32)._replace(centred=None)
+    # Inside of no cell's centre: the nearest cell of the finest map answers for it.
+    tiny = by_alignment(found, 0, truth((9, 9, 11, 11), labels=[1]))
+    assert found.points[tiny.object >= 0].tolist() == [[12.0, 12.0]]
+    assert tiny.weight.sum() == pytest.approx(0.1)
+    # As large as the view, where all boxes are small.
+    small = found._replace(sides=torch.full_like(found.sides, 0.5))
+    large = by_alignment(small, 0, truth((0, 0, 64, 64)))
+    assert large.weight.max() == pytest.approx(0.1)
+    loss = dense_loss(found, [truth((9, 9, 11, 11), labels=[1])], "aligned")
+    (grad,) = torch.autograd.grad(loss.boxes, found.sides, allow_unused=True)
+    assert grad is not None and grad.abs().max() > 1e-5
+
+
 @pytest.mark.parametrize("assign", ["centre", "aligned"])
 def test_parts_of_a_batch_add_up_to_it(assign: str) -> None:
     torch.manual_seed(0)

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 import vitrail as package
 from command import contents, interrupted, last_json, vitrail
+from vitrail.cli.defaults import defaults
+from vitrail.data.batches.loader import EvalLoader
 from vitrail.runs import Run
 from vitrail.runs.load import load
 from vitrail.weights import open_weights
@@ -54,6 +56,15 @@ def boxed(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.parametrize("row", ["vit_mini16", "vit_s14", "resnet18"])
+def test_a_named_model_sees_objects_as_large_as_the_recipe_wants_them(row: str, boxed) -> None:
+    usual = defaults([str(boxed)]).settings
+    named = defaults([str(boxed), "--model", row]).settings
+    assert (named.data.resize, named.data.tile) == (usual.data.resize, usual.data.tile)
+    for ours, theirs in zip(named.model.image_size, usual.model.image_size, strict=True):
+        assert theirs <= ours < theirs + 32
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -66,7 +77,9 @@ def boxed(tmp_path_factory) -> Path:
     ],
     ids=["dense", "queries", "tiles"],
 )
-def test_a_folder_with_boxes_becomes_a_run_that_goes_on_and_answers(more, boxed, tmp_path, capfd):
+def test_a_folder_with_boxes_becomes_a_run_that_goes_on_and_answers(
+    more, boxed, tmp_path, capfd, monkeypatch
+):
     before = contents(boxed)
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     code, out, said = vitrail(
@@ -100,6 +113,23 @@ def test_a_folder_with_boxes_becomes_a_run_that_goes_on_and_answers(more, boxed,
     assert answer.boxes.shape == (len(answer.scores), 4) and answer.names == ("red", "green")
     assert (answer.boxes >= 0).all() and (answer.boxes <= [60, 40, 60, 40]).all()
     assert contents(boxed) == before
+
+    # Tiles cover whole images, so that a batch of those might be more than a machine has room for.
+    most = 1 if "tiles" in more else 8
+    asked, predictor = [], package.Predictor(whole)
+    ask = predictor._answer
+    monkeypatch.setattr(predictor, "_answer", lambda some: asked.append(len(some)) or ask(some))
+    again = predictor.many(sorted(images.glob("*.png")))
+    assert max(asked) == most and np.array_equal(again[1].boxes, answer.boxes)
+    batches = []
+
+    def shown(*args, batch_size, **more):
+        batches.append(batch_size)
+        return EvalLoader(*args, batch_size=batch_size, **more)
+
+    monkeypatch.setattr("vitrail.evaluation.EvalLoader", shown)
+    package.evaluate(Run(whole))
+    assert batches == [1 if "tiles" in more else 64]
 
 
 def test_nothing_is_replaced_and_scores_are_for_boxes(boxed, tmp_path, capfd):

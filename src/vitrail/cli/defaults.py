@@ -41,6 +41,8 @@ _DECIDING = (
     *(f"data.{kind}_column" for kind in Columns._fields),
     *("model.channels", "model.image_size"),
 )
+_COARSEST = 32
+"""Pixels: of so many images of every family but the ViTs are cut into whole ones."""
 _TO_BE_FOUND = {"batch_size": "data.batch_size", "micro_batch": "micro_batch"}
 """A field of `Auto`, and the config's."""
 
@@ -246,7 +248,8 @@ def _rules(said: _Said) -> FolderRules:
 
 
 def _model(row: str, config: TrainConfig, start: Opened | None) -> ModelConfig:
-    """A named model as the data needs it: at its own image size, or at that of its weights' start.
+    """A named model as the data needs it: at its own image size, or at that of its weights' start;
+    a detector's is the recipe's, which goes by how large objects are.
 
     What no row decides (which GELU, how positions are resampled) is as the weights were made.
     """
@@ -255,7 +258,11 @@ def _model(row: str, config: TrainConfig, start: Opened | None) -> ModelConfig:
     if drop_path and getattr(model, "drop_path", None) == 0:  # the recipe's, if the row has none
         model = replace(model, drop_path=drop_path)
     if start is None:
-        return model
+        if TASKS[config.task].targets.kind != "boxes":
+            return model
+        steps = model.coarsest if isinstance(model, ViTConfig) else (_COARSEST, _COARSEST)
+        size = (n * -(-w // n) for w, n in zip(config.model.image_size, steps, strict=True))
+        return replace(model, image_size=(next(size), next(size)))
     given = start.config
     if not (
         isinstance(model, ViTConfig)

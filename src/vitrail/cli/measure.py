@@ -79,7 +79,7 @@ class PredictArgs:
 
 
 _ABOUT_PREDICT = """Ask a run about images: what they show, or of a run with masks how much of them
-each class has, or of one without labels their features."""
+each class has, of one with boxes where things are, or of one without labels their features."""
 _LEAST_NAME = 24
 """Characters of a file's name that a line has room for."""
 _OF_FEATURES = (

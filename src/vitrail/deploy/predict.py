@@ -25,6 +25,8 @@ class Predictor:
     - classify: a `Prediction`: `label`, `probability`, and `probabilities` by class
     - segment: a `Segmentation`: `mask`, the class of each pixel at the image's own size (upright),
       as an index into `names`; and `shares`, how much of the image each class has
+    - detect: `Detections`: `boxes`, (left, top, right, bottom) in the image's own pixels (upright),
+      with their `labels`, indices into `names`, and `scores`, the best first
     - mocov3: an `Embedding`: `features`, a vector of length 1; the product of two is how alike the
       images are
 
@@ -70,7 +72,11 @@ class Predictor:
         return self.many([picture])[0]
 
     def many(self, pictures: Iterable[AnyPicture], batch_size: int = 32) -> list[Any]:
-        """Ask about images in batches, in their order. Raises as a call does."""
+        """Ask about images in batches, in their order; one by one where each is seen at its own
+        size, in tiles. Raises as a call does.
+        """
+        if self.preprocess.alone:
+            batch_size = 1
         answers: list[Any] = []
         waiting = iter(pictures)
         while some := [read_image(picture) for picture in islice(waiting, batch_size)]:

@@ -115,6 +115,11 @@ class DenseDetector(Detector):
         if len(widths) - self.first == 1:
             self.neck = SimplePyramid(widths[-1], found.strides[-1], config.width, config.levels)
         else:
+            if (least := len(widths) - self.first) > config.levels:
+                raise UsageError(
+                    f"{setting('levels', config.levels)}: the backbone has {least} maps of its own "
+                    f"that a detector reads: give {least} or more"
+                )
             own = slice(self.first, None)
             self.neck = FeaturePyramid(widths[own], found.strides[own], config.width, config.levels)
         self.head = DenseHead(
@@ -165,6 +170,9 @@ class QueryDetector(Detector):
                 )
         elif config.query.taps:
             raise UsageError(f"{setting('query.taps')} are of a ViT's blocks: leave them out")
+        if self.blocks:
+            for name in self.block_names()[max(self.blocks) + 1 :]:  # they are not computed
+                self.get_submodule(name).requires_grad_(False)
         widths = [found.maps[-1].shape[1]] * max(1, len(self.blocks))
         self.head = QueryBoxes(widths, classes, config.query)
 

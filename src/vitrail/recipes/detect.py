@@ -1,7 +1,7 @@
 """Detection: boxes of objects, from published weights or from scratch."""
 
 from dataclasses import replace
-from math import ceil
+from math import floor
 
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.models import ViTConfig, model_config
@@ -13,13 +13,15 @@ from vitrail.tasks import DetectConfig
 from vitrail.weights import started
 
 _LEAST_TOKENS, _MOST_TOKENS = 16, 24
-"""Tokens along a side, on a CPU: at 14 pixels each, 224 to 336. Few are fast: in as long a model
-takes 2.8 times as many steps of 224 pixels as of 336 (benchmarks/results/detect.md)."""
+"""Tokens along the longer side, on a CPU: at 14 pixels each, 224 to 336. Few are fast: in as long a
+model takes 2.8 times as many steps of 224 pixels as of 336 (benchmarks/results/detect.md)."""
 _SIDE_ON_GPU = 640
 _SMALL = 24.0
 """Pixels of a view: where most objects would be smaller, images are cut into tiles."""
 _WANTED = 48.0
 """Pixels of a view that objects have, about: by them go the tokens of a view, and tiles."""
+_MOST_ENLARGED = 2
+"""Times: a tile's pixels. A view is as many times as large as its image, along each side."""
 _AUGMENT = replace(AugmentConfig.off(), scale=(0.5, 2.0), hflip=0.5, jitter=0.3)
 """Large-scale jitter (2012.07177), a mirror image, colours."""
 
@@ -29,9 +31,10 @@ def detect(facts: Facts) -> TrainConfig:
 
     Command: `vitrail train samples:trees --weights focus_s14`. A dense head on maps of several
     strides, which learns from a few hundred images; with weights early layers learn less, on a CPU
-    the first half of a ViT nothing at all, and the head three times as fast. Images keep their shape. Where objects are so small in
-    them that they would be lost, images are cut into tiles. Score: AP 13.8%, AP50 47.3% on two
-    photographs held out, after 15 minutes on 2 cores (benchmarks/results/detect.md).
+    the first half of a ViT nothing at all, and the head three times as fast. Images keep their
+    shape. Where objects are so small in them that they would be lost, images are cut into tiles.
+    Score: AP 28.8%, AP50 44.2% on samples:scenes after 15 minutes on 2 cores
+    (benchmarks/results/detect.md).
     """
     opened = facts.start
     if opened is None:
@@ -46,13 +49,12 @@ def detect(facts: Facts) -> TrainConfig:
         optim = OptimConfig(lr=1e-4, weight_decay=0.05)
         tune = TuneConfig(layer_decay=0.75, head_lr=3.0)
     if isinstance(model, ViTConfig):
-        height, width = (_side(facts, patch) for patch in model.patch)
-        model = replace(model, image_size=(height, width), dropout=0.0)
+        model = replace(model, image_size=_size(facts, model), dropout=0.0)
         if opened and not facts.gpu:
             tune = replace(tune, last_blocks=(model.depth + 1) // 2)
-    side = max(model.image_size)
-    small = facts.object_side is not None and facts.object_side * side / facts.side < _SMALL
-    tile = max(1, round(side * (facts.object_side or 0) / _WANTED)) if small else None
+    side, tile = max(model.image_size), None
+    if _small(facts, side) and facts.object_side is not None:
+        tile = max(round(side * facts.object_side / _WANTED), -(-side // _MOST_ENLARGED))
     most = 8 if facts.gpu else 4  # where steps are dear, many of few images teach more
     return TrainConfig(
         task="detect",
@@ -76,14 +78,27 @@ def detect(facts: Facts) -> TrainConfig:
     )
 
 
-def _side(facts: Facts, patch: int) -> int:
-    """Pixels of a view: on a CPU no more than its objects need, in patches of so many pixels."""
-    if facts.gpu:
-        return _SIDE_ON_GPU // patch * patch
-    if not facts.object_side:
-        return _MOST_TOKENS * patch
-    tokens = ceil(_WANTED * facts.side / facts.object_side / patch)
-    return patch * min(max(tokens, _LEAST_TOKENS), _MOST_TOKENS)
+def _small(facts: Facts, side: int) -> bool:
+    """Whether most objects would be lost in views whose longer side has so many pixels."""
+    return facts.object_share is not None and facts.object_share * side < _SMALL
+
+
+def _size(facts: Facts, model: ViTConfig) -> tuple[int, int]:
+    """(height, width) of a view: of the shape that images mostly have, for else what is around them
+    would be computed too, or of a square tile; on a CPU no larger than objects need it.
+    """
+    longer = float(_SIDE_ON_GPU)
+    if not facts.gpu:
+        most, least = (n * max(model.patch) for n in (_MOST_TOKENS, _LEAST_TOKENS))
+        needed = _WANTED / facts.object_share if facts.object_share else most
+        longer = min(max(needed, least), most)
+    aspect = 1.0 if _small(facts, round(longer)) else facts.aspect
+    wanted = longer * min(1, aspect), longer * min(1, 1 / aspect)
+    # Whole patches, of the largest size that the model has, and whole windows: mostly one more,
+    # lest the image be made smaller for the want of a few pixels.
+    units = (p * n for p, n in zip(model.coarsest, model.window or (1, 1), strict=True))
+    height, width = (n * max(1, floor(w / n + 0.75)) for w, n in zip(wanted, units, strict=True))
+    return height, width
 
 
 def _head(facts: Facts) -> DetectConfig:

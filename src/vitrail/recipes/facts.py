@@ -41,8 +41,12 @@ class Facts(NamedTuple):
     """Whether the images can be read from front to back only."""
     labels: tuple[str, ...] = ()
     """The names of the classes."""
+    aspect: float = 1.0
+    """Median of the images' heights by their widths."""
     object_side: float | None = None
     """Of boxes: the median of the sides of squares of their areas, in pixels of their images."""
+    object_share: float | None = None
+    """The median of the same as shares of their images' longer sides."""
     rate: float = math.inf
     """FLOP/s of a matrix product at this moment, in the precision that a run takes here: what else
     the machine computes counts. Endless where nobody has looked."""
@@ -58,14 +62,16 @@ def facts(
     device = pick_device("auto")
     precision = native_precision(device)
     step = max(1, len(source) // LOOKED_AT)
-    sides, modes = [], set()
+    sides, aspects, modes = [], [], set()
     for i in range(0, len(source), step):
         try:
             image = source.load(i)
         except UnreadableImage:
             continue
         sides.append(min(image.size))
+        aspects.append(image.height / image.width)
         modes.add(image.mode)
+    objects = _objects(source)
     return Facts(
         data=data,
         images=len(source) if streamed is None else streamed,
@@ -77,21 +83,24 @@ def facts(
         start=start,
         streamed=streamed is not None,
         labels=source.targets.names,
-        object_side=_object_side(source),
+        aspect=median(aspects) if aspects else 1.0,
+        object_side=median(side for side, _ in objects) if objects else None,
+        object_share=median(share for _, share in objects) if objects else None,
         rate=matrix_rate(getattr(torch, precision), device, size=_PRODUCT, seconds=0.05),
     )
 
 
-def _object_side(source: Source) -> float | None:
-    """None where there are no boxes."""
-    boxes, sides = source.targets, []
+def _objects(source: Source) -> list[tuple[float, float]]:
+    """Of boxes how large they are: pixels, and the share of their image's longer side."""
+    boxes, found = source.targets, list[tuple[float, float]]()
     if not isinstance(boxes, Boxes):
-        return None
+        return found
     for i in range(0, len(source), max(1, len(source) // _MEASURED)):
         corners = boxes.of(i).corners
         try:
-            pixels = math.prod(boxes.size(i))
+            size = boxes.size(i)
         except UnreadableImage:
             continue
-        sides += np.sqrt((corners[:, 2:] - corners[:, :2]).prod(axis=1) * pixels).tolist()
-    return median(sides) if sides else None
+        sides = np.sqrt((corners[:, 2:] - corners[:, :2]).prod(axis=1) * math.prod(size))
+        found += [(side, side / max(size)) for side in sides.tolist()]
+    return found

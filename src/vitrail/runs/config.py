@@ -385,6 +385,17 @@ class TrainConfig:
         """Refuse what the task would have to ignore although it was asked for."""
         if (self.data.tile is not None or self.data.resize == "tiles") and self.task != "detect":
             raise UsageError(f"tiles of an image are for {setting('task', 'detect')}")
+        if self.data.tile is not None and self.data.resize != "tiles":
+            raise UsageError(
+                f"{setting('data.tile', self.data.tile)} is of images that are cut into tiles, and "
+                f"{setting('data.resize', self.data.resize)} shows them whole: add "
+                f"{setting('data.resize', 'tiles')}"
+            )
+        if self.task == "detect" and self.data.crop != 1:
+            raise UsageError(
+                f"{setting('data.crop', self.data.crop)} cuts off the edges of images, and boxes "
+                f"are judged whole: leave it at 1"
+            )
         if self.task == "classify":
             if self.data.resize in ("short", "letterbox"):
                 raise UsageError(
@@ -520,7 +531,7 @@ class TrainConfig:
         """What training crops are made to be."""
         preprocess = self.preprocess()
         if preprocess.resize == "tiles":  # each is an image of its own
-            preprocess = replace(preprocess, resize="letterbox", tile=None)
+            preprocess = replace(preprocess, resize="letterbox", tile=self.tile)
         return replace(preprocess, size=self.data.train_size or preprocess.size)
 
     @property

@@ -97,11 +97,12 @@ def val_loader(
     world: World = ALONE,
     batch_size: int = 64,
 ) -> EvalLoader:
-    """Batches to be measured on, of this process; of tiles, which cover whole images, of one."""
+    """Batches to be measured on, of this process; of views as large as their images, of one."""
+    preprocess = config.preprocess()
     return EvalLoader(
         source,
-        config.preprocess(),
-        batch_size=1 if config.data.resize == "tiles" else batch_size,
+        preprocess,
+        batch_size=1 if preprocess.alone else batch_size,
         workers=config.data.workers,
         device=device,
         part=world.part,

@@ -5,7 +5,9 @@
   sampling, Tian et al., 1904.01355 and 2006.09214). An object so small or so placed that it has no
   cell gets the nearest one.
 - aligned: of the cells inside an object those that already say best what and where it is, by
-  score * IoU^6 (task-aligned, Feng et al., 2108.07755)
+  score * IoU^6 (task-aligned, Feng et al., 2108.07755); an object that no cell is inside of gets
+  the nearest one of the finest map. The best cell of each counts for a tenth at least, so that an
+  object is learned of which no box says anything yet
 
 Both papers divide a batch's loss by the cells that answer, in it. Here it is divided by the objects
 (an image without one counts as one), of which each has about so many cells: then a batch that is
@@ -33,6 +35,10 @@ _LARGEST = 8.0
 """An object is of the first map of which so many strides reach from a point to all of its sides."""
 _TOP = 13
 _POWER = 6.0
+_LEAST_IOU = 1e-3
+"""Of boxes that overlap less, the one of the higher score is aligned better."""
+_LEAST_WEIGHT = 0.1
+"""Of an object's best cell."""
 _CELLS = {"centre": 6.0, "aligned": 4.0}
 """About how many cells answer for an object, each counted by its weight."""
 _FOCUS, _BALANCE = 2.0, 0.25
@@ -122,11 +128,14 @@ def by_alignment(found: Dense, row: int, truth: Truth) -> Assigned:
         return Assigned(object_of, weight)
     inside = _sides(points, boxes).amin(dim=2) > 0
     middle = (boxes[:, :2] + boxes[:, 2:]) / 2
-    far = (points[:, None] - middle).square().sum(dim=2) / found.strides.prod(dim=1)[:, None]
-    inside[far.argmin(dim=0), torch.arange(len(boxes), device=points.device)] = True
+    pixels = (points[:, None] - middle).square().sum(dim=2)
+    far = pixels / found.strides.prod(dim=1)[:, None]
+    alone = ~inside.any(dim=0)
+    nearest = pixels.masked_fill(found.levels[:, None] > 0, torch.inf).argmin(dim=0)
+    inside[nearest[alone], alone] = True
     alike = iou(found.boxes[row].detach()[:, None], boxes) * inside
     scores = found.logits[row].detach().float().sigmoid()[:, labels]
-    aligned = scores * alike**_POWER
+    aligned = scores * alike.clamp(min=_LEAST_IOU) ** _POWER
     top = min(_TOP, len(points))
     # Nothing is aligned yet in the first steps: then the nearest points are as good as any.
     order = (aligned - 1e-9 * far.clamp(max=1e6)).masked_fill(~inside, -torch.inf)
@@ -138,8 +147,8 @@ def by_alignment(found: Dense, row: int, truth: Truth) -> Assigned:
     positive = most >= 0
     object_of = torch.where(positive, index, -1)
     mine = F.one_hot(index, len(boxes)).bool() & positive[:, None]
-    peak = (aligned * mine).amax(dim=0).clamp(min=1e-12)
-    best_alike = (alike * mine).amax(dim=0)
+    peak = (aligned * mine).amax(dim=0).clamp(min=torch.finfo(aligned.dtype).tiny)
+    best_alike = (alike * mine).amax(dim=0).clamp(min=_LEAST_WEIGHT)
     weight = ((aligned / peak * best_alike) * mine).sum(dim=1)
     return Assigned(object_of, weight)
 

@@ -13,8 +13,9 @@ from vitrail.runs import TrainConfig, TuneConfig
 from vitrail.tasks import Task
 from vitrail.training.features import HEADS, heads
 
-_NEW = (*HEADS, "predictors")
-"""Head and what else no published ViT has: what tells a DynamicViT which tokens to keep."""
+_NEW = (*HEADS, "neck", "predictors")
+"""Head and what else no published ViT has: a detector's pyramid, and what tells a DynamicViT which
+tokens to keep."""
 _FIRST = ("stem", "stem_second", "prefix", "position", "pre_norm")
 _MOST_FOR_ADAMW = 1e-3
 
@@ -169,7 +170,8 @@ def _frozen(model: Any, config: TuneConfig) -> set[str]:
         if config.last_blocks > len(blocks):
             raise UsageError(
                 f"{setting('tune.last_blocks')} is {config.last_blocks}, but the model has "
-                f"{len(blocks)} blocks"
+                f"{len(blocks)} blocks: give so many or fewer, or None for all (without the flag "
+                f"the recipe chooses)"
             )
         first = len(blocks) - config.last_blocks + 1
         frozen |= {name for name in names if layer_of(name, blocks) < first}

@@ -266,7 +266,8 @@ class Maker:
         draws = keyed.uniform(self.seed, one.epoch, np.array([number]), "window", 3 * scaled.TRIES)
         for drawn in draws.reshape(scaled.TRIES, 3):
             assert scale is not None
-            yield scaled.window(size, self.preprocess.size, scale, drawn)
+            zoom = self.preprocess.zoom(*size)
+            yield scaled.window(size, self.preprocess.size, scale, drawn, zoom)
 
     def _joined(
         self,

@@ -128,8 +128,8 @@ class Masks:
 
     def target(self, i: int, seen: Seen | None) -> dict[str, np.ndarray]:
         """`mask [h w]`, int16: of the view, each pixel has the class that lies under its centre,
-        and IGNORE where it shows nothing of the image; of the whole image, at the mask's own size, with that as
-        `size [2]`. Raises `UnreadableImage` as `values` does, and names the mask.
+        and IGNORE where it shows nothing of the image; of the whole image, at the mask's own size,
+        with that as `size [2]`. Raises `UnreadableImage` as `values` does, and names the mask.
         """
         try:
             values = self.values(i)

@@ -97,8 +97,8 @@ def mosaic(
 ) -> Joined:
     """Image `place` of a source of so many `images` at the top left, and three others.
 
-    Each covers its quadrant, times a factor in the range `scale`, as in `scaled.window`. The view
-    has `preprocess.size`.
+    Each covers its quadrant, or fits into it where views are letterboxed, times a factor in the
+    range `scale`, as in `scaled.window`. The view has `preprocess.size`.
     """
     height, width = preprocess.size
     x, y = (
@@ -128,7 +128,7 @@ def blend(
 ) -> Joined:
     """A view with another image of a source of so many added to it.
 
-    That one covers the view, times a factor in the range `scale`.
+    That one covers the view, or fits into it, times a factor in the range `scale`, as above.
     """
     at = _partner(draws[1], images)
     shown = other(at)
@@ -148,5 +148,7 @@ def _partner(draw: float, images: int) -> int:
 def _window(
     image: Image.Image, size: tuple[int, int], preprocess: Preprocess, scale: Scale, draws: Draws
 ) -> tuple[View, Seen]:
-    box = scaled.window((image.height, image.width), size, scale, draws)
-    return scaled.shown(image, box, replace(preprocess, size=size))
+    preprocess = replace(preprocess, size=size)
+    zoom = preprocess.zoom(image.height, image.width)
+    box = scaled.window((image.height, image.width), size, scale, draws, zoom)
+    return scaled.shown(image, box, preprocess)

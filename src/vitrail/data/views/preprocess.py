@@ -9,7 +9,7 @@ With S = floor(size / crop) on each axis, the scaled image is
 - crop:    of the least size that covers S at the image's own aspect; the rest is cut off
 - squash:  S itself, whatever the aspect
 - pad:     of the greatest size that fits into S at the image's own aspect
-- letterbox: as pad, with background up to all of `size`
+- letterbox: as pad, with background up to all of `size`; with a `tile` no larger than a tile is
 - short:   of the least size that covers S at the image's own aspect, and nothing is cut off
 - tiles:   of `size` for each `tile` pixels of the image, and nothing is cut off
 - native:  squashed, but with a `size` of the image's own: whole patches in each direction, as many
@@ -76,7 +76,7 @@ class Preprocess:
     """(height, width) in pixels of the model's patches, of which pad and native show whole ones."""
     tile: int | None = None
     """Of tiles: how many pixels of the image the longer side of `size` shows. None: as many as it
-    has."""
+    has. Of letterbox: so many at least."""
     grey_range: tuple[float, float] | None = None
     """Of greys of more than 8 bits, the values that become black and white; what is outside is
     clipped. None: 0 to 65535 of integers within that, else each image's own least and greatest."""
@@ -126,6 +126,11 @@ class Preprocess:
         return self.resize in ("crop", "squash", "letterbox")
 
     @property
+    def alone(self) -> bool:
+        """Whether views are as large as their images, so that a batch of them might be too much."""
+        return self.resize == "tiles"
+
+    @property
     def channels(self) -> int:
         """1 for greyscale, 3 for RGB."""
         return len(self.mean)
@@ -151,6 +156,15 @@ class Preprocess:
         box, (height, width) = self._placed(image.height, image.width)
         shown = image.resize((width, height), self.resampling, box=box)
         return pixels(self._whole_patches(shown))
+
+    def zoom(self, height: int, width: int) -> float:
+        """Pixels of a view for one of an image of this size: so many that the image fits into the
+        view where it is letterboxed, and covers it otherwise.
+        """
+        shares = self.size[0] / height, self.size[1] / width
+        if self.resize != "letterbox":
+            return max(shares)
+        return min(*shares, max(self.size) / self.tile if self.tile else min(shares))
 
     def seen(self, height: int, width: int) -> Seen:
         """How `view` shows an image of this size."""
@@ -254,6 +268,9 @@ class Preprocess:
         match self.resize:
             case "crop" | "short":
                 return _at_aspect(height, width, (target_h, target_w), max)
+            case "letterbox" if self.tile and max(height, width) < self.tile:
+                share = max(target_h, target_w) / self.tile
+                return max(1, floor(height * share)), max(1, floor(width * share))
             case "pad" | "letterbox":
                 return _at_aspect(height, width, (target_h, target_w), min)
             case "tiles":

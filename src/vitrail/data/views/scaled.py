@@ -1,8 +1,9 @@
 """Scaled views for what lies in an image: scale jitter, and a crop that may reach beyond it.
 
-The image is scaled so that it covers the view, times a factor; a window of the view's size is cut
-at a random place. Where the image is smaller than the window it lies at a random place of it, and
-what is around it is background, which no target is of. The usual augmentation of dense prediction
+The image is scaled as it is when it is judged (so that it fits into a view that is letterboxed, and
+covers any other), times a factor; a window of the view's size is cut at a random place. Where the
+image is smaller than the window it lies at a random place of it, and what is around it is
+background, which no target is of. The usual augmentation of dense prediction
 (DeepLab, arXiv 1706.05587, section 4.1; large-scale jitter, 2012.07177).
 """
 
@@ -23,15 +24,17 @@ def window(
     view: tuple[int, int],
     scale: tuple[float, float],
     draws: Float[np.ndarray, " 3"],
+    zoom: float | None = None,
 ) -> tuple[float, float, float, float]:
     """(left, top, right, bottom), in an image of (height, width) pixels, of what a view of
-    (height, width) pixels shows; it may reach beyond the image.
+    (height, width) pixels shows; it may reach beyond the image. `zoom`: how many pixels of the view
+    one of the image is at a factor of 1 (`Preprocess.zoom`); None: so many that it covers the view.
 
     >>> window((100, 200), (50, 50), (1.0, 1.0), np.array([0.5, 0.5, 0.0]))
     (50.0, 0.0, 150.0, 100.0)
     """
     factor = scale[0] + (scale[1] - scale[0]) * float(draws[0])
-    per_pixel = factor * max(view[0] / image[0], view[1] / image[1])
+    per_pixel = factor * (zoom or max(view[0] / image[0], view[1] / image[1]))
     left, right = _span(image[1], view[1], per_pixel, float(draws[1]))
     top, bottom = _span(image[0], view[0], per_pixel, float(draws[2]))
     return left, top, right, bottom
