@@ -106,7 +106,10 @@ def test_a_folder_with_boxes_becomes_a_run_that_goes_on_and_answers(
     assert answers["classes"] == ["red", "green"] and len(answers["predictions"]) == 8
     results = json.loads((found / "detections.json").read_text())
     assert len(results) == sum(len(each["boxes"]) for each in answers["predictions"])
-    assert {each["image_id"] for each in results} <= set(range(1, 9))
+    numbered = json.loads((found / "detections-images.json").read_text())
+    named = {each["id"]: each["file_name"] for each in numbered["images"]}
+    assert len(named) == 8 and {c["name"] for c in numbered["categories"]} == {"red", "green"}
+    assert all(named[each["image_id"]] == each["file_name"] for each in results)
     with Image.open(found / "00-overlay.jpg") as drawn:
         assert drawn.size == (60, 40)
     answer = package.Predictor(whole)(images / "01.png")

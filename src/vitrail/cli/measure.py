@@ -19,7 +19,7 @@ from vitrail.data.sources.source import LeftOut
 from vitrail.data.sources.walk import walk
 from vitrail.deploy import Predictor
 from vitrail.deploy.answers import Masked, Place, refuse_there
-from vitrail.deploy.boxes import RESULTS, Boxed, Shown, plain, threshold_of, write_results
+from vitrail.deploy.boxes import NUMBERED, RESULTS, Boxed, Shown, plain, threshold_of, write_results
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation import Evaluation
 from vitrail.evaluation import evaluate as measure
@@ -282,7 +282,7 @@ def _places(predictor: Predictor, named: Sequence[_Named], out: Path) -> dict[Pa
         raise UsageError(f"two images are called {double}: give them to --out in two calls")
     kind = Masked if isinstance(predictor.task, Segment) else Boxed
     places: dict[Path, Place] = {file: kind.of(out, str(name)) for file, name in names.items()}
-    results = [out / RESULTS] if kind is Boxed else []
+    results = [out / RESULTS, out / NUMBERED] if kind is Boxed else []
     refuse_there(*results, *(path for place in places.values() for path in place.files))
     return places
 

@@ -12,7 +12,7 @@ from vitrail.disk import write_whole
 from vitrail.runs import Run
 from vitrail.tasks import Detections
 
-RESULTS = "detections.json"
+RESULTS, NUMBERED = "detections.json", "detections-images.json"
 USUAL_THRESHOLD = 0.3
 """Where a run was not measured, or nothing in it is right."""
 
@@ -75,7 +75,8 @@ class Boxed(NamedTuple):
 def write_results(found: Mapping[str, Detections], out: Path) -> Path:
     """Write what was found in images, by their names, as COCO's result file: a list of `image_id`,
     `category_id`, `bbox` and `score`, with the names of both. Images and categories are numbered
-    from 1, images in the order of `found`.
+    from 1, images in the order of `found`; a second file has these numbers, as COCO's annotations
+    have them, of images in which nothing was found too.
     """
     rows = [
         {
@@ -91,7 +92,13 @@ def write_results(found: Mapping[str, Detections], out: Path) -> Path:
             one.boxes, one.labels, one.scores, strict=True
         )
     ]
+    names = next((one.names for one in found.values()), ())
+    numbered = {
+        "images": [{"id": n, "file_name": printable(name)} for n, name in enumerate(found, 1)],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(names, 1)],
+    }
     file = out / RESULTS
     with writing(out):
+        write_whole(out / NUMBERED, json.dumps(numbered, indent=0).encode())
         write_whole(file, json.dumps(rows, indent=0).encode())
     return file
