@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from vitrail.cli.defaults import defaults
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.data.views.scaled import window
 from vitrail.errors import UsageError
@@ -109,6 +110,16 @@ def test_options_that_boxes_cannot_follow_are_refused() -> None:
         replace(config, data=replace(config.data, crop=0.875))
     with pytest.raises(UsageError, match="3 maps of its own"):
         build_detector(build("resnet18", num_classes=0), replace(config.detect, levels=2), 2)
+
+
+def test_whoever_wants_whole_images_need_not_know_of_tiles(tmp_path, monkeypatch) -> None:
+    small = PHOTOS._replace(**of_objects(20))
+    monkeypatch.setattr("vitrail.cli.defaults._facts", lambda *args: small)
+    monkeypatch.setattr("vitrail.cli.defaults._opened", lambda *args: None)
+    words = [str(tmp_path), "--task", "detect"]
+    assert defaults(words).settings.data.tile == 192
+    whole = defaults([*words, "--data.resize", "letterbox"]).settings.data
+    assert replace(whole, resize="letterbox").tile is None
 
 
 def test_the_pyramid_is_new_and_learns_as_the_head_does() -> None:

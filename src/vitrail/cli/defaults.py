@@ -117,6 +117,8 @@ def defaults(args: Sequence[str]) -> Defaults:
     if said("data.resize") in ("pad", "native"):
         # Images of different sizes are not mixed: no recipe's default should be in the way.
         config = replace(config, augment=replace(config.augment, mixup=0.0, cutmix=0.0))
+    if said("data.resize") not in (None, "tiles"):  # nor is a tile that a recipe chose
+        config = replace(config, data=replace(config.data, tile=None))
     if row is None and said("model.image_size") is None:
         _say_if_small(config, RECIPES[name].config(found._replace(rate=math.inf)), found)
     origin = asked["config"] or "the config"

@@ -164,7 +164,7 @@ class Preprocess:
         shares = self.size[0] / height, self.size[1] / width
         if self.resize != "letterbox":
             return max(shares)
-        return min(*shares, max(self.size) / self.tile if self.tile else min(shares))
+        return min(*shares, max(self.size) / self.tile) if self.tile else min(shares)
 
     def seen(self, height: int, width: int) -> Seen:
         """How `view` shows an image of this size."""
