@@ -410,3 +410,237 @@ def test_folders_of_classes_have_no_boxes(tmp_path: Path) -> None:
     (tmp_path / "about.json").write_text('{"frames": []}')
     assert not has_boxes(tmp_path)
     assert task_of(str(tmp_path)) == "classify"
+
+
+def test_boxes_of_an_image_that_is_not_there_go_to_no_other(tmp_path: Path) -> None:
+    """Whatever the format, whichever of both is named first, and wherever the names are from."""
+    boxes: dict[str, list[Box]] = {
+        "cam0/001.jpg": [("cat", 1, 2, 20, 10)],
+        "cam1/001.jpg": [("dog", 5, 6, 25, 36)],
+    }
+    for at in ("", "/data/set/", "C:\\set\\"):
+        for to in ("csv", "coco"):
+            for names in (["cam0/001.jpg", "cam1/001.jpg"], ["cam1/001.jpg", "cam0/001.jpg"]):
+                root = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+                picture(root / "cam1/001.jpg")
+                named = {at + name: boxes[name] for name in names}
+                if to == "coco":
+                    write_coco(root / "boxes.json", named)
+                else:
+                    rows = [f"{name},1,1,9,9,{of[0][0]}\n" for name, of in named.items()]
+                    head = "image_path,xmin,ymin,xmax,ymax,label\n"
+                    (root / "boxes.csv").write_text(head + "".join(rows))
+                source = BoxedSource(root)
+                assert [of for of, *_ in boxes_of(source, 0)] == ["dog"]
+                gone = ("images that are named and not there", "images outside the folder")
+                assert sum(left(source).get(kind, 0) for kind in gone) == 1
+    for part in ("seq01", "seq02"):
+        file = tmp_path / f"voc/{part}/Annotations/1.xml"
+        file.parent.mkdir(parents=True)
+        file.write_text(voc_text("1.jpg", boxes[f"cam{part[-1] == '2':d}/001.jpg"]))
+    picture(tmp_path / "voc/seq02/JPEGImages/1.jpg")
+    source = BoxedSource(tmp_path / "voc")
+    assert [of for of, *_ in boxes_of(source, 0)] == ["dog"]
+    assert left(source) == {"images that are named and not there": 1}
+    picture(tmp_path / "moved/train/1.jpg")
+    text = voc_text("pictures_of_may/1.jpg", boxes["cam1/001.jpg"])
+    (tmp_path / "moved/train/1.xml").write_text(text)
+    assert len(BoxedSource(tmp_path / "moved")) == 1
+
+
+@pytest.mark.parametrize(
+    ("called", "path"),
+    [
+        ("C:\\data\\set\\img\\1.jpg", "img/1.jpg"),
+        ("C:\\data\\set\\img\\1.jpg", "train/img/1.jpg"),
+        ("/home/x/set/img/1.jpg", "img/1.jpg"),
+        ("/home/x/photos/1.jpg", "train/1.jpg"),
+        ("images/1.jpg", "1.jpg"),
+        ("images/1.jpg", "train/1.jpg"),
+        ("cam0/1.jpg", "1.jpg"),
+        ("Cam0/1.jpg", "cam0/images/1.jpg"),
+    ],
+)
+def test_names_of_another_machine_find_their_images(called: str, path: str, tmp_path: Path) -> None:
+    picture(tmp_path / path)
+    picture(tmp_path / "img/2.jpg")
+    head = "image_path,xmin,ymin,xmax,ymax,label\n"
+    (tmp_path / "boxes.csv").write_text(f"{head}{called},1,1,9,9,cat\nimg/2.jpg,1,1,9,9,cat\n")
+    source = BoxedSource(tmp_path)
+    assert {source.key(i) for i in range(len(source))} == {path, "img/2.jpg"}
+    assert not source.left_out
+
+
+def test_two_names_are_never_one_image_unsaid(tmp_path: Path) -> None:
+    """Of a flat folder, whose table has folders."""
+    picture(tmp_path / "1.jpg")
+    head = "image_path,xmin,ymin,xmax,ymax,label\n"
+    rows = "cam0/1.jpg,1,1,9,9,cat\ncam1/1.jpg,2,2,9,9,dog\ncam0/1.jpg,3,3,9,9,cat\n"
+    (tmp_path / "boxes.csv").write_text(head + rows)
+    source = BoxedSource(tmp_path)
+    assert boxes_of(source, 0) == [("cat", 1, 1, 9, 9), ("cat", 3, 3, 9, 9)]
+    assert left(source) == {"names of images that are not there, or named twice": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "last", "kinds"),
+    [
+        ("0.5,0.5,,0.75", None, {"boxes with corners that are no numbers": 1}),
+        ("-0.001,0.25,0.5,1.0000000000000002", (0, 12, 32, 48), {}),
+        ("320,200,400,300", None, {"boxes outside their image": 1}),
+    ],
+)
+def test_one_odd_row_makes_no_pixels_of_shares(
+    row: str, last: tuple[float, ...] | None, kinds: dict[str, int], tmp_path: Path
+) -> None:
+    """Of Open Images' corners in 0..1."""
+    picture(tmp_path / "a.jpg")
+    good = [f"a.jpg,0.25,0.25,0.75,0.{k},cat\n" for k in range(50, 60)]
+    head = "ImageID,XMin,YMin,XMax,YMax,LabelName\n"
+    (tmp_path / "boxes.csv").write_text(head + "".join(good) + f"a.jpg,{row},dog\n")
+    source = BoxedSource(tmp_path)
+    cats = [corners for name, *corners in boxes_of(source, 0) if name == "cat"]
+    assert np.allclose(cats[0], [16, 12, 48, 24])
+    dogs = [corners for name, *corners in boxes_of(source, 0) if name == "dog"]
+    assert dogs == ([pytest.approx(last)] if last else [])
+    assert left(source) == kinds
+    assert ("but those of 1 of 11 boxes" in noted(source, "corners")) == ("320" in row)
+
+
+def test_boxes_of_pixels_among_which_some_look_like_shares(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    rows = "a.jpg,0.2,0.2,0.9,0.9,x\na.jpg,1,2,30,40,x\na.jpg,4,4,30,40,x\n"
+    (tmp_path / "boxes.csv").write_text("filename,xmin,ymin,xmax,ymax,class\n" + rows)
+    source = BoxedSource(tmp_path)
+    assert ("x", 1, 2, 30, 40) in boxes_of(source, 0)
+    assert "of 1 of 3 boxes lie in 0..1" in noted(source, "taken as pixels")
+
+
+def of_flag(root: Path, to: str, flag: object) -> None:
+    """A data set of one image, and of one box that has this flag."""
+    picture(root / "a.jpg")
+    box = {"x1": 1, "y1": 2, "x2": 4, "y2": 6}
+    row = {"category": "car", "box2d": box, "attributes": {"crowd": flag}}
+    text = voc_text("a.jpg", [("cat", 1, 2, 4, 6)], object=f"<difficult>{flag}</difficult>")
+    content = {
+        "coco": json.dumps(
+            {
+                "images": [{"id": 10, "file_name": "a.jpg"}],
+                "categories": [{"id": 3, "name": "cat"}],
+                "annotations": [{**GOOD, "iscrowd": flag}],
+            }
+        ),
+        "bdd": json.dumps([{"name": "a.jpg", "labels": [row]}]),
+        "voc": text,
+        "csv": f"filename,xmin,ymin,xmax,ymax,class,IsGroupOf\na.jpg,1,2,4,6,x,{flag}\n",
+    }[to]
+    ending = {"voc": "xml", "csv": "csv"}.get(to, "json")
+    (root / f"a.{ending}").write_text(content)
+
+
+@pytest.mark.parametrize("to", ["coco", "bdd", "voc", "csv"])
+@pytest.mark.parametrize(
+    ("flag", "ignored"),
+    [*((f, True) for f in ("TRUE", "1.0", 1, True)), *((f, False) for f in ("0", "false", "", 0))],
+)
+def test_flags_are_read_alike_whatever_the_format(
+    to: str, flag: object, ignored: bool, tmp_path: Path
+) -> None:
+    of_flag(tmp_path, to, flag)
+    source = BoxedSource(tmp_path)
+    assert source.targets.of(0).ignored.tolist() == [ignored]
+    assert not source.left_out
+
+
+@pytest.mark.parametrize("to", ["coco", "bdd", "voc", "csv"])
+def test_what_is_no_flag_is_counted(to: str, tmp_path: Path) -> None:
+    of_flag(tmp_path, to, "-1")
+    source = BoxedSource(tmp_path)
+    assert source.targets.of(0).ignored.tolist() == [False]
+    assert left(source) == {"flags of ignored objects": 1}
+
+
+def test_the_name_of_a_file_says_no_part(tmp_path: Path) -> None:
+    """The folders' names do."""
+    cat: list[Box] = [("cat", 1, 2, 20, 10)]
+    names = ("crash_test_001.jpg", "val/train_7.jpg")
+    for name in names:
+        picture(tmp_path / name)
+    write_coco(tmp_path / "boxes.json", dict.fromkeys(names, cat))
+    source = BoxedSource(tmp_path)
+    assert [source.key(i) for i in range(2)] == [*names]
+    assert source.part.tolist() == [0, 1]
+
+
+def test_lists_of_voc_whose_names_have_blanks(tmp_path: Path) -> None:
+    for name in ("photo", "photo (2)", "other", "flagged", "twice"):
+        picture(tmp_path / f"JPEGImages/{name}.jpg")
+        file = tmp_path / f"Annotations/{name}.xml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(voc_text(f"{name}.jpg", [("cat", 1, 2, 20, 10)]))
+    lists = tmp_path / "ImageSets/Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("photo\nflagged  1\ntwice\n")
+    (lists / "val.txt").write_text("photo (2)\nother 3\nother\ntwice\n")
+    (lists / "trainval.txt").write_text("photo\nphoto (2)\nother\n")
+    source = BoxedSource(tmp_path)
+    parts = {Path(source.key(i)).stem: int(source.part[i]) for i in range(5)}
+    assert parts == {"photo": 0, "flagged": 0, "photo (2)": 1, "other": 1, "twice": 1}
+    assert left(source) == {"second parts of images that two lists name": 1}
+
+
+def yolo_texts(root: Path, **texts: str) -> BoxedSource:
+    """Texts, by path without ending, in a data set of one class, whose images are there."""
+    for path, content in texts.items():
+        file = root / f"{path}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    if not (root / "data.yaml").exists():
+        (root / "classes.txt").write_text("cat\n")
+    return BoxedSource(root)
+
+
+def counts(source: BoxedSource) -> dict[str, int]:
+    return {source.key(i): len(source.targets.of(i).labels) for i in range(len(source))}
+
+
+ROW = "0 0.5 0.5 0.25 0.25\n"
+
+
+def test_a_text_of_several_images_of_yolo_is_told(tmp_path: Path) -> None:
+    for name in ("images/cam1/1.jpg", "images/cam2/1.jpg", "a.png", "a.tif"):
+        picture(tmp_path / "equal" / name)
+    source = yolo_texts(tmp_path / "equal", **{"labels/1": ROW, "labels/a": ROW})
+    assert set(counts(source).values()) == {1}
+    assert ": 2, of 4 images: " in noted(source, "several images have")
+    for name in ("images/1.jpg", "images/cam1/1.jpg", "images/cam2/1.jpg"):
+        picture(tmp_path / "nearer" / name)
+    texts = {"labels/1": ROW, "labels/cam2/1": 2 * ROW + "0 0.2 0.2 0.1 0.1\n"}
+    source = yolo_texts(tmp_path / "nearer", **texts)
+    assert counts(source) == {"images/1.jpg": 1, "images/cam1/1.jpg": 0, "images/cam2/1.jpg": 2}
+    assert noted(source, "without a text").endswith("1 of 3: images/cam1/1.jpg")
+    assert not any("several" in note for note in source.notes)
+
+
+def test_texts_of_images_that_are_called_like_lists(tmp_path: Path) -> None:
+    names = ("test", "train", "a")
+    for name in names:
+        picture(tmp_path / f"images/{name}.jpg")
+    texts = {f"labels/{name}": ROW for name in names}
+    source = yolo_texts(tmp_path, **texts, train="images/a.jpg\n", **{"labels/classes": "cat\n"})
+    assert counts(source) == {f"images/{name}.jpg": 1 for name in names}
+    assert not source.left_out
+
+
+@pytest.mark.parametrize("each", [2, 3])
+def test_of_poses_of_yolo_the_box_is_taken(each: int, tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.jpg")
+    (tmp_path / "data.yaml").write_text(f"train: images\nnames: [cat]\nkpt_shape: [4, {each}]\n")
+    pose = " ".join(["0 0.5 0.5 0.25 0.25", *["0.9"] * 4 * each])
+    source = yolo_texts(tmp_path, **{"labels/a": f"{pose}\n0 0.5 0.5 0.5 0.5\n{pose} 0.1 0.1\n"})
+    assert boxes_of(source, 0) == [("cat", 16, 12, 48, 36), ("cat", 24, 18, 40, 30)]
+    assert noted(source, "poses").endswith(": 1")
+    assert left(source) == {"rows": 1}
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]\nkpt_shape: 17\n")
+    with pytest.raises(DataError, match="kpt_shape is how many points"):
+        BoxedSource(tmp_path)

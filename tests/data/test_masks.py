@@ -1,5 +1,7 @@
 """Masks: what their values mean, and that a view shows the pixels that lie under its own."""
 
+import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from vitrail.data.pixels.decode import UnreadableImage
+from vitrail.data.pixels.decode import UnreadableImage, read_image
 from vitrail.data.pixels.values import read_header, read_palette, read_values
 from vitrail.data.sources.mask_files import MaskFiles
 from vitrail.data.targets import IGNORE, Coding, MaskArrays, Masks, Targets
@@ -228,6 +231,69 @@ def test_a_turned_picture_says_how_large_it_is_shown(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
     header = read_header(tmp_path / "a.jpg")
     assert (header.size, header.shown, header.format) == ((20, 30), (30, 20), "JPEG")
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """Of a PNG."""
+    return (
+        len(content).to_bytes(4, "big")
+        + kind
+        + content
+        + zlib.crc32(kind + content).to_bytes(4, "big")
+    )
+
+
+def turned_files(orientation: int) -> dict[str, bytes]:
+    """A picture of 30 x 20 as it is stored, in every way of saying how it is shown."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = Image.effect_noise((30, 20), 99).convert("RGB")
+    xmp = f'<x:xmpmeta tiff:Orientation="{orientation}"/>'.encode()
+    ifd = ImageFileDirectory_v2()
+    ifd[700], ifd.tagtype[700] = xmp, 1
+    ways: dict[str, tuple[str, dict[str, object]]] = {
+        "jpeg exif": ("JPEG", {"exif": exif}),
+        "jpeg xmp": ("JPEG", {"xmp": xmp}),
+        "png exif": ("PNG", {"exif": exif}),
+        "webp exif": ("WEBP", {"exif": exif}),
+        "webp xmp": ("WEBP", {"xmp": xmp}),
+        "tiff exif": ("TIFF", {"exif": exif}),
+        "tiff lzw": ("TIFF", {"exif": exif, "compression": "tiff_lzw"}),
+        "tiff xmp": ("TIFF", {"tiffinfo": ifd}),
+    }
+    found = {}
+    for name, (kind, options) in ways.items():
+        stream = io.BytesIO()
+        photo.save(stream, kind, **options)
+        found[name] = stream.getvalue()
+    stream = io.BytesIO()
+    photo.save(stream, "PNG")
+    plain = stream.getvalue()
+    raw = exif.tobytes()
+    texts = {
+        "exif": chunk(b"eXIf", raw[6:]),
+        "raw": chunk(
+            b"tEXt", f"Raw profile type exif\0\nexif\n{len(raw):8}\n{raw.hex()}\n".encode()
+        ),
+        "xmp": chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+    }
+    for name, text in texts.items():
+        for where, at in (("before", 33), ("behind", len(plain) - 12)):
+            found[f"png {name} {where}"] = plain[:at] + text + plain[at:]
+    return found
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_header_says_the_size_of_what_is_shown(orientation: int, tmp_path: Path) -> None:
+    for name, content in turned_files(orientation).items():
+        (tmp_path / name).write_bytes(content)
+        header, shown = read_header(tmp_path / name), read_image(tmp_path / name)
+        assert header.shown == (shown.height, shown.width), name
+        assert (header.size, header.orientation) == ((20, 30), orientation), name
+        assert shown.size == ((20, 30) if orientation > 4 else (30, 20)), name
+        if name.startswith("tiff"):  # which its decoder turns
+            values = read_values(tmp_path / name)
+            assert np.array_equal(values, np.asarray(shown)), name
 
 
 def test_files_that_give_no_values_each_say_why(tmp_path: Path) -> None:

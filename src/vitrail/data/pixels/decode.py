@@ -40,7 +40,7 @@ except ImportError:  # of the extra `data`; without it, the same pixels
 
 MAX_SIDE = 65_535  # the longest that a JPEG can state; more is no picture that a model can use
 
-_ORIENTATION_TAG = 0x0112
+ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -184,7 +184,7 @@ def _opened(picture: Any) -> Encoded | BinaryIO | Image.Image:
         case ImageFile.ImageFile(format="TIFF", tile=[_], fp=stream) if not picture.tell():
             # Not loaded yet. Pillow would map an uncompressed one into memory, with its sides
             # exchanged where EXIF says that it lies.
-            return cast(BinaryIO, stream) if _orientation(picture) in _LYING else picture
+            return cast(BinaryIO, stream) if orientation_of(picture) in LYING else picture
         case Image.Image() | bytes() | Slice() | Path():
             return picture
         case str() | os.PathLike():
@@ -295,7 +295,7 @@ def _plain(image: Image.Image, max_pixels: int, background: tuple[int, int, int]
         flat = image.convert("F" if image.mode == "F" else "I")
     else:
         flat = _rgb(image, background)
-    upright = _upright(flat, _orientation(image))
+    upright = _upright(flat, orientation_of(image))
     upright.info = {}  # an orientation or a colour key that it still named would be applied again
     return upright
 
@@ -308,8 +308,8 @@ def _read_jpeg(
     fast: bool,
 ) -> UInt8[np.ndarray, "h w c"]:
     """An opened JPEG, of which nothing is decoded yet."""
-    (width, height), orientation = image.size, _orientation(image)
-    upright = (width, height) if orientation in _LYING else (height, width)
+    (width, height), orientation = image.size, orientation_of(image)
+    upright = (width, height) if orientation in LYING else (height, width)
     factor = reduction(*upright, shown) if shown else 1
     scale = max(s for s in (8, 4, 2, 1) if s <= factor) if fast else 1
     size = -(-height // scale), -(-width // scale)
@@ -369,15 +369,19 @@ def reason_of(error: Exception) -> str:
     return f"it is damaged or unsupported ({str(error) or type(error).__name__})"
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF's 1 to 8; damaged EXIF data spoils no pixel and counts as upright."""
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's 1 to 8; damaged EXIF data spoils no pixel and counts as upright.
+
+    Of a PNG, EXIF data behind the pixels are found only once these are decoded.
+    """
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        # And not image.getexif(), which would decode a PNG for that.
+        return int(Image.Image.getexif(image).get(ORIENTATION_TAG, 1))
     except Exception:
         return 1
 
 
-_LYING = (5, 6, 7, 8)
+LYING = (5, 6, 7, 8)
 """Orientations in which width and height are exchanged."""
 
 
@@ -387,7 +391,7 @@ def _turned(
     """What `_upright` does, of an array."""
     if orientation not in _UPRIGHT:
         return stored
-    if orientation in _LYING:
+    if orientation in LYING:
         stored = stored.swapaxes(0, 1)
     rows = -1 if orientation in (3, 4, 7, 8) else 1
     columns = -1 if orientation in (2, 3, 6, 7) else 1

@@ -60,6 +60,7 @@ def read_bdd(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Mar
     """What cannot be read is counted."""
     marks = Marks(tree, parts=parts)
     marks.declare(NAMES)
+    marks.each_of_one(files)
     for file in files:
         try:
             frames, size = _frames(read_json(Path(root, file)), file)
@@ -108,7 +109,7 @@ def _add(marks: Marks, frame: Any, size: tuple[int, int] | None, file: str, numb
     # The first form leaves the ending out.
     by_stem = not marks.knows(posixpath.basename(called.replace("\\", "/")))
     if by_stem:
-        called = posixpath.splitext(posixpath.basename(called))[0]
+        called = posixpath.splitext(called)[0]
     path = marks.find(called, file, by_stem=by_stem)
     if path is None:
         return
@@ -124,7 +125,7 @@ def _add(marks: Marks, frame: Any, size: tuple[int, int] | None, file: str, numb
             box, attributes = each["box2d"], each.get("attributes") or {}
             corners = numbers([box[side] for side in ("x1", "y1", "x2", "y2")])
             name = label_name(name_of(each["category"]))
-            crowd = bool(attributes.get("crowd") or attributes.get("ignored"))
+            crowd = any(marks.flag(attributes.get(key), where) for key in ("crowd", "ignored"))
         except (KeyError, TypeError, AttributeError):
             marks.left.add("labels", "they need a category, and a box2d with four corners", where)
         except ValueError as error:

@@ -5,8 +5,10 @@ Classes are the categories by rising id, as their file has them; ids may have ga
 and Roboflow's kind of all categories, where no annotation is of them. Outlines are not looked at.
 """
 
+import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from vitrail.data.names import shortened
@@ -42,6 +44,8 @@ def read_coco_boxes(root: str, files: Sequence[str], tree: Tree, *, parts: bool)
         if set(own.values()) != set(names[0].values()):
             marks.notes.append(f"{one.file} names other classes than {loaded[0].file}: all count")
         marks.declare(own.values())
+    for one in loaded:
+        marks.expect(_called(one))
     for one, own in zip(loaded, names, strict=True):
         _read(one, own, marks, part=PARTS.index(one.part) if parts and one.part else None)
     marks.unnamed("no JSON file names them")
@@ -78,6 +82,13 @@ def _names(one: CocoJson, used: set[object], marks: Marks) -> dict[object, str]:
     return {key: name for key, name in names.items() if key not in idle}
 
 
+def _called(one: CocoJson) -> Iterator[str]:
+    """The images' names, where they have one."""
+    for image in one.images.values():
+        with suppress(KeyError, TypeError):
+            yield text_of(image["file_name"])
+
+
 def _read(one: CocoJson, names: dict[object, str], marks: Marks, part: int | None) -> None:
     rows: dict[object, Marked] = {}
     for number, (key, image) in enumerate(one.images.items()):
@@ -90,7 +101,8 @@ def _read(one: CocoJson, names: dict[object, str], marks: Marks, part: int | Non
         if (path := marks.find(called, one.file)) is None:
             continue
         size = size_said(image.get("height"), image.get("width"))
-        marked = marks.begin(path, marks.part(path) if part is None else part, size)
+        told = marks.part(posixpath.dirname(path)) if part is None else part
+        marked = marks.begin(path, told, size)
         if marked is not None:
             rows[key] = marked
     labels = {key: marks.label(name) for key, name in names.items()}
@@ -104,9 +116,10 @@ def _read(one: CocoJson, names: dict[object, str], marks: Marks, part: int | Non
             if each["category_id"] not in labels:
                 raise ValueError("no category has their category_id")
             left, top, width, height = numbers(each["bbox"])
-            crowd = bool(each.get("iscrowd")) or bool(each.get("ignore"))
+            where = f"annotation {number} of {one.file}"
+            flags = [marks.flag(each.get(key), where) for key in ("iscrowd", "ignore")]
             corners = left, top, left + width, top + height
-            marked.add(corners, labels[each["category_id"]], crowd)
+            marked.add(corners, labels[each["category_id"]], any(flags))
         except (KeyError, TypeError, AttributeError, IndexError):
             why = "they need image_id, category_id and bbox"
             marks.left.add("annotations", why, f"annotation {number} of {one.file}")

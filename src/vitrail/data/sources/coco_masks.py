@@ -22,7 +22,7 @@ from vitrail.data.names import label_name, printable
 from vitrail.data.pixels.decode import MAX_SIDE, UnreadableImage
 from vitrail.data.pixels.values import Values
 from vitrail.data.sources.jsonfile import head_of, read_json
-from vitrail.data.sources.listed import paths_meant
+from vitrail.data.sources.listed import path_folders, paths_meant
 from vitrail.data.sources.parts import part_within
 from vitrail.data.sources.source import PARTS, LeftOut, Tally
 from vitrail.data.sources.walk import Tree
@@ -222,6 +222,7 @@ def named_images(
     by_name: dict[str, list[str]] = {}
     for image in images:
         by_name.setdefault(posixpath.basename(image), []).append(image)
+    here = {folder for image in images for folder in path_folders(image)}
     names = loaded[0].names
     rows: dict[str, tuple[int, Drawn]] = {}
     for one, of_file in zip(loaded, drawings, strict=True):
@@ -231,7 +232,7 @@ def named_images(
             )
         part = PARTS.index(one.part) if one.part and parts else 0
         for called, drawing in of_file:
-            places = paths_meant(called, one.file, by_name)
+            places = paths_meant(called, one.file, by_name, here)
             path = places[0] if places else ""
             if not places:
                 left.add("images that are named and not there", f"{one.file} names them", called)

@@ -42,6 +42,9 @@ _SIDES = (
     ("bbox_x", "bbox_y", "bbox_width", "bbox_height"),
 )
 _IGNORED = ("difficult", "iscrowd", "ignore", "ignored", "isgroupof")
+_SLACK = 0.5
+_ODD = 0.1
+"""Of boxes in 0..1, the share that may lie elsewhere."""
 _OBJECT = "object"
 """The class of all boxes, where no column names one."""
 
@@ -78,10 +81,19 @@ def read_csv(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Mar
     """Raises `DataError` for a table that cannot be read."""
     tables = [_table(root, file) for file in files]
     boxes = [_boxes(table, columns) for table, columns in tables]
-    unit = _in_unit([box for of_file in boxes for box in of_file if box is not None])
+    drawn = [box for of_file in boxes for box in of_file if box is not None]
+    unit, near, odd = _in_unit(drawn)
     marks = Marks(tree, parts=parts, unit=unit)
     if unit:
-        marks.notes.append("corners lie in 0..1: they are taken as shares of the image's sides")
+        but = f", but those of {odd:,} of {near + odd:,} boxes" if odd else ""
+        marks.notes.append(f"corners lie in 0..1{but}: taken as shares of the image's sides")
+    elif near:
+        marks.notes.append(
+            f"corners are taken as pixels; those of {near:,} of {near + odd:,} boxes lie in 0..1: "
+            f"if they are shares of the image's sides, write all boxes as shares"
+        )
+    for table, columns in tables:
+        marks.expect({row[columns.image] for row in table.rows})
     begun: dict[str, int] = {}
     for number, (file, (table, columns), of_file) in enumerate(
         zip(files, tables, boxes, strict=True)
@@ -156,10 +168,16 @@ def _boxes(table: Table, columns: _Columns) -> "list[_Box | None]":
     return found
 
 
-def _in_unit(boxes: "Sequence[_Box]") -> bool:
-    """Whether all corners lie in 0..1, and some between."""
-    inside = all(0 <= value <= 1 for box in boxes for value in box)
-    return inside and any(0 < value < 1 for box in boxes for value in box)
+def _in_unit(boxes: "Sequence[_Box]") -> tuple[bool, int, int]:
+    """Whether corners lie in 0..1, but for a few boxes: a slip in one row shall not make pixels of
+    all; how many boxes lie there, and how many do not. What is no number tells nothing.
+    """
+    told = [box for box in boxes if all(map(math.isfinite, box))]
+    # No box of pixels is so small, and shares reach beyond their image as pixels do.
+    near = [box for box in told if all(-_SLACK <= value <= 1 + _SLACK for value in box)]
+    between = any(0 < value < 1 for box in near for value in box)
+    odd = len(told) - len(near)
+    return between and odd <= _ODD * len(told), len(near), odd
 
 
 def _read(
@@ -201,7 +219,7 @@ def _read(
         except ValueError as error:
             marks.left.add("rows", str(error), where)
             continue
-        ignored = columns.ignored is not None and row[columns.ignored] in ("1", "true", "True")
+        ignored = columns.ignored is not None and marks.flag(row[columns.ignored], where)
         marked.add(box, marks.label(name), ignored)
 
 

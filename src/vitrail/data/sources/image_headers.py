@@ -16,7 +16,7 @@ from vitrail.data.pixels.values import read_header
 from vitrail.data.sources.kept import keep, kept_place, read_kept
 from vitrail.data.sources.source import file_stamp
 
-_VERSION = 1  # of what is cached
+_VERSION = 2  # of what is cached
 _FEW = 256
 """Headers that are read faster than a cache is."""
 

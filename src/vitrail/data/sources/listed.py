@@ -8,7 +8,7 @@ with the ending of the one image that is called so.
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from typing import NamedTuple
 
@@ -16,20 +16,73 @@ from vitrail.data.sources.formats import IMAGE_EXTENSIONS
 
 _SEARCHED = 200
 """Folders that are looked through for where a name may lead instead."""
+_SAY_NOTHING = frozenset(
+    ("image", "images", "img", "imgs", "jpegimages", "data", "dataset", "photos", "pictures")
+)
+"""Names of folders, in small letters, under which everybody keeps images."""
 
 
-def paths_meant(name: str, file: str, by_name: Mapping[str, list[str]]) -> list[str]:
-    """The images that `name` in the annotation file `file` may mean: at paths that end like it, and
-    of these at the ones that have most words in common with the path of the file.
+def paths_meant(
+    name: str, file: str, by_name: Mapping[str, list[str]], here: Set[str]
+) -> list[str]:
+    """The images that `name` in the annotation file `file` may mean: of those that are called so,
+    the ones whose paths have the longest end in common with it, and of these the ones that have
+    most words in common with the path of the file.
 
-    `by_name` has the paths by their last part.
+    A name may have more folders in front, of another machine, or fewer. One that is relative, and
+    whose folder is another one than an image's, does not mean it: cam0/1.jpg is not cam1/1.jpg.
+    Folders like `images` say nothing of that, unless there are such ones.
+
+    `by_name` has the paths by their last part; `here` are the folders on the paths of all images,
+    in small letters.
     """
-    ends = posixpath.normpath(name.replace("\\", "/"))
-    called = by_name.get(posixpath.basename(ends), [])
-    found = [path for path in called if f"/{path}".endswith(f"/{ends}")] or called
+    folders = name_folders(name)
+    called = by_name.get(posixpath.basename(posixpath.normpath(name.replace("\\", "/"))), [])
+    possible = [path for path in called if is_foreign(name) or _agree(folders, path, here)]
+    shared = {path: _shared(folders, path_folders(path)) for path in possible}
+    most = max(shared.values(), default=0)
+    if folders and not most and len(possible) < len(called):
+        return []  # nothing but the file's name says that it is this one, and others have that
+    found = [path for path in possible if shared[path] == most]
     words = set(re.findall(r"[a-z]+\d*", file.lower()))
     common = {path: len(words & set(path.lower().split("/"))) for path in found}
     return [path for path in found if common[path] == max(common.values())]
+
+
+def name_folders(name: str) -> list[str]:
+    """The folders that a name in a list leads through, in small letters."""
+    return path_folders(posixpath.normpath(name.replace("\\", "/")))
+
+
+def path_folders(path: str) -> list[str]:
+    """The folders of a path, in small letters."""
+    return [part for part in path.lower().split("/")[:-1] if part not in ("", "..", ".")]
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a name begins at the root of some machine, whose first folders mean nothing here."""
+    return re.match(r"[A-Za-z]+:[\\/]|[\\/]", name) is not None
+
+
+def is_whole(name: str, path: str) -> bool:
+    """Whether all that a name says is found at the end of the path."""
+    folders = name_folders(name)
+    return _shared(folders, path_folders(path)) == len(folders)
+
+
+def _shared(folders: Sequence[str], others: Sequence[str]) -> int:
+    """How many of the last folders are the same."""
+    pairs = zip(reversed(folders), reversed(others), strict=False)
+    return next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(folders), len(others)))
+
+
+def _agree(folders: Sequence[str], path: str, here: Set[str]) -> bool:
+    """Whether one of both is all there is of the other's end, but for what says nothing."""
+    others = path_folders(path)
+    silent = _SAY_NOTHING - (here - set(others))
+    mine = [one for one in folders if one not in silent]
+    its = [one for one in others if one not in _SAY_NOTHING]
+    return _shared(mine, its) == min(len(mine), len(its))
 
 
 class _Folder(NamedTuple):

@@ -2,6 +2,7 @@
 against the images themselves (box_frames.py does that).
 """
 
+import math
 import os
 import posixpath
 from array import array
@@ -15,7 +16,13 @@ from typing import Any
 from vitrail.data.names import label_name
 from vitrail.data.pixels.decode import MAX_SIDE
 from vitrail.data.sources.jsonfile import text_of
-from vitrail.data.sources.listed import paths_meant
+from vitrail.data.sources.listed import (
+    is_foreign,
+    is_whole,
+    name_folders,
+    path_folders,
+    paths_meant,
+)
 from vitrail.data.sources.parts import part_within
 from vitrail.data.sources.source import PARTS, Tally
 from vitrail.data.sources.walk import Tree, is_hidden
@@ -31,6 +38,8 @@ REGIONS = frozenset(
 REGION = "ignored"
 """The one of them that we write."""
 
+_TRUE = ("true", "yes", "t", "y")
+_FALSE = ("", "false", "no", "f", "n", "none", "null")
 _ENDINGS = (".json", ".xml", ".txt", ".yaml", ".yml", ".csv", ".tsv", ".names")
 _DEEP = 8
 """Levels of folders."""
@@ -81,6 +90,11 @@ class Marks:
             self._by_name.setdefault(name, []).append(path)
             self._by_stem.setdefault(posixpath.splitext(name)[0], []).append(path)
         self._there = set(self._paths)
+        self._here = {folder for path in self._paths for folder in path_folders(path)}
+        self._files_in: set[str] = set()
+        self._names: set[str] = set()
+        self._named_in: set[str] = set()
+        self._meant: dict[str, tuple[str, bool]] = {}
         self._index: dict[str, int] = {}
         self._declared = 0
 
@@ -92,9 +106,19 @@ class Marks:
         """Whether there is an image at `path`."""
         return path in self._there
 
-    def knows(self, name: str) -> bool:
-        """Whether any image is called `name`."""
-        return name in self._by_name
+    def knows(self, name: str, *, by_stem: bool = False) -> bool:
+        """Whether any image is called `name`; `by_stem`: but for its ending."""
+        return name in (self._by_stem if by_stem else self._by_name)
+
+    def each_of_one(self, files: Iterable[str]) -> None:
+        """That these annotation files are of one image each: where one lies tells which."""
+        self._files_in = {folder for file in files for folder in path_folders(file)}
+
+    def expect(self, names: Iterable[str]) -> None:
+        """All names that lists have: what one of them means depends on what others do."""
+        for name in names:
+            self._names.add(posixpath.normpath(name.replace("\\", "/")))
+            self._named_in.update(name_folders(name))
 
     def declare(self, names: Iterable[str]) -> None:
         """Classes in the order that their data set gives them."""
@@ -120,6 +144,14 @@ class Marks:
         place = {name: k for k, name in enumerate(ordered)}
         return tuple(ordered), [place[name] for name in known]
 
+    def flag(self, value: object, where: str) -> bool:
+        """Whether a flag of an ignored object is set; what is none is counted, and not set."""
+        try:
+            return flag_of(value)
+        except ValueError as error:
+            self.left.add("flags of ignored objects", f"{error}: their objects count", where)
+            return False
+
     def part(self, *paths: str) -> int:
         """The part that the first of these paths with a word for one is of, by its last such word;
         else training.
@@ -136,23 +168,58 @@ class Marks:
         """The one image that the annotation file `file` means; none is counted as such.
 
         By its path from the file's folder or the root, or else by how its path ends; `by_stem`: by
-        its name without ending.
+        its name without ending. Two names are one image only if its path has all of both.
         """
         ends = posixpath.normpath(called.replace("\\", "/"))
         for folder in () if by_stem else (posixpath.dirname(file), ""):
             path = posixpath.normpath(posixpath.join(folder, ends))
             if path in self._there:
-                return path
-        found = paths_meant(called, file, self._by_stem if by_stem else self._by_name)
+                return self._only(path, path, f"{called} in {file}", whole=True)
+        by_name = self._by_stem if by_stem else self._by_name
+        near = paths_meant(called, file, by_name, self._here)
+        found = [path for path in near if not self._is_another(called, file, path)]
         if len(found) == 1:
-            return found[0]
+            return self._only(found[0], ends, f"{called} in {file}", is_whole(called, found[0]))
         if found:
             self.left.add("images that may be meant", f"{file} names one of them", *found)
         elif ends.startswith("../") or posixpath.isabs(ends):
             self.left.add("images outside the folder", "a data set lies in one folder", called)
         else:
-            self.left.add("images that are named and not there", "no file is called so", called)
+            why = "no file is called so"
+            if posixpath.basename(ends) in by_name:
+                why = "what is called so in other folders are other images"
+            self.left.add("images that are named and not there", why, called)
         return None
+
+    def _is_another(self, called: str, file: str, path: str) -> bool:
+        """Whether the image at `path` is another one, for a list names that by all that it says; or
+        by what tells apart the folders of names that begin at the root of some machine, or those of
+        annotation files of one image each.
+        """
+        if self._names and not is_whole(called, path):
+            parts = path.split("/")
+            if any("/".join(parts[k:]) in self._names for k in range(len(parts))):
+                return True
+        place = set(path_folders(path))
+        ways = [(set(path_folders(file)), self._files_in)] if self._files_in else []
+        ways += [(set(name_folders(called)), self._named_in)] if is_foreign(called) else []
+        # Annotations/x.xml may be of JPEGImages/x.jpg. But a/x.xml is not of b/x.jpg where there
+        # are images in a folder a, or files in a folder b.
+        return any(
+            own - place and place - own and ((own - place) & self._here or (place - own) & others)
+            for own, others in ways
+        )
+
+    def _only(self, path: str, name: str, what: str, whole: bool) -> str | None:
+        """`path`; None, which is counted, where an image was found for another name, and not all of
+        either name says that it is this one.
+        """
+        before, sure = self._meant.setdefault(path, (name, whole))
+        if before != name and not (sure and whole):
+            why = "an image is called so, and another name was taken for it before"
+            self.left.add("names of images that are not there, or named twice", why, what)
+            return None
+        return path
 
     def begin(self, path: str, part: int, size: tuple[int, int] | None = None) -> Marked | None:
         """To say what is on an image; None where it was said before, which is counted."""
@@ -184,6 +251,27 @@ def numbers(values: Sequence[Any]) -> tuple[float, float, float, float]:
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("a box is four numbers") from error
     return first, second, third, fourth
+
+
+def flag_of(value: object) -> bool:
+    """A flag as people write it, in whatever format; nothing at all is none that is set. Raises
+    `ValueError` for what is neither true nor false.
+
+    >>> flag_of("TRUE"), flag_of("1.0"), flag_of("0"), flag_of("false"), flag_of(None)
+    (True, True, False, False, False)
+    """
+    said = "" if value is None else str(value).strip().lower()
+    if said in _TRUE or said in _FALSE:
+        return said in _TRUE
+    try:
+        number = float(said)
+    except ValueError:
+        number = -1
+    if math.isnan(number):  # as tables say nothing
+        return False
+    if number not in (0, 1):
+        raise ValueError("a flag is 0 or 1, or false or true")
+    return number == 1
 
 
 def name_of(value: object) -> str:

@@ -28,6 +28,7 @@ _LONGEST = 4096
 _LOOKED_AT = 3
 _LISTS = "/ImageSets/Main"
 _PART_OF_LIST = {"train": 0, "val": 1, "test": 2, "trainval": 0}
+_FLAGS = ["1"], ["0"], ["-1"]
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -37,7 +38,7 @@ class VocObject(NamedTuple):
     name: str
     corners: tuple[str, ...]
     """Left, top, right, bottom; fewer where some are not there."""
-    difficult: bool
+    difficult: str
 
 
 class VocFile(NamedTuple):
@@ -63,7 +64,8 @@ def read_voc(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Mar
     """What cannot be read is counted."""
     marks = Marks(tree, parts=parts)
     marks.declare(_names(root))
-    listed = _listed(root, ending_in(files, ".txt")) if parts else {}
+    listed = _listed(root, ending_in(files, ".txt"), marks) if parts else {}
+    marks.each_of_one(ending_in(files, ".xml"))
     found: dict[str, tuple[str, VocFile]] = {}
     by_stem: list[str] = []
     for file in ending_in(files, ".xml"):
@@ -163,8 +165,9 @@ class _Reader:
             case ["annotation", "object"]:
                 one = self._object
                 corners = tuple(one[side] for side in _CORNERS if side in one)
-                difficult = one.get("difficult", "").lower() in ("1", "true")
-                self.objects.append(VocObject(one.get("name", ""), corners, difficult))
+                self.objects.append(
+                    VocObject(one.get("name", ""), corners, one.get("difficult", ""))
+                )
         self._path.pop()
         self._text = ""
 
@@ -181,7 +184,9 @@ def _names(root: str) -> list[str]:
 def _image(marks: Marks, voc: VocFile, file: str, by_stem: list[str]) -> str | None:
     called = posixpath.basename(voc.filename.replace("\\", "/"))
     if called and marks.knows(called):
-        return marks.find(called, file)
+        # Beside its image, a file may have been moved with it from the folder that it names.
+        beside = marks.is_there(posixpath.join(posixpath.dirname(file), called))
+        return marks.find(called if beside else voc.filename, file)
     stem = posixpath.splitext(posixpath.basename(file))[0]
     path = marks.find(stem, file, by_stem=True)
     if path is not None and called and posixpath.splitext(called)[0] != stem:
@@ -189,23 +194,30 @@ def _image(marks: Marks, voc: VocFile, file: str, by_stem: list[str]) -> str | N
     return path
 
 
-def _listed(root: str, files: Sequence[str]) -> dict[tuple[str, str], int]:
+def _listed(root: str, files: Sequence[str], marks: Marks) -> dict[tuple[str, str], int]:
     """The part of each (folder of VOC, name without ending) that a list names."""
-    found: dict[tuple[str, str], int] = {}
+    found: dict[tuple[str, str], str] = {}
     for file in files:
         name = posixpath.splitext(posixpath.basename(file))[0]
         folder = posixpath.dirname(file)
-        if name in _PART_OF_LIST:
-            part = _PART_OF_LIST[name]
-            around = folder[: -len(_LISTS) + 1].rstrip("/")
-            for line in first_lines(root, file, 1 << 26).splitlines():
-                words = line.split()
-                # "2008_000001 1" in lists of a class; names may hold blanks as well.
-                for stem in {line.strip(), *words[:1]} if words else ():
-                    before = found.get((around, stem))
-                    if before is None or name != "trainval":
-                        found[around, stem] = part
-    return found
+        if name not in _PART_OF_LIST:
+            continue
+        around = folder[: -len(_LISTS) + 1].rstrip("/")
+        for line in first_lines(root, file, 1 << 26).splitlines():
+            if not (stem := line.strip()):
+                continue
+            # "2008_000001 1" in lists of a class; but names may hold blanks as well.
+            words = stem.split()
+            if words[1:] in _FLAGS and not marks.knows(stem, by_stem=True):
+                stem = words[0]
+            before = found.get((around, stem))
+            others = before is not None and _PART_OF_LIST[before] != _PART_OF_LIST[name]
+            if others and {before, name} != {"trainval", "val"}:  # of which that one is a part
+                taken = f"{before if name == 'trainval' else name}.txt is taken"
+                marks.left.add("second parts of images that two lists name", taken, stem)
+            if before is None or name != "trainval":
+                found[around, stem] = name
+    return {key: _PART_OF_LIST[name] for key, name in found.items()}
 
 
 def _part(marks: Marks, listed: dict[tuple[str, str], int], path: str, file: str) -> int | None:
@@ -243,4 +255,5 @@ def _add(marks: Marks, path: str, file: str, voc: VocFile, first: int) -> None:
         except ValueError as error:
             marks.left.add("objects", f"{error}", f"object {number} of {file}")
             continue
-        marked.add((left - first, top - first, right, bottom), label, one.difficult)
+        ignored = marks.flag(one.difficult, f"object {number} of {file}")
+        marked.add((left - first, top - first, right, bottom), label, ignored)

@@ -2,8 +2,9 @@
 
 The text of images/17.jpg is labels/17.txt (the last `images` of its path), or lies beside it. An
 image without a text, or with an empty one, shows nothing. Of a polygon (class, x, y, x, y, ...)
-the box around it is taken. data.yaml says classes and parts; without it, classes.txt and the names
-of folders do. Boxes are taken to lie on the image as EXIF turns it: that is how YOLO tools read.
+the box around it is taken; where data.yaml has a kpt_shape, rows are poses: points follow the box.
+data.yaml says classes and parts; without it, classes.txt and the names of folders do. Boxes are
+taken to lie on the image as EXIF turns it: that is how YOLO tools read.
 """
 
 import math
@@ -27,6 +28,7 @@ _LOOKED_AT = 200
 _ROW = re.compile(r"\s*\d+(\.0*)?(\s+[-+.\de]+){4,}\s*")
 _PART_KEYS = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 _NO_LABELS = frozenset(("classes.txt", "labels.txt", "train.txt", "val.txt", "test.txt"))
+"""What lists of names and of images are called; where there are boxes in one, it is of test.jpg."""
 
 
 def find_yolo(root: str, files: Sequence[str], named: str | None = None) -> list[str]:
@@ -38,7 +40,8 @@ def find_yolo(root: str, files: Sequence[str], named: str | None = None) -> list
     texts = [
         one
         for one in ending_in(files, ".txt")
-        if posixpath.basename(one).lower() not in _NO_LABELS and "ImageSets/" not in one
+        if "ImageSets/" not in one
+        and (posixpath.basename(one).lower() not in _NO_LABELS or _has_row(root, one))
     ]
     # Any .txt may lie anywhere: those in a folder `labels`, or rows of numbers, are YOLO's.
     seen = any(_is_rows(root, text) for text in texts[:_LOOKED_AT])
@@ -51,15 +54,20 @@ def read_yolo(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Ma
     about = next((file for file in files if file.lower().endswith((".yaml", ".yml"))), None)
     texts = set(files) - {about}
     places: dict[str, int] = {}
+    points = 0
     names = _lines(root)
     if about is not None:
-        names, places = _about(root, about, marks)
+        names, places, points = _about(root, about, marks)
     count = len(names)
     marks.declare(names)
     labels: dict[int, int] = {k: marks.label(name) for k, name in enumerate(names)}
-    used: set[str] = set()
+    nearest: dict[str, int] = {}
+    for path in marks.paths():
+        for far, each in _texts(path):
+            nearest[each] = min(far, nearest.get(each, far))
+    used: dict[str, list[str]] = {}
     bare: list[str] = []
-    polygons = 0
+    polygons = poses = 0
     for path in marks.paths():
         part = _placed(places, path) if places else marks.part(posixpath.dirname(path))
         if part is None:
@@ -67,15 +75,17 @@ def read_yolo(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Ma
         marked = marks.begin(path, part)
         if marked is None:
             continue
-        text = next((each for each in _texts(path) if each in texts), None)
+        # A text that is nearer to another image is the other's.
+        mine = (each for far, each in _texts(path) if each in texts and nearest[each] == far)
+        text = next(mine, None)
         if text is None:
             bare.append(path)
             continue
-        used.add(text)
+        used.setdefault(text, []).append(path)
         for number, row in enumerate(_rows(root, text, marks)):
             where = f"row {number + 1} of {text}"
             try:
-                label, corners, polygon = _box(row)
+                label, corners, more = _box(row, points)
             except ValueError as error:
                 marks.left.add("rows", str(error), where)
                 continue
@@ -84,16 +94,26 @@ def read_yolo(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Ma
                 continue
             if label not in labels:
                 labels[label] = marks.label(str(label))
-            polygons += polygon
+            polygons += more and not points
+            poses += more and points > 0
             marked.add(corners, labels[label])
     if polygons:
         marks.notes.append(f"polygons, of which the box around them is taken: {polygons:,}")
+    if poses:
+        marks.notes.append(f"poses, of which the box is taken, without points: {poses:,}")
     if bare:
         marks.notes.append(
             f"images without a text of labels, so that they show nothing: {len(bare):,} of "
             f"{len(marks.images):,}: {shortened(bare, 3)}"
         )
-    alone = sorted(texts - used)
+    if several := {text: of for text, of in used.items() if len(of) > 1}:
+        count = sum(map(len, several.values()))
+        called = (f"{text} of {shortened(of, 3)}" for text, of in several.items())
+        marks.notes.append(
+            f"texts of labels that several images have, whose boxes are taken for each: "
+            f"{len(several):,}, of {count:,} images: {shortened(called, 3)}"
+        )
+    alone = sorted(texts - set(used))
     marks.left.add("texts of labels without an image", "no image is called like them", *alone)
     if places:
         marks.unnamed(f"{about} names no folder of theirs")
@@ -113,6 +133,11 @@ def _is_rows(root: str, file: str) -> bool:
     return bool(lines) and all(_ROW.fullmatch(line) for line in lines[:10])
 
 
+def _has_row(root: str, file: str) -> bool:
+    """Whether any of its first lines is a box."""
+    return any(map(_ROW.fullmatch, first_lines(root, file).splitlines()))
+
+
 def _lines(root: str) -> list[str]:
     """classes.txt: a name a line."""
     for file in ("classes.txt", "labels/classes.txt", "obj.names"):
@@ -125,8 +150,10 @@ def _lines(root: str) -> list[str]:
     return []
 
 
-def _about(root: str, file: str, marks: Marks) -> tuple[list[str], dict[str, int]]:
-    """The names, and of folders and images the part that they are for."""
+def _about(root: str, file: str, marks: Marks) -> tuple[list[str], dict[str, int], int]:
+    """The names; of folders and images the part that they are for; and how many numbers follow the
+    box of a pose.
+    """
     try:
         place = Path(root, file)
         if place.stat().st_size > _MOST_YAML:
@@ -134,7 +161,7 @@ def _about(root: str, file: str, marks: Marks) -> tuple[list[str], dict[str, int
         found = yaml.safe_load(place.read_text("utf-8-sig"))
         if not isinstance(found, Mapping):
             raise ValueError("it is no mapping")
-        names = _names(found)
+        names, points = _names(found), _points(found.get("kpt_shape"))
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         said = str(error).partition("\n")[0]
         raise DataError(f"{file} is no data.yaml that can be read: {said}") from error
@@ -150,7 +177,17 @@ def _about(root: str, file: str, marks: Marks) -> tuple[list[str], dict[str, int
                 places.setdefault(path, part)
     if lost:
         marks.notes.append(f"{file} names places that are not in the folder: {shortened(lost, 3)}")
-    return names, places
+    return names, places, points
+
+
+def _points(shape: object) -> int:
+    """The numbers of a pose's points, of `kpt_shape`; 0 where there are none."""
+    match shape:
+        case None:
+            return 0
+        case [int(count), 2 | 3 as each] if 0 < count < 100_000:
+            return count * int(each)
+    raise ValueError("kpt_shape is how many points a pose has, and 2 or 3 numbers a point")
 
 
 def _names(found: Mapping[Any, Any]) -> list[str]:
@@ -183,8 +220,9 @@ def _place(root: str, file: str, base: str, given: str, marks: Marks) -> list[st
             continue
         if path.lower().endswith(".txt") and Path(root, path).is_file():
             lines = first_lines(root, path, _MOST_BYTES).splitlines()
-            called = [line.strip() for line in lines if line.strip()]
-            found = (marks.find(re.sub(r"^\./", "", each), path) for each in called)
+            called = [re.sub(r"^\./", "", line.strip()) for line in lines if line.strip()]
+            marks.expect(called)
+            found = (marks.find(each, path) for each in called)
             return [each for each in found if each is not None]
         if Path(root, path).is_dir():
             return ["" if path == "." else path]
@@ -200,16 +238,16 @@ def _placed(places: Mapping[str, int], path: str) -> int | None:
     return places.get("")
 
 
-def _texts(path: str) -> Iterator[str]:
-    """Where the labels of an image may lie."""
+def _texts(path: str) -> Iterator[tuple[int, str]]:
+    """Where the labels of an image may lie, and how far from where YOLO looks for them."""
     stem = posixpath.splitext(path)[0]
     before, found, after = f"/{stem}".rpartition("/images/")
     if found:
-        yield f"{before}/labels/{after}.txt"[1:]
+        yield 0, f"{before}/labels/{after}.txt"[1:]
     folder, name = posixpath.split(stem)
-    yield posixpath.join(folder, "labels", f"{name}.txt")
-    yield f"{stem}.txt"
-    yield f"labels/{name}.txt"
+    yield 1, posixpath.join(folder, "labels", f"{name}.txt")
+    yield 2, f"{stem}.txt"
+    yield 3, f"labels/{name}.txt"
 
 
 def _rows(root: str, file: str, marks: Marks) -> list[list[str]]:
@@ -224,8 +262,10 @@ def _rows(root: str, file: str, marks: Marks) -> list[list[str]]:
         return []
 
 
-def _box(row: Sequence[str]) -> tuple[int, tuple[float, float, float, float], bool]:
-    """The class, the corners, and whether it is a polygon that they are around."""
+def _box(row: Sequence[str], points: int) -> tuple[int, tuple[float, float, float, float], bool]:
+    """The class, the corners, and whether there is more than a box: `points` numbers of a pose, or
+    else the polygon that corners are around.
+    """
     try:
         values = [float(one) for one in row]
     except ValueError as error:
@@ -233,9 +273,12 @@ def _box(row: Sequence[str]) -> tuple[int, tuple[float, float, float, float], bo
     if not math.isfinite(values[0]) or values[0] != int(values[0]) or not 0 <= values[0] < 1e5:
         raise ValueError("a class is a whole number from 0")
     label = int(values[0])
-    if len(values) == 5:
-        x, y, width, height = values[1:]
-        return label, (x - width / 2, y - height / 2, x + width / 2, y + height / 2), False
+    if len(values) in (5, 5 + points):
+        x, y, width, height = values[1:5]
+        corners = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        return label, corners, len(values) > 5
+    if points:
+        raise ValueError(f"a row is a class, four numbers and, by kpt_shape, {points} of points")
     if len(values) >= 7 and len(values) % 2:
         across, down = values[1::2], values[2::2]
         if not all(map(math.isfinite, values)):
