@@ -1,8 +1,12 @@
 """Images with boxes, in every format that people have them in."""
 
 import json
+import os
 import pickle
+import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from data.boxed import FORMATS, HEIGHT, TRUTH, WIDTH, Box, coco, picture, voc_te
 from vitrail.cli import main
 from vitrail.data.check_boxes import check_boxes
 from vitrail.data.sources.boxed import BoxedSource, has_boxes
+from vitrail.data.sources.layout import FolderRules
 from vitrail.data.sources.write_boxes import write_boxes
 from vitrail.data.split import open_data, open_splits, task_of
 from vitrail.data.targets import ANY, Boxes
@@ -69,6 +74,21 @@ def test_every_format_says_the_same(name: str, tmp_path: Path) -> None:
         assert source.targets.names == ("cat", "dog")
     splits = open_splits(tmp_path, seed=0, targets=Boxes)
     assert (len(splits.train), len(splits.val)) == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["roboflow", "yolo", "voc", "table"])
+def test_a_json_file_of_something_else_is_passed_over(name: str, tmp_path: Path) -> None:
+    FORMATS[name](tmp_path)
+    before = found(BoxedSource(tmp_path))
+    (tmp_path / "meta.json").write_text('{"images": 5000, "annotations": "by hand"}')
+    if name != "roboflow":
+        captions = [{"image_id": 0, "caption": "a cat"}]
+        write_coco(tmp_path / "captions.json", {"a.jpg": []}, annotations=captions)
+    assert has_boxes(tmp_path)
+    source = BoxedSource(tmp_path)
+    assert found(source) == before
+    told = [*source.notes, *(one.sentence() for one in source.left_out)]
+    assert any("passed over" in each or "meta.json" in each for each in told)
 
 
 def one(root: Path, boxes: list[Box] | None = None, **more: object) -> BoxedSource:
@@ -224,6 +244,17 @@ def test_a_copy_of_another_size_and_an_image_of_another_shape(tmp_path: Path) ->
     assert check_boxes(source).unusable == 1
 
 
+def test_an_image_that_nobody_can_read_is_neither_scaled_nor_a_negative(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_bytes(b"\xff\xd8\xff cut")
+    cat: list[Box] = [("cat", 1, 2, 20, 10)]
+    write_coco(tmp_path / "boxes.json", {"a.jpg": cat, "b.jpg": cat * 2})
+    source = BoxedSource(tmp_path)
+    assert not source.targets.empty()
+    assert not any("scaled" in note or "none" in note for note in source.notes)
+    assert (left(source), source.told) == ({"boxes of images that cannot be read": 2}, 3)
+
+
 def test_outlines_are_masks_unless_boxes_are_asked_for(tmp_path: Path) -> None:
     outline = {**GOOD, "segmentation": [[1, 1, 9, 1, 9, 9]]}
     one(tmp_path, annotations=[outline])
@@ -242,6 +273,25 @@ def test_where_vocs_coordinates_begin_is_decided_of_the_whole_set(
         (tmp_path / f"{name}.xml").write_text(text)
     source = BoxedSource(tmp_path)
     assert [boxes_of(source, i)[0][1] for i in range(2)] == [0, 5]
+    assert noted(source, f"begin at {first}")
+
+
+@pytest.mark.parametrize(
+    ("lefts", "first"),
+    [
+        ([-3, 7, 9], 1),  # a slip, which says nothing
+        ([0, 1, 1, 1, 1, 1, 9], 1),
+        ([-2, 0, 1, 1, 9], 0),
+        ([-1, -1, -1, 9], 0),  # where 1 was taken away before
+        ([5, 0], 0),
+    ],
+)
+def test_a_slip_does_not_shift_vocs_boxes(lefts: list[float], first: int, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    boxes: list[Box] = [("cat", left_, 9 + k, 20, 30) for k, left_ in enumerate(lefts)]
+    (tmp_path / "a.xml").write_text(voc_text("a.png", boxes, first=0))
+    source = BoxedSource(tmp_path)
+    assert max(box[1] for box in boxes_of(source, 0)) == max(lefts) - first
     assert noted(source, f"begin at {first}")
 
 
@@ -266,6 +316,7 @@ def test_difficult_objects_parts_of_objects_and_odd_names_of_voc(tmp_path: Path)
         "<annotation><object>",
         "<annotation>" + "<a>" * 999,
         "<svg></svg>",
+        '<?xml version="1.0" encoding="xxx"?><annotation></annotation>',
         "",
     ],
 )
@@ -301,8 +352,20 @@ def test_polygons_pixels_and_unknown_classes_of_yolo(tmp_path: Path) -> None:
     }
 
 
+_MERGES = "".join(f"k{k}: &k{k} {{<<: [{', '.join([f'*k{k - 1}'] * 10)}]}}\n" for k in range(1, 9))
+
+
 @pytest.mark.parametrize(
-    "text", ["names: !!python/object:os.system x\ntrain: a", "names: [\ntrain: a"]
+    "text",
+    [
+        "names: !!python/object:os.system x\ntrain: a",
+        "names: [\ntrain: a",
+        'nc: !!int ""\ntrain: a',
+        "nc: !!bool q\ntrain: a",
+        "nc: !!timestamp q\ntrain: a",
+        f"nc: !!float 1{':1' * 500}\ntrain: a",
+        f"k0: &k0 {{a: b}}\n{_MERGES}nc: 2\ntrain: a",
+    ],
 )
 def test_a_yaml_that_is_none_is_one_message(text: str, tmp_path: Path) -> None:
     picture(tmp_path / "images/a.jpg")
@@ -311,6 +374,49 @@ def test_a_yaml_that_is_none_is_one_message(text: str, tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(DataError, match=r"data\.yaml"):
         BoxedSource(tmp_path)
+
+
+_LISTS = "".join(f"k{k}: &k{k} [{', '.join([f'*k{k - 1}'] * 10)}]\n" for k in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"k0: &k0 [a]\n{_LISTS}train: [*k9]",
+        f"path: 0x{'f' * 4000}\ntrain: images",
+        "train: &a [*a]",
+    ],
+)
+def test_places_of_yolos_that_are_no_text_are_told(text: str, tmp_path: Path) -> None:
+    picture(tmp_path / "images/train/a.jpg")
+    (tmp_path / "labels/train").mkdir(parents=True)
+    (tmp_path / "labels/train/a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text(f"{text}\nnames: [cat]")
+    source = BoxedSource(tmp_path)
+    assert source.targets.text(0) == "cat 1"
+    assert noted(source, "no text").startswith("data.yaml names places")
+
+
+def test_rows_without_an_image_and_rows_of_several_parts_are_counted(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        picture(tmp_path / name)
+    (tmp_path / "boxes.csv").write_text(
+        "filename,xmin,ymin,xmax,ymax,class,split\n,1,2,3,4,x,val\n,1,2,3,4,x,val\n"
+        "a.jpg,1,2,20,10,x,val\na.jpg,3,2,20,10,x,train\nb.jpg,3,2,20,10,x,train\n"
+    )
+    source = BoxedSource(tmp_path)
+    assert left(source) == {"rows without an image": 2}
+    assert source.part.tolist() == [0, 1]
+    assert noted(source, "several parts").endswith("the first is taken: 1: a.jpg")
+
+
+def test_a_class_of_thousands_of_digits_is_a_name(tmp_path: Path) -> None:
+    long = "7" * 5000
+    (tmp_path / "boxes.csv").write_text(
+        f"filename,xmin,ymin,xmax,ymax,class\na.jpg,1,2,20,10,{long}\na.jpg,3,2,20,10,8\n"
+    )
+    picture(tmp_path / "a.jpg")
+    assert BoxedSource(tmp_path).targets.names == (long, "8")
 
 
 def test_bdds_names_regions_and_crowds(tmp_path: Path) -> None:
@@ -356,13 +462,41 @@ def test_boxes_survive_every_format(first: str, tmp_path: Path) -> None:
         assert source.part.tolist() == before.part.tolist()
 
 
-def test_nothing_is_written_into_the_data_or_over_anything(tmp_path: Path) -> None:
+def test_boxes_of_less_than_a_pixel_are_no_inverted_ones_of_voc(tmp_path: Path) -> None:
+    thin: list[Box] = [
+        *(("cat", 10.2, 5.3, 10.7, 9), ("cat", 0, 0, 0.7, 0.2), ("dog", 63.5, 47.6, 64, 48)),
+        ("dog", 3, 3, 4, 4),
+    ]
+    source = one(tmp_path / "data", thin)
+    written = write_boxes(source, tmp_path / "out", to="voc")
+    assert [note.split(": ")[1] for note in written.notes] == [
+        "3 boxes of less than a pixel across are written as one pixel across"
+    ]
+    text = (tmp_path / "out/Annotations/a.xml").read_text()
+    corners = np.array(re.findall(r"<[xy]m\w+>([^<]+)", text), float).reshape(-1, 4)
+    assert (corners[:, :2] >= 1).all()
+    assert (corners[:, 2:] >= corners[:, :2]).all()
+    assert (corners[:, 2:] <= [WIDTH, HEIGHT]).all()
+    back = boxes_of(BoxedSource(tmp_path / "out"), 0)
+    apart = [np.subtract(a[1:], b[1:]) for a, b in zip(sorted(thin), back, strict=True)]
+    assert np.abs(apart).max() < 1
+    assert np.allclose(apart[2], 0, atol=1e-5)
+
+
+def test_nothing_is_written_into_the_data_or_over_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = one(tmp_path / "data")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").write_text("")
     for out in (tmp_path / "data/out", tmp_path / "full", tmp_path / "data"):
         with pytest.raises(UsageError):
             write_boxes(source, out, to="coco")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for here in (Path("."), tmp_path / "here"):
+        with pytest.raises(UsageError, match="the folder that you are in"):
+            write_boxes(source, here, to="coco")
     assert sorted(file.name for file in (tmp_path / "data").iterdir()) == ["a.jpg", "boxes.json"]
 
 
@@ -372,6 +506,32 @@ def test_a_million_boxes_in_a_file(tmp_path: Path) -> None:
     annotations = [{**GOOD, "bbox": row} for row in rows.tolist()]
     source = one(tmp_path, annotations=annotations)
     assert source.targets.most > 19_000
+
+
+def test_boxes_behind_a_mib_of_images_and_before_one_of_annotations_are_seen(
+    tmp_path: Path,
+) -> None:
+    """As in COCO's own files of a hundred thousand images, and in ours."""
+    picture(tmp_path / "a.jpg")
+    more = [{"id": 99 + k, "file_name": f"{k:0150}.jpg"} for k in range(9000)]
+    image = {"id": 10, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT}
+    boxes = [GOOD] * 30_000
+    outlines = [{"image_id": 1, "segmentation": [[1, 2, 3, 4, 5, 6]]}] * 20_000
+    content = {"images": [image, *more], "annotations": boxes}
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps({**content, "categories": [{"id": 3, "name": "cat"}]}))
+    assert has_boxes(tmp_path)
+    assert has_boxes(file)
+    assert task_of(str(file)) == "detect"
+    assert BoxedSource(file).targets.text(0) == "cat 1"
+    for other in (
+        {**content, "annotations": [{"image_id": 1, "segments_info": [GOOD]}]},
+        {**content, "annotations": outlines},
+        boxes,  # somebody's answers
+        {"images": 9000, "boxes": boxes},
+    ):
+        file.write_text(json.dumps(other))
+        assert not has_boxes(file)
 
 
 def test_coco_itself(tmp_path: Path) -> None:
@@ -399,6 +559,69 @@ def test_the_command_line_checks_and_converts(
     assert "left out: boxes without an area, 1" in told
     assert boxes_of(BoxedSource(out), 0) == [("cat", 0, 2, 30, 40)]
     assert main(["data", "convert", str(tmp_path / "data"), "--to", "pdf", str(out)]) == 2
+
+
+def test_bdds_file_two_levels_below_its_images(tmp_path: Path) -> None:
+    FORMATS["bdd_2020"](tmp_path)
+    file = tmp_path / "labels/det_20/det_train.json"
+    assert has_boxes(file)
+    assert set(found(BoxedSource(file))) == {"train/a", "train/b"}
+    with pytest.raises(DataError, match=r"none of the 0 images .* Name the one above, with both"):
+        BoxedSource(file.parent)
+
+
+def test_a_file_means_the_image_of_its_own_sequence(tmp_path: Path) -> None:
+    for sequence, right in (("seq_1", 20), ("seq_2", 30)):
+        picture(tmp_path / sequence / "JPEGImages/0001.jpg")
+        (tmp_path / sequence / "Annotations").mkdir()
+        file = tmp_path / sequence / "Annotations/0001.xml"
+        file.write_text(voc_text("0001.jpg", [("cat", 1, 2, right, 40)]))
+    source = BoxedSource(tmp_path)
+    assert [boxes_of(source, i)[0][3] for i in range(2)] == [20, 30]
+
+
+def test_annotations_are_seen_wherever_a_folder_lists_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Last of thousands of files, or in the last of many folders."""
+    scandir = os.scandir
+
+    @contextmanager
+    def listed(place: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scandir(place) as entries:
+            first = (".jpg", "f")
+            yield iter(sorted(entries, key=lambda entry: not entry.name.endswith(first)))
+
+    for k in range(5000):
+        (tmp_path / f"flat/{k}.jpg").parent.mkdir(exist_ok=True)
+        (tmp_path / f"flat/{k}.jpg").touch()
+    head = "image_path,xmin,ymin,xmax,ymax,label"
+    (tmp_path / "flat/boxes.csv").write_text(f"{head}\n1.jpg,1,2,3,4,cat\n")
+    for k in range(70):
+        (tmp_path / f"deep/{k}f").mkdir(parents=True)
+    (tmp_path / "deep/labels/train").mkdir(parents=True)
+    (tmp_path / "deep/labels/train/a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    monkeypatch.setattr(os, "scandir", listed)
+    assert has_boxes(tmp_path / "flat")
+    assert has_boxes(tmp_path / "deep")
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_labels_in_a_linked_folder_are_read_as_its_images_are(inside: bool, tmp_path: Path) -> None:
+    root, kept = tmp_path / "data", tmp_path / ("data/kept" if inside else "kept")
+    picture(kept / "images/a.jpg")
+    (kept / "labels").mkdir()
+    (kept / "labels/a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (kept / "circle").symlink_to(kept)
+    (kept / "labels/loop.txt").symlink_to(kept / "labels/loop.txt")
+    picture(root / "val/images/b.jpg")
+    (root / "val/labels").mkdir()
+    (root / "val/labels/b.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (root / "train").symlink_to(kept)
+    source = BoxedSource(root, FolderRules(follow_links=not inside))
+    linked = [source.key(i) for i in range(len(source))].index("train/images/a.jpg")
+    assert source.targets.text(linked) == "0 1"
+    assert not source.targets.empty()
 
 
 def test_folders_of_classes_have_no_boxes(tmp_path: Path) -> None:

@@ -63,13 +63,18 @@ def framed(root: str, marks: Marks) -> Framed:
     frame, turned, fits = _frames(headers, stated, drawn, paths, notes)
     unread = headers.stored[:, 0] == 0
     marks.left.add(
+        "boxes of images that cannot be read",
+        "nobody knows where they lie",
+        *(paths[i] for i in drawn.image[unread[drawn.image]]),
+    )
+    marks.left.add(
         MISFITS,
         "their boxes cannot be told; is the image another one, or was it cut?",
         *_some(paths, ~fits & ~unread),
     )
     names, place = marks.classes()
+    told = int((fits | unread)[drawn.image].sum())
     drawn = drawn.kept((fits & ~unread)[drawn.image])
-    told = len(drawn.labels)
     drawn, cut = _cleaned(marks, drawn, frame, paths)
     height, width = frame[drawn.image].T
     corners = drawn.corners / np.stack([width, height, width, height], axis=1)
@@ -121,7 +126,7 @@ def _frames(
     """
     stored, shown, lying = headers.stored, headers.shown, headers.lying
     far = _reach(drawn, len(paths))
-    known = stated[:, 0] > 0
+    known = (stated[:, 0] > 0) & (stored[:, 0] > 0)  # 0 is of what nobody can read
     square = np.abs(stored[:, 0] - stored[:, 1]) <= _SLACK
     tells = lying & ~square
     upright = known & _near(stated, shown)

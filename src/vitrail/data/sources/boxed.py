@@ -17,8 +17,9 @@ from vitrail.data.sources.coco_boxes import find_coco_boxes, has_boxes_in, read_
 from vitrail.data.sources.coco_masks import has_outlines, has_segments
 from vitrail.data.sources.csv_boxes import find_csv, has_header, read_csv
 from vitrail.data.sources.files import FileImages
+from vitrail.data.sources.formats import IMAGE_EXTENSIONS
 from vitrail.data.sources.layout import USUAL, FolderRules
-from vitrail.data.sources.marks import Marks, annotation_files
+from vitrail.data.sources.marks import ABOVE, Marks, annotation_files
 from vitrail.data.sources.source import LeftOut
 from vitrail.data.sources.voc_boxes import find_voc, read_voc
 from vitrail.data.sources.walk import Tree, walk
@@ -26,8 +27,6 @@ from vitrail.data.sources.yolo_boxes import find_yolo, read_yolo
 from vitrail.errors import DataError, UsageError, setting
 
 _LISTS = ("classes.txt", "obj.names", *(f"{part}.txt" for part in ("train", "val", "test")))
-_ABOVE = ("annotations", "labels", "labels_json", "det_20", "annotation")
-"""Folders of annotations, beside which the images lie."""
 
 
 class _Format(NamedTuple):
@@ -50,9 +49,10 @@ def has_boxes(place: Path | str) -> bool:
         if file is not None:
             return _of_file(root, file, annotation_files(root, quick=True)) is not None
         coco = [Path(root, one) for one in find_coco_boxes(root)]
-        if coco:
-            finer = any(has_outlines(one) or has_segments(one) for one in coco)
-            return not finer and any(map(has_boxes_in, coco))
+        if any(has_outlines(one) or has_segments(one) for one in coco):
+            return False
+        if any(map(has_boxes_in, coco)):
+            return True
         files = annotation_files(root, quick=True)
         return any(find(root, files) for find in (find_bdd, find_voc, find_yolo, find_csv))
     except OSError:
@@ -73,7 +73,7 @@ class BoxedSource(FileImages):
                 f"{setting('data.parts', rules.parts)}: of images with boxes it is auto or none"
             )
         self._root, file = _root(os.path.abspath(place))
-        files = annotation_files(self._root)
+        files = annotation_files(self._root, follow_links=rules.follow_links)
         if file is None:
             formats = _formats(self._root, files)
         else:
@@ -131,20 +131,35 @@ def _root(place: str) -> tuple[str, str | None]:
         return place, None
     folder, name = os.path.split(place)
     above, around = os.path.split(folder)
-    if around.lower() in _ABOVE:
-        return above, f"{around}/{name}"
-    return folder, name
+    if around.lower() not in ABOVE:
+        return folder, name
+    top, between = os.path.split(above)
+    # BDD100K's labels/det_20 is two levels below the folder that its images/ are in.
+    if between.lower() in ABOVE and _shows_images(top) and not _shows_images(above):
+        return top, f"{between}/{around}/{name}"
+    return above, f"{around}/{name}"
+
+
+def _shows_images(folder: str) -> bool:
+    """Whether the names in a folder are those of images, or of folders of them."""
+    try:
+        names = [name.lower() for name in os.listdir(folder)]
+    except OSError:
+        return False
+    return any("images" in name or name.endswith(IMAGE_EXTENSIONS) for name in names)
 
 
 def _formats(root: str, files: Sequence[str]) -> list[_Format]:
     """The formats in which a folder has boxes; the first is the one that is read."""
-    coco = find_coco_boxes(root)
+    coco = _Format("COCO", find_coco_boxes(root), read_coco_boxes)
+    # Any JSON may have a word for images: without a box it is asked last.
+    seen = any(has_boxes_in(Path(root, file)) for file in coco.files)
     found = [
-        _Format("COCO", coco, read_coco_boxes),
-        *([] if coco else [_Format("BDD100K", find_bdd(root, files), read_bdd)]),
+        *([coco] if seen else [_Format("BDD100K", find_bdd(root, files), read_bdd)]),
         _Format("Pascal VOC", find_voc(root, files), read_voc),
         _Format("YOLO", find_yolo(root, files), read_yolo),
         _Format("a table", find_csv(root, files), read_csv),
+        *([] if seen else [coco]),
     ]
     return [one for one in found if one.files]
 
@@ -166,6 +181,8 @@ def _nothing(root: str, chosen: _Format, tree: Tree, left: Sequence[LeftOut]) ->
     told = "".join(f"; {one.sentence()}" for one in left)
     there = len(tree.images())
     files = shortened(map(printable, chosen.files), 3)
+    if not there:
+        told += "; is it the folder of the annotations alone? Name the one above, with both"
     return (
         f"none of the {there:,} images in {root} has boxes, or a word that it has none, by "
         f"{chosen.name} ({files}){told}"

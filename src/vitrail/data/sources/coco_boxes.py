@@ -7,31 +7,45 @@ and Roboflow's kind of all categories, where no annotation is of them. Outlines 
 
 import posixpath
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from vitrail.data.names import shortened
 from vitrail.data.sources.coco_masks import CocoJson, find_coco
-from vitrail.data.sources.jsonfile import head_of, text_of
+from vitrail.data.sources.jsonfile import head_of, is_in, text_of
 from vitrail.data.sources.marks import Marked, Marks, name_of, numbers, size_said
 from vitrail.data.sources.source import PARTS
 from vitrail.data.sources.walk import Tree
 from vitrail.errors import DataError
 
 _BOX = re.compile(rb'"bbox"\s*:\s*\[')
+_LISTS = re.compile(rb'"(images|annotations)"\s*:\s*\[\s*[{\]]')
 _BACKGROUND = ("background", "__background__")
 
 
 def find_coco_boxes(root: str) -> list[str]:
-    """The files of a folder that may be COCO's, by their beginnings and ends."""
-    return find_coco(root)
+    """The files of a folder that are COCO's, by their beginnings and ends; where none is, those
+    that may be meant so.
+    """
+    found = find_coco(root)
+    return [file for file in found if _is_coco(head_of(Path(root, file)))] or found
 
 
 def has_boxes_in(file: Path) -> bool:
-    """Whether boxes are seen at the beginning or the end of a JSON file of COCO's."""
+    """Whether a JSON file is COCO's and has boxes, which may lie behind any number of images. Those
+    of panoptic segments are none.
+    """
     head = head_of(file)
-    return bool(_BOX.search(head)) and b'"annotations"' in head
+    if not _is_coco(head) or b'"segments_info"' in head:
+        return False
+    return bool(_BOX.search(head)) or is_in(file, _BOX)
+
+
+def _is_coco(head: bytes) -> bool:
+    """Whether the ends of a file are those of a mapping with COCO's lists."""
+    return head.removeprefix(BOM_UTF8).lstrip().startswith(b"{") and bool(_LISTS.search(head))
 
 
 def read_coco_boxes(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Marks:

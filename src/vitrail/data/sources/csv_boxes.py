@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vitrail.data.names import printable, shortened
 from vitrail.data.sources.marks import Marks, ending_in, first_lines, name_of, numbers
 from vitrail.data.sources.marks import size_said as said
 from vitrail.data.sources.parts import part_named
@@ -190,13 +191,15 @@ def _read(
     number: int,
 ) -> None:
     paths: dict[str, str | None] = {}
+    several: dict[str, None] = {}
     for line, row, box in zip(table.lines, table.rows, boxes, strict=True):
         where = f"line {line} of {file}"
         called = row[columns.image]
+        if not called:
+            marks.left.add("rows without an image", "each names one", where)
+            continue
         if called not in paths:
-            paths[called] = _find(marks, called, file) if called else None
-            if not called:
-                marks.left.add("rows without an image", "each names one", where)
+            paths[called] = _find(marks, called, file)
         path = paths[called]
         if path is None:
             continue
@@ -204,8 +207,10 @@ def _read(
             marks.left.add("rows of images that another table has", "the first is taken", where)
             continue
         marked = marks.images.get(path)
+        told = part_named(row[columns.split]) if columns.split is not None else None
+        if marked is not None and told and PARTS.index(told) != marked.part:
+            several[path] = None
         if marked is None:
-            told = part_named(row[columns.split]) if columns.split is not None else None
             part = PARTS.index(told) if told else marks.part(posixpath.dirname(path), file)
             size = None
             if columns.size is not None:
@@ -221,6 +226,11 @@ def _read(
             continue
         ignored = columns.ignored is not None and marks.flag(row[columns.ignored], where)
         marked.add(box, marks.label(name), ignored)
+    if several:
+        marks.notes.append(
+            f"images whose rows in {file} are of several parts, of which the first is taken: "
+            f"{len(several):,}: {shortened(map(printable, several), 3)}"
+        )
 
 
 def _find(marks: Marks, called: str, file: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from vitrail.units import bytes_text
 
 _MOST_BYTES = 4 << 30
 _HEAD = 1 << 20
+_OVERLAP = 256
+"""Bytes of one piece that are looked at again with the next."""
 
 
 def read_json(file: Path) -> Any:
@@ -47,3 +50,17 @@ def head_of(file: Path) -> bytes:
             return head + stream.read(_HEAD)
     except OSError:
         return b""
+
+
+def is_in(file: Path, pattern: "re.Pattern[bytes]") -> bool:
+    """Whether a short pattern is anywhere in a file, which is read up to it and never held."""
+    try:
+        with file.open("rb") as stream:
+            before = b""
+            while piece := stream.read(_HEAD):
+                if pattern.search(before + piece):
+                    return True
+                before = piece[-_OVERLAP:]
+    except OSError:
+        pass
+    return False

@@ -44,7 +44,8 @@ def paths_meant(
     if folders and not most and len(possible) < len(called):
         return []  # nothing but the file's name says that it is this one, and others have that
     found = [path for path in possible if shared[path] == most]
-    words = set(re.findall(r"[a-z]+\d*", file.lower()))
+    # The folder seq_1 is one word, and so is the train of instances_train.json.
+    words = {*re.findall(r"[a-z]+\d*", file.lower()), *file.lower().split("/")}
     common = {path: len(words & set(path.lower().split("/"))) for path in found}
     return [path for path in found if common[path] == max(common.values())]
 

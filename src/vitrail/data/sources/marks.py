@@ -9,7 +9,6 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from vitrail.data.sources.listed import (
 )
 from vitrail.data.sources.parts import part_within
 from vitrail.data.sources.source import PARTS, Tally
-from vitrail.data.sources.walk import Tree, is_hidden
+from vitrail.data.sources.walk import Links, Tree, is_hidden
 from vitrail.data.targets.boxes import ANY
 
 REGIONS = frozenset(
@@ -43,8 +42,10 @@ _FALSE = ("", "false", "no", "f", "n", "none", "null")
 _ENDINGS = (".json", ".xml", ".txt", ".yaml", ".yml", ".csv", ".tsv", ".names")
 _DEEP = 8
 """Levels of folders."""
-_QUICK = 60, 5_000
-"""Folders, and entries of each, where it only matters whether there are any boxes."""
+_QUICK = 60
+"""Folders that are listed where it only matters whether there are any boxes."""
+ABOVE = ("annotations", "labels", "labels_json", "det_20", "annotation")
+"""Folders of annotations, beside which the images lie."""
 
 
 @dataclass(slots=True)
@@ -139,7 +140,8 @@ class Marks:
         """
         known = list(self._index)
         first, others = known[: self._declared], known[self._declared :]
-        numbers = all(name.isdecimal() for name in others)
+        # Python reads no number of thousands of digits.
+        numbers = all(name.isdecimal() and len(name) < 100 for name in others)
         ordered = [*first, *sorted(others, key=lambda name: (int(name) if numbers else 0, name))]
         place = {name: k for k, name in enumerate(ordered)}
         return tuple(ordered), [place[name] for name in known]
@@ -285,29 +287,44 @@ def name_of(value: object) -> str:
     return name
 
 
-def annotation_files(root: str, *, quick: bool = False) -> list[str]:
-    """The files in `root` that may tell something of images, sorted, relative to it; links to
-    folders are not followed. `quick`: the first folders alone, and the first entries of each.
+def annotation_files(root: str, *, follow_links: bool = False, quick: bool = False) -> list[str]:
+    """The files in `root` that may tell something of images, sorted, relative to it; links are
+    followed as `walk` does. `quick`: in a few folders alone, first those of annotations.
     """
-    folders, most = _QUICK if quick else (None, None)
     found: list[str] = []
     pending = deque([("", 0)])
+    links = Links(root, follow_links)
     seen = 0
-    while pending and (folders is None or seen < folders):
+    while pending and not (quick and seen >= _QUICK):
         folder, level = pending.popleft()
+        links.begin(folder)
         seen += 1
+        below: list[tuple[str, bool]] = []
         try:
             with os.scandir(os.path.join(root, folder)) as entries:
-                for entry in islice(entries, most):
+                # All of them, whatever their order: one file may lie among a million images.
+                for entry in entries:
                     path = posixpath.join(folder, entry.name)
                     if is_hidden(entry.name):
                         continue
+                    # Of what is no link, the entry tells without a look; what loops is neither.
+                    is_link = entry.is_symlink()
                     if entry.name.lower().endswith(_ENDINGS):
-                        found += [path] if entry.is_file() else []
-                    elif level < _DEEP and entry.is_dir(follow_symlinks=False):
-                        pending.append((path, level + 1))
+                        is_file = os.path.isfile(entry.path) if is_link else entry.is_file()
+                        found += [path] if is_file else []
+                    elif level < _DEEP and (
+                        os.path.isdir(entry.path) if is_link else entry.is_dir()
+                    ):
+                        below.append((path, is_link))
         except OSError:  # as `walk` says of those that it cannot list
             continue
+        for path, is_link in sorted(below):
+            if links.refused(folder, path, is_link):  # as `walk` says of these, too
+                continue
+            if any(word in ABOVE for word in path.lower().split("/")):
+                pending.appendleft((path, level + 1))
+            else:
+                pending.append((path, level + 1))
     return sorted(found)
 
 

@@ -1,8 +1,9 @@
 """Pascal VOC: an XML file an image, with the corners of each object.
 
 VOC's own coordinates begin at 1 and include the last pixel (VOC2012's devkit: the top left pixel is
-(1, 1)); other tools write them from 0. Which of both is decided of the whole data set: from 0 if
-any left or top is less than 1. `difficult` objects are ignored, as VOC's own measure does.
+(1, 1)); other tools write them from 0. Which of both is decided of the whole data set: from 0 where
+a left or top is 0, unless that is a slip among many that are 1. `difficult` objects are ignored, as
+VOC's own measure does.
 
 `ImageSets/Main/{train,val,test}.txt` say the parts, or else the names of folders. A file's
 <filename> says which image it is of, or else its own name; <folder> is not looked at.
@@ -26,6 +27,8 @@ _DEEPEST = 16
 _LONGEST = 4096
 """Letters of a text that are read."""
 _LOOKED_AT = 3
+_SLIPS = 4
+"""So many lefts or tops of 1 speak louder than one of less."""
 _LISTS = "/ImageSets/Main"
 _PART_OF_LIST = {"train": 0, "val": 1, "test": 2, "trainval": 0}
 _FLAGS = ["1"], ["0"], ["-1"]
@@ -81,20 +84,16 @@ def read_voc(root: str, files: Sequence[str], tree: Tree, *, parts: bool) -> Mar
             marks.left.add("images that no list names", f"those in {_LISTS[1:]} say which", path)
         elif marks.begin(path, part, voc.size) is not None:
             found[path] = file, voc
-    first = _first(voc for _, voc in found.values())
+    begin = _begin(voc for _, voc in found.values())
     for path, (file, voc) in found.items():
-        _add(marks, path, file, voc, first)
+        _add(marks, path, file, voc, begin.first)
     if by_stem:
         marks.notes.append(
             f"{len(by_stem):,} files name an image that is not there: taken is the one that is "
             f"called like the file: {shortened(by_stem, 3)}"
         )
     if any(voc.objects for _, voc in found.values()):
-        marks.notes.append(
-            "coordinates begin at 1, as VOC's do: no left or top is less, and 1 is taken from each"
-            if first
-            else "coordinates begin at 0, unlike VOC's: some left or top is less than 1"
-        )
+        marks.notes.append(_told(begin))
     marks.unnamed("no XML file is of them")
     return marks
 
@@ -111,6 +110,8 @@ def read_voc_file(file: Path) -> VocFile:
             reader.parser.ParseFile(stream)
     except expat.ExpatError as error:
         raise ValueError("it is cut or damaged XML") from error
+    except LookupError as error:
+        raise ValueError("it names an encoding that there is not") from error
     if not reader.is_annotation:
         raise ValueError("it holds other XML")
     return VocFile(text_of(reader.filename), said(*reader.size), reader.objects)
@@ -233,17 +234,41 @@ def _part(marks: Marks, listed: dict[tuple[str, str], int], path: str, file: str
         around = posixpath.dirname(around)
 
 
-def _first(files: Iterable[VocFile]) -> int:
-    """What the first pixel is called: 1, or 0 where a left or a top is less."""
+class _Begin(NamedTuple):
+    """What the first pixel is called, and by what that is known."""
+
+    first: int
+    less: int
+    """Lefts and tops below 1."""
+    total: int
+
+
+def _begin(files: Iterable[VocFile]) -> _Begin:
+    """From 0 where a left or top is 0, or more than one in a thousand less: one of less than 0 is a
+    slip in either. At the edge of images from 1 many are 1: there a few of less are slips, too.
+    """
+    negative, zero, one, total = 0, 0, 0, 0
     for voc in files:
-        for one in voc.objects:
-            for value in one.corners[:2]:
+        for each in voc.objects:
+            for text in each.corners[:2]:
                 try:
-                    if float(value) < 1:
-                        return 0
+                    value = float(text)
                 except ValueError:
                     continue
-    return 1
+                total += 1
+                negative += value < 0
+                zero += 0 <= value < 1
+                one += 1 <= value < 2
+    seen = zero > 0 or negative > max(1, total / 1000)
+    return _Begin(int(not seen or (zero + negative) * _SLIPS < one), negative + zero, total)
+
+
+def _told(begin: _Begin) -> str:
+    few = f"{begin.less:,} of {begin.total:,} lefts and tops are less"
+    if not begin.first:
+        return f"coordinates begin at 0, unlike VOC's: {few} than 1"
+    why = f"{few}, which are slips" if begin.less else "no left or top is less"
+    return f"coordinates begin at 1, as VOC's do: {why}, and 1 is taken from each"
 
 
 def _add(marks: Marks, path: str, file: str, voc: VocFile, first: int) -> None:

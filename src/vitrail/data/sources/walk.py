@@ -69,12 +69,11 @@ def walk(root: str, *, follow_links: bool = False, used: Collection[str] = ()) -
         raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
 
 
-class _Walk:
-    def __init__(self, root: str, follow_links: bool, used: Collection[str]) -> None:
-        self._root = root
-        self._used = used
+class Links:
+    """The one rule for which folders below `root` are entered, by links or without."""
+
+    def __init__(self, root: str, follow_links: bool) -> None:
         self._follow_links = follow_links
-        self._left_out = Tally()
         self._real = {"": os.path.realpath(root)}
         """Where each folder really lies, by its path."""
         self._linked: set[str] = set()
@@ -82,12 +81,54 @@ class _Walk:
         self._seen: set[str] = set()
         """Where the folders lie that are listed already."""
 
+    def begin(self, path: str) -> None:
+        """The folder at `path`, which was entered, is listed now."""
+        self._seen.add(self._real[path])
+
+    def refused(self, parent: str, path: str, is_link: bool) -> tuple[str, str] | None:
+        """What the folder at `path` is and why it is not entered; None where it is, and then
+        known.
+        """
+        real = os.path.join(self._real[parent], posixpath.basename(path))
+        linked = is_link or parent in self._linked
+        if is_link:
+            real = os.path.realpath(real)
+            inside = os.path.join(real, "").startswith(os.path.join(self._real[""], ""))
+            if not (inside or self._follow_links):
+                follow = f"{setting('data.follow_links', True)} follows them"
+                return "symbolic links to folders elsewhere", follow
+        if linked and real in self._above(parent):
+            return "symbolic links", "they lead in a circle"
+        # Links among linked folders can multiply without end, so these are entered once each.
+        if is_link and parent in self._linked and real in self._seen:
+            return "symbolic links", "what they lead to is read already"
+        self._real[path] = real
+        if linked:
+            self._linked.add(path)
+        return None
+
+    def _above(self, path: str) -> set[str]:
+        """Where the folder at `path`, and those that it lies in, really are."""
+        above = {self._real[""]}
+        while path:
+            above.add(self._real[path])
+            path = posixpath.dirname(path)
+        return above
+
+
+class _Walk:
+    def __init__(self, root: str, follow_links: bool, used: Collection[str]) -> None:
+        self._root = root
+        self._used = used
+        self._left_out = Tally()
+        self._links = Links(root, follow_links)
+
     def tree(self) -> Tree:
         folders: dict[str, Folder] = {}
         pending = [""]
         while pending:
             path = pending.pop()
-            self._seen.add(self._real[path])
+            self._links.begin(path)
             folders[path] = found = self._list(path)
             pending += reversed(found.folders)
         # What is meant least goes last.
@@ -116,44 +157,15 @@ class _Walk:
                     is_folder = entry.is_dir(follow_symlinks=False)
                     is_file = entry.is_file(follow_symlinks=False)
                 if is_folder:
-                    if self._is_entered(folder, path, is_link):
+                    if why := self._links.refused(folder, path, is_link):
+                        self._left_out.add(*why, path)
+                    else:
                         found.folders.append(path)
                 elif not is_file:
                     self._left_out.add("devices, pipes and sockets", "they are no files", path)
                 elif entry.name.lower().endswith(IMAGE_EXTENSIONS) or self._is_image(path):
                     found.images.append(path)
         return found
-
-    def _is_entered(self, parent: str, path: str, is_link: bool) -> bool:
-        """Whether to list the folder at `path`, which is then known."""
-        real = os.path.join(self._real[parent], posixpath.basename(path))
-        linked = is_link or parent in self._linked
-        if is_link:
-            real = os.path.realpath(real)
-            inside = os.path.join(real, "").startswith(os.path.join(self._real[""], ""))
-            if not (inside or self._follow_links):
-                follow = f"{setting('data.follow_links', True)} follows them"
-                self._left_out.add("symbolic links to folders elsewhere", follow, path)
-                return False
-        if linked and real in self._above(parent):
-            self._left_out.add("symbolic links", "they lead in a circle", path)
-            return False
-        # Links among linked folders can multiply without end, so these are entered once each.
-        if is_link and parent in self._linked and real in self._seen:
-            self._left_out.add("symbolic links", "what they lead to is read already", path)
-            return False
-        self._real[path] = real
-        if linked:
-            self._linked.add(path)
-        return True
-
-    def _above(self, path: str) -> set[str]:
-        """Where the folder at `path`, and those that it lies in, really are."""
-        above = {self._real[""]}
-        while path:
-            above.add(self._real[path])
-            path = posixpath.dirname(path)
-        return above
 
     def _is_image(self, path: str) -> bool:
         """Whether a file of no usual ending is an image; told, if it is not."""

@@ -109,6 +109,11 @@ def write_boxes(
             f"YOLO has no word for what is ignored: {count:,} boxes in {len(lost):,} images are "
             f"left out, and what they are around counts as background"
         )
+    if to == "voc" and (thin := sum(_is_thin(each[0]) for one in images for each in one.boxes)):
+        notes.append(
+            f"Pascal VOC's corners are pixels, and both are within: {thin:,} boxes of less than a "
+            f"pixel across are written as one pixel across"
+        )
     return WrittenBoxes(len(images), total, size, tuple(left_out), tuple(notes))
 
 
@@ -249,18 +254,34 @@ def _yolo(folder: Path, images: Sequence[_One], names: Sequence[str]) -> None:
     (folder / "data.yaml").write_text(text, encoding="utf-8")
 
 
+def _is_thin(corners: Sequence[float]) -> bool:
+    left, top, right, bottom = corners
+    return min(right - left, bottom - top) < 1 - 10**-_DIGITS
+
+
+def _voc_side(first: float, last: float) -> tuple[float, float]:
+    """The first and the last pixel from `first` to `last`: the image's first one is 1, and the last
+    one is within. Of less than a pixel both are one, which begins or ends there.
+    """
+    begin = max(1.0, min(first + 1, last))
+    return round(begin, _DIGITS), round(max(begin, last), _DIGITS)
+
+
+def _voc_corners(corners: Sequence[float]) -> str:
+    (xmin, xmax), (ymin, ymax) = _voc_side(*corners[::2]), _voc_side(*corners[1::2])
+    sides = {"xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax}
+    return "".join(f"<{side}>{value}</{side}>" for side, value in sides.items())
+
+
 def _voc(folder: Path, images: Sequence[_One], names: Sequence[str]) -> None:
     (folder / "Annotations").mkdir()
     (folder / "ImageSets/Main").mkdir(parents=True)
     for one in images:
         objects = "".join(
             f"  <object>\n    <name>{escape(REGION if label == ANY else names[label])}</name>\n"
-            f"    <difficult>{int(ignored)}</difficult>\n    <bndbox>"
-            # The first pixel is 1, and the last one is within.
-            f"<xmin>{round(left + 1, _DIGITS)}</xmin><ymin>{round(top + 1, _DIGITS)}</ymin>"
-            f"<xmax>{round(right, _DIGITS)}</xmax><ymax>{round(bottom, _DIGITS)}</ymax>"
-            f"</bndbox>\n  </object>\n"
-            for (left, top, right, bottom), label, ignored in one.boxes
+            f"    <difficult>{int(ignored)}</difficult>\n"
+            f"    <bndbox>{_voc_corners(corners)}</bndbox>\n  </object>\n"
+            for corners, label, ignored in one.boxes
         )
         text = (
             f"<annotation>\n  <folder>JPEGImages</folder>\n"

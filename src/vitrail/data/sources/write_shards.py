@@ -128,12 +128,16 @@ class _Done:
 
 
 def refuse_place(out: Path, data: Path | None) -> None:
-    """Raise `UsageError` for a new folder that lies in `data`, or is there and not empty."""
+    """Raise `UsageError` for a new folder that lies in `data`, or is there and not empty, or is the
+    one that we are in: it comes by being renamed, and a shell would stay in what it replaces.
+    """
     if data is not None:
         refuse_inside(out, data)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{out} is there already, and not empty: choose another place")
+        if out.resolve() == Path.cwd():
+            raise UsageError(f"{out} is the folder that you are in: give the name of a new one")
     except OSError as error:
         raise DataError(f"cannot list {out}: {error.strerror}") from error
 

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from vitrail.data.names import shortened
+from vitrail.data.sources.jsonfile import text_of
 from vitrail.data.sources.marks import Marks, ending_in, first_lines, name_of
 from vitrail.data.sources.walk import Tree
 from vitrail.errors import DataError
@@ -158,9 +159,7 @@ def _about(root: str, file: str, marks: Marks) -> tuple[list[str], dict[str, int
         place = Path(root, file)
         if place.stat().st_size > _MOST_YAML:
             raise ValueError(f"it has more than {bytes_text(_MOST_YAML)}")
-        found = yaml.safe_load(place.read_text("utf-8-sig"))
-        if not isinstance(found, Mapping):
-            raise ValueError("it is no mapping")
+        found = _content(place.read_text("utf-8-sig"))
         names, points = _names(found), _points(found.get("kpt_shape"))
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         said = str(error).partition("\n")[0]
@@ -170,9 +169,13 @@ def _about(root: str, file: str, marks: Marks) -> tuple[list[str], dict[str, int
     for key, part in _PART_KEYS.items():
         given = found.get(key)
         for one in given if isinstance(given, list) else [given] if given else ():
-            where = _place(root, file, str(found.get("path") or ""), str(one), marks)
+            try:
+                where = _place(root, file, text_of(found.get("path") or ""), text_of(one), marks)
+                told = text_of(one)[:80]
+            except (TypeError, ValueError):  # lists of lists, which may be without end
+                where, told = [], "which, or its path, is no text"
             if not where:
-                lost.append(f"{key}: {str(one)[:80]!r}")
+                lost.append(f"{key}: {told!r}")
             for path in where:
                 places.setdefault(path, part)
     if lost:
@@ -188,6 +191,26 @@ def _points(shape: object) -> int:
         case [int(count), 2 | 3 as each] if 0 < count < 100_000:
             return count * int(each)
     raise ValueError("kpt_shape is how many points a pose has, and 2 or 3 numbers a point")
+
+
+def _content(text: str) -> Mapping[Any, Any]:
+    """Raises `ValueError`, `RecursionError` and `yaml.YAMLError`."""
+    try:
+        found = yaml.load(text, _Loader)
+    except (LookupError, AttributeError, ArithmeticError) as error:  # of PyYAML: !!int "" and such
+        raise ValueError("a value is none of what its tag says") from error
+    if not isinstance(found, Mapping):
+        raise ValueError("it is no mapping")
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """As PyYAML's own, without merges: of a few lines these make mappings that no memory holds."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise ValueError("it merges mappings (<<): write their keys out")
+        super().flatten_mapping(node)
 
 
 def _names(found: Mapping[Any, Any]) -> list[str]:

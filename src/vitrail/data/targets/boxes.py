@@ -144,9 +144,12 @@ class Boxes:
         return np.bincount(labels, own, len(self.names)).astype(np.int64)
 
     def empty(self) -> int:
-        """How many images have no object that counts: they show what is none."""
+        """How many images have no object that counts: they show what is none. What nobody can read
+        shows nothing.
+        """
         inside = np.concatenate([[0], np.cumsum(~self._all.ignored)])[self._starts]
-        return int((np.diff(inside)[self._chosen] == 0).sum())
+        bare = np.flatnonzero(np.diff(inside)[self._chosen] == 0)
+        return sum(self._is_readable(i) for i in bare.tolist())
 
     def present(self) -> tuple[str, ...]:
         """The names that any object has."""
@@ -207,6 +210,13 @@ class Boxes:
         for part in self.of(i):
             digest.update(np.ascontiguousarray(part).tobytes())
         return int.from_bytes(digest.digest(), "little")
+
+    def _is_readable(self, i: int) -> bool:
+        try:
+            self.size(i)
+        except UnreadableImage:
+            return False
+        return True
 
     def _counts(self) -> Int64[np.ndarray, " n"]:
         return np.diff(self._starts)[self._chosen]
