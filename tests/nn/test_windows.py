@@ -129,9 +129,7 @@ RELATIVE = {"class_token": False, "pool": "mean", "position": "none", "relative"
     [{"window": (2, 3)}, {"window": (3, 4)} | RELATIVE, {"windows": 2}],
     ids=["windows", "padded, relative positions", "copies of the class token"],
 )
-@pytest.mark.parametrize(
-    "way", ["checkpointing", pytest.param("compile", marks=pytest.mark.slow), "lora"]
-)
+@pytest.mark.parametrize("way", ["checkpointing", "lora"])
 def test_what_training_does_to_blocks_changes_nothing(cut, way):
     torch.manual_seed(0)
     model = ViT(replace(VIT, global_blocks=(1,), **cut))
@@ -144,9 +142,6 @@ def test_what_training_does_to_blocks_changes_nothing(cut, way):
     before = torch.autograd.grad(found.square().sum(), list(model.parameters()))
     if way == "checkpointing":
         recompute_blocks(model)
-    elif way == "compile":
-        for name in model.block_names():
-            model.get_submodule(name).compile()
     else:
         added = add_lora(model, [f"{name}.attn.qkv" for name in model.block_names()], 2, 4.0)
         nn.init.normal_(added[1], std=0.1)
