@@ -84,8 +84,8 @@ def _small(facts: Facts, side: int) -> bool:
 
 
 def _size(facts: Facts, model: ViTConfig) -> tuple[int, int]:
-    """(height, width) of a view: of the shape that images mostly have, for else what is around them
-    would be computed too, or of a square tile; on a CPU no larger than objects need it.
+    """(height, width) of a view: of the shape that images have, for else what is around them would
+    be computed too, or of a square tile; on a CPU no larger than objects need it.
     """
     longer = float(_SIDE_ON_GPU)
     if not facts.gpu:

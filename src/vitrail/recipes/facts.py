@@ -42,7 +42,8 @@ class Facts(NamedTuple):
     labels: tuple[str, ...] = ()
     """The names of the classes."""
     aspect: float = 1.0
-    """Median of the images' heights by their widths."""
+    """Height by width of the squarest image, where all are wide or all are upright; else 1: what is
+    of that shape holds any of them without making it smaller."""
     object_side: float | None = None
     """Of boxes: the median of the sides of squares of their areas, in pixels of their images."""
     object_share: float | None = None
@@ -83,11 +84,21 @@ def facts(
         start=start,
         streamed=streamed is not None,
         labels=source.targets.names,
-        aspect=median(aspects) if aspects else 1.0,
+        aspect=_squarest(aspects),
         object_side=median(side for side, _ in objects) if objects else None,
         object_share=median(share for _, share in objects) if objects else None,
         rate=matrix_rate(getattr(torch, precision), device, size=_PRODUCT, seconds=0.05),
     )
+
+
+def _squarest(aspects: list[float]) -> float:
+    """Of images that are all wide, or all upright; 1 where they are of both kinds, or there is
+    none.
+
+    >>> _squarest([0.5, 0.75]), _squarest([2.0, 1.5]), _squarest([0.5, 1.5]), _squarest([])
+    (0.75, 1.5, 1.0, 1.0)
+    """
+    return max(min(aspects), min(1.0, max(aspects))) if aspects else 1.0
 
 
 def _objects(source: Source) -> list[tuple[float, float]]:
