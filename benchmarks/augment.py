@@ -20,6 +20,7 @@ import PIL
 import torch
 from PIL import Image
 
+from vitrail.data.views import canvas
 from vitrail.data.views.augment import Augment, AugmentConfig, view_of
 from vitrail.data.views.mix import mix
 from vitrail.data.views.preprocess import Preprocess
@@ -92,7 +93,7 @@ def batches(b: int, channels: int, size: int, repeats: int) -> Iterator[Row]:
     """Each config on a batch, and the step to float32."""
     image = torch.from_numpy(preprocess_of(size, 3).view(picture(size, size, "RGB")))
     images = image[:channels].repeat(b, 1, 1, 1)
-    floats = preprocess_of(size, channels).normalise(images)
+    floats = canvas.normalise(preprocess_of(size, channels), images)
     targets = torch.eye(10)[torch.arange(b) % 10]
     indices, epoch = np.arange(b), count()
     title = f"{b} x {channels}x{size}x{size}"

@@ -310,8 +310,8 @@ def _without_compiled() -> None:
 
 def _judge(found: Path, coco: Path, most: int) -> dict[str, Any]:
     """The figures that vitrail's own runs have, of detections of another."""
+    from vitrail.found import Found as Boxes
     from vitrail.metrics.boxes import count, detection
-    from vitrail.nn.boxes import Found as Boxes
 
     truth = json.loads((coco / "annotations/instances_val.json").read_text())
     said = json.loads(found.read_text())
@@ -333,7 +333,7 @@ def _judge(found: Path, coco: Path, most: int) -> dict[str, Any]:
             "labels": classes,
             "ignored": torch.tensor([x["iscrowd"] for x in real]),
         }
-        made = Boxes(boxes, torch.tensor(scores, dtype=torch.float64), labels)
+        made = Boxes(boxes.numpy(), np.array(scores, np.float64), labels.numpy())
         counts.append(count(made, asked, len(place), most))
     rows = {name: torch.stack([each[name] for each in counts]) for name in counts[0]}
     metrics = detection(rows, tuple(each["name"] for each in truth["categories"]), most)

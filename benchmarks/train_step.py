@@ -42,7 +42,7 @@ def ours(name: str, kind: str, precision: str) -> Contestant:
 
     from vitrail.data.batches.batch import Batch
     from vitrail.data.targets import Classes
-    from vitrail.data.views.preprocess import Canvas
+    from vitrail.data.views.canvas import Canvas
     from vitrail.models import build, model_config
     from vitrail.runs import DataConfig, TrainConfig
     from vitrail.runs.machine import keep_freed_memory

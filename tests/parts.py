@@ -4,7 +4,7 @@ import numpy as np
 
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Classes
-from vitrail.data.views.preprocess import Canvas
+from vitrail.data.views.canvas import Canvas
 
 
 def named(*names: str, several: bool = False) -> Classes:

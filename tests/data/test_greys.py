@@ -15,6 +15,7 @@ from vitrail.data.check import check
 from vitrail.data.pixels.greys import look_at_depths
 from vitrail.data.sources.stream import StreamSource
 from vitrail.data.views.augment import AugmentConfig
+from vitrail.data.views.canvas import input_of
 from vitrail.data.views.preprocess import Preprocess
 
 SIDE = 32
@@ -139,7 +140,7 @@ def test_every_reader_shows_the_same_levels(
     reading = Reading(decoders=decoders, cache=cache)
     for grey_range in ((0, 4095), (1000, 3000)):  # from one cache folder
         preprocess = Preprocess(size=(SIDE, SIDE), grey_range=grey_range)
-        expected = np.stack([preprocess(source.encoded(i)).numpy() for i in range(4)])
+        expected = np.stack([input_of(preprocess, source.encoded(i)).numpy() for i in range(4)])
         low, high = grey_range
         levels = np.asarray(source.load(0)).clip(low, high) - float(low)
         half_a_level = 1.01 / 255

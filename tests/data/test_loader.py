@@ -29,6 +29,7 @@ from vitrail.data.pixels.workers import Workers
 from vitrail.data.sources.source import file_stamp
 from vitrail.data.targets import Classes
 from vitrail.data.views.augment import AugmentConfig
+from vitrail.data.views.canvas import input_of
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 from vitrail.units import bytes_text as size_text
@@ -76,7 +77,7 @@ def test_evaluation_shows_every_image_at_the_top_left(resize: Any) -> None:
             assert batch.extent is not None
             seen |= images(batch)
         for i in range(len(SHAPES)):
-            assert torch.equal(seen[i], preprocess(Oblong().load(i)))
+            assert torch.equal(seen[i], input_of(preprocess, Oblong().load(i)))
 
 
 def test_images_of_one_size_need_no_extent() -> None:

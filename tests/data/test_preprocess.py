@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from close import close
+from vitrail.data.views.canvas import collate, input_of, normalise
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 
@@ -135,13 +136,13 @@ def test_views_of_different_sizes_share_a_canvas() -> None:
     preprocess = Preprocess(size=(64, 64), resize="native", patch=(8, 8))
     images = [picture(100, 400), picture(400, 100), picture(80, 80)]
     views = [torch.from_numpy(preprocess.view(image)) for image in images]
-    canvas = preprocess.collate(views)
+    canvas = collate(views, preprocess.patch)
     assert canvas.images.shape == (3, 3, 128, 128) and canvas.images.dtype == torch.uint8
     assert canvas.extent is not None and canvas.extent.tolist() == [[4, 16], [16, 4], [8, 8]]
     for image, view in zip(canvas.images, views, strict=True):
         assert torch.equal(image[:, : view.shape[1], : view.shape[2]], view)
         assert image.sum() == view.sum()
-    assert preprocess.collate(views[:1] * 3).extent is None
+    assert collate(views[:1] * 3, preprocess.patch).extent is None
 
 
 def test_an_image_of_the_right_size_is_kept_as_it_is() -> None:
@@ -195,9 +196,9 @@ def test_normalise_and_call() -> None:
     levels = torch.from_numpy(preprocess.view(image))
     mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
     expected = (levels / 255 - mean) / std
-    close(preprocess(image), expected)
+    close(input_of(preprocess, image), expected)
     floats = levels[None].float()
-    close(preprocess.normalise(floats)[0], expected)
+    close(normalise(preprocess, floats)[0], expected)
     close(floats[0], levels.float())  # the argument is left alone
 
 
@@ -271,5 +272,5 @@ def test_every_field_has_an_effect() -> None:
             base = replace(BASE, resize="pad", patch=(8, 10))
         if field == "tile":
             base = replace(BASE, resize="tiles")
-        before, after = base(image), replace(base, **{field: value})(image)
+        before, after = (input_of(each, image) for each in (base, replace(base, **{field: value})))
         assert before.shape != after.shape or not torch.equal(before, after), field

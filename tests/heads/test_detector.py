@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vitrail.errors import UsageError
+from vitrail.found import Found, best_of
 from vitrail.heads.dense import Dense, DenseHead, decode
 from vitrail.heads.detector import DetectHeadConfig, build_detector
 from vitrail.heads.pyramid import FeaturePyramid, SimplePyramid
@@ -76,7 +77,9 @@ def test_of_one_object_one_box_is_kept() -> None:
     found = Dense(
         logits[None], sides[None], None, points, torch.full((3, 2), 10.0), torch.zeros(3).long()
     )
-    (one,) = decode(found, (60, 48), most=10)
+    said = decode(found, (60, 48), most=10)
+    rows = (row.detach().numpy() for row in (said.boxes[0], said.scores[0], said.labels[0]))
+    one = best_of(Found(*rows).of(slice(3)), 10)
     assert one.boxes.tolist() == [[1, 0, 20, 20], [0, 30, 48, 60]]  # cut to the view
     assert one.labels.tolist() == [0, 1]
     assert one.scores.tolist() == pytest.approx(torch.tensor([3.0, 0.0]).sigmoid().tolist())

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail.errors import DataError
+from vitrail.found import Found
 from vitrail.metrics import DetectMetrics, average_precision, count_boxes, detection
 from vitrail.metrics.matching import ANY
 from vitrail.metrics.mistakes import KIND, KINDS
-from vitrail.nn.boxes import Found
 
 
 class Scene(NamedTuple):
@@ -32,9 +32,9 @@ def scene(found=(), truth=(), padding: int = 0) -> Scene:
     own, classes, ignored = (list(each) for each in (own, classes, ignored))
     return Scene(
         Found(
-            torch.tensor(boxes).float().reshape(-1, 4),
-            torch.tensor(scores).float(),
-            torch.tensor(labels).long(),
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.array(scores, np.float32),
+            np.array(labels, np.int64),
         ),
         {
             "boxes": torch.tensor(own + [[0.0] * 4] * padding).float().reshape(-1, 4),
@@ -76,9 +76,9 @@ def random_scene(rng: np.random.Generator, c: int, m: int, d: int, whole: bool) 
     scores = rng.integers(0, 12, d) / 12 if whole else rng.random(d)
     return Scene(
         Found(
-            torch.from_numpy(found).float(),
-            torch.from_numpy(scores).float().sort(descending=True).values,
-            torch.from_numpy(rng.integers(0, c, d)),
+            found.astype(np.float32),
+            -np.sort(-scores.astype(np.float32)),
+            rng.integers(0, c, d),
         ),
         {
             "boxes": torch.from_numpy(real).float(),

@@ -14,8 +14,8 @@ from PIL import Image
 from vitrail.cli import main
 from vitrail.deploy.answers import MOST_NAMED, drawn
 from vitrail.evaluation import Evaluation, evaluate
+from vitrail.found import Found
 from vitrail.metrics import count_boxes
-from vitrail.nn.boxes import Found
 from vitrail.report.page import render
 from vitrail.report.pages import detect
 from vitrail.runs import Run
@@ -65,9 +65,7 @@ def answering(evaluation: Evaluation, answers: list[Detections], monkeypatch) ->
     names, asked = evaluation.loaded.names, {}
     for i, answer in zip(evaluation.indices.tolist(), answers, strict=True):
         truth = evaluation.source.targets.target(i, None)
-        found = Found(
-            *(torch.from_numpy(part) for part in (answer.boxes, answer.scores, answer.labels))
-        )
+        found = Found(answer.boxes, answer.scores, answer.labels)
         tensors = {name: torch.from_numpy(value) for name, value in truth.items()}
         rows.append(count_boxes(found, tensors, len(names), task.config.most))
         asked[np.asarray(evaluation.source.load(i).convert("RGB")).tobytes()] = answer

@@ -12,13 +12,13 @@ from vitrail.data.batches.batch import Batch
 from vitrail.data.sources.source import ArraySource
 from vitrail.data.sources.tiled import Tiled
 from vitrail.data.targets import ANY, NO_BOXES, Boxes, Said, stacked
+from vitrail.data.views.canvas import canvas_of
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import UsageError
 from vitrail.heads.dense import Dense, DenseHead, decode
-from vitrail.nn.boxes import Found
+from vitrail.nn.boxes import Candidates
 from vitrail.tasks import Detect, DetectConfig
 from vitrail.tasks.dense_boxes import Truth, by_alignment, by_centre, dense_loss, objects_of
-from vitrail.tasks.detect import _cut, _merged
 
 
 def cells(size: int, *strides: int) -> Dense:
@@ -130,7 +130,9 @@ def test_what_is_ignored_is_neither_right_nor_wrong(label: int) -> None:
 class Bright(nn.Module):
     """Finds the bright rectangle of class 1 that a view shows."""
 
-    def found(self, x: Tensor, most: int) -> list[Found]:
+    doubles = True
+
+    def candidates(self, x: Tensor, most: int) -> Candidates:
         return decode(self(x), (x.shape[2], x.shape[3]), most)
 
     def forward(self, x: Tensor) -> Dense:
@@ -154,11 +156,10 @@ def shown(boxes: Boxes, images: list[np.ndarray], preprocess: Preprocess) -> tup
     nn.Module.__init__(task)
     Detect.__init__(task, Bright(), DetectConfig(), boxes, preprocess)  # type: ignore[arg-type]
     source = ArraySource(np.stack(images), np.zeros(len(images), int), ("x",), "a")
-    views = [torch.from_numpy(preprocess.view(source.load(i))) for i in range(len(images))]
-    canvas = preprocess.collate(views)
+    canvas = canvas_of(preprocess, [preprocess.view(source.load(i)) for i in range(len(images))])
     said = stacked([boxes.target(i, None) for i in range(len(images))])
     batch = Batch(
-        (canvas._replace(images=preprocess.normalise(canvas.images)),),
+        (canvas,),
         {name: torch.from_numpy(values) for name, values in said.items()},
         np.arange(len(images)),
     )
@@ -199,24 +200,6 @@ def test_boxes_come_back_to_the_images_own_pixels(
     metrics = task.judge(rows)
     assert metrics.max_detections == 100 and "AP" in task.summary(metrics, "images")[0]
     assert task.notes(metrics, "images") == ["1 of 2 classes is in none of these images: a"]
-
-
-def test_a_window_leaves_to_another_what_its_edge_cuts() -> None:
-    boxes = torch.tensor([[80.0, 10, 100, 30], [0, 10, 20, 30], [50, 10, 100, 30]])
-    found = Found(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3).long())
-    # The middle window of a row: the first is whole in the next one, the second in the one before;
-    # the third is wider than what two windows share.
-    cut, left = _cut(found, (0, 75), (100, 100), (100, 250))
-    assert left.boxes.tolist() == boxes[2:].tolist() and cut.tolist() == [True]
-    cut, alone = _cut(found, (0, 0), (100, 100), (100, 100))
-    assert alone.boxes.tolist() == boxes.tolist() and not cut.any()
-
-
-def test_a_part_of_what_another_window_has_whole_goes() -> None:
-    boxes = torch.tensor([[0.0, 0, 90, 40], [60, 0, 90, 40], [60, 0, 90, 40]])
-    found = Found(boxes, torch.tensor([0.5, 0.9, 0.8]), torch.tensor([0, 0, 1]))
-    left = _merged(found, torch.tensor([False, True, True]), most=10)
-    assert left.boxes.tolist() == [boxes[2].tolist(), boxes[0].tolist()]  # of another class
 
 
 def test_tiles_are_images_of_their_own() -> None:

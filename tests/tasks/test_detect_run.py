@@ -120,8 +120,8 @@ def test_a_folder_with_boxes_becomes_a_run_that_goes_on_and_answers(
     # Tiles cover whole images, so that a batch of those might be more than a machine has room for.
     most = 1 if "tiles" in more else 8
     asked, predictor = [], package.Predictor(whole)
-    ask = predictor._answer
-    monkeypatch.setattr(predictor, "_answer", lambda some: asked.append(len(some)) or ask(some))
+    ask = predictor.answers
+    monkeypatch.setattr(predictor, "answers", lambda some: asked.append(len(some)) or ask(some))
     again = predictor.many(sorted(images.glob("*.png")))
     assert max(asked) == most and np.array_equal(again[1].boxes, answer.boxes)
     batches = []

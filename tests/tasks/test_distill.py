@@ -19,7 +19,8 @@ from vitrail.cli import main
 from vitrail.data.batches.batch import Batch
 from vitrail.data.batches.loader import EvalLoader, TrainLoader
 from vitrail.data.views.augment import AugmentConfig
-from vitrail.data.views.preprocess import Preprocess, collate
+from vitrail.data.views.canvas import collate, input_of, normalise
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig, build, model_config
 from vitrail.recipes import RECIPES, Facts
@@ -168,9 +169,9 @@ def test_another_normalisation_is_the_teachers_own(randomised):
     own = replace(SEES, **IMAGENET)
     teacher = Teacher(randomised(build(SHAPE)), own, SEES)
     shown = pixels(3, 16, 16)
-    batch = labelled(SEES.normalise(shown), torch.zeros(3, 3))
-    close(teacher.shown(batch).images, own.normalise(shown))
-    close(teacher(batch), teacher.model(own.normalise(shown)))
+    batch = labelled(normalise(SEES, shown), torch.zeros(3, 3))
+    close(teacher.shown(batch).images, normalise(own, shown))
+    close(teacher(batch), teacher.model(normalise(own, shown)))
 
 
 @pytest.mark.parametrize(
@@ -190,8 +191,10 @@ def test_another_size_is_what_pillow_would_have_made(randomised, interpolation, 
     own = Preprocess(size=size, resize="squash", interpolation=interpolation, **IMAGENET)
     teacher = Teacher(randomised(build(replace(SHAPE, image_size=size))), own, SEES)
     shown = pixels(3, 16, 16)
-    batch = labelled(SEES.normalise(shown), torch.zeros(3, 3))
-    expected = torch.stack([own(Image.fromarray(x.permute(1, 2, 0).numpy())) for x in shown])
+    batch = labelled(normalise(SEES, shown), torch.zeros(3, 3))
+    expected = torch.stack(
+        [input_of(own, Image.fromarray(x.permute(1, 2, 0).numpy())) for x in shown]
+    )
     levels = (teacher.shown(batch).images - expected).abs() * torch.tensor(own.std)[:, None, None]
     assert levels.max() < most / 255 and levels.mean() < mean / 255
     if interpolation != "lanczos":
@@ -213,9 +216,9 @@ def canvas() -> tuple[list[torch.Tensor], Batch, Preprocess]:
     """Two oblong views, as a student of native shapes is given them."""
     student = replace(SEES, resize="native")
     views = [pixels(1, rows * 4, columns * 4)[0] for rows, columns in EXTENT.tolist()]
-    images, extent = student.collate(views)
+    images, extent = collate(views, student.patch)
     assert extent is not None and torch.equal(extent, EXTENT)
-    return views, labelled(student.normalise(images), torch.zeros(2, 3), extent=extent), student
+    return views, labelled(normalise(student, images), torch.zeros(2, 3), extent=extent), student
 
 
 def test_a_teacher_of_one_size_sees_oblong_images_squashed(randomised):
@@ -224,7 +227,8 @@ def test_a_teacher_of_one_size_sees_oblong_images_squashed(randomised):
     found = teacher.shown(batch)
     assert found.extent is None and found.images.shape == (2, 3, 16, 16)
     for view, image in zip(views, found.images, strict=True):
-        expected = replace(SEES, resize="squash")(Image.fromarray(view.permute(1, 2, 0).numpy()))
+        pixels = Image.fromarray(view.permute(1, 2, 0).numpy())
+        expected = input_of(replace(SEES, resize="squash"), pixels)
         assert (image - expected).abs().max() < 1.6 / 127.5
 
 
@@ -236,7 +240,7 @@ def test_a_teacher_of_any_shape_sees_them_in_theirs(randomised):
     found = teacher.shown(batch)
     assert torch.equal(found.extent, EXTENT)  # twice the size in patches of twice the size
     for i, view in enumerate(views):
-        alone = teacher.model(teacher._converted(student.normalise(view[None])))
+        alone = teacher.model(teacher._converted(normalise(student, view[None])))
         close(teacher(batch)[i : i + 1], alone)
     same = Teacher(randomised(build(SHAPE)), student, student).shown(batch)
     assert torch.equal(same.extent, EXTENT)

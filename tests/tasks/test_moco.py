@@ -17,7 +17,7 @@ from close import close, largest
 from models.families import KINDS
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Classes, Nothing
-from vitrail.data.views.preprocess import Canvas
+from vitrail.data.views.canvas import Canvas
 from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError
 from vitrail.models import ViT, ViTConfig, build

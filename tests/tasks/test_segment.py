@@ -19,15 +19,17 @@ from close import close
 from command import contents, interrupted, last_json, vitrail
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Coding, MaskArrays, Masks
-from vitrail.data.views.preprocess import Canvas, Preprocess
+from vitrail.data.views.canvas import Canvas, canvas_of
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError
 from vitrail.heads import build_segmenter
 from vitrail.models import ViTConfig, build
 from vitrail.runs import Run
 from vitrail.runs.load import load
 from vitrail.tasks import SegmentConfig
+from vitrail.tasks.answers import starts
 from vitrail.tasks.kept import KeptMaps
-from vitrail.tasks.segment import Segment, starts
+from vitrail.tasks.segment import Segment
 from vitrail.weights import convert, open_weights, pretrained
 
 NAMES = ("ground", "red", "green")
@@ -68,8 +70,7 @@ def task(size=(16, 24), mode="whole", **fields) -> Segment:
 def measured(segment: Segment, image: np.ndarray, mask: np.ndarray) -> torch.Tensor:
     """The confusion of one image."""
     view = segment.preprocess.view(Image.fromarray(image))
-    canvas = segment.preprocess.collate([torch.from_numpy(view)])
-    shown = canvas._replace(images=segment.preprocess.normalise(canvas.images))
+    shown = canvas_of(segment.preprocess, [view])
     targets = {"mask": torch.from_numpy(mask)[None], "size": torch.tensor([mask.shape])}
     return segment.measure(Batch((shown,), targets, np.arange(1)))["confusion"][0]
 

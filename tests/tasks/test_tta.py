@@ -7,7 +7,7 @@ import torch
 
 from close import close
 from parts import labelled, named
-from vitrail.data.views.preprocess import Canvas
+from vitrail.data.views.canvas import Canvas
 from vitrail.errors import UsageError
 from vitrail.models import ViT, ViTConfig
 from vitrail.tasks import Classify, ClassifyConfig

@@ -9,8 +9,8 @@ import torch
 from close import close, largest
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Nothing
+from vitrail.data.views.canvas import Canvas
 from vitrail.data.views.moco import moco_views
-from vitrail.data.views.preprocess import Canvas
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig, build
 from vitrail.planning.auto import Auto

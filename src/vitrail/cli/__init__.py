@@ -39,9 +39,15 @@ def _evaluate(args: Sequence[str]) -> Result:
 
 
 def _predict(args: Sequence[str]) -> Result:
-    from vitrail.cli.measure import predict
+    from vitrail.cli.predict import predict
 
     return predict(args)
+
+
+def _export(args: Sequence[str]) -> Result:
+    from vitrail.cli.export import export_run
+
+    return export_run(args)
 
 
 def _models(args: Sequence[str]) -> Result:
@@ -77,7 +83,8 @@ def _doctor(args: Sequence[str]) -> Result:
 VERBS = {
     "train": Verb(_train, "train on a folder of images, measure, write a report"),
     "evaluate": Verb(_evaluate, "measure a run again, or on other images"),
-    "predict": Verb(_predict, "label images with a run"),
+    "predict": Verb(_predict, "label images with a run, or an exported model"),
+    "export": Verb(_export, "write a run's model for another runtime, and prove it the same"),
     "bench": Verb(_bench, "compare models, measure speed and memory, count what they cost"),
     "models": Verb(_models, "list the models, or show one"),
     "weights": Verb(_weights, "list published weights, fetch, show or convert them"),

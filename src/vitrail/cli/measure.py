@@ -1,32 +1,21 @@
 """`vitrail evaluate RUN` and `vitrail predict RUN IMAGE...`: a finished run at work."""
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from vitrail import report
 from vitrail.cli.dataset import ALL_AS_FOUND, OfAnyData
 from vitrail.cli.parse import parse
-from vitrail.cli.table import width
-from vitrail.data import UnreadableImage
 from vitrail.data.pixels.greys import look_at_depths
-from vitrail.data.sources.source import LeftOut
-from vitrail.data.sources.walk import walk
-from vitrail.deploy import Predictor
-from vitrail.deploy.answers import Masked, Place, refuse_there
-from vitrail.deploy.boxes import NUMBERED, RESULTS, Boxed, Shown, plain, threshold_of, write_results
-from vitrail.errors import DataError, UsageError
 from vitrail.evaluation import Evaluation
 from vitrail.evaluation import evaluate as measure
 from vitrail.metrics import MEASURES
-from vitrail.report.words import tail
 from vitrail.runs import Run
-from vitrail.tasks import Detect, Detections, Embed, Prediction, Segment, Segmentation
 
 
 @dataclass(frozen=True)
@@ -52,39 +41,6 @@ class EvaluateArgs:
     dynamicvit:keep=0.5 changes what a DynamicViT keeps."""
 
 
-@dataclass(frozen=True)
-class PredictArgs:
-    """What `vitrail predict` takes."""
-
-    run: Annotated[Path, tyro.conf.Positional]
-    """The folder that vitrail train wrote."""
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image files, or folders of them."""
-    top: int = 3
-    """How many classes to show for each image."""
-    score: float | None = None
-    """Of boxes: the least score of those that are given. Default: what gave the best F1 on the
-    run's held-out images."""
-    out: Path | None = None
-    """Of masks: a folder for NAME.png, the mask, and NAME-overlay.jpg, what it looks like. Of
-    boxes: for NAME-overlay.jpg, and detections.json, all of them as COCO's result file. Nothing
-    that is there is replaced."""
-    follow_links: Annotated[bool, tyro.conf.arg(name="data.follow-links")] = False
-    """Follow symbolic links to folders elsewhere."""
-    checkpoint: str | None = None
-    tta: str = "none"
-    """Average several looks at each image: flip, scales or flip+scales."""
-    tokens: str | None = None
-    """Work with fewer tokens: tome:r=13 merges so many in each block of any ViT."""
-
-
-_ABOUT_PREDICT = """Ask a run about images: what they show, or of a run with masks how much of them
-each class has, of one with boxes where things are, or of one without labels their features."""
-_LEAST_NAME = 24
-"""Characters of a file's name that a line has room for."""
-_OF_FEATURES = (
-    "features are of length 1: the product of two images' is how alike they are; --json has them"
-)
 _MUCH = 0.01
 """The share of values outside of a run's range of greys of which a user is told."""
 
@@ -163,145 +119,3 @@ _LIMITS = ("max_detections",)
 """Numbers that others are measured under."""
 _HOW = ("mode", "neighbours", "bank", "chance", "dimensions")
 """What numbers of masks, and of features, have to be read with."""
-
-
-def predict(args: Sequence[str]) -> dict[str, Any]:
-    """Label images. A damaged one is listed, the others are labelled all the same."""
-    given = parse(PredictArgs, args, "predict", _ABOUT_PREDICT)
-    if not given.images:
-        raise UsageError(f"which images? vitrail predict {given.run} IMAGE, or a folder of them")
-    if given.top < 1:
-        raise UsageError(f"--top must be at least 1, not {given.top}")
-    named, left_out = _files(given.images, given.follow_links)
-    predictor = Predictor(given.run, given.checkpoint, given.tta, given.tokens)
-    shown = _shown(predictor, given)
-    places = {} if given.out is None else _places(predictor, named, given.out)
-    rows: list[dict[str, Any]] = []
-    boxes: dict[str, Detections] = {}
-    failed = 0
-    for file, _ in named:
-        try:
-            found = predictor(file)
-        except UnreadableImage as error:
-            failed += 1
-            print(error)
-            rows.append({"image": str(file), "error": str(error)})
-            continue
-        if isinstance(found, Detections):
-            found = boxes[str(file)] = found.above(shown.least if shown else 0.0)
-        rows.append({"image": str(file), **_told(found, file, given.top)})
-        if file in places:
-            rows[-1] |= places[file].write(found, file, predictor.preprocess.grey_range)
-    if given.out is not None and shown:
-        print(f"boxes: {write_results(boxes, given.out)}, and drawn beside it")
-    elif given.out is not None:
-        print(f"masks and what they look like: {given.out}")
-    if shown:
-        print(f"boxes of a score of at least {shown.least:.2f}: {shown.why}")
-    embeds = isinstance(predictor.task, Embed)
-    if embeds:
-        print(_OF_FEATURES)
-    for one in left_out:
-        print(one.sentence())
-    return {
-        "classes": [] if embeds else list(predictor.names),
-        "predictions": rows,
-        "score": shown and shown.least,
-        "left_out": [asdict(one) for one in left_out],
-        "exit_code": 3 if failed else 0,
-    }
-
-
-def _told(found: Any, file: Path, top: int) -> dict[str, Any]:
-    """An answer in a line for the terminal, and as plain values."""
-    if isinstance(found, Prediction):
-        _print_line(file, [f"{label} {p:.1%}" for label, p in found.probabilities.items()], top)
-        first = dict(list(found.probabilities.items())[:top])
-        return {"label": found.label, "probabilities": first}
-    if isinstance(found, Segmentation):
-        _print_line(file, [f"{name} {s:.1%}" for name, s in found.shares.items()], top, rest=True)
-        return {"shares": found.shares}
-    if isinstance(found, Detections):
-        counts = Counter(found.names[label] for label in found.labels.tolist())
-        said = [f"{name} {n}" for name, n in counts.most_common()] or ["nothing"]
-        _print_line(file, said, top, rest=True)
-        return {"boxes": plain(found)}
-    _print_line(file, [f"{len(found.features)} features"], top)
-    return {"features": found.features.tolist()}
-
-
-class _Named(NamedTuple):
-    """An image that was asked for."""
-
-    file: Path
-    name: Path
-    """Its own, or its path in the folder that was named."""
-
-
-def _print_line(file: Path, parts: Sequence[str], top: int, *, rest: bool = False) -> None:
-    """An image and the `top` things that are said of it, or as many as the terminal has room for;
-    of a long name the end. `rest`: and how many more there are.
-    """
-    name, room = str(file), width()
-    for most in range(min(top, len(parts)), 0, -1):
-        said = "".join(f"  {part}" for part in parts[:most])
-        if rest and len(parts) > most:
-            said += f"  {len(parts) - most} more"
-        if min(len(name), _LEAST_NAME) + len(said) <= room:
-            break
-    print(tail(name, max(room - len(said), _LEAST_NAME)) + said)
-
-
-def _shown(predictor: Predictor, given: PredictArgs) -> Shown | None:
-    """From what score on boxes are given; None of a run that gives no boxes."""
-    if not isinstance(predictor.task, Detect):
-        if given.score is not None:
-            raise UsageError("--score is for boxes, and this run gives none: leave it out")
-        return None
-    if given.score is None:
-        return threshold_of(Run(given.run))
-    if not 0 <= given.score <= 1:
-        raise UsageError(f"--score must be 0 to 1, not {given.score}")
-    return Shown(given.score, "as asked")
-
-
-def _places(predictor: Predictor, named: Sequence[_Named], out: Path) -> dict[Path, Place]:
-    """Where the answer about each file goes: in `out`, by its name, or its path in the folder that
-    was named, without the ending; where two would be one, with it.
-
-    Raises `UsageError` for a run that gives no files, and for what would replace anything.
-    """
-    if not isinstance(predictor.task, Segment | Detect):
-        raise UsageError("--out is for masks and boxes, and this run gives neither: leave it out")
-    of_file = dict(named)
-    short = {file: name.with_suffix("") for file, name in of_file.items()}
-    often = Counter(short.values())
-    names = {file: of_file[file] if often[name] > 1 else name for file, name in short.items()}
-    double = next((name for name, n in Counter(names.values()).items() if n > 1), None)
-    if double is not None:
-        raise UsageError(f"two images are called {double}: give them to --out in two calls")
-    kind = Masked if isinstance(predictor.task, Segment) else Boxed
-    places: dict[Path, Place] = {file: kind.of(out, str(name)) for file, name in names.items()}
-    results = [out / RESULTS, out / NUMBERED] if kind is Boxed else []
-    refuse_there(*results, *(path for place in places.values() for path in place.files))
-    return places
-
-
-def _files(places: Sequence[Path], follow_links: bool) -> tuple[list[_Named], list[LeftOut]]:
-    """The images that are named, or lie in the folders that are; and what else these hold."""
-    files: list[_Named] = []
-    left_out: list[LeftOut] = []
-    for place in places:
-        if not place.is_dir():
-            if not place.exists():
-                raise DataError(f"no such image: {place}")
-            files.append(_Named(place, Path(place.name)))
-            continue
-        tree = walk(str(place), follow_links=follow_links)
-        found = tree.images()
-        if not found:
-            told = "".join(f"; {one.sentence()}" for one in tree.left_out)
-            raise DataError(f"no image in {place}{told}")
-        files += [_Named(place / path, Path(path)) for path in found]
-        left_out += tree.left_out
-    return files, left_out

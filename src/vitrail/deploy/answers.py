@@ -1,4 +1,4 @@
-"""What a model says of images: a mask with a palette, boxes drawn, and what they look like."""
+"""What a model says of images, for others: plain values, a mask with a palette, boxes drawn."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vitrail.data.pixels.decode import AnyPicture, eight_bits, read_image
 from vitrail.errors import DataError, UsageError
-from vitrail.tasks import Detections, Segmentation
+from vitrail.tasks.answers import Detections, Prediction, Segmentation
 
 _OPACITY = 0.5
 _BRIGHTER = 4 / 3
@@ -21,6 +21,28 @@ _LINES, _LETTERS, _LEAST_LETTERS = 500, 55, 11
 MOST_NAMED = 40
 """With more boxes in an image their names would cover it."""
 MOST_IN_A_PALETTE = 256
+
+
+def told(answer: Any, top: int | None = None) -> dict[str, Any]:
+    """An answer as plain values, which JSON can hold; of classes the `top` likeliest."""
+    if isinstance(answer, Prediction):
+        first = dict(list(answer.probabilities.items())[:top])
+        return {"label": answer.label, "probabilities": first}
+    if isinstance(answer, Segmentation):
+        return {"shares": answer.shares}
+    if isinstance(answer, Detections):
+        rows = zip(answer.boxes, answer.labels, answer.scores, strict=True)
+        return {
+            "boxes": [
+                {
+                    "label": answer.names[label],
+                    "score": round(float(score), 4),
+                    "box": [round(float(side), 2) for side in box],
+                }
+                for box, label, score in rows
+            ]
+        }
+    return {"features": answer.features.tolist()}
 
 
 class Place(Protocol):

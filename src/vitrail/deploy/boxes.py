@@ -3,47 +3,15 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vitrail.data.names import printable
 from vitrail.data.pixels.decode import AnyPicture, eight_bits, read_image
 from vitrail.deploy.answers import drawn, writing
 from vitrail.disk import write_whole
-from vitrail.runs import Run
-from vitrail.tasks import Detections
+from vitrail.tasks.answers import Detections
 
 RESULTS, NUMBERED = "detections.json", "detections-images.json"
-USUAL_THRESHOLD = 0.3
-"""Where a run was not measured, or nothing in it is right."""
-
-
-class Shown(NamedTuple):
-    """From what score on boxes are shown, and why."""
-
-    least: float
-    why: str
-
-
-def threshold_of(run: Run) -> Shown:
-    """The score that gave the best F1 on the run's held-out images."""
-    try:
-        found = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
-        least = float(found["best"]["threshold"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return Shown(USUAL_THRESHOLD, "the usual one, for no measurement of the run says a better")
-    return Shown(least, "of the best F1 on the held-out images")
-
-
-def plain(found: Detections) -> list[dict[str, Any]]:
-    """Each box as plain values: label, score, and [left, top, right, bottom] in pixels."""
-    return [
-        {
-            "label": found.names[label],
-            "score": round(float(score), 4),
-            "box": [round(float(side), 2) for side in box],
-        }
-        for box, label, score in zip(found.boxes, found.labels, found.scores, strict=True)
-    ]
 
 
 class Boxed(NamedTuple):

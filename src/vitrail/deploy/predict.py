@@ -1,18 +1,58 @@
-"""A trained run as a function from images to answers."""
+"""A trained run, or an exported model, as a function from images to answers."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
-from PIL import Image
+from jaxtyping import UInt8
 
-from vitrail.data.batches.batch import Batch
 from vitrail.data.pixels.decode import AnyPicture, read_image
-from vitrail.runs.load import load
-from vitrail.tasks.tta import looks
+from vitrail.data.views.preprocess import Preprocess
+from vitrail.data.views.seen import Seen
+from vitrail.deploy.bundle import Bundle, is_bundle
+from vitrail.deploy.engines import engine_of
+from vitrail.errors import UsageError, setting
+from vitrail.tasks.answers import Reading
+
+
+class Shown(NamedTuple):
+    """What a model is shown of one image."""
+
+    pixels: UInt8[np.ndarray, "c h w"]
+    seen: Seen
+    """How they lie in the image."""
+
+
+class Asked(Protocol):
+    """A model that answers: a run's, or a bundle's."""
+
+    preprocess: Preprocess
+    reading: Reading
+    coupled: bool
+    card: dict[str, Any]
+    threshold: float | None
+    """Of boxes: the score that gave the best F1 on the held-out images."""
+
+    def answers(self, shown: Sequence[Shown]) -> list[Any]:
+        """What is known of each image, all looked at together."""
+        ...
+
+
+class Bundled:
+    """A bundle's model, in its runtime."""
+
+    def __init__(self, folder: Path | str) -> None:
+        bundle = Bundle.open(folder)
+        self._engine = engine_of(bundle)
+        self.preprocess, self.reading = bundle.preprocess, bundle.reading
+        self.coupled, self.card = bundle.coupled, bundle.card
+        self.threshold = bundle.threshold
+
+    def answers(self, shown: Sequence[Shown]) -> list[Any]:
+        views, seen = [one.pixels for one in shown], [one.seen for one in shown]
+        return self.reading.answers(self._engine.run, views, seen)
 
 
 class Predictor:
@@ -20,7 +60,7 @@ class Predictor:
 
     `Predictor("runs/x")("cat.jpg").label`
 
-    An answer is what the run's task gives:
+    An answer is what the task gives:
 
     - classify: a `Prediction`: `label`, `probability`, and `probabilities` by class
     - segment: a `Segmentation`: `mask`, the class of each pixel at the image's own size (upright),
@@ -34,34 +74,66 @@ class Predictor:
     or an array of pixels, rows first (uint8, RGB where it has colours): `read_image` says it all.
     The same picture gives the same answer, whichever of them it is: transparency lies on white,
     EXIF's orientation is applied, and deep greys are scaled as they were for training.
+
+    Threads may share one. A bundle needs its runtime, and no torch.
     """
 
     def __init__(
         self,
-        run: Path | str,
+        place: Path | str,
         checkpoint: str | None = None,
         tta: str = "none",
         tokens: str | None = None,
     ) -> None:
-        """`checkpoint`: last or best; the default is the one that the run's report judges.
+        """`place`: the folder of a run, or of a bundle that `vitrail export` wrote. Of a run:
 
+        `checkpoint`: last or best; the default is the one that the run's report judges.
         `tta`: what several looks at an image are averaged, a name in `vitrail.tasks.tta.LOOKS`.
         `tokens`: with how many fewer of them, `tome:r=13` for instance.
+
+        Raises `DataError` for what is neither, or is damaged; `UsageError` where a bundle is asked
+        for what was settled when it was made.
         """
-        looks(tta)  # so that a wrong name is told at once
-        loaded = load(run, checkpoint, tokens, tta)
-        self.task = loaded.task
-        self.preprocess = loaded.preprocess
+        self._model: Asked
+        if is_bundle(place):
+            told = {"checkpoint": checkpoint, "tta": None if tta == "none" else tta}
+            for name, value in (told | {"tokens": tokens}).items():
+                if value is not None:
+                    raise UsageError(
+                        f"{setting(name, value)} is for runs, and {place} was exported: it is as "
+                        f"it was made"
+                    )
+            self._model = Bundled(place)
+        else:
+            from vitrail.deploy.running import Running  # with torch, which a bundle does without
+
+            self._model = Running(place, checkpoint, tta, tokens)
+        self.preprocess = self._model.preprocess
 
     @property
-    def model(self) -> Any:
-        """What the run has learned."""
-        return self.task.model
+    def kind(self) -> str:
+        """Of the answers: classify, segment, detect or features."""
+        return self._model.reading.kind
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the classes, in the model's order; of mocov3 those by which it was measured."""
-        return self.task.targets.names
+        return self._model.reading.names
+
+    @property
+    def coupled(self) -> bool:
+        """Whether what is said of an image depends on those that are asked about with it."""
+        return self._model.coupled
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What the model is, in plain values: task, classes, engine, precision, metrics."""
+        return self._model.card
+
+    @property
+    def threshold(self) -> float | None:
+        """Of boxes: the score that gave the best F1 on the held-out images, where any did."""
+        return self._model.threshold
 
     def __call__(self, picture: AnyPicture) -> Any:
         """Ask about one image.
@@ -79,14 +151,16 @@ class Predictor:
             batch_size = 1
         answers: list[Any] = []
         waiting = iter(pictures)
-        while some := [read_image(picture) for picture in islice(waiting, batch_size)]:
-            answers += self._answer(some)
+        while some := [self.show(picture) for picture in islice(waiting, batch_size)]:
+            answers += self.answers(some)
         return answers
 
-    @torch.inference_mode()
-    def _answer(self, images: Sequence[Image.Image]) -> list[Any]:
-        views = [torch.from_numpy(self.preprocess.view(image)) for image in images]
-        canvas = self.preprocess.collate(views)
-        shown = canvas._replace(images=self.preprocess.normalise(canvas.images))
-        seen = [self.preprocess.seen(image.height, image.width) for image in images]
-        return self.task.answer(Batch((shown,), {}, np.arange(len(images))), seen)
+    def show(self, picture: AnyPicture) -> Shown:
+        """What the model is shown of an image. Raises as a call does."""
+        image = read_image(picture)
+        seen = self.preprocess.seen(image.height, image.width)
+        return Shown(self.preprocess.view(image), seen)
+
+    def answers(self, shown: Sequence[Shown]) -> list[Any]:
+        """Of images that are shown at once."""
+        return self._model.answers(shown)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UsageError, setting
 from vitrail.nn import Mlp, attend, normal_
-from vitrail.nn.boxes import Found
+from vitrail.nn.boxes import Candidates
 
 Maps = tuple[Float[Tensor, "b _c _h _w"], ...]
 
@@ -422,25 +422,19 @@ def anchors_of(
     return anchors[kept].to(device), kept.to(device)
 
 
-def decode(found: BoxPrediction, size: tuple[int, int], most: int) -> list[Found]:
-    """At most `most` boxes of each image, the best first, in pixels of views whose maps cover
-    `size` (height, width), and cut to that.
+def decode(found: BoxPrediction, size: tuple[int, int], most: int) -> Candidates:
+    """At most `most` boxes of each image, in pixels of views whose maps cover `size` (height,
+    width), and cut to that.
 
-    The best pairs of a query and a class: a query may be of two. Nothing is suppressed, for queries
-    know of each other.
+    The best pairs of a query and a class: a query may be of two. No two need be compared, for
+    queries know of each other.
     """
     edge = found.boxes.new_tensor([size[1], size[0]]).repeat(2)
     boxes = torch.minimum((corners(found.boxes) * edge).clamp(min=0), edge)
-    classes = found.logits.shape[2]
-    scores, at = (
-        found.logits.float().sigmoid().flatten(1).topk(min(most, found.logits[0].numel()), dim=1)
-    )
-    answers = []
-    for own, score, index in zip(boxes, scores, at, strict=True):
-        box = own[index // classes]
-        inside = (box[:, 2:] > box[:, :2]).all(dim=1)
-        answers.append(Found(box[inside], score[inside], (index % classes)[inside]))
-    return answers
+    queries, classes = found.logits.shape[1:]
+    best, at = found.logits.float().sigmoid().flatten(1).topk(min(most, queries * classes), dim=1)
+    own = (at // classes)[..., None].expand(-1, -1, 4)
+    return Candidates(boxes.gather(1, own), best, at % classes)
 
 
 def corners(boxes: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:

@@ -15,18 +15,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from vitrail.found import MOST_COMPARED
 from vitrail.heads.maps import Stride
 from vitrail.heads.pyramid import Maps, group_norm
 from vitrail.nn import normal_
-from vitrail.nn.boxes import Found, suppress
+from vitrail.nn.boxes import Candidates
 
 _PRIOR = 0.01
 """What a new head says of each class: nearly all of an image is none of them (RetinaNet)."""
-_LEAST_SCORE = 0.02
-MOST_COMPARED = 1000
-"""Boxes of an image that suppression compares with each other: a million numbers."""
-_ALIKE = 0.6
-"""The IoU above which two boxes of a class are one object's."""
 _FARTHEST = 6.0
 """Of the logarithm of a side, in strides."""
 
@@ -115,32 +111,17 @@ class DenseHead(nn.Module):
         )
 
 
-def decode(found: Dense, size: tuple[int, int], most: int) -> list[Found]:
-    """At most `most` boxes of each image, cut to views of `size` (height, width).
-
-    Of each image the 1,000 best pairs of point and class, of a score of at least 0.02, are compared
-    (as many as `most`, where that is more), and of those of a class that overlap by an IoU of more
-    than 0.6 the best is kept.
+def decode(found: Dense, size: tuple[int, int], most: int) -> Candidates:
+    """The likeliest pairs of point and class of each image, their boxes cut to views of `size`
+    (height, width): as many as suppression compares, or `most`, where that is more.
     """
     edge = found.points.new_tensor([size[1], size[0]]).repeat(2)
     boxes = torch.minimum(found.boxes.clamp(min=0), edge)
-    compared = max(MOST_COMPARED, most)
-    answers = []
-    for own, scores in zip(boxes, found.scores, strict=True):
-        flat = scores.flatten()
-        best, at = flat.topk(min(compared, len(flat)))
-        at = at[best >= _LEAST_SCORE]
-        points, labels = at // scores.shape[1], at % scores.shape[1]
-        answers.append(best_of(Found(own[points], flat[at], labels), most))
-    return answers
-
-
-def best_of(found: Found, most: int) -> Found:
-    """At most `most`, the best first, and of what is one object's the best alone."""
-    inside = (found.boxes[:, 2:] > found.boxes[:, :2]).all(dim=1)
-    found = Found(*(part[inside] for part in found))
-    kept = suppress(*found, _ALIKE)[:most]
-    return Found(*(part[kept] for part in found))
+    scores = found.scores
+    flat = scores.flatten(1)
+    best, at = flat.topk(min(max(MOST_COMPARED, most), flat.shape[1]), dim=1)
+    points = (at // scores.shape[2])[..., None].expand(-1, -1, 4)
+    return Candidates(boxes.gather(1, points), best, at % scores.shape[2])
 
 
 def _tower(width: int, convs: int) -> nn.Sequential:

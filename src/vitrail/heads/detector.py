@@ -10,7 +10,7 @@ Letters: b batch, c channels, h w pixels.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from vitrail.heads.backbone import Backbone, Tapped, quarters, refuse_extent, sh
 from vitrail.heads.deformable import BoxPrediction, QueryBoxes, QueryBoxesConfig
 from vitrail.heads.dense import Dense, DenseHead
 from vitrail.heads.pyramid import FeaturePyramid, SimplePyramid
-from vitrail.nn.boxes import Found
+from vitrail.nn.boxes import Candidates
 
 BoxHeadKind = Literal["dense", "queries"]
 Assign = Literal["centre", "aligned"]
@@ -73,6 +73,8 @@ class Detector(nn.Module, ABC):
 
     backbone: Any
     head: nn.Module
+    doubles: ClassVar[bool]
+    """Whether several candidates may be one object's."""
 
     def __init__(self, backbone: Backbone, config: DetectHeadConfig, classes: int) -> None:
         super().__init__()
@@ -86,8 +88,8 @@ class Detector(nn.Module, ABC):
                 module.requires_grad_(False)
 
     @abstractmethod
-    def found(self, x: Float[Tensor, "b c h w"], most: int) -> list[Found]:
-        """At most `most` boxes of each view, in its pixels, the best first."""
+    def candidates(self, x: Float[Tensor, "b c h w"], most: int) -> Candidates:
+        """What may be an object in views of one size, of which `most` an image are wanted."""
 
     def beside(self) -> dict[str, Tensor]:
         """The state dict of what lies beside the backbone."""
@@ -102,6 +104,7 @@ class DenseDetector(Detector):
     """With a pyramid of the backbone's maps, and a `DenseHead`."""
 
     head: DenseHead
+    doubles = True
 
     def __init__(self, backbone: Backbone, config: DetectHeadConfig, classes: int) -> None:
         super().__init__(backbone, config, classes)
@@ -144,7 +147,7 @@ class DenseDetector(Detector):
         size = x.shape[2], x.shape[3]
         return self.head(self.neck(maps[self.first :], size), self.neck.strides)
 
-    def found(self, x: Float[Tensor, "b c h w"], most: int) -> list[Found]:
+    def candidates(self, x: Float[Tensor, "b c h w"], most: int) -> Candidates:
         """See `vitrail.heads.dense.decode`."""
         return dense.decode(self(x), (x.shape[2], x.shape[3]), most)
 
@@ -153,6 +156,7 @@ class QueryDetector(Detector):
     """With a `QueryBoxes`: of a ViT it reads several blocks, of another family the last map."""
 
     head: QueryBoxes
+    doubles = False
 
     def __init__(self, backbone: Backbone, config: DetectHeadConfig, classes: int) -> None:
         super().__init__(backbone, config, classes)
@@ -192,7 +196,7 @@ class QueryDetector(Detector):
         height, width = (-(-n // s) * s for n, s in zip(size, self.stride, strict=True))
         return height, width
 
-    def found(self, x: Float[Tensor, "b c h w"], most: int) -> list[Found]:
+    def candidates(self, x: Float[Tensor, "b c h w"], most: int) -> Candidates:
         """See `vitrail.heads.deformable.decode`."""
         return deformable.decode(self(x), self.covered((x.shape[2], x.shape[3])), most)
 

@@ -27,8 +27,10 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from vitrail.errors import DataError
+from vitrail.found import Found
 from vitrail.metrics.draws import weights
-from vitrail.metrics.intervals import Estimate, estimates, mean_of_classes
+from vitrail.metrics.estimate import Estimate
+from vitrail.metrics.intervals import estimates, mean_of_classes
 from vitrail.metrics.matching import (
     ANY,
     AREAS,
@@ -43,7 +45,6 @@ from vitrail.metrics.matching import (
 from vitrail.metrics.mistakes import KIND, KINDS, Mistake, costs, mistakes
 from vitrail.metrics.precision import RECALLS, Ranked, averages, curves, objects_of, ranked
 from vitrail.metrics.thresholds import Kept, Point, best_threshold, kept_from
-from vitrail.nn.boxes import Found
 
 PADDING = -1
 """The label of no object, and of no box."""
@@ -53,7 +54,7 @@ _ROOM = 10**8
 
 
 def count(found: Found, truth: Mapping[str, Tensor], classes: int, most: int) -> dict[str, Tensor]:
-    """What is kept of one image, on the device of `found`.
+    """What is kept of one image.
 
     `truth` has `boxes [m 4]` in the same pixels, `labels [m]`, class indices, and `ignored [m]`, 0
     or 1. The label PADDING is no object, ANY is ignored whatever a box in it is said to be.
@@ -95,7 +96,7 @@ def count(found: Found, truth: Mapping[str, Tensor], classes: int, most: int) ->
         "missed": (objects - right).astype(np.int32),
         "sizes": np.stack(sizes, axis=1).astype(np.int32),
     }
-    return {name: torch.from_numpy(row).to(found.boxes.device) for name, row in rows.items()}
+    return {name: torch.from_numpy(row) for name, row in rows.items()}
 
 
 class Judged(NamedTuple):
@@ -120,7 +121,7 @@ def judge_boxes(found: Found, truth: Mapping[str, Tensor], classes: int) -> Judg
 
 
 def _best(found: Found, classes: int, most: int) -> Said:
-    boxes, scores, labels = (each.detach().cpu().double().numpy() for each in found)
+    boxes, scores, labels = (each.astype(np.float64) for each in found)
     broken = ~(np.isfinite(boxes).all(axis=1) & np.isfinite(scores))
     if broken.any():
         raise DataError(
@@ -247,7 +248,7 @@ def detection(rows: Mapping[str, Tensor], names: tuple[str, ...], most: int) -> 
 
     >>> truth = {"boxes": torch.tensor([[0.0, 0, 40, 40]]), "labels": torch.tensor([0])}
     >>> truth["ignored"] = torch.tensor([0])
-    >>> found = Found(torch.tensor([[0.0, 0, 40, 30]]), torch.tensor([0.9]), torch.tensor([0]))
+    >>> found = Found(np.array([[0.0, 0, 40, 30]]), np.array([0.9]), np.array([0]))
     >>> rows = {name: row[None] for name, row in count(found, truth, 1, 100).items()}
     >>> {name: value for name, value in detection(rows, ("cat",), 100).values().items() if value}
     {'ap': 0.6, 'ap50': 1.0, 'ap75': 1.0, 'ap_medium': 0.6, 'ar': 0.6, 'f1': 1.0}

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from vitrail.errors import DataError
 from vitrail.metrics.draws import weights
-from vitrail.metrics.intervals import Ends, Estimate, dice, from_draws, mean, share, shares
+from vitrail.metrics.estimate import Estimate
+from vitrail.metrics.intervals import Ends, dice, from_draws, mean, share, shares
 
 BINS = 15
 """Of the expected calibration error (arXiv 1706.04599)."""

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from vitrail.errors import DataError
 from vitrail.metrics.draws import weights
-from vitrail.metrics.intervals import Estimate, from_draws, share
+from vitrail.metrics.estimate import Estimate
+from vitrail.metrics.intervals import from_draws, share
 
 _AT_ONCE = 1024
 """Images whose likeness to all others is held at once."""

@@ -15,25 +15,16 @@ Letters: r draws; `...` any shape.
 """
 
 from statistics import NormalDist
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vitrail.metrics.estimate import Estimate
+
 Z = NormalDist().inv_cdf(0.975)
-FEW = 30
-"""With fewer images an interval is said to be a rough one."""
 _CORRECTED = 20
 """With fewer trials Agresti's and Coull's interval of a share holds less than 93% (83% of 2)."""
-
-
-class Estimate(NamedTuple):
-    """A number and its 95% interval, which always has a width and holds the number."""
-
-    value: float
-    low: float
-    high: float
 
 
 Ends = tuple[Float[Tensor, "..."], Float[Tensor, "..."]]

@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int, Int32, Int64
 from torch import Tensor
 
 from vitrail.metrics.draws import weights
-from vitrail.metrics.intervals import Estimate, estimates, mean_of_classes
+from vitrail.metrics.estimate import Estimate
+from vitrail.metrics.intervals import estimates, mean_of_classes
 
 MOST_CONFUSED = 64
 """With more classes the rows of an image hold no confusion matrix, which would be the larger part

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from vitrail.metrics.intervals import Estimate, estimates
+from vitrail.metrics.estimate import Estimate
+from vitrail.metrics.intervals import estimates
 from vitrail.metrics.matching import IOUS, LOOSE, LOOSE_ONE
 from vitrail.metrics.precision import Ranked
 

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from vitrail.data.batches.batch import Batch
-from vitrail.data.views.preprocess import Canvas
+from vitrail.data.views.canvas import Canvas
 from vitrail.models import build
 from vitrail.runs import TrainConfig
 from vitrail.tasks import Distill, Prune, Task, Teacher

@@ -1,6 +1,6 @@
 """Numbers as a reader wants them."""
 
-from vitrail.metrics import Estimate
+from vitrail.metrics.estimate import Estimate
 
 
 def percent(share: float) -> str:

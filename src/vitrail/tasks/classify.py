@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vitrail.data.batches.batch import Batch
@@ -16,6 +16,7 @@ from vitrail.data.targets import Classes
 from vitrail.data.views.seen import Seen
 from vitrail.metrics import Metrics, classification, multi_label
 from vitrail.models import Model
+from vitrail.tasks.answers import Prediction, Reading, read_classes
 from vitrail.tasks.task import Losses, Task
 from vitrail.tasks.tta import probabilities
 
@@ -28,16 +29,6 @@ class ClassifyConfig:
     """Share of each target spread over all classes (arXiv 1512.00567, section 7)."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: a rare class counts as much as a common one."""
-
-
-class Prediction(NamedTuple):
-    """What a model says of one image."""
-
-    label: str
-    """The likeliest class."""
-    probability: float
-    probabilities: dict[str, float]
-    """Every class, likeliest first. With several labels an image they do not add up to 1."""
 
 
 class Classify(Task):
@@ -150,16 +141,22 @@ class Classify(Task):
                 label, predicted = names[target], names[best]
             yield (label, predicted, f"{row[best]:.6f}", *(f"{p:.6f}" for p in row))
 
+    def outputs(
+        self, images: Float[Tensor, "b c h w"], extent: Int64[Tensor, "b 2"] | None = None
+    ) -> dict[str, Tensor]:
+        """`logits` and `probabilities`, both `[b c]`."""
+        logits = self.model(images, extent).float()
+        said = logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
+        return {"logits": logits, "probabilities": said}
+
+    @property
+    def reading(self) -> Reading:
+        """How these become labels."""
+        return Reading(kind="classify", names=self.targets.names, several=self.multi_label)
+
     def answer(self, batch: Batch, seen: Sequence[Seen]) -> list[Prediction]:
-        """Of each image, all classes and the likeliest."""
-        found = []
-        for row in self.predict(batch).tolist():
-            ranked = dict(
-                sorted(zip(self.targets.names, row, strict=True), key=lambda pair: -pair[1])
-            )
-            label = next(iter(ranked))
-            found.append(Prediction(label, ranked[label], ranked))
-        return found
+        """Of each image, all classes and the likeliest, over all looks at it."""
+        return [read_classes(row, self.targets.names) for row in self.predict(batch).cpu().numpy()]
 
     def state(self) -> dict[str, Any]:
         """The names, and whether an image may have several."""

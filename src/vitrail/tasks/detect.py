@@ -13,35 +13,28 @@ Letters: b batch, d boxes found, h w pixels.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vitrail.data.batches.batch import Batch
 from vitrail.data.names import shortened
-from vitrail.data.sources.tiled import OVERLAP, starts
 from vitrail.data.targets import Boxes
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError, setting
-from vitrail.heads.dense import MOST_COMPARED, best_of
+from vitrail.found import Found
 from vitrail.heads.detector import DetectHeadConfig, Detector, QueryDetector
 from vitrail.metrics.boxes import DetectMetrics, average_precision, count, detection
-from vitrail.nn.boxes import Found, area, overlap
+from vitrail.tasks.answers import Detections, Reading
 from vitrail.tasks.box_matching import Truths, box_loss
 from vitrail.tasks.dense_boxes import Truth, dense_loss, objects_of
 from vitrail.tasks.task import Losses, Task
 
-_AT_ONCE = 8
-"""Windows of an image that are computed together."""
-_EDGE = 1.0
-"""Pixels of a view: a box that ends so near to where a window does is cut by it."""
-_WITHIN = 0.8
-"""The share of a box that a window cuts, that lies in one that another window has whole."""
 MOST, MOST_AT_ALL = 100, 3000
 """Boxes of an image that are judged, as COCO has it; more where images hold more objects, up to
 what can be compared with each other."""
@@ -67,23 +60,6 @@ class DetectConfig(DetectHeadConfig):
     def most(self) -> int:
         """The most boxes of an image."""
         return MOST if self.max_detections is None else self.max_detections
-
-
-class Detections(NamedTuple):
-    """What a model finds in one image, the best first."""
-
-    boxes: Float64[np.ndarray, "d 4"]
-    """(left, top, right, bottom) in the image's own pixels, upright."""
-    labels: Int64[np.ndarray, " d"]
-    """Indices into `names`."""
-    scores: Float64[np.ndarray, " d"]
-    """0 to 1: to sort by, no probabilities."""
-    names: tuple[str, ...]
-
-    def above(self, least: float) -> "Detections":
-        """Those of at least this score."""
-        kept = self.scores >= least
-        return Detections(self.boxes[kept], self.labels[kept], self.scores[kept], self.names)
 
 
 class Detect(Task):
@@ -167,15 +143,16 @@ class Detect(Task):
                 "ignored": torch.zeros(0, dtype=torch.int8),
                 "size": torch.ones(2, dtype=torch.int64),
             }
-            nothing = Found(empty["boxes"], torch.zeros(0), empty["labels"])
+            nothing = Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
             found = count(nothing, empty, classes, most)
             return {name: value[None][:0] for name, value in found.items()}
         seen = [self.preprocess.seen(h, w) for h, w in batch.targets["size"].tolist()]
         rows = [
             count(found, {name: values[i] for name, values in batch.targets.items()}, classes, most)
-            for i, found in enumerate(self._found(batch, seen))
+            for i, found in enumerate(self.reading.boxes(self._look, self._views(batch), seen))
         ]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        device = batch.images.device
+        return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
 
     def score(self, rows: Mapping[str, Tensor]) -> float:
         """The average precision; 0 where there is no object."""
@@ -226,86 +203,44 @@ class Detect(Task):
         for objects, missed in zip(rows["objects"], rows["missed"], strict=True):
             yield (str(int(objects.sum())), str(int(missed.sum())))
 
+    def outputs(
+        self, images: Float[Tensor, "b c h w"], extent: Int64[Tensor, "b 2"] | None = None
+    ) -> dict[str, Tensor]:
+        """`boxes [b k 4]` in pixels of the views, `scores`, `labels [b k]`, the likeliest first."""
+        return self.model.candidates(images, self.config.most)._asdict()
+
+    @property
+    def reading(self) -> Reading:
+        """How these become boxes of images."""
+        return Reading(
+            kind="detect",
+            names=self.targets.names,
+            window=self.preprocess.size if self.preprocess.resize == "tiles" else None,
+            most=self.config.most,
+            doubles=self.model.doubles,
+        )
+
     def answer(self, batch: Batch, seen: Sequence[Seen]) -> list[Detections]:
         """The boxes of each image, in its own pixels."""
-        return [
-            Detections(
-                found.boxes.double().cpu().numpy(),
-                found.labels.cpu().numpy(),
-                found.scores.double().cpu().numpy(),
-                self.targets.names,
-            )
-            for found in self._found(batch, seen)
-        ]
+        return self.reading.answers(self._look, self._views(batch), seen)
 
     def state(self) -> dict[str, Any]:
         """The names of the classes."""
         return {"classes": list(self.targets.names)}
 
-    def _found(self, batch: Batch, seen: Sequence[Seen]) -> list[Found]:
-        """In the images' own pixels."""
+    def _look(self, views: Sequence[Tensor]) -> dict[str, np.ndarray]:
+        """What the model says of views of one size, as arrays."""
+        said = self.outputs(torch.stack(list(views)))
+        return {name: values.float().cpu().numpy() for name, values in said.items()}
+
+    def _views(self, batch: Batch) -> list[Tensor]:
+        """Each without what lies beside it on its canvas."""
         images, extent = batch.views[0]
-        if self.preprocess.resize != "tiles":
-            views = self.model.found(images, self.config.most)
-        else:
-            p, q = self.preprocess.patch
-            sizes = (
-                [(images.shape[2], images.shape[3])] * len(images)
-                if extent is None
-                else [(rows * p, columns * q) for rows, columns in extent.tolist()]
-            )
-            views = [
-                self._slid(image[:, :h, :w]) for image, (h, w) in zip(images, sizes, strict=True)
-            ]
-        return [_in_image(found, one) for found, one in zip(views, seen, strict=True)]
-
-    def _slid(self, image: Float[Tensor, "c h w"]) -> Found:
-        """What windows of a view say, merged."""
-        (height, width), window = image.shape[1:], self.preprocess.size
-        places = [(y, x) for y in starts(height, window[0]) for x in starts(width, window[1])]
-        kept: list[Found] = []
-        cuts: list[Tensor] = []
-        for some in (places[i : i + _AT_ONCE] for i in range(0, len(places), _AT_ONCE)):
-            parts = [image[:, y : y + window[0], x : x + window[1]] for y, x in some]
-            answers = self.model.found(torch.stack(parts), self.config.most)
-            for (y, x), found in zip(some, answers, strict=True):
-                cut, found = _cut(found, (y, x), window, (height, width))
-                kept.append(found._replace(boxes=found.boxes + image.new_tensor([x, y, x, y])))
-                cuts.append(cut)
-        merged = Found(*(torch.cat(part) for part in zip(*kept, strict=True)))
-        return _merged(merged, torch.cat(cuts), self.config.most)
-
-
-def _cut(
-    found: Found, place: tuple[int, int], window: tuple[int, int], view: tuple[int, int]
-) -> tuple[Bool[Tensor, " d"], Found]:
-    """Which boxes a window's edge cuts, of those that no other window has whole; and these: what is
-    cut and so small that it lies in where windows overlap is left to the other.
-    """
-    cut, whole_elsewhere = (
-        torch.zeros(len(found.scores), dtype=torch.bool, device=found.boxes.device)
-        for _ in range(2)
-    )
-    for axis in (0, 1):  # x, y; sizes and places are (y, x)
-        start, side, end = place[1 - axis], window[1 - axis], view[1 - axis]
-        low, high = found.boxes[:, axis], found.boxes[:, 2 + axis]
-        here = (low <= _EDGE) & (start > 0) | (high >= side - _EDGE) & (start + side < end)
-        cut |= here
-        whole_elsewhere |= here & (high - low < OVERLAP * side - 2 * _EDGE)
-    kept = ~whole_elsewhere
-    return cut[kept], Found(*(part[kept] for part in found))
-
-
-def _merged(found: Found, cut: Bool[Tensor, " d"], most: int) -> Found:
-    """What windows found, without parts of what another window found whole."""
-    best = found.scores.topk(min(len(found.scores), max(MOST_COMPARED, 2 * most))).indices
-    found, cut = Found(*(part[best] for part in found)), cut[best]
-    shared, _ = overlap(found.boxes[cut][:, None], found.boxes[~cut])
-    of_class = found.labels[cut][:, None] == found.labels[~cut]
-    within = (shared > _WITHIN * area(found.boxes[cut])[:, None]) & of_class
-    kept = torch.ones_like(cut)
-    kept[cut] = ~within.any(dim=1)
-    return best_of(Found(*(part[kept] for part in found)), most)
+        if extent is None:
+            return [*images]
+        p, q = self.preprocess.patch
+        sizes = [(rows * p, columns * q) for rows, columns in extent.tolist()]
+        return [image[:, :h, :w] for image, (h, w) in zip(images, sizes, strict=True)]
 
 
 def _truths(batch: Batch) -> list[Truth]:
@@ -313,13 +248,3 @@ def _truths(batch: Batch) -> list[Truth]:
     return [
         Truth.of(*row) for row in zip(said["boxes"], said["labels"], said["ignored"], strict=True)
     ]
-
-
-def _in_image(found: Found, seen: Seen) -> Found:
-    """Boxes of a view in the image's own pixels, cut to it; what lies beside it is dropped."""
-    height, width = seen.image
-    corners = found.boxes.double().cpu().numpy().reshape(-1, 2)
-    unit = seen.back(corners).reshape(-1, 4).clip(0, 1)
-    boxes = found.boxes.new_tensor(unit * [width, height, width, height])
-    there = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return Found(boxes[there], found.scores[there], found.labels[there])

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Classes
-from vitrail.data.views.preprocess import Canvas, Preprocess, collate
+from vitrail.data.views.canvas import Canvas, collate
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import UsageError, setting
 from vitrail.models import Model
 from vitrail.nn import Features

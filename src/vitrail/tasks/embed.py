@@ -4,12 +4,12 @@ It is measured and asked; what learns is a task of its own, which judges itself 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vitrail.data.batches.batch import Batch
@@ -26,17 +26,11 @@ from vitrail.metrics.features import (
     rights,
 )
 from vitrail.models import Model
+from vitrail.tasks.answers import Embedding, Reading
 from vitrail.tasks.task import Losses, Task
 
 _COLLAPSED = 0.1
 """A spread of features that tells no images apart any more."""
-
-
-class Embedding(NamedTuple):
-    """What is known of one image."""
-
-    features: Float32[np.ndarray, " d"]
-    """Of length 1: the product of two is how alike the images are, 1 at most."""
 
 
 class Embed(Task):
@@ -66,7 +60,7 @@ class Embed(Task):
 
     def features(self, batch: Batch) -> Float[Tensor, "b d"]:
         """What the model makes of the first view, in float32 and of length 1."""
-        return F.normalize(self.model(*batch.views[0]).float(), dim=1)
+        return self.outputs(*batch.views[0])["features"]
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """`features [b d]`, and `classes [b c]` where they are known."""
@@ -160,6 +154,17 @@ class Embed(Task):
         ):
             label = "|".join(names[i] for i, there in enumerate(row) if there)
             yield (label, names[best], *other)
+
+    def outputs(
+        self, images: Float[Tensor, "b c h w"], extent: Int64[Tensor, "b 2"] | None = None
+    ) -> dict[str, Tensor]:
+        """`features [b d]`, of length 1."""
+        return {"features": F.normalize(self.model(images, extent).float(), dim=1)}
+
+    @property
+    def reading(self) -> Reading:
+        """How these become answers: as they are."""
+        return Reading(kind="features", names=self.targets.names)
 
     def answer(self, batch: Batch, seen: Sequence[Seen]) -> list[Embedding]:
         """Of each image its features."""

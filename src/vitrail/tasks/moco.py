@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Targets
-from vitrail.data.views.preprocess import Canvas
+from vitrail.data.views.canvas import Canvas
 from vitrail.errors import UsageError, setting
 from vitrail.heads.projector import Predictor, Projector
 from vitrail.metrics.features import (

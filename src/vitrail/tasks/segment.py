@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int16, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vitrail.data.batches.batch import Batch
@@ -32,13 +32,12 @@ from vitrail.errors import UsageError, setting
 from vitrail.heads.queries import Prediction
 from vitrail.heads.segmenter import Segmenter, SegmentHeadConfig
 from vitrail.metrics.masks import SegmentMetrics, count, mean_iou, segmentation
+from vitrail.tasks.answers import Reading, Segmentation, starts
 from vitrail.tasks.kept import KeptMaps
 from vitrail.tasks.matching import SetLossConfig, keyed_draw, objects_of, set_loss
 from vitrail.tasks.task import Losses, Task
 from vitrail.tasks.tta import looks
 
-_STRIDE = 2 / 3
-"""From one window to the next, as a share of its side (DINOv2's evaluation: 341 of 512)."""
 _ROOM = 2**24
 """Numbers that are read at once from a map of logits."""
 
@@ -49,20 +48,6 @@ class SegmentConfig(SegmentHeadConfig):
 
     mode: Literal["whole", "slide"] = "whole"
     """Whether the model sees all of an image at once, or windows of it."""
-
-
-class Segmentation(NamedTuple):
-    """What a model says of one image."""
-
-    mask: Int16[np.ndarray, "h w"]
-    """The class of each pixel, at the image's own size."""
-    names: tuple[str, ...]
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """How much of the image each class has, the most first; those that it has."""
-        counts = np.bincount(self.mask.ravel(), minlength=len(self.names)) / self.mask.size
-        return {self.names[k]: float(counts[k]) for k in np.argsort(-counts) if counts[k]}
 
 
 class Segment(Task):
@@ -222,6 +207,23 @@ class Segment(Task):
             Segmentation(mask.cpu().numpy().astype(np.int16), self.targets.names) for mask in masks
         ]
 
+    def outputs(
+        self, images: Float[Tensor, "b c h w"], extent: Int64[Tensor, "b 2"] | None = None
+    ) -> dict[str, Tensor]:
+        """`scores [b c rows columns]`, at the head's stride."""
+        return {"scores": self.model(images).float()}
+
+    @property
+    def reading(self) -> Reading:
+        """How these become masks of images."""
+        return Reading(
+            kind="segment",
+            names=self.targets.names,
+            window=self.preprocess.size if self.config.mode == "slide" else None,
+            stride=self.model.stride,
+            summed=self.config.head == "queries",
+        )
+
     def state(self) -> dict[str, Any]:
         """The names of the classes."""
         return {"classes": list(self.targets.names)}
@@ -321,16 +323,6 @@ class _Scores(NamedTuple):
 
     values: Float[Tensor, "c _h _w"]
     stride: tuple[float, float]
-
-
-def starts(side: int, window: int) -> list[int]:
-    """Where windows begin along a side: evenly, none beyond it, the last one at its end.
-
-    >>> starts(512, 512), starts(700, 512), starts(300, 512)
-    ([0], [0, 188], [0])
-    """
-    step = max(1, int(window * _STRIDE))
-    return sorted({min(place, max(0, side - window)) for place in range(0, max(1, side), step)})
 
 
 _NAMES = {"miou": "mIoU", "pixel_accuracy": "pixels", "boundary_iou": "borders"}

@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Targets
 from vitrail.data.views.seen import Seen
 from vitrail.metrics import Estimate
+from vitrail.tasks.answers import Reading
 
 
 class Losses(NamedTuple):
@@ -111,6 +112,19 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def table(self, rows: Mapping[str, Tensor]) -> Iterable[Sequence[str]]:
         """What was said of each measured image, in columns; the first line names them."""
+
+    @abstractmethod
+    def outputs(
+        self, images: Float[Tensor, "b c h w"], extent: Int64[Tensor, "b 2"] | None = None
+    ) -> dict[str, Tensor]:
+        """What the model says of normalised views, in tensors by name: all that an export carries.
+        `extent` is the model's, for views of several sizes.
+        """
+
+    @property
+    @abstractmethod
+    def reading(self) -> Reading:
+        """How these tensors become what a user wants to know."""
 
     @abstractmethod
     def answer(self, batch: Batch, seen: Sequence[Seen]) -> list[Any]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vitrail.data.views.preprocess import Canvas, collate
+from vitrail.data.views.canvas import Canvas, collate
 from vitrail.errors import unknown_name
 from vitrail.models import Model, ViTConfig
 

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from vitrail.data.batches.batch import Batch
-from vitrail.data.views.preprocess import Canvas
+from vitrail.data.views.canvas import Canvas
 from vitrail.errors import DataError, setting
 from vitrail.nn import ConvStem
 from vitrail.nn.conv import StdConv2d

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vitrail.data.batches.loader import EvalLoader
 from vitrail.data.sources.kept import keep, kept_place, read_kept
-from vitrail.data.views.preprocess import Canvas
+from vitrail.data.views.canvas import Canvas
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.models import Model
 from vitrail.tasks.tta import Look, seen, whole_of

@@ -19,7 +19,7 @@ from torch import Tensor
 from vitrail.data import keyed
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets.targets import PADDING
-from vitrail.data.views.preprocess import Canvas
+from vitrail.data.views.canvas import Canvas
 
 _GROWN = 0.7
 """The share of a run after which images are whole."""

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from vitrail.data.views.preprocess import Canvas
+from vitrail.data.views.canvas import Canvas
 
 
 class Batch(NamedTuple):

@@ -41,7 +41,8 @@ from vitrail.data.pixels.reading import Reading as Reading
 from vitrail.data.sources.source import Source
 from vitrail.data.sources.stream import Position
 from vitrail.data.views.augment import AugmentConfig
-from vitrail.data.views.preprocess import Canvas, Preprocess
+from vitrail.data.views.canvas import Canvas, collate
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import UsageError, setting
 
 Notify = Callable[[str], None]
@@ -304,7 +305,7 @@ class EvalLoader:
         views = {i: pixels for i, pixels in views.items() if said[i] is not None}
         indices = np.fromiter(views, np.int64)
         images, extent = (
-            self.preprocess.collate([torch.from_numpy(pixels) for pixels in views.values()])
+            collate([torch.from_numpy(pixels) for pixels in views.values()], self.preprocess.patch)
             if views
             else no_images(self.preprocess, torch.device("cpu"))
         )

@@ -34,9 +34,10 @@ from vitrail.data.views.augment import (
     crop_draws,
     view_of,
 )
+from vitrail.data.views.canvas import Canvas, collate, normalise
 from vitrail.data.views.mix import check_mixable, mix, share_unit
 from vitrail.data.views.mosaic import joined
-from vitrail.data.views.preprocess import Canvas, Preprocess
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError, setting
 
@@ -364,7 +365,7 @@ class Maker:
             if len(places) == len(views):
                 return Canvas(images, None)
             done |= zip(places, images, strict=True)
-        return self.preprocess.collate([done[i] for i in range(len(views))])
+        return collate([done[i] for i in range(len(views))], self.preprocess.patch)
 
     def _mixed(
         self,
@@ -406,12 +407,12 @@ _AT_ONCE = 4
 def normalised(
     preprocess: Preprocess, images: UInt8[Tensor, "b c h w"]
 ) -> Float[Tensor, "b c h w"]:
-    """As `preprocess.normalise`; on a CPU a few at a time, so that memory is written once."""
+    """As `normalise`; on a CPU a few at a time, so that memory is written once."""
     if images.device.type != "cpu":
-        return preprocess.normalise(images)
+        return normalise(preprocess, images)
     done = torch.empty(images.shape)
     for some, place in zip(images.split(_AT_ONCE), done.split(_AT_ONCE), strict=True):
-        place.copy_(preprocess.normalise(some))
+        place.copy_(normalise(preprocess, some))
     return done
 
 

@@ -14,9 +14,7 @@ from vitrail.data.pixels.decode import UnreadableImage
 from vitrail.data.sources.source import Source
 from vitrail.data.targets import NO_BOXES, Boxes, Said
 from vitrail.data.views.seen import Seen
-
-OVERLAP = 0.25
-"""Of a tile's side."""
+from vitrail.found import OVERLAP
 
 
 class Tile(NamedTuple):

@@ -1,7 +1,8 @@
 """Preprocess: from a decoded image to what a model takes, the same wherever a model is used.
 
-It travels with every checkpoint and every export. `view` is the part that needs an image library,
-`normalise` the part that a graph can carry.
+It travels with every checkpoint and every export. `view` is all that is done in pixels; what
+follows (vitrail.data.views.canvas) is arithmetic. Nothing here imports torch: an exported model
+does without it.
 
 The image is scaled as a whole, with antialiasing, and a window of `size` is cut from its middle.
 With S = floor(size / crop) on each axis, the scaled image is
@@ -19,7 +20,7 @@ The first two are the definition of torchvision (resize the short side, then cen
 timm's crop modes "center" and "squash"; they and letterbox fill `size`. Views of the others differ
 in size and consist of whole patches: `pad` has the image at the top left and background in what is
 left over of the last row and column, and nowhere else, for no token should be spent on background.
-`collate` makes a batch of them.
+`vitrail.data.views.canvas.collate` makes a batch of them.
 
 Scaling and cutting are one call here, so that only what is shown is ever computed: an image of
 1 x 20000 pixels costs no more than another.
@@ -32,12 +33,10 @@ from math import ceil, floor, log, sqrt
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-import torch
-from jaxtyping import Float32, Int64, Num, UInt8
+from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
-from vitrail.data.pixels.decode import AnyPicture, eight_bits, read_image
+from vitrail.data.pixels.decode import eight_bits
 from vitrail.data.views.seen import Seen
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 
@@ -56,7 +55,7 @@ class Preprocess:
     """How an image becomes a model's input; a value out of range is a `UsageError`.
 
     >>> preprocess = Preprocess(size=(32, 48), crop=0.875)
-    >>> tuple(preprocess(Image.new("RGB", (640, 480))).shape)
+    >>> preprocess.view(Image.new("RGB", (640, 480))).shape
     (3, 32, 48)
     """
 
@@ -146,10 +145,6 @@ class Preprocess:
         """Pillow's name of the interpolation."""
         return Image.Resampling[self.interpolation.upper()]
 
-    def __call__(self, picture: AnyPicture) -> Float32[Tensor, "c h w"]:
-        """The model's input for one picture: whatever `vitrail.data.read_image` takes."""
-        return self.normalise(torch.from_numpy(self.view(read_image(picture)))[None])[0]
-
     def view(self, image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
         """The pixels of a decoded image that a model is evaluated on. Raises as `convert` does."""
         image = self.convert(image)
@@ -200,10 +195,6 @@ class Preprocess:
             return fits and height % self.patch[0] == 0 and width % self.patch[1] == 0
         return (height, width) == self._frame(height, width)
 
-    def collate(self, views: Sequence[UInt8[Tensor, "c _h _w"]]) -> "Canvas":
-        """Views of whole patches as one batch."""
-        return collate(views, self.patch)
-
     def convert(self, image: Image.Image) -> Image.Image:
         """The image in the mode of `channels`: greys are repeated, colours become their luma, and
         of deeper greys 8 bits are kept, as `grey_range` says.
@@ -219,13 +210,6 @@ class Preprocess:
             )
         mode = _MODES[self.channels]
         return image if image.mode == mode else image.convert(mode)
-
-    def normalise(self, x: Num[Tensor, "b c h w"]) -> Float32[Tensor, "b c h w"]:
-        """Grey levels 0 to 255, uint8 or float, as (x / 255 - mean) / std."""
-        x = x.to(torch.float32, copy=True)  # and the rest in place: a batch is large
-        scale = x.new_tensor([1 / (255 * std) for std in self.std])
-        shift = x.new_tensor([m / std for m, std in zip(self.mean, self.std, strict=True)])
-        return x.mul_(scale[:, None, None]).sub_(shift[:, None, None])
 
     def to_dict(self) -> dict[str, object]:
         """The fields as JSON holds them."""
@@ -313,32 +297,6 @@ class Preprocess:
         canvas = Image.new(shown.mode, (width, height), (self.background,) * self.channels)
         canvas.paste(shown)
         return canvas
-
-
-class Canvas(NamedTuple):
-    """Images of one size, or of several on a canvas, each at its top left."""
-
-    images: Num[Tensor, "b c h w"]
-    extent: Int64[Tensor, "b 2"] | None
-    """How many (rows, columns) of patches show each image; None: all of them."""
-
-
-def collate(views: Sequence[Num[Tensor, "c _h _w"]], patch: tuple[int, int]) -> Canvas:
-    """A batch of images, which must be whole patches where their sizes differ.
-
-    >>> collate([torch.zeros(3, 16, 48), torch.zeros(3, 32, 16)], patch=(16, 16)).extent
-    tensor([[1, 3],
-            [2, 1]])
-    """
-    sizes = [(view.shape[1], view.shape[2]) for view in views]
-    if len(set(sizes)) == 1:
-        return Canvas(torch.stack(list(views)), None)
-    (height, width), first = (max(side) for side in zip(*sizes, strict=True)), views[0]
-    images = first.new_zeros(len(views), first.shape[0], height, width)
-    for place, view, (h, w) in zip(images, views, sizes, strict=True):
-        place[:, :h, :w] = view
-    extent = [(h // patch[0], w // patch[1]) for h, w in sizes]
-    return Canvas(images, torch.tensor(extent, device=images.device))
 
 
 class _Window(NamedTuple):

@@ -11,11 +11,12 @@ from PIL import Image
 from vitrail.data import UnreadableImage
 from vitrail.data.batches.batch import Batch
 from vitrail.data.pixels.decode import eight_bits
+from vitrail.data.views.canvas import canvas_of
 from vitrail.deploy.answers import MOST_NAMED, Mark, outlined
 from vitrail.evaluation import Evaluation
+from vitrail.found import Found
 from vitrail.metrics import DetectMetrics, Estimate, judge_boxes
 from vitrail.metrics.precision import ranked
-from vitrail.nn.boxes import Found
 from vitrail.report import charts, words
 from vitrail.report.numbers import numbers
 from vitrail.report.pictures import Picture, embed
@@ -217,7 +218,7 @@ def _exhibit(evaluation: Evaluation, k: int, threshold: float) -> Exhibit | None
     answer = _asked(evaluation, image).above(threshold)
     names, regions = loaded.names, real["ignored"] > 0
     truth = {name: torch.from_numpy(real[name]) for name in ("boxes", "labels", "ignored")}
-    said = Found(*map(torch.from_numpy, (answer.boxes, answer.scores, answer.labels)))
+    said = Found(answer.boxes, answer.scores, answer.labels)
     judged = judge_boxes(said, truth, len(names))
     missed = ~np.isin(np.arange(len(regions)), judged.holds) & ~regions
     wrong = np.array([kind not in _NO_MISTAKES for kind in judged.kinds], bool)
@@ -260,8 +261,8 @@ def _exhibit(evaluation: Evaluation, k: int, threshold: float) -> Exhibit | None
 def _asked(evaluation: Evaluation, image: Image.Image) -> Detections:
     loaded = evaluation.loaded
     device = next(loaded.task.parameters()).device
-    canvas = loaded.preprocess.collate([torch.from_numpy(loaded.preprocess.view(image))])
-    shown = canvas._replace(images=loaded.preprocess.normalise(canvas.images).to(device))
+    canvas = canvas_of(loaded.preprocess, [loaded.preprocess.view(image)])
+    shown = canvas._replace(images=canvas.images.to(device))
     seen = loaded.preprocess.seen(image.height, image.width)
     (answer,) = loaded.task.answer(Batch((shown,), {}, np.arange(1)), [seen])
     return answer

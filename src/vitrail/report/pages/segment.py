@@ -10,6 +10,7 @@ from PIL import Image
 from vitrail.data import UnreadableImage
 from vitrail.data.batches.batch import Batch
 from vitrail.data.pixels.decode import eight_bits
+from vitrail.data.views.canvas import canvas_of
 from vitrail.deploy.answers import coloured, palette
 from vitrail.evaluation import Evaluation
 from vitrail.metrics.masks import MOST_CONFUSED, SegmentMetrics, mean_iou
@@ -169,11 +170,11 @@ def _exhibit(evaluation: Evaluation, k: int) -> Exhibit | None:
     except UnreadableImage:
         return None
     device = next(loaded.task.parameters()).device
-    canvas = loaded.preprocess.collate([torch.from_numpy(loaded.preprocess.view(image))])
-    pixels = loaded.preprocess.normalise(canvas.images).to(device)
+    canvas = canvas_of(loaded.preprocess, [loaded.preprocess.view(image)])
+    shown = canvas._replace(images=canvas.images.to(device))
     height, width = truth.shape
     seen = loaded.preprocess.seen(height, width)
-    batch = Batch((canvas._replace(images=pixels),), {}, np.arange(1))
+    batch = Batch((shown,), {}, np.arange(1))
     (answer,) = loaded.task.answer(batch, [seen])
     array = np.asarray(image.resize((width, height)))
     wrong = np.where(truth < 0, 128, np.where(truth == answer.mask, 0, 255)).astype(np.uint8)

@@ -1,0 +1,70 @@
+"""What every runtime is to the rest: views in, arrays out."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vitrail.deploy.bundle import Bundle
+from vitrail.errors import DataError, UsageError, unknown_name
+from vitrail.tasks.answers import Outputs
+
+
+class Engine(Protocol):
+    """An exported model that is ready. Threads may share one."""
+
+    def run(self, views: Sequence[UInt8[np.ndarray, "c _h _w"]]) -> Outputs:
+        """What the model says of views that `Preprocess.view` gave, each array `[b ...]`."""
+        ...
+
+
+class Runtime(NamedTuple):
+    """Where an engine's code is, and what it needs."""
+
+    module: str
+    """Its file: `load(bundle, threads)` makes an engine."""
+    packages: tuple[str, ...]
+    """That it imports."""
+    extra: str
+    """Of vitrail, that installs them."""
+
+
+ENGINES: Mapping[str, Runtime] = {
+    "onnx": Runtime("vitrail.deploy.engines.onnxruntime", ("onnxruntime",), "onnx"),
+    "openvino": Runtime("vitrail.deploy.engines.openvino", ("openvino",), "openvino"),
+    "torch": Runtime("vitrail.deploy.engines.torch", ("torch",), "onnx"),
+}
+"""Name, as in `vitrail export --to NAME`, to runtime."""
+
+
+def runtime(name: str) -> Runtime:
+    """The row `name`. Raises `UsageError` for a name that is not there."""
+    if name not in ENGINES:
+        raise unknown_name("runtime", name, ENGINES)
+    return ENGINES[name]
+
+
+def engine_of(bundle: Bundle, threads: int | None = None) -> Engine:
+    """The bundle's model in its runtime. `threads`: of one call; None: the runtime's choice.
+
+    Raises `DataError` where the runtime is not installed or does not take the model.
+    """
+    try:
+        row = runtime(bundle.runtime)
+    except UsageError as error:
+        raise DataError(f"{bundle.folder}: {error}") from error
+    try:
+        module: Any = import_module(row.module)
+    except ImportError as error:
+        raise DataError(
+            f"{bundle.folder} is for {bundle.runtime}, which cannot be imported ({error}): "
+            f"python -m pip install 'vitrail[{row.extra}]'"
+        ) from error
+    return module.load(bundle, threads)
+
+
+def stacked(views: Sequence[UInt8[np.ndarray, "c _h _w"]]) -> UInt8[np.ndarray, "b c h w"]:
+    """Views of one size as one array."""
+    return views[0][None] if len(views) == 1 else np.stack(views)
