@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vitrail.metrics import classification, multi_label, paired, share
-from vitrail.metrics.intervals import dice, shares
+from vitrail.metrics.intervals import FEW, dice, paired_scores, shares
 
 SHARES = torch.arange(50, 100, dtype=torch.float64) / 100
 
@@ -155,3 +155,22 @@ def test_several_labels_are_held(monkeypatch, n, c, skill, sharp):
 
 LEAST = {20: 0.88, 100: 0.9, 1000: 0.88}
 """Of measures that are no shares, as far as so few samples tell; more in docs/decisions.md."""
+
+
+@pytest.mark.parametrize("n, least", [(FEW, 0.88), (100, 0.93), (1000, 0.93)])
+@pytest.mark.parametrize(
+    "scores",
+    [
+        lambda draw, shape: draw.beta(8, 2, shape) - draw.beta(8, 2, shape),
+        lambda draw, shape: (draw.random(shape) < 0.1) * draw.uniform(-0.2, 0.4, shape),
+        lambda draw, shape: draw.choice([-1.0, 0.0, 1.0], shape, p=[0.01, 0.96, 0.03]),
+    ],
+    ids=["all differ", "some differ", "hits"],
+)
+def test_what_two_models_score_differently_is_held(scores, n, least):
+    draw = np.random.default_rng(0)
+    truth = float(scores(draw, (10**6,)).mean())
+    ends = [paired_scores(torch.from_numpy(row)) for row in scores(draw, (1000, n))]
+    held = np.mean([low <= truth <= high for _, low, high in ends])
+    assert held >= least
+    assert all(low <= value <= high and low < high for value, low, high in ends)

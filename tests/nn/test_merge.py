@@ -76,8 +76,12 @@ def encoder_of(randomised, depth=3, **changes):
         (0, 1, 1, {}),
     ],
 )
+@pytest.mark.parametrize("exporting", [False, True])
 @torch.inference_mode()
-def test_equals_the_algorithm_one_image_at_a_time(prefix, patches, r, changes, randomised):
+def test_equals_the_algorithm_one_image_at_a_time(
+    prefix, patches, r, changes, exporting, randomised, monkeypatch
+):
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
     encoder = encoder_of(randomised, **changes)
     x = torch.randn(3, prefix + patches, 32)
     tokens, sizes, home = encode_merging(encoder, x, prefix, r)

@@ -10,6 +10,7 @@ import tyro
 
 from vitrail.cli.parse import parse
 from vitrail.cli.screen import say
+from vitrail.deploy.export.int8 import KindName
 from vitrail.deploy.export.make import ExportConfig, Precision, export
 from vitrail.report.words import megabytes, percent
 from vitrail.runs import Run
@@ -33,6 +34,9 @@ class ExportArgs:
     """int8: quantised with images of the training part, as far as --budget allows."""
     budget: float = 0.5
     """Points of top-1, mIoU or AP that a lower precision may cost."""
+    int8: KindName = "static"
+    """Of int8: static quantises weights and activations, by the ranges that calibration images
+    have; weights is weights alone; dynamic has the ranges of the batch at hand."""
     out: Path | None = None
     """The bundle's folder. Default: RUN/export-TO-PRECISION."""
     checkpoint: str | None = None
@@ -54,6 +58,7 @@ def export_run(args: Sequence[str]) -> dict[str, Any]:
         to=given.to,
         precision=given.precision,
         budget=given.budget,
+        int8=given.int8,
         checkpoint=given.checkpoint,
         tokens=given.tokens,
     )

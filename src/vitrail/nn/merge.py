@@ -55,8 +55,11 @@ def encode_merging(encoder: Encoder, x: Float[Tensor, "b t d"], prefix: int, r: 
         if count:
             # The sum of the heads' keys points where their mean does. Slice by slice it is twice as
             # fast as torch's reduction over an axis between others.
-            metric = reduce(torch.add, k.unbind(dim=1))
-            x, sizes, moved = merge(x, sizes, match(metric, prefix, count))
+            if torch.compiler.is_exporting():
+                x, sizes, moved = merge_by_products(x, sizes, k.sum(dim=1), prefix, count)
+            else:
+                metric = reduce(torch.add, k.unbind(dim=1))
+                x, sizes, moved = merge(x, sizes, match(metric, prefix, count))
             home = moved.gather(1, home)
         x = block.fed_forward(x)
     return Merged(encoder.norm(x), sizes, home)
@@ -108,6 +111,39 @@ def merge(
     moved = torch.empty(x.shape[:2], dtype=torch.long, device=x.device)
     new = torch.arange(s, device=x.device).expand(b, -1)
     return merged, sizes, moved.scatter(1, stay, new).scatter(1, gone, into)
+
+
+def merge_by_products(
+    x: Float[Tensor, "b t d"],
+    sizes: Float[Tensor, "b t"],
+    metric: Float[Tensor, "b t e"],
+    prefix: int,
+    r: int,
+) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s"], Int[Tensor, "b t"]]:
+    """What `merge` makes of `match`, without sorting and scattering, which cost other runtimes more
+    than the block's own products: every place is found by comparing, and one product moves and
+    adds the tokens.
+    """
+    places = torch.arange(x.shape[1], device=x.device)
+    even, odd = prefix + prefix % 2, prefix + 1 - prefix % 2
+    metric = metric.float()
+    metric = metric / metric.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    near, partner = (metric[:, even::2] @ metric[:, odd::2].transpose(1, 2)).max(dim=2)
+    e = near.shape[1]
+    # A token goes if fewer than r go before it: those nearer to another, and of equal ones the
+    # first.
+    mine, others = near[:, :, None], near[:, None]
+    first = places[:e] < places[:e, None]
+    goes = ((others > mine) | ((others == mine) & first)).float().sum(dim=2) < r
+    into = torch.where(goes, prefix + e - r + partner, prefix - 1 + (~goes).int().cumsum(dim=1))
+    # The others' new places are known. Each has a slot among those of the even ones, any one.
+    slot = ((places - even) // 2).clamp(0, e - 1)
+    known = torch.where(places < prefix, places, prefix + e - r + (places - odd) // 2)
+    known_is = (places < prefix) | ((places - odd) % 2 == 0)
+    moved = torch.where(known_is, known, into.index_select(1, slot))
+    shares = (places[: len(places) - r, None] == moved[:, None]) * sizes[:, None]
+    sizes = shares.sum(dim=2)
+    return (shares / sizes[..., None]).to(x.dtype) @ x, sizes, moved
 
 
 def take(x: Float[Tensor, "b t d"], places: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:

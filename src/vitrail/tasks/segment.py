@@ -31,7 +31,7 @@ from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError, setting
 from vitrail.heads.queries import Prediction
 from vitrail.heads.segmenter import Segmenter, SegmentHeadConfig
-from vitrail.metrics.masks import SegmentMetrics, count, mean_iou, segmentation
+from vitrail.metrics.masks import SegmentMetrics, count, hits, mean_iou, segmentation
 from vitrail.tasks.answers import Reading, Segmentation, starts
 from vitrail.tasks.kept import KeptMaps
 from vitrail.tasks.matching import SetLossConfig, keyed_draw, objects_of, set_loss
@@ -189,11 +189,9 @@ class Segment(Task):
     def table(self, rows: Mapping[str, Tensor]) -> Iterable[Sequence[str]]:
         """pixels, pixel_accuracy, miou, of the pixels that have a class."""
         yield ("pixels", "pixel_accuracy", "miou")
-        n = len(next(iter(rows.values())))
-        for i in range(n):
+        for i, (right, truth) in enumerate(zip(*map(Tensor.tolist, hits(rows)), strict=True)):
             own = {name: values[i : i + 1] for name, values in rows.items()}
-            hits, truth = _hits(own)
-            accuracy = f"{hits / truth:.6f}" if truth else ""
+            accuracy = f"{right / truth:.6f}" if truth else ""
             iou = mean_iou(own)
             yield (str(truth), accuracy, f"{iou:.6f}" if iou == iou else "")
 
@@ -326,11 +324,3 @@ class _Scores(NamedTuple):
 
 
 _NAMES = {"miou": "mIoU", "pixel_accuracy": "pixels", "boundary_iou": "borders"}
-
-
-def _hits(rows: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Pixels that are right, and all that have a class."""
-    if "confusion" in rows:
-        confusion = rows["confusion"].sum(dim=0)
-        return int(confusion.diagonal().sum()), int(confusion.sum())
-    return int(rows["hits"].sum()), int(rows["truth"].sum())

@@ -53,7 +53,9 @@ def probabilities(
     """
     answers = []
     for look in looks(tta):
-        logits = model(*seen(Canvas(images, extent), look, whole_of(model))).float()
+        canvas = Canvas(images, extent)
+        shown = canvas if look == Look() else seen(canvas, look, whole_of(model))
+        logits = model(*shown).float()
         answers.append(logits.sigmoid() if multi_label else logits.softmax(dim=-1))
     return torch.stack(answers).mean(dim=0)
 

@@ -253,8 +253,8 @@ class Preprocess:
             case "crop" | "short":
                 return _at_aspect(height, width, (target_h, target_w), max)
             case "letterbox" if self.tile and max(height, width) < self.tile:
-                share = max(target_h, target_w) / self.tile
-                return max(1, floor(height * share)), max(1, floor(width * share))
+                longer = max(target_h, target_w)
+                return max(1, height * longer // self.tile), max(1, width * longer // self.tile)
             case "pad" | "letterbox":
                 return _at_aspect(height, width, (target_h, target_w), min)
             case "tiles":

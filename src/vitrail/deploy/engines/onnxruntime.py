@@ -1,6 +1,7 @@
 """ONNX Runtime, on the CPU."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,14 @@ class OnnxEngine:
 
 
 def load(bundle: Bundle, threads: int | None = None) -> OnnxEngine:
-    """A session of the bundle's graph. Raises `DataError` for a file that the runtime refuses."""
+    """The bundle's model. Raises as `load_file` does."""
+    return load_file(bundle.model, bundle.takes, threads)
+
+
+def load_file(file: Path, takes: str, threads: int | None = None) -> OnnxEngine:
+    """A session of a graph that takes `image` or `views`. Raises `DataError` for a file that the
+    runtime refuses.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors, which are raised besides
     if threads is not None:
@@ -41,11 +49,11 @@ def load(bundle: Bundle, threads: int | None = None) -> OnnxEngine:
     try:
         # From bytes: a file that asks for others, anywhere on the disk, is refused.
         session = onnxruntime.InferenceSession(
-            bundle.model.read_bytes(), options, providers=["CPUExecutionProvider"]
+            file.read_bytes(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # it has a class of its own for each code, and no common one
         raise DataError(
-            f"{bundle.model} is not taken by ONNX Runtime {onnxruntime.__version__}: "
+            f"{file} is not taken by ONNX Runtime {onnxruntime.__version__}: "
             f"{' '.join(str(error).split())}"
         ) from error
-    return OnnxEngine(session, bundle.takes)
+    return OnnxEngine(session, takes)

@@ -3,15 +3,18 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from vitrail import __version__
 from vitrail.data import Source, Splits
-from vitrail.data.views.preprocess import Preprocess
 from vitrail.deploy.bundle import Bundle, write_bundle
 from vitrail.deploy.engines import engine_of, runtime
 from vitrail.deploy.export.card import card
 from vitrail.deploy.export.graph import Graph
+from vitrail.deploy.export.int8 import KindName, check
+from vitrail.deploy.export.lower import Lowered, in_int8
 from vitrail.deploy.export.proof import Proof, measure, prove
 from vitrail.deploy.exported import told
 from vitrail.errors import DataError, UsageError, setting
@@ -37,11 +40,20 @@ class ExportConfig:
     precision: Precision = "float32"
     budget: float = 0.5
     """Points (hundredths) of top-1, mIoU or AP that may be lost to a lower precision."""
+    int8: KindName = "static"
+    """How, of int8: a name in `vitrail.deploy.export.int8.KINDS`."""
     checkpoint: str | None = None
     tokens: str | None = None
 
     def __post_init__(self) -> None:
         runtime(self.to)
+        if self.precision not in PRECISIONS[self.to]:
+            raise UsageError(
+                f"{setting('precision', self.precision)} is nothing that a bundle for {self.to} "
+                f"has: choose {' or '.join(PRECISIONS[self.to])}"
+            )
+        if self.precision == "int8":
+            check(self.to, self.int8, images=1)
         if not 0 <= self.budget <= 100:
             raise UsageError(f"{setting('budget')} must be 0 to 100 points, not {self.budget:g}")
 
@@ -66,11 +78,11 @@ def export(
 
     def make(folder: Path) -> Bundle:
         notify(f"exporting to {config.to}, {config.precision}")
-        bundle = _exported(loaded, folder, config)
+        bundle = _exported(loaded, folder, config, notify)
         engine = engine_of(bundle)
         notify("asking the exported model about the same images")
         proof = prove(loaded, source, engine, before)
-        hold(proof, config)
+        hold(proof, config, notify)
         proofs.append(proof)
         return replace(bundle, metrics=measurements(proof))
 
@@ -80,15 +92,25 @@ def export(
 
 def held_out(loaded: LoadedRun) -> Source:
     """The images that the run never learned from, and its report judges."""
-    file = loaded.run.split_file
-    splits: Splits = open_data_of(loaded.config, file if file.is_file() else None)
+    splits = _splits(loaded)
     return splits.test if splits.test is not None else splits.val
 
 
-def _exported(loaded: LoadedRun, folder: Path, config: ExportConfig) -> Bundle:
+def _splits(loaded: LoadedRun) -> Splits:
+    file = loaded.run.split_file
+    return open_data_of(loaded.config, file if file.is_file() else None)
+
+
+def _exported(loaded: LoadedRun, folder: Path, config: ExportConfig, notify: Notify) -> Bundle:
     """The model's file in `folder`, and what there is to say of it but how good it is."""
     graph = Graph(loaded.task, loaded.preprocess)
-    written = WRITERS[config.to](graph, loaded.preprocess, folder)
+    inside = loaded.preprocess.one_size
+    if not inside:
+        notify(
+            f"resizing stays outside of the model: by the rule {loaded.preprocess.resize} views "
+            f"are as large as their images"
+        )
+    written = WRITERS[config.to](Order(graph, loaded, folder, config, notify))
     return Bundle(
         folder=folder,
         name=loaded.run.path.resolve().name,
@@ -98,7 +120,8 @@ def _exported(loaded: LoadedRun, folder: Path, config: ExportConfig) -> Bundle:
         takes=written.takes,
         preprocess=loaded.preprocess,
         reading=loaded.task.reading,
-        made=made(loaded, config),
+        coupled=written.coupled,
+        made={**made(loaded, config), **written.made},
         learned=told(to_dict(loaded.config)),
     )
 
@@ -130,38 +153,125 @@ def measurements(proof: Proof) -> dict[str, Any]:
     }
 
 
-def hold(proof: Proof, config: ExportConfig) -> None:
-    """Raise `DataError` where an exported model is not what the run is."""
+def hold(proof: Proof, config: ExportConfig, notify: Notify) -> None:
+    """Raise `DataError` where an exported model is not what the run is.
+
+    A lower precision holds where the 95% interval of what is lost ends within the budget. Where the
+    images are so few that it is wider than the budget on either side, whatever is lost, the number
+    alone decides, and that is said.
+    """
     named = ", ".join(proof.differ[:5]) + (", ..." if len(proof.differ) > 5 else "")
     if config.precision == "float32" and proof.agreement < LEAST_AGREEMENT:
         raise DataError(
             f"the exported model gives other answers to {len(proof.differ)} of {proof.images} "
             f"held-out images ({named}): nothing was written"
         )
+    if config.precision == "float32":
+        return
+    value, low, high = (100 * end for end in proof.lost)
+    told = f"{value:.2f} points lost (95% interval {low:.2f} to {high:.2f})"
+    few = (high - low) / 2 > config.budget
+    if high > config.budget and not (few and value <= config.budget):
+        raise DataError(
+            f"{told} on {proof.images} held-out images, and the budget is {config.budget:g}: "
+            f"nothing was written. Other answers to {len(proof.differ)} ({named}). Give a larger "
+            f"{setting('budget')}, or another {setting('precision')}"
+        )
+    if high > config.budget:
+        notify(
+            f"{proof.images} images are too few to show that no more than {config.budget:g} points "
+            f"are lost, whatever was: {told}"
+        )
+
+
+PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
+    "onnx": ("float32", "int8"),
+    "openvino": ("float32", "bfloat16", "int8"),
+    "torch": ("float32",),
+}
+"""What each runtime has on a CPU; of ONNX Runtime, bfloat16 is for GPUs."""
+
+
+class Order(NamedTuple):
+    """What a writer is asked for."""
+
+    graph: Graph
+    loaded: LoadedRun
+    folder: Path
+    config: ExportConfig
+    notify: Notify
+
+
+def _lowered(order: Order, file: Path, work: Path) -> Lowered:
+    """The graph of a float file in the precision that was ordered."""
+    config = order.config
+    if config.precision != "int8":  # bfloat16 is how a runtime computes, not how it keeps
+        return Lowered(file)
+    train = _splits(order.loaded).parts.get("train")
+    if train is None:
+        raise UsageError(
+            f"int8 is calibrated with training images, and those of {order.loaded.run.path} are a "
+            f"stream: use another {setting('precision')}"
+        )
+    return in_int8(
+        order.loaded, train, file, config.to, config.int8, config.budget, work, order.notify
+    )
 
 
 class Written(NamedTuple):
-    """A model's file, and what it takes."""
+    """A model's file, and what there is to know of it."""
 
     file: str
     takes: str
+    coupled: bool = False
+    made: Mapping[str, Any] = MappingProxyType({})
+    """How."""
 
 
-def _onnx(graph: Graph, preprocess: Preprocess, folder: Path) -> Written:
+def _onnx(order: Order) -> Written:
+    from vitrail.deploy.export.compose import onnx_with_resizing
+    from vitrail.deploy.export.onnx import OPSET, read, save, to_onnx
+
+    with TemporaryDirectory() as place:
+        work = Path(place)
+        save(to_onnx(order.graph, order.loaded.preprocess), work / "float.onnx")
+        chosen = _lowered(order, work / "float.onnx", work)
+        model = read(chosen.file)
+    inside = order.loaded.preprocess.one_size
+    if inside:
+        model = onnx_with_resizing(model, order.loaded.preprocess)
+    save(model, order.folder / "model.onnx")
+    takes = "image" if inside else "views"
+    return Written("model.onnx", takes, chosen.coupled, {**chosen.made, "opset": OPSET})
+
+
+def _openvino(order: Order) -> Written:
+    from vitrail.deploy.engines.calm import openvino
+    from vitrail.deploy.export.compose import openvino_with_resizing
     from vitrail.deploy.export.onnx import save, to_onnx
 
-    save(to_onnx(graph, preprocess), folder / "model.onnx")
-    return Written("model.onnx", "views")
+    ov = openvino()
+    with TemporaryDirectory() as place:
+        work = Path(place)
+        save(to_onnx(order.graph, order.loaded.preprocess), work / "float.onnx")
+        chosen = _lowered(order, work / "float.onnx", work)
+        model = ov.Core().read_model(str(chosen.file))
+        inside = order.loaded.preprocess.one_size
+        if inside:
+            model = openvino_with_resizing(model, order.loaded.preprocess)
+        ov.save_model(model, str(order.folder / "model.xml"), compress_to_fp16=False)
+    return Written("model.xml", "image" if inside else "views", chosen.coupled, chosen.made)
 
 
-def _torch(graph: Graph, preprocess: Preprocess, folder: Path) -> Written:
+def _torch(order: Order) -> Written:
     from vitrail.deploy.export.torch import save
 
-    save(graph, preprocess, folder / "model.pt2")
+    save(order.graph, order.loaded.preprocess, order.folder / "model.pt2")
     return Written("model.pt2", "views")
 
 
-WRITERS: Mapping[str, Callable[[Graph, Preprocess, Path], Written]] = {
+WRITERS: Mapping[str, Callable[[Order], Written]] = {
     "onnx": _onnx,
+    "openvino": _openvino,
     "torch": _torch,
 }

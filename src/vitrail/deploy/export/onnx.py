@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from onnx import GraphProto, ModelProto
 
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.deploy.export.graph import BATCH, VIEWS, Graph, example
@@ -17,7 +18,7 @@ OPSET = 20
 attention is one node too, which ONNX Runtime alone gains from (2 to 13%)."""
 
 
-def to_onnx(graph: Graph, preprocess: Preprocess) -> onnx.ModelProto:
+def to_onnx(graph: Graph, preprocess: Preprocess) -> ModelProto:
     """The graph, from `views` to its outputs; without the paths and the code of where it was made,
     which torch writes into each node.
     """
@@ -33,28 +34,41 @@ def to_onnx(graph: Graph, preprocess: Preprocess) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
-    plain(model.graph)
+    return without_origins(program.model_proto)
+
+
+def without_origins(model: ModelProto) -> ModelProto:
+    """The model itself, without what the exporter says of where it was made: paths of the author's
+    machine, in every node.
+    """
+    model.ClearField("doc_string")
     del model.metadata_props[:]
+    for graph in graphs(model.graph):
+        values = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+        for part in (graph, *graph.node, *values):
+            part.ClearField("doc_string")
+            del part.metadata_props[:]
+        for node in graph.node:
+            for attribute in node.attribute:
+                attribute.ClearField("doc_string")
     return model
 
 
-def plain(graph: onnx.GraphProto) -> None:
-    """Clear what is only about how a graph was made, here and in the graphs within."""
-    graph.doc_string = ""
-    del graph.metadata_props[:]
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        value.doc_string = ""
-        del value.metadata_props[:]
+def graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph, and those of its branches."""
+    yield graph
     for node in graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
         for attribute in node.attribute:
-            for within in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                plain(within)
+            if attribute.HasField("g"):
+                yield from graphs(attribute.g)
 
 
-def save(model: onnx.ModelProto, file: Path) -> None:
+def read(file: Path) -> ModelProto:
+    """The inverse of `save`."""
+    return onnx.load(file)
+
+
+def save(model: ModelProto, file: Path) -> None:
     """Write one file. Raises `OSError`."""
     file.write_bytes(model.SerializeToString())
 

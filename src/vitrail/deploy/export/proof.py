@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from vitrail.data import Source
@@ -30,6 +30,7 @@ from vitrail.deploy.engines import Engine
 from vitrail.deploy.exported import levels, task_of
 from vitrail.metrics import Estimate, paired
 from vitrail.metrics.draws import SEED
+from vitrail.metrics.masks import hits
 from vitrail.runs.load import LoadedRun
 from vitrail.runs.world import ALONE
 from vitrail.tasks import Detections, Segmentation, Task
@@ -131,6 +132,28 @@ def looked_at(task: Task, preprocess: Preprocess) -> Look:
         return {name: values.numpy() for name, values in task.outputs(images).items()}
 
     return look
+
+
+def scores_of(task: Task, before: Measured, after: Measured) -> Float64[np.ndarray, " n"]:
+    """How good the answer to each image of `after` is, 0 to 1: whether a class is right, the share
+    of labels or of pixels that are, or of objects that were found; of features, how near they are
+    to what they were `before`.
+    """
+    rows = after.rows
+    match task.reading.kind:
+        case "classify" if not task.reading.several:
+            score = rows["probabilities"].argmax(dim=1) == rows["targets"]
+        case "classify":
+            score = ((rows["probabilities"] > 0.5) == (rows["targets"] > 0)).double().mean(dim=1)
+        case "segment":
+            right, truth = hits(rows)
+            score = right / truth.clamp(min=1)
+        case "detect":
+            objects, missed = (rows[name].sum(dim=1).double() for name in ("objects", "missed"))
+            score = 1 - missed / objects.clamp(min=1)
+        case _:
+            score = (before.rows["features"] * rows["features"]).sum(dim=1)
+    return score.double().numpy()
 
 
 def _twins(some: Detections, others: Detections) -> bool:
