@@ -32,14 +32,18 @@ from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
 from vitrail.data.sources.mask_told import held as held_by
 from vitrail.data.sources.source import PARTS, Joined, PartedSource, Subset, encoded
-from vitrail.data.targets import Masks
+from vitrail.data.targets import Masks, Nothing
+from vitrail.deploy.bundle import Bundle
+from vitrail.deploy.engines import engine_of
+from vitrail.deploy.exported import levels, task_of
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.metrics import FEW
 from vitrail.runs import Run, TrainConfig
+from vitrail.runs.config import from_dict
 from vitrail.runs.data import open_data_of
 from vitrail.runs.load import LoadedRun, load
 from vitrail.runs.world import ALONE, World
-from vitrail.tasks import TASKS
+from vitrail.tasks import TASKS, Metrics, Task
 from vitrail.tasks.tta import looks
 from vitrail.training.measure import Measured, measured
 from vitrail.weights.files import read_json
@@ -92,11 +96,7 @@ class Evaluation:
     @property
     def noun(self) -> str:
         """What to call these images in a sentence."""
-        if self.held_out:
-            return "held-out images"
-        return {"train": "training images", "val": "validation images", "test": "test images"}.get(
-            self.part, "images"
-        )
+        return noun_of(self.part, self.held_out)
 
     @property
     def suffix(self) -> str:
@@ -180,13 +180,14 @@ def evaluate(
     chosen = (
         _open_other(data, columns, rules, masks, loaded.config, split)
         if data
-        else _choose_own(loaded, splits, split, told=(columns, rules, masks))
+        else _choose_own(loaded.run, loaded.config, splits, split, told=(columns, rules, masks))
     )
     if data and loaded.task.banked:  # no label was learned from: these are only to measure by
         judge = TASKS[loaded.config.task].judge
         task = judge(loaded.model, loaded.config, chosen.source.targets, tta).eval()
         loaded = loaded._replace(task=task)
-    source = _Matched(chosen.source, loaded, named)
+    who = _Who(loaded.task.targets, str(loaded.run.path))
+    source = _Matched(chosen.source, who, named)
     place = world.device(device or loaded.config.device)
 
     def look(images: Source) -> Measured:
@@ -204,7 +205,7 @@ def evaluate(
     found = known or look(source)
     n, rows = len(found.indices), found.rows
     if loaded.task.banked and chosen.others is not None:
-        bank = look(_spread(_Matched(chosen.others, loaded, named)))
+        bank = look(_spread(_Matched(chosen.others, who, named)))
         rows = loaded.task.with_bank(rows, bank.rows)
     evaluation = Evaluation(
         loaded=loaded,
@@ -238,8 +239,104 @@ class _Chosen(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class Bundled(NamedTuple):
+    """How good an exported model is, by the same code."""
+
+    bundle: Bundle
+    task: Task
+    metrics: Metrics
+    noun: str
+    """What to call the images in a sentence."""
+    skipped: dict[str, str]
+    images_per_second: float
+    model_images_per_second: float
+    of_data: tuple[str, ...]
+
+    def summary(self) -> list[str]:
+        """A few lines for a terminal."""
+        return self.task.summary(self.metrics, self.noun)
+
+    def notes(self) -> list[str]:
+        """What a reader of the numbers has to know besides."""
+        return [*self.of_data, *self.task.notes(self.metrics, self.noun)]
+
+
+def evaluate_bundle(
+    folder: Path | str,
+    *,
+    data: str | None = None,
+    columns: Columns | None = None,
+    rules: FolderRules = USUAL,
+    masks: MaskRules = AS_THEY_SAY,
+    split: Part | None = None,
+    batch_size: int = 16,
+) -> Bundled:
+    """Measure an exported model; a bundle is as it was made, and nothing is written into it.
+
+    Without `data`, on the held-out images of the run that it was made from, where that still lies
+    where it did. Raises `DataError` where it does not, and as `evaluate` does.
+    """
+    bundle = Bundle.open(folder)
+    config = from_dict(bundle.learned, str(folder))
+    if data:
+        chosen = _open_other(data, columns, rules, masks, config, split)
+    else:
+        place = bundle.made.get("run")
+        if not isinstance(place, str) or not (Path(place) / "config.yaml").is_file():
+            raise DataError(
+                f"the run that {folder} was made from is not at {place} any more: name labelled "
+                f"images with {setting('data')}"
+            )
+        run = Run(place)
+        chosen = _choose_own(run, run.config(), None, split, told=(columns, rules, masks))
+    engine = engine_of(bundle)
+    known = TASKS[config.task].stated(
+        {"classes": bundle.reading.names, "multi_label": bundle.reading.several}
+    )
+    own = chosen.source.targets if isinstance(known, Nothing) else known
+    task = task_of(engine, bundle.reading, config, own)
+    who = _Who(known if task.banked else task.targets, str(folder))
+    preprocess = levels(bundle.preprocess)
+
+    def look(images: Source) -> Measured:
+        loader = EvalLoader(
+            images,
+            preprocess,
+            batch_size=1 if preprocess.alone else batch_size,
+            workers=config.data.workers,
+            reading=config.data.reading(),
+        )
+        return _held(measured(task, loader, ALONE, half=False), loader, data or "the run's data")
+
+    source = chosen.source if task.banked else _Matched(chosen.source, who, data or "the data")
+    found = look(source)
+    rows = found.rows
+    if task.banked and chosen.others is not None:
+        rows = task.with_bank(rows, look(_spread(chosen.others)).rows)
+    return Bundled(
+        bundle,
+        task,
+        task.judge(rows),
+        noun_of(chosen.part, chosen.held_out),
+        found.skipped,
+        len(found.indices) / found.seconds,
+        len(found.indices) / found.model_seconds,
+        chosen.notes,
+    )
+
+
+def noun_of(part: Part, held_out: bool) -> str:
+    """What to call these images in a sentence."""
+    if held_out:
+        return "held-out images"
+    return {"train": "training images", "val": "validation images", "test": "test images"}.get(
+        part, "images"
+    )
+
+
 def _choose_own(
-    loaded: LoadedRun,
+    run: Run,
+    config: TrainConfig,
     splits: Splits | None,
     split: Part | None,
     *,
@@ -255,15 +352,15 @@ def _choose_own(
             f"go with {setting('data')}: the run has its own"
         )
     if splits is None:
-        file = loaded.run.split_file
-        splits = open_data_of(loaded.config, file if file.is_file() else None)
+        file = run.split_file
+        splits = open_data_of(config, file if file.is_file() else None)
     parts = splits.parts
     if split == "all":
         return _Chosen("all", Joined(parts), False)
     held_out: Part = "test" if splits.test is not None else "val"
     part = split or held_out
     if part not in parts:
-        raise UsageError(f"the data of {loaded.run.path} has no part '{part}': {_list(parts)}")
+        raise UsageError(f"the data of {run.path} has no part '{part}': {_list(parts)}")
     others = parts.get("train") if part != "train" else None
     return _Chosen(part, parts[part], part == held_out, others)
 
@@ -315,9 +412,9 @@ def _set_apart(parts: Sequence[str]) -> Part:
 class _Matched:
     """A source with the model's classes, found by their names."""
 
-    def __init__(self, source: Source, loaded: LoadedRun, data: str) -> None:
+    def __init__(self, source: Source, who: "_Who", data: str) -> None:
         self._source = source
-        self.targets: Targets = _matched(source.targets, loaded, data)
+        self.targets: Targets = _matched(source.targets, who, data)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -336,18 +433,26 @@ class _Matched:
         return self._source.stamp(i)
 
 
-def _matched(targets: Targets, loaded: LoadedRun, data: str) -> Targets:
+class _Who(NamedTuple):
+    """A model that is to be measured."""
+
+    targets: Targets
+    """What it knows."""
+    name: str
+
+
+def _matched(targets: Targets, who: _Who, data: str) -> Targets:
     """The source's targets in the model's numbering."""
-    known = loaded.task.targets
+    known = who.targets
     if targets.kind != known.kind:
         raise DataError(
-            f"{data} comes with {targets.kind}, but {loaded.run.path} was trained on "
+            f"{data} comes with {targets.kind}, but {who.name} was trained on "
             f"{known.kind}: measure it on such data"
         )
     if isinstance(known, Classes) and isinstance(targets, Classes):
         if targets.several and not known.several:
             raise DataError(
-                f"the images of {data} have several labels, but {loaded.run.path} was trained to "
+                f"the images of {data} have several labels, but {who.name} was trained to "
                 f"give one: train a run on such images"
             )
         if known.several and not targets.several:
@@ -357,7 +462,7 @@ def _matched(targets: Targets, loaded: LoadedRun, data: str) -> Targets:
         near = get_close_matches(unknown[0], known.names, n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise DataError(
-            f"{data} has images of '{unknown[0]}'{hint}, a class that {loaded.run.path} does not "
+            f"{data} has images of '{unknown[0]}'{hint}, a class that {who.name} does not "
             f"know; its classes: {_list(known.names)}. Rename or remove the class, or train a "
             f"run with it"
         )
@@ -379,7 +484,11 @@ def _measured(loaded: LoadedRun, loader: EvalLoader, data: str, world: World) ->
     with torch.inference_mode(), torch.autocast(loader.device.type, torch.bfloat16, enabled=half):
         # The first call sets up more than it computes.
         task.model(torch.zeros(1, preprocess.channels, *preprocess.size, device=loader.device))
-    found = measured(task, loader, world, half=half)
+    return _held(measured(task, loader, world, half=half), loader, data)
+
+
+def _held(found: Measured, loader: EvalLoader, data: str) -> Measured:
+    """What was measured. Raises `DataError` where that is nothing."""
     if not len(found.indices):
         first = next(iter(loader.skipped.items()), ("", "there are none"))
         raise DataError(f"no image of {data} can be read: {first[0]}: {first[1]}")

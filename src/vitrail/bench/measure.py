@@ -9,11 +9,13 @@ memory to logits: reading and scaling images costs the same for all.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from vitrail.deploy.bundle import Bundle
+from vitrail.deploy.engines import engine_of
 from vitrail.models import ModelConfig, build
 
 BATCH = 16
@@ -41,24 +43,42 @@ class Speed(NamedTuple):
     """What a model needs for images. Times are seconds."""
 
     images_per_second: float
-    """At a batch of `BATCH`, the median."""
+    """At a batch of `BATCH`, or as many as were asked for, the median."""
     latency: float
     """Of one image alone, the median."""
     latency_p95: float
     """What 95 of 100 single images do not exceed."""
 
 
-def model_labeller(config: ModelConfig, device: str) -> Labeller:
-    """The model, freshly initialised: its speed does not depend on what it has learned."""
-    model = build(config).eval().to(device)
+def model_labeller(config: ModelConfig, device: str, most: int = BATCH) -> Labeller:
+    """The model, freshly initialised: its speed does not depend on what it has learned. It takes
+    batches of up to `most`.
+    """
+    return labeller(build(config), (config.channels, *config.image_size), device, most)
+
+
+def labeller(model: Any, shape: tuple[int, int, int], device: str, most: int = BATCH) -> Labeller:
+    """A model of images of a shape (channels, height, width)."""
+    model = model.eval().to(device)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(BATCH, config.channels, *config.image_size, generator=generator)
-    images = images.to(device)
+    images = torch.randn(most, *shape, generator=generator).to(device)
 
     def label(batch: int) -> None:
         model(images[:batch])
         if images.is_cuda:
             torch.cuda.synchronize(images.device)
+
+    return label
+
+
+def engine_labeller(bundle: Bundle, threads: int, most: int = BATCH) -> Labeller:
+    """An exported model in its runtime, from pixels of the model's size on."""
+    engine = engine_of(bundle, threads)
+    shape = most, bundle.preprocess.channels, *bundle.preprocess.size
+    views = [*np.random.default_rng(0).integers(0, 256, shape, np.uint8)]
+
+    def label(batch: int) -> None:
+        engine.run(views[:batch])
 
     return label
 
@@ -81,15 +101,15 @@ def computing(place: Place) -> Iterator[None]:
 
 
 def speeds(
-    labellers: Mapping[str, Labeller], place: Place, seconds: float = 3.0
+    labellers: Mapping[str, Labeller], place: Place, seconds: float = 3.0, batch: int = BATCH
 ) -> dict[str, Speed]:
     """Measure each of them, in turns, for about `seconds` apiece and never for too few turns."""
     with computing(place):
         single = _in_turns(labellers, 1, _LEAST_SINGLE, seconds / 2)
-        batches = _in_turns(labellers, BATCH, _LEAST_BATCH, seconds / 2)
+        batches = _in_turns(labellers, batch, _LEAST_BATCH, seconds / 2)
     return {
         name: Speed(
-            images_per_second=BATCH / float(np.median(batches[name])),
+            images_per_second=batch / float(np.median(batches[name])),
             latency=float(np.median(single[name])),
             latency_p95=float(np.quantile(single[name], 0.95)),
         )

@@ -14,7 +14,17 @@ from vitrail import job
 from vitrail.bench.compare import Comparison, Row, Settings, Train, compare
 from vitrail.bench.hog import HOG, check_installed
 from vitrail.bench.macs import macs
-from vitrail.bench.measure import BATCH, Place, Precision, Speed, model_labeller, speeds
+from vitrail.bench.measure import (
+    BATCH,
+    Labeller,
+    Place,
+    Precision,
+    Speed,
+    engine_labeller,
+    labeller,
+    model_labeller,
+    speeds,
+)
 from vitrail.bench.memory import peak_memory
 from vitrail.bench.patches import BASE, Verdict, measure_patches, verdicts
 from vitrail.cli.dataset import AS_FOUND, OfData
@@ -24,13 +34,15 @@ from vitrail.cli.table import Column, print_table, print_text
 from vitrail.cli.words import Word, run_word
 from vitrail.data import open_data
 from vitrail.data.split import task_of
+from vitrail.deploy.bundle import Bundle, is_bundle
 from vitrail.errors import UsageError, VitrailError, unknown_name
-from vitrail.models import MODELS, ViTConfig, model_config, parameters_of
+from vitrail.models import MODELS, ModelConfig, ViTConfig, model_config, parameters_of
 from vitrail.recipes import RECIPES, facts
 from vitrail.report import words
 from vitrail.report.comparison import write_comparison
 from vitrail.runs import OptimConfig, Run, TrainConfig
 from vitrail.runs.device import pick_device
+from vitrail.runs.load import load
 from vitrail.runs.machine import native_precision
 
 _MODELS = "vit_s16,mixer_s16,r26_s32,twins_svt_s,dynamicvit_s16,mobilevit_s,resnet50"
@@ -75,8 +87,11 @@ class CompareArgs:
 class SpeedArgs:
     """What `vitrail bench speed` takes."""
 
-    models: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODELS")]
-    """Names that `vitrail models` lists, with commas between them."""
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODELS")]
+    """Names that `vitrail models` lists, with commas between them; folders that vitrail train or
+    vitrail export wrote."""
+    batch: int = BATCH
+    """How many images at once, for images a second; latency is that of one alone."""
     size: int | None = None
     """Side of the square images in pixels. Default: each model's own."""
     precision: Precision | None = None
@@ -107,7 +122,9 @@ def bench(args: Sequence[str]) -> dict[str, Any]:
         "compare": Word(
             _compare, "compare DATA", "train models for the same minutes, compare them"
         ),
-        "speed": Word(_speed, "speed MODELS", "size, cost, speed and memory, without training"),
+        "speed": Word(
+            _speed, "speed MODELS", "size, cost, speed and memory of models, runs and bundles"
+        ),
         "patches": Word(_patches, "patches", "what patch and image size cost, beside a claim"),
     }
     return run_word("bench", words, args)
@@ -337,36 +354,80 @@ def _measures(
 
 
 def _speed(args: Sequence[str]) -> dict[str, Any]:
-    given = parse(
-        SpeedArgs, args, "bench speed", "Size, cost, speed and memory of models, untrained."
-    )
+    given = parse(SpeedArgs, args, "bench speed", _ABOUT_SPEED)
     _check_threads(given.threads)
-    changes = {} if given.size is None else {"image_size": (given.size, given.size)}
-    configs = {name: model_config(name, **changes) for name in _names(given.models, list(MODELS))}
+    if given.batch < 1:
+        raise UsageError(f"--batch must be at least 1, not {given.batch}")
+    asked = _asked(given.models)
     place = _place(given.device, given.precision, given.threads)
-    labellers = {name: model_labeller(config, place.device) for name, config in configs.items()}
-    found = speeds(labellers, place, given.seconds)
+    changes = {} if given.size is None else {"image_size": (given.size, given.size)}
+    if changes and (folders := [name for name in asked if Path(name).is_dir()]):
+        raise UsageError(f"--size is for models by name, and {folders[0]} has a size of its own")
+    subjects = {name: _subject(name, changes) for name in asked}
+    labellers = {name: _labeller(each, place, given.batch) for name, each in subjects.items()}
+    found = speeds(labellers, place, given.seconds, given.batch)
     del labellers
+    configs = {name: each for name, each in subjects.items() if not isinstance(each, Bundle | Run)}
     memories = peak_memory(configs, place)
     rows, cells = [], []
-    for name, config in configs.items():
-        parameters = parameters_of(config)
-        count, memory, speed = macs(config), memories[name], found[name]
-        size = "x".join(map(str, config.image_size))
-        cells.append((name, size, *_measures(parameters, count, speed, memory)))
+    for name, subject in subjects.items():
+        if isinstance(subject, Bundle):
+            config, size = None, subject.preprocess.size
+        else:
+            config = subject.config().model if isinstance(subject, Run) else subject
+            size = config.image_size
+        parameters = None if config is None else parameters_of(config)
+        count = None if config is None else macs(config)
+        memory, speed = memories.get(name), found[name]
+        shape = "x".join(map(str, size))
+        cells.append((name, shape, *_measures(parameters, count, speed, memory)))
         rows.append(
             {
                 "name": name,
-                "image_size": list(config.image_size),
+                "image_size": list(size),
                 "parameters": parameters,
                 "macs": count,
                 **speed._asdict(),
+                "latency_ms": 1000 * speed.latency,
                 "memory": memory,
             }
         )
     print_table((Column("model", justify="left"), Column("image", 9), *_MEASURES), cells)
-    print_text(f"images/s at batches of {BATCH}; {_words(place)}")
-    return {"models": rows, "batch": BATCH, **place._asdict()}
+    print_text(f"images/s at batches of {given.batch}; {_words(place)}")
+    if len(configs) < len(subjects):
+        print_text("bundles compute in their own precision, and memory is of named models alone")
+    return {"rows": rows, "models": rows, "batch": given.batch, **place._asdict()}
+
+
+_ABOUT_SPEED = """Size, cost, speed and memory of models, which take turns: untrained ones by name,
+runs, and what was exported of them."""
+Subject = ModelConfig | Run | Bundle
+
+
+def _asked(words: Sequence[str]) -> list[str]:
+    """Folders of runs and bundles, and names between commas, each once."""
+    folders = {word for word in words if Path(word).is_dir() and word not in MODELS}
+    listed = [[word] if word in folders else _names(word, list(MODELS)) for word in words]
+    asked = list(dict.fromkeys(name for names in listed for name in names))
+    if not asked:
+        raise UsageError("name at least one model: `vitrail models` lists them")
+    return asked
+
+
+def _subject(name: str, changes: dict[str, Any]) -> Subject:
+    if name in MODELS:
+        return model_config(name, **changes)
+    return Bundle.open(name) if is_bundle(name) else Run(name)
+
+
+def _labeller(subject: Subject, place: Place, most: int) -> Labeller:
+    if isinstance(subject, Bundle):
+        return engine_labeller(subject, place.threads, most)
+    if isinstance(subject, Run):
+        loaded = load(subject)
+        shape = loaded.preprocess.channels, *loaded.preprocess.size
+        return labeller(loaded.model, shape, place.device, most)
+    return model_labeller(subject, place.device, most)
 
 
 def _patches(args: Sequence[str]) -> dict[str, Any]:

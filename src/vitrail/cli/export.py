@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -34,6 +34,9 @@ class ExportArgs:
     """int8: quantised with images of the training part, as far as --budget allows."""
     budget: float = 0.5
     """Points of top-1, mIoU or AP that a lower precision may cost."""
+    preprocess: Literal["inside", "outside"] = "inside"
+    """outside: the model takes views that were scaled already, as TensorRT needs it; vitrail does
+    that wherever it asks the model."""
     int8: KindName = "static"
     """Of int8: static quantises weights and activations, by the ranges that calibration images
     have; weights is weights alone; dynamic has the ranges of the batch at hand."""
@@ -59,6 +62,7 @@ def export_run(args: Sequence[str]) -> dict[str, Any]:
         precision=given.precision,
         budget=given.budget,
         int8=given.int8,
+        preprocess=given.preprocess,
         checkpoint=given.checkpoint,
         tokens=given.tokens,
     )

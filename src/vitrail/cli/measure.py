@@ -1,4 +1,4 @@
-"""`vitrail evaluate RUN` and `vitrail predict RUN IMAGE...`: a finished run at work."""
+"""`vitrail evaluate RUN`: a finished run, or an exported model, measured."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,13 @@ from vitrail import report
 from vitrail.cli.dataset import ALL_AS_FOUND, OfAnyData
 from vitrail.cli.parse import parse
 from vitrail.data.pixels.greys import look_at_depths
-from vitrail.evaluation import Evaluation
+from vitrail.deploy.bundle import is_bundle
+from vitrail.errors import UsageError, setting
+from vitrail.evaluation import Evaluation, evaluate_bundle
 from vitrail.evaluation import evaluate as measure
 from vitrail.metrics import MEASURES
 from vitrail.runs import Run
+from vitrail.runs.config import from_dict
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class EvaluateArgs:
     """What `vitrail evaluate` takes."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """The folder that vitrail train wrote."""
+    """The folder that vitrail train wrote, or vitrail export."""
     data: str | None = None
     """Other images with the same classes; of a run that learned without labels, with any. Default:
     the run's own held-out images."""
@@ -47,10 +50,12 @@ _MUCH = 0.01
 
 def evaluate(args: Sequence[str]) -> dict[str, Any]:
     """Measure a run, print what came out and write a report; the run's own held-out images renew
-    its report.html.
+    its report.html. Of an exported model nothing is written.
     """
     given = parse(EvaluateArgs, args, "evaluate", "Measure a run on held-out or other images.")
     started = time.perf_counter()
+    if is_bundle(given.run):
+        return _of_bundle(given, started)
     run = Run(given.run)
     evaluation = measure(
         run,
@@ -82,6 +87,41 @@ def evaluate(args: Sequence[str]) -> dict[str, Any]:
         "checkpoint": str(evaluation.loaded.folder),
         "report": str(written),
         **numbers(evaluation),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _of_bundle(given: EvaluateArgs, started: float) -> dict[str, Any]:
+    """Measure an exported model."""
+    told_of = {"checkpoint": given.checkpoint, "device": given.device, "tokens": given.tokens}
+    for name, value in (told_of | {"tta": None if given.tta == "none" else given.tta}).items():
+        if value is not None:
+            raise UsageError(
+                f"{setting(name, value)} is for runs, and {given.run} was exported: it is as it "
+                f"was made"
+            )
+    found = evaluate_bundle(
+        given.run,
+        data=given.data,
+        columns=given.how.columns(),
+        rules=given.how.rules(),
+        masks=given.how.masks,
+        split=given.split,
+    )
+    for line in found.summary():
+        print(line)
+    for note in found.notes():
+        print(f"note      {note}")
+    if found.skipped:
+        print(f"skipped   {len(found.skipped)} images that cannot be read")
+    print(f"speed     {found.images_per_second:.0f} images/s")
+    learned = from_dict(found.bundle.learned, str(given.run))
+    return {
+        "bundle": str(found.bundle.folder),
+        "to": found.bundle.runtime,
+        "precision": found.bundle.precision,
+        **told(learned.task, "none", found.metrics.to_dict()),
+        "images_per_second": round(found.images_per_second, 1),
         "seconds": round(time.perf_counter() - started, 1),
     }
 

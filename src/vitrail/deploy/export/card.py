@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitrail.deploy.bundle import Bundle
+from vitrail.deploy.export.tensorrt import command
 from vitrail.units import bytes_text
 
 _NUMBERS = {
@@ -95,4 +96,21 @@ def _number(estimate: Mapping[str, Any] | None) -> str:
 
 def _elsewhere(bundle: Bundle) -> list[str]:
     """What a graph needs in other programs."""
-    return []
+    if bundle.runtime != "onnx":
+        return []
+    lines = ["", "## TensorRT", ""]
+    if bundle.takes == "image":
+        return [
+            *lines,
+            "It has no antialiased resizing: export again with `--preprocess outside`.",
+        ]
+    if complaints := bundle.made.get("tensorrt"):
+        return [*lines, "Its parser would not take the model:", "", *(f"- {c}" for c in complaints)]
+    how = bundle.preprocess
+    return [
+        *lines,
+        "Shapes, types and operators are those that its parser takes (checked on the graph; no "
+        "engine was built):",
+        "",
+        f"    {command(bundle.file, how.size, how.channels)}",
+    ]

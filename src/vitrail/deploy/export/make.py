@@ -40,6 +40,8 @@ class ExportConfig:
     precision: Precision = "float32"
     budget: float = 0.5
     """Points (hundredths) of top-1, mIoU or AP that may be lost to a lower precision."""
+    preprocess: Literal["inside", "outside"] = "inside"
+    """Whether the model resizes images itself, where its views have one size."""
     int8: KindName = "static"
     """How, of int8: a name in `vitrail.deploy.export.int8.KINDS`."""
     checkpoint: str | None = None
@@ -104,12 +106,8 @@ def _splits(loaded: LoadedRun) -> Splits:
 def _exported(loaded: LoadedRun, folder: Path, config: ExportConfig, notify: Notify) -> Bundle:
     """The model's file in `folder`, and what there is to say of it but how good it is."""
     graph = Graph(loaded.task, loaded.preprocess)
-    inside = loaded.preprocess.one_size
-    if not inside:
-        notify(
-            f"resizing stays outside of the model: by the rule {loaded.preprocess.resize} views "
-            f"are as large as their images"
-        )
+    if config.preprocess == "inside" and (why := outside(loaded, config)):
+        notify(f"resizing stays outside of the model: {why}")
     written = WRITERS[config.to](Order(graph, loaded, folder, config, notify))
     return Bundle(
         folder=folder,
@@ -124,6 +122,15 @@ def _exported(loaded: LoadedRun, folder: Path, config: ExportConfig, notify: Not
         made={**made(loaded, config), **written.made},
         learned=told(to_dict(loaded.config)),
     )
+
+
+def outside(loaded: LoadedRun, config: ExportConfig) -> str:
+    """Why resizing cannot be inside of the model; nothing where it can."""
+    if not loaded.preprocess.one_size:
+        return f"by the rule {loaded.preprocess.resize} views are as large as their images"
+    if config.to not in ("onnx", "openvino"):
+        return f"a bundle for {config.to} takes views that the engine has scaled"
+    return ""
 
 
 def made(loaded: LoadedRun, config: ExportConfig) -> dict[str, Any]:
@@ -201,6 +208,16 @@ class Order(NamedTuple):
     config: ExportConfig
     notify: Notify
 
+    @property
+    def inside(self) -> bool:
+        """Whether the model is to resize images itself."""
+        return self.config.preprocess == "inside" and not outside(self.loaded, self.config)
+
+    @property
+    def takes(self) -> str:
+        """What the model's input is called."""
+        return "image" if self.inside else "views"
+
 
 def _lowered(order: Order, file: Path, work: Path) -> Lowered:
     """The graph of a float file in the precision that was ordered."""
@@ -229,6 +246,7 @@ class Written(NamedTuple):
 
 
 def _onnx(order: Order) -> Written:
+    from vitrail.deploy.export import tensorrt
     from vitrail.deploy.export.compose import onnx_with_resizing
     from vitrail.deploy.export.onnx import OPSET, read, save, to_onnx
 
@@ -237,12 +255,11 @@ def _onnx(order: Order) -> Written:
         save(to_onnx(order.graph, order.loaded.preprocess), work / "float.onnx")
         chosen = _lowered(order, work / "float.onnx", work)
         model = read(chosen.file)
-    inside = order.loaded.preprocess.one_size
-    if inside:
+    made = {**chosen.made, "opset": OPSET, "tensorrt": tensorrt.complaints(model)}
+    if order.inside:
         model = onnx_with_resizing(model, order.loaded.preprocess)
     save(model, order.folder / "model.onnx")
-    takes = "image" if inside else "views"
-    return Written("model.onnx", takes, chosen.coupled, {**chosen.made, "opset": OPSET})
+    return Written("model.onnx", order.takes, chosen.coupled, made)
 
 
 def _openvino(order: Order) -> Written:
@@ -256,11 +273,10 @@ def _openvino(order: Order) -> Written:
         save(to_onnx(order.graph, order.loaded.preprocess), work / "float.onnx")
         chosen = _lowered(order, work / "float.onnx", work)
         model = ov.Core().read_model(str(chosen.file))
-        inside = order.loaded.preprocess.one_size
-        if inside:
+        if order.inside:
             model = openvino_with_resizing(model, order.loaded.preprocess)
         ov.save_model(model, str(order.folder / "model.xml"), compress_to_fp16=False)
-    return Written("model.xml", "image" if inside else "views", chosen.coupled, chosen.made)
+    return Written("model.xml", order.takes, chosen.coupled, chosen.made)
 
 
 def _torch(order: Order) -> Written:
