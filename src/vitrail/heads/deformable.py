@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -309,7 +310,7 @@ class Proposals(nn.Module):
         x = self.norm(self.proj(cells))
         logits = self.classifier(x)
         best = logits.amax(dim=2).topk(most, dim=1).indices[:, :, None]
-        boxes = refined(anchors.expand(len(x), -1, -1), self.box(x))
+        boxes = refined(anchors.expand(x.shape[0], -1, -1), self.box(x))
         return BoxPrediction(
             logits.gather(1, best.expand(-1, -1, logits.shape[2])),
             boxes.gather(1, best.expand(-1, -1, 4)),
@@ -377,7 +378,7 @@ class QueryBoxes(nn.Module):
         moved = self.references[: self.groups, :most].flatten(0, 1)
         boxes = refined(first.boxes.detach(), moved)
         place = self.place(_waves(boxes, self.config.width // 2).to(cells.dtype))
-        x = self.queries[: self.groups, :most].flatten(0, 1).expand(len(cells), -1, -1)
+        x = self.queries[: self.groups, :most].flatten(0, 1).expand(cells.shape[0], -1, -1)
         found = [first]
         for layer in self.layers:
             x = layer(x, place, levels, boxes, self.groups)
@@ -412,14 +413,14 @@ def anchors_of(
     """
     found = []
     for level, (rows, columns) in enumerate(sizes):
-        # Not on the device: on paper that has no values, and which cells are kept is one.
-        x = ((torch.arange(columns, device="cpu") + 0.5) / columns).repeat(rows)
-        y = ((torch.arange(rows, device="cpu") + 0.5) / rows).repeat_interleave(columns)
-        side = torch.full_like(x, _SIDE * 2**level)
-        found.append(torch.stack([x, y, side, side], dim=1))
-    anchors = torch.cat(found)
-    kept = ((anchors > _EDGE) & (anchors < 1 - _EDGE)).all(dim=1).nonzero()[:, 0]
-    return anchors[kept].to(device), kept.to(device)
+        # Not in torch: on paper it has no values, and in a graph which cells are kept is settled.
+        x = np.tile((np.arange(columns, dtype=np.float32) + 0.5) / np.float32(columns), rows)
+        y = np.repeat((np.arange(rows, dtype=np.float32) + 0.5) / np.float32(rows), columns)
+        side = np.full_like(x, _SIDE * 2**level)
+        found.append(np.stack([x, y, side, side], axis=1))
+    anchors = np.concatenate(found)
+    kept = np.flatnonzero(((anchors > _EDGE) & (anchors < 1 - _EDGE)).all(axis=1))
+    return torch.from_numpy(anchors[kept]).to(device), torch.from_numpy(kept).to(device)
 
 
 def decode(found: BoxPrediction, size: tuple[int, int], most: int) -> Candidates:

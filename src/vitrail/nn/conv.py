@@ -90,24 +90,13 @@ class StdConv2d(nn.Conv2d):
         padding = 0 if self.same else kernel // 2
         super().__init__(c_in, c_out, kernel, stride=stride, padding=padding, bias=False)
         self.epsilons = EPSILONS[eps]
-        self.settled = False
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d _h _w"]:
         if self.same:
             x = pad_same(x, self.kernel_size[0], self.stride[0])
-        kernel = self.weight if self.settled else self.kernel()
-        return F.conv2d(x, kernel, None, self.stride, self.padding)
-
-    def kernel(self) -> Float[Tensor, "d c _k _k"]:
-        """The weight, standardised."""
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
         deviation = (variance + self.epsilons.under).sqrt() + self.epsilons.beside
-        return (self.weight - mean) / deviation
-
-    def settle(self) -> None:
-        """Make it the weight, once and for all: of a model that learns no more."""
-        self.weight.data = self.kernel().detach()
-        self.settled = True
+        return F.conv2d(x, (self.weight - mean) / deviation, None, self.stride, self.padding)
 
 
 class GroupNormReLU(nn.GroupNorm):

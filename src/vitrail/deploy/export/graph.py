@@ -1,14 +1,11 @@
 """What a graph is of: pixels in, what a task says out, around a model that is left as it is."""
 
-import copy
-
 import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import UsageError, setting
-from vitrail.nn.conv import StdConv2d
 from vitrail.tasks import Task
 
 VIEWS, BATCH = "views", "batch"
@@ -19,7 +16,7 @@ class Graph(nn.Module):
     """From views, pixels 0 to 255, to a task's outputs by their names."""
 
     def __init__(self, task: Task, preprocess: Preprocess) -> None:
-        """`task` is in evaluation mode, and what it is afterwards too.
+        """`task` is in evaluation mode, and stays as it is.
 
         Raises `UsageError` for views of several sizes.
         """
@@ -30,7 +27,7 @@ class Graph(nn.Module):
                 f"own size, and a graph has one: train with {setting('data.resize', 'crop')} or "
                 f"squash to export"
             )
-        self.task = with_settled_kernels(task)
+        self.task = task
         scale = torch.tensor([1 / (255 * std) for std in preprocess.std])
         pairs = zip(preprocess.mean, preprocess.std, strict=True)
         shift = torch.tensor([mean / std for mean, std in pairs])
@@ -41,19 +38,6 @@ class Graph(nn.Module):
 
     def forward(self, views: UInt8[Tensor, "b c h w"]) -> dict[str, Tensor]:
         return self.task.outputs(views.float() * self.scale - self.shift)
-
-
-def with_settled_kernels(task: Task) -> Task:
-    """The task, or where kernels are standardised a copy in which that was done: a runtime that
-    does it when it loads the graph loses three digits (ONNX Runtime 1.31, by 2e-3 for BiT).
-    """
-    if not any(isinstance(module, StdConv2d) for module in task.modules()):
-        return task
-    task = copy.deepcopy(task)
-    for module in task.modules():
-        if isinstance(module, StdConv2d):
-            module.settle()
-    return task
 
 
 def example(preprocess: Preprocess, batch: int = 2) -> UInt8[Tensor, "b c h w"]:

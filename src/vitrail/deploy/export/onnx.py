@@ -1,14 +1,16 @@
 """A graph as ONNX: one file, opset stated, its batch of any length."""
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, numpy_helper
 
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.deploy.export.graph import BATCH, VIEWS, Graph, example
@@ -34,7 +36,23 @@ def to_onnx(graph: Graph, preprocess: Preprocess) -> ModelProto:
             verbose=False,
         )
     assert program is not None
-    return without_origins(program.model_proto)
+    return without_origins(with_padding_kept(program.model_proto))
+
+
+def with_padding_kept(model: ModelProto) -> ModelProto:
+    """The model itself, with zeros before a MaxPool that stay zeros.
+
+    ONNX Runtime 1.31 makes a Pad with zeros the MaxPool's own padding, which is minus infinity:
+    logits of a BiT are then off by 2e-3. A padding that is nearly zero it leaves alone.
+    """
+    pooled = {node.input[0] for node in model.graph.node if node.op_type == "MaxPool"}
+    for node in model.graph.node:
+        if node.op_type == "Pad" and node.output[0] in pooled and len(node.input) == 2:
+            name = f"{node.output[0]}_nearly_zero"
+            nearly = numpy_helper.from_array(np.float32(1e-30), name)
+            model.graph.initializer.append(nearly)
+            node.input.append(name)
+    return model
 
 
 def without_origins(model: ModelProto) -> ModelProto:
@@ -81,7 +99,7 @@ def calm() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # its own graphs
             warnings.simplefilter("ignore")
             yield
     finally:

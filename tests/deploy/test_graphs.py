@@ -1,0 +1,211 @@
+"""Graphs say what the models say, whatever the family, the head, the number of images and the
+runtime; and what is read from them are the tasks' own answers.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnx import ModelProto
+from PIL import Image
+
+from close import close
+from models.families import KINDS, VIT
+from vitrail.data.batches.batch import Batch
+from vitrail.data.targets import Boxes, Classes, Coding, MaskArrays, Masks
+from vitrail.data.views.canvas import canvas_of
+from vitrail.data.views.preprocess import Preprocess
+from vitrail.deploy.engines.calm import openvino
+from vitrail.deploy.engines.onnxruntime import OnnxEngine
+from vitrail.deploy.export import tensorrt
+from vitrail.deploy.export.graph import Graph
+from vitrail.deploy.export.onnx import to_onnx
+from vitrail.heads.detector import build_detector
+from vitrail.heads.segmenter import build_segmenter
+from vitrail.models import ModelConfig, build
+from vitrail.models.tokens import with_tokens
+from vitrail.tasks import (
+    Classify,
+    ClassifyConfig,
+    Detect,
+    DetectConfig,
+    Detections,
+    Embed,
+    Segment,
+    Segmentation,
+    SegmentConfig,
+    Task,
+)
+
+NAMES = ("a", "b", "c")
+SIZE = (32, 48)
+BARE = replace(VIT, classes=0)
+MASKS = Masks(NAMES, MaskArrays((), ""), Coding({}))
+BOXES = Boxes.listed(NAMES, (), lambda i: (1, 1))
+LETTERBOX = Preprocess(size=SIZE, resize="letterbox")
+TILES = Preprocess(size=SIZE, resize="tiles", patch=(8, 8))
+SQUASH = Preprocess(size=SIZE, resize="squash")
+SHORT = Preprocess(size=SIZE, resize="short", patch=(8, 8))
+
+Randomised = Callable[[torch.nn.Module], torch.nn.Module]
+slow = pytest.mark.slow
+
+
+def classifier(config: ModelConfig, randomised: Randomised) -> Classify:
+    names = tuple(map(str, range(config.classes)))
+    targets = Classes(names, np.zeros(0, np.int64))
+    return Classify(randomised(build(config)), ClassifyConfig(), targets).eval()
+
+
+def segmenter(config: SegmentConfig, preprocess: Preprocess, randomised: Randomised) -> Segment:
+    model = randomised(build_segmenter(build(BARE), config, 3))
+    return Segment(model, config, MASKS, preprocess).eval()
+
+
+def detector(
+    preprocess: Preprocess, randomised: Randomised, backbone: ModelConfig = BARE, **how: object
+) -> Detect:
+    config = DetectConfig(width=32, **how)  # type: ignore[arg-type]
+    return Detect(
+        randomised(build_detector(build(backbone), config, 3)), config, BOXES, preprocess
+    ).eval()
+
+
+def engine(model: ModelProto) -> OnnxEngine:
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return OnnxEngine(session, "views")
+
+
+def exported(task: Task, preprocess: Preprocess) -> OnnxEngine:
+    """The task's graph, after it said of 1, 2 and 7 views what the task says."""
+    graph = Graph(task, preprocess)
+    model = to_onnx(graph, preprocess)
+    assert tensorrt.complaints(model) == []
+    found = engine(model)
+    for batch in (1, 2, 7):
+        views = np.random.default_rng(batch).integers(
+            0, 256, (batch, preprocess.channels, *preprocess.size), np.uint8
+        )
+        with torch.no_grad():
+            wanted = graph(torch.from_numpy(views))
+        said = found.run([*views])
+        assert list(said) == list(wanted)
+        # Which of two boxes that score the same comes first is chance.
+        for name in said.keys() - {"boxes", "labels"}:
+            close(said[name], wanted[name], 1e-5)
+    return found
+
+
+def same_answers(task: Task, preprocess: Preprocess, asked: OnnxEngine) -> None:
+    """To images that are oblong, small and of the size itself."""
+    rng = np.random.default_rng(0)
+    for height, width in ((50, 70), (33, 20), SIZE):
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        view, seen = preprocess.view(image), preprocess.seen(height, width)
+        with torch.inference_mode():
+            batch = Batch((canvas_of(preprocess, [view]),), {}, np.arange(1))
+            (wanted,) = task.answer(batch, [seen])
+        (found,) = task.reading.answers(asked.run, [view], [seen])
+        if isinstance(wanted, Segmentation):
+            assert found.mask.shape == (height, width)
+            assert (found.mask == wanted.mask).mean() > 0.999
+        elif isinstance(wanted, Detections):
+            close(np.sort(found.scores), np.sort(wanted.scores), 1e-4)
+            best = slice(int((wanted.scores > wanted.scores.max() - 1e-3).sum()))
+            nearest = (
+                np.abs(found.boxes[:, None] - wanted.boxes[None, best]).max(axis=2).min(axis=0)
+            )
+            assert nearest.max() < 1e-2
+        else:
+            close(found.features, wanted.features)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("vit", "bit") else pytest.param(name, marks=slow) for name in KINDS]
+)
+def test_every_family(name: str, randomised: Randomised) -> None:
+    kind = KINDS[name]
+    n = kind.config.channels
+    preprocess = Preprocess(size=kind.size, mean=(0.4,) * n, std=(0.3,) * n)
+    exported(classifier(kind.config, randomised), preprocess)
+
+
+@slow
+@pytest.mark.parametrize("tokens", ["tome:r=3", "hierarchical", "adaptive"])
+def test_fewer_tokens_and_two_sizes_of_patches(tokens: str, randomised: Randomised) -> None:
+    config = (
+        with_tokens(VIT, tokens) if ":" in tokens else replace(VIT, scales=tokens)  # type: ignore[arg-type]
+    )
+    exported(classifier(config, randomised), Preprocess(size=SIZE))
+
+
+@pytest.mark.parametrize(
+    ("config", "preprocess"),
+    [
+        pytest.param(SegmentConfig(head="linear"), SQUASH, marks=slow),
+        pytest.param(SegmentConfig(head="deeplab"), SQUASH, marks=slow),
+        pytest.param(SegmentConfig(head="queries"), SQUASH, marks=slow),
+        (SegmentConfig(head="linear", mode="slide"), SHORT),
+    ],
+    ids=["linear", "deeplab", "queries", "slide"],
+)
+def test_masks(config: SegmentConfig, preprocess: Preprocess, randomised: Randomised) -> None:
+    task = segmenter(config, preprocess, randomised)
+    same_answers(task, preprocess, exported(task, preprocess))
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "how"),
+    [
+        pytest.param(LETTERBOX, {}, marks=slow),
+        (TILES, {}),
+        pytest.param(LETTERBOX, {"head": "queries"}, marks=slow),
+        pytest.param(
+            LETTERBOX,
+            {"backbone": replace(BARE, window=(2, 2), global_blocks=(2,))},
+            marks=slow,
+        ),
+    ],
+    ids=["dense", "tiles", "queries", "windows"],
+)
+def test_boxes(preprocess: Preprocess, how: dict[str, object], randomised: Randomised) -> None:
+    task = detector(preprocess, randomised, **how)  # type: ignore[arg-type]
+    same_answers(task, preprocess, exported(task, preprocess))
+
+
+@slow
+def test_features(randomised: Randomised) -> None:
+    task = Embed(randomised(build(BARE)), Classes(NAMES, np.zeros(0, np.int64))).eval()
+    preprocess = Preprocess(size=SIZE)
+    same_answers(task, preprocess, exported(task, preprocess))
+
+
+@slow
+@pytest.mark.parametrize("name", KINDS)
+def test_every_family_in_openvino(name: str, randomised: Randomised) -> None:
+    kind = KINDS[name]
+    n = kind.config.channels
+    preprocess = Preprocess(size=kind.size, mean=(0.4,) * n, std=(0.3,) * n)
+    graph = Graph(classifier(kind.config, randomised), preprocess)
+    core = openvino().Core()
+    model = core.read_model(to_onnx(graph, preprocess).SerializeToString())
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for batch in (1, 2, 7):
+        shape = batch, n, *preprocess.size
+        views = np.random.default_rng(batch).integers(0, 256, shape, np.uint8)
+        with torch.no_grad():
+            wanted = graph(torch.from_numpy(views))["logits"]
+        close(compiled([views])["logits"], wanted, 1e-5)
+
+
+def test_a_graph_tells_nothing_of_where_it_was_made(randomised: Randomised) -> None:
+    small = replace(VIT, depth=1)
+    model = to_onnx(Graph(classifier(small, randomised), SQUASH), SQUASH)
+    text = model.SerializeToString()
+    assert b"site-packages" not in text and b"vitrail" not in text and b".py" not in text
+    assert not model.metadata_props and not any(node.metadata_props for node in model.graph.node)
