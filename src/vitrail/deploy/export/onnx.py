@@ -49,7 +49,7 @@ def with_padding_kept(model: ModelProto) -> ModelProto:
     for node in model.graph.node:
         if node.op_type == "Pad" and node.output[0] in pooled and len(node.input) == 2:
             name = f"{node.output[0]}_nearly_zero"
-            nearly = numpy_helper.from_array(np.float32(1e-30), name)
+            nearly = numpy_helper.from_array(np.array(1e-30, np.float32), name)
             model.graph.initializer.append(nearly)
             node.input.append(name)
     return model
