@@ -49,7 +49,7 @@ def card(bundle: Bundle) -> str:
             if before.get(name)
         ),
         "",
-        f"{told.get('agreement', 0):.1%} of the answers are the same.",
+        f"{told.get('agreement', 0):.1%} of the answers are the same.{_resizing(told)}",
         "",
         "## Use",
         "",
@@ -84,6 +84,17 @@ def _preprocessing(bundle: Bundle) -> str:
     return (
         f"{how.resize} to {height}x{width}, {how.interpolation} with antialiasing, "
         f"{how.crop:g} of it shown"
+    )
+
+
+def _resizing(told: Mapping[str, Any]) -> str:
+    """What is different where the model scales images itself."""
+    if not (far := told.get("resizing")):
+        return ""
+    return (
+        f" Images that it scales itself are at most {far['most']} of 255 levels from those that "
+        f"Pillow scales ({far['at_all']:.2%} of the pixels differ); {far['same']:.1%} of "
+        f"{far['images']} answers are the same."
     )
 
 

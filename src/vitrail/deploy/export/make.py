@@ -13,10 +13,12 @@ from vitrail.deploy.bundle import Bundle, write_bundle
 from vitrail.deploy.engines import engine_of, runtime
 from vitrail.deploy.export.card import card
 from vitrail.deploy.export.graph import Graph
+from vitrail.deploy.export.inside import compare
 from vitrail.deploy.export.int8 import KindName, check
 from vitrail.deploy.export.lower import Lowered, in_int8
 from vitrail.deploy.export.proof import Proof, measure, prove
 from vitrail.deploy.exported import told
+from vitrail.deploy.running import threshold_in
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.runs import Run
 from vitrail.runs.config import to_dict
@@ -86,7 +88,12 @@ def export(
         proof = prove(loaded, source, engine, before)
         hold(proof, config, notify)
         proofs.append(proof)
-        return replace(bundle, metrics=measurements(proof))
+        measured = measurements(proof)
+        if bundle.takes == "image":
+            inside = compare(bundle, engine, source)
+            notify(inside.sentence())
+            measured["resizing"] = {**inside.pixels._asdict(), "same": inside.same}
+        return replace(bundle, metrics=measured, threshold=threshold_in(proof.after.to_dict()))
 
     bundle = write_bundle(out, make, card)
     return bundle, proofs[0]

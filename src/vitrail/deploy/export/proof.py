@@ -1,13 +1,6 @@
 """Whether an exported model gives the run's answers: on its held-out images, by the code that
 measured the run.
 
-The answers to an image are the same where
-
-- classify: the likeliest class is; of several labels, each is on its side of a half
-- segment: 99.9% of the pixels have the same class
-- detect: each box of a score of at least 0.1 has its twin, of its class and with an IoU of 0.9
-- features: the product of the two vectors is at least 0.999
-
 What was lost is the difference of the number that stands for the task (top-1, mIoU, AP), with its
 95% interval over images that both were asked about.
 
@@ -27,18 +20,18 @@ from vitrail.data.batches.loader import EvalLoader
 from vitrail.data.views.canvas import normalise
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.deploy.engines import Engine
+from vitrail.deploy.export.alike import LIKE, same_answer
 from vitrail.deploy.exported import levels, task_of
 from vitrail.metrics import Estimate, paired
 from vitrail.metrics.draws import SEED
 from vitrail.metrics.masks import hits
 from vitrail.runs.load import LoadedRun
 from vitrail.runs.world import ALONE
-from vitrail.tasks import Detections, Segmentation, Task
+from vitrail.tasks import Task
 from vitrail.tasks.answers import Look
 from vitrail.training.measure import Measured, measured
 
 _DRAWS = 200
-_SCORE, _IOU, _PIXELS, _LIKE = 0.1, 0.9, 0.999, 0.999
 
 
 class Proof(NamedTuple):
@@ -102,7 +95,7 @@ def _same_rows(
 ) -> Bool[np.ndarray, " n"] | None:
     """By what was measured, where that is all that was said."""
     if task.reading.kind == "features":
-        return ((before["features"] * after["features"]).sum(dim=1) >= _LIKE).numpy()
+        return ((before["features"] * after["features"]).sum(dim=1) >= LIKE).numpy()
     if task.reading.kind != "classify":
         return None
     one, other = before["probabilities"], after["probabilities"]
@@ -118,9 +111,7 @@ def _same_answers(loaded: LoadedRun, engine: Engine, source: Source, i: int) -> 
     reading = loaded.task.reading
     looks = looked_at(loaded.task, loaded.preprocess), engine.run
     (one,), (other,) = (reading.answers(look, [view], [seen]) for look in looks)
-    if isinstance(one, Segmentation):
-        return float((one.mask == other.mask).mean()) >= _PIXELS
-    return _twins(one, other) and _twins(other, one)
+    return same_answer(one, other)
 
 
 def looked_at(task: Task, preprocess: Preprocess) -> Look:
@@ -154,18 +145,6 @@ def scores_of(task: Task, before: Measured, after: Measured) -> Float64[np.ndarr
         case _:
             score = (before.rows["features"] * rows["features"]).sum(dim=1)
     return score.double().numpy()
-
-
-def _twins(some: Detections, others: Detections) -> bool:
-    """Whether each of some boxes is among the others."""
-    some = some.above(_SCORE)
-    least = np.maximum(some.boxes[:, None, :2], others.boxes[None, :, :2])
-    most = np.minimum(some.boxes[:, None, 2:], others.boxes[None, :, 2:])
-    shared = (most - least).clip(0).prod(axis=2)
-    areas = [(each.boxes[:, 2:] - each.boxes[:, :2]).prod(axis=1) for each in (some, others)]
-    alike = shared >= _IOU * (areas[0][:, None] + areas[1][None] - shared)
-    alike &= some.labels[:, None] == others.labels[None]
-    return bool(alike.any(axis=1).all())
 
 
 def _lost(task: Task, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Estimate:
