@@ -16,6 +16,7 @@ import torch
 
 from vitrail.deploy.bundle import Bundle
 from vitrail.deploy.engines import engine_of
+from vitrail.deploy.tuning import tuned
 from vitrail.models import ModelConfig, build
 
 BATCH = 16
@@ -72,13 +73,17 @@ def labeller(model: Any, shape: tuple[int, int, int], device: str, most: int = B
 
 
 def engine_labeller(bundle: Bundle, threads: int, most: int = BATCH) -> Labeller:
-    """An exported model in its runtime, from pixels of the model's size on."""
-    engine = engine_of(bundle, threads)
+    """An exported model in its runtime, from pixels of the model's size on; by the setting that is
+    best for one image, and for many.
+    """
+    settings = tuned(bundle)
+    alone = engine_of(bundle, settings.alone._replace(threads=threads))
+    many = engine_of(bundle, settings.many._replace(threads=threads))
     shape = most, bundle.preprocess.channels, *bundle.preprocess.size
     views = [*np.random.default_rng(0).integers(0, 256, shape, np.uint8)]
 
     def label(batch: int) -> None:
-        engine.run(views[:batch])
+        (alone if batch == 1 else many).run(views[:batch])
 
     return label
 

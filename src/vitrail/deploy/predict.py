@@ -12,7 +12,8 @@ from vitrail.data.pixels.decode import AnyPicture, read_image
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.data.views.seen import Seen
 from vitrail.deploy.bundle import Bundle, is_bundle
-from vitrail.deploy.engines import engine_of
+from vitrail.deploy.engines import USUAL, engine_of
+from vitrail.deploy.tuning import tuned
 from vitrail.errors import UsageError, setting
 from vitrail.tasks.answers import Reading
 
@@ -43,9 +44,9 @@ class Asked(Protocol):
 class Bundled:
     """A bundle's model, in its runtime."""
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, many: bool = False) -> None:
         bundle = Bundle.open(folder)
-        self._engine = engine_of(bundle)
+        self._engine = engine_of(bundle, tuned(bundle).many if many else USUAL)
         self.preprocess, self.reading = bundle.preprocess, bundle.reading
         self.coupled, self.card = bundle.coupled, bundle.card
         self.threshold = bundle.threshold
@@ -84,8 +85,12 @@ class Predictor:
         checkpoint: str | None = None,
         tta: str = "none",
         tokens: str | None = None,
+        *,
+        many: bool = False,
     ) -> None:
-        """`place`: the folder of a run, or of a bundle that `vitrail export` wrote. Of a run:
+        """`place`: the folder of a run, or of a bundle that `vitrail export` wrote. `many`: that a
+        bundle will be asked about many images at once, so that it is worth some seconds to measure
+        how this machine does that best (vitrail.deploy.tuning). Of a run:
 
         `checkpoint`: last or best; the default is the one that the run's report judges.
         `tta`: what several looks at an image are averaged, a name in `vitrail.tasks.tta.LOOKS`.
@@ -103,7 +108,7 @@ class Predictor:
                         f"{setting(name, value)} is for runs, and {place} was exported: it is as "
                         f"it was made"
                     )
-            self._model = Bundled(place)
+            self._model = Bundled(place, many)
         else:
             from vitrail.deploy.running import Running  # with torch, which a bundle does without
 

@@ -3,6 +3,8 @@ says. Prediction, measurement, serving and benchmarks know no other way to an ex
 """
 
 from vitrail.deploy.engines.engine import ENGINES as ENGINES
+from vitrail.deploy.engines.engine import USUAL as USUAL
 from vitrail.deploy.engines.engine import Engine as Engine
+from vitrail.deploy.engines.engine import Setting as Setting
 from vitrail.deploy.engines.engine import engine_of as engine_of
 from vitrail.deploy.engines.engine import runtime as runtime

@@ -20,20 +20,34 @@ class Engine(Protocol):
         ...
 
 
+class Setting(NamedTuple):
+    """How a runtime uses a machine; None: as it chooses."""
+
+    threads: int | None = None
+    """Of all calls together."""
+    streams: int = 1
+    """Parts of a batch that are computed side by side, each by its share of the threads."""
+
+
+USUAL = Setting()
+
+
 class Runtime(NamedTuple):
     """Where an engine's code is, and what it needs."""
 
     module: str
-    """Its file: `load(bundle, threads)` makes an engine."""
+    """Its file: `load(bundle, setting)` makes an engine."""
     packages: tuple[str, ...]
     """That it imports."""
     extra: str
     """Of vitrail, that installs them."""
+    streams: bool = False
+    """Whether it can compute parts of a batch side by side."""
 
 
 ENGINES: Mapping[str, Runtime] = {
     "onnx": Runtime("vitrail.deploy.engines.onnxruntime", ("onnxruntime",), "onnx"),
-    "openvino": Runtime("vitrail.deploy.engines.openvino", ("openvino",), "openvino"),
+    "openvino": Runtime("vitrail.deploy.engines.openvino", ("openvino",), "openvino", streams=True),
     "torch": Runtime("vitrail.deploy.engines.torch", ("torch",), "onnx"),
 }
 """Name, as in `vitrail export --to NAME`, to runtime."""
@@ -46,8 +60,8 @@ def runtime(name: str) -> Runtime:
     return ENGINES[name]
 
 
-def engine_of(bundle: Bundle, threads: int | None = None) -> Engine:
-    """The bundle's model in its runtime. `threads`: of one call; None: the runtime's choice.
+def engine_of(bundle: Bundle, setting: Setting = USUAL) -> Engine:
+    """The bundle's model in its runtime.
 
     Raises `DataError` where the runtime is not installed or does not take the model.
     """
@@ -62,7 +76,7 @@ def engine_of(bundle: Bundle, threads: int | None = None) -> Engine:
             f"{bundle.folder} is for {bundle.runtime}, which cannot be imported ({error}): "
             f"python -m pip install 'vitrail[{row.extra}]'"
         ) from error
-    return module.load(bundle, threads)
+    return module.load(bundle, setting)
 
 
 def stacked(views: Sequence[UInt8[np.ndarray, "c _h _w"]]) -> UInt8[np.ndarray, "b c h w"]:

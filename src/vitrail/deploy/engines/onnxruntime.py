@@ -9,7 +9,7 @@ import onnxruntime
 from jaxtyping import UInt8
 
 from vitrail.deploy.bundle import Bundle
-from vitrail.deploy.engines.engine import stacked
+from vitrail.deploy.engines.engine import USUAL, Setting, stacked
 from vitrail.errors import DataError
 from vitrail.tasks.answers import Outputs
 
@@ -30,19 +30,19 @@ class OnnxEngine:
         return dict(zip(self._outputs, found, strict=True))
 
 
-def load(bundle: Bundle, threads: int | None = None) -> OnnxEngine:
+def load(bundle: Bundle, setting: Setting = USUAL) -> OnnxEngine:
     """The bundle's model. Raises as `load_file` does."""
-    return load_file(bundle.model, bundle.takes, threads)
+    return load_file(bundle.model, bundle.takes, setting)
 
 
-def load_file(file: Path, takes: str, threads: int | None = None) -> OnnxEngine:
+def load_file(file: Path, takes: str, setting: Setting = USUAL) -> OnnxEngine:
     """A session of a graph that takes `image` or `views`. Raises `DataError` for a file that the
     runtime refuses.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors, which are raised besides
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    if setting.threads is not None:
+        options.intra_op_num_threads = setting.threads
     # A waiting thread that spins takes the cores from whatever else the machine has to do, decoding
     # above all: half of the CPU time for nothing.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

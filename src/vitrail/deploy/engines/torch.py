@@ -9,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 
 from vitrail.deploy.bundle import Bundle
-from vitrail.deploy.engines.engine import stacked
+from vitrail.deploy.engines.engine import USUAL, Setting, stacked
 from vitrail.errors import DataError
 from vitrail.tasks.answers import Outputs
 
@@ -26,8 +26,8 @@ class TorchEngine:
         return {name: values.numpy() for name, values in found.items()}
 
 
-def load(bundle: Bundle, threads: int | None = None) -> TorchEngine:
-    """The bundle's program; `threads` are the whole process's here, and are left as they are.
+def load(bundle: Bundle, setting: Setting = USUAL) -> TorchEngine:
+    """The bundle's program; threads are the whole process's here, and are left as they are.
 
     Raises `DataError` for a file that this torch does not take.
     """
