@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -74,3 +75,18 @@ def test_each_query_may_have_keys_of_its_own():
     close(half.float(), expected, 0.03)
     alike = keys[:, :1].expand(-1, 7, -1)
     close(attend(q, k, v, alike), attend(q, k, v, keys[:, 0]))
+
+
+@pytest.mark.parametrize("keys", ["none", "counts", "booleans", "of each query"])
+@torch.inference_mode()
+def test_attention_is_the_same_where_a_graph_is_exported(keys, monkeypatch):
+    q, k, v = torch.randn(3, 2, 4, 7, 16)
+    given = {
+        "none": None,
+        "counts": torch.randint(1, 5, (2, 7)).float(),
+        "booleans": torch.rand(2, 7) < 0.9,
+        "of each query": (torch.rand(2, 7, 7) < 0.5) | torch.eye(7).bool(),
+    }[keys]
+    expected = attend(q, k, v, given)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    close(attend(q, k, v, given), expected)

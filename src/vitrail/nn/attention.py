@@ -99,6 +99,10 @@ def attend(
     mask = keys
     if keys is not None and keys.dtype != torch.bool:
         mask = keys.log().to(q.dtype)
+    if torch.compiler.is_exporting() and (mask is None or mask.dtype != torch.bool):
+        # Five nodes, which runtimes fuse; torch's own spelling of the kernel has 14.
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return (logits if mask is None else logits + _of_heads(mask)).softmax(dim=-1) @ v
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         if mask is None and not torch.compiler.is_compiling():
             return _ThreeProducts.apply(q, k, v)  # type: ignore[no-untyped-call]

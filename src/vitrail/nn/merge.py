@@ -124,26 +124,31 @@ def merge_by_products(
     than the block's own products: every place is found by comparing, and one product moves and
     adds the tokens.
     """
-    places = torch.arange(x.shape[1], device=x.device)
+    t = x.shape[1]
+    places = torch.arange(t, device=x.device)
     even, odd = prefix + prefix % 2, prefix + 1 - prefix % 2
     metric = metric.float()
     metric = metric / metric.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    near, partner = (metric[:, even::2] @ metric[:, odd::2].transpose(1, 2)).max(dim=2)
-    e = near.shape[1]
+    likeness = metric[:, even::2] @ metric[:, odd::2].transpose(1, 2)
+    near, e = likeness.amax(dim=2), likeness.shape[1]
+    # The first of the nearest. An argmax is a sort in OpenVINO, ten times as slow.
+    others = places[: likeness.shape[2]]
+    partner = torch.where(likeness == near[..., None], others, t).amin(dim=2)
     # A token goes if fewer than r go before it: those nearer to another, and of equal ones the
     # first.
-    mine, others = near[:, :, None], near[:, None]
-    first = places[:e] < places[:e, None]
-    goes = ((others > mine) | ((others == mine) & first)).float().sum(dim=2) < r
+    mine, theirs, first = near[:, :, None], near[:, None], places[:e] < places[:e, None]
+    goes = ((theirs > mine) | ((theirs == mine) & first)).float().sum(dim=2) < r
     into = torch.where(goes, prefix + e - r + partner, prefix - 1 + (~goes).int().cumsum(dim=1))
     # The others' new places are known. Each has a slot among those of the even ones, any one.
     slot = ((places - even) // 2).clamp(0, e - 1)
     known = torch.where(places < prefix, places, prefix + e - r + (places - odd) // 2)
     known_is = (places < prefix) | ((places - odd) % 2 == 0)
     moved = torch.where(known_is, known, into.index_select(1, slot))
-    shares = (places[: len(places) - r, None] == moved[:, None]) * sizes[:, None]
+    shares = (places[: t - r, None] == moved[:, None]) * sizes[:, None]
     sizes = shares.sum(dim=2)
-    return (shares / sizes[..., None]).to(x.dtype) @ x, sizes, moved
+    shares = (shares / sizes[..., None]).to(x.dtype)
+    # AMX multiplies bfloat16 by pairs of rows: with one too few, OpenVINO goes without it.
+    return F.pad(shares, (0, t % 2)) @ F.pad(x, (0, 0, 0, t % 2)), sizes, moved
 
 
 def take(x: Float[Tensor, "b t d"], places: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:

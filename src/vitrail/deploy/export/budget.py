@@ -5,10 +5,10 @@ Three sets of images, none in two of them: those that calibrate, those on which 
 that decided on the images that judge would find what happens to suit them.
 
 What is lost is the mean, over images, of the float model's score less the other's: of classes 1 or
-0, else whatever lies between. A budget holds where the 95% interval of that mean ends within it.
-So few images cannot show that a small budget holds: two models that agree on all of 182 images may
-still differ by 1.5 points. On the images that decide, the aim is then the best that so many can
-show; the images that judge make no allowance.
+0, else whatever lies between. On the images that decide it has to lie within the budget; on those
+that judge its 95% interval has to. So few of them cannot show that a small budget holds: two models
+that agree on all of 182 images may still differ by 1.5 points, and of two that differ on 2% of the
+images, though neither is better, 3,000 have to be asked to show half a point.
 
 The search, where all of int8 loses too much: each block alone back in float, on few images; then as
 many of them as are needed, found by halving, of those that bring the outputs nearest to float's.
@@ -205,7 +205,7 @@ def search(
     tell: Callable[[str], None],
     bounds: Bounds = USUAL,
 ) -> Trial:
-    """The fastest trial whose loss lies within `budget` points of `before`, the scores of the float
+    """The fastest trial that loses at most `budget` points of `before`, the scores of the float
     model with all its tokens. `tell` is given a line for each trial.
 
     Raises `UsageError` for a budget that is none, and `DataError` where no trial holds.
@@ -237,9 +237,7 @@ class _Search:
     def __init__(
         self, before: Scores, budget: float, tell: Callable[[str], None], bounds: Bounds
     ) -> None:
-        self.before, self.tell, self.bounds = before, tell, bounds
-        # Where even two equal models could not be told to be within the budget: as near as can be.
-        self.most = max(budget / 100, lost(before, before).high)
+        self.before, self.budget, self.tell, self.bounds = before, budget, tell, bounds
         self.trials: list[Trial] = []
         self.ends = time.monotonic() + bounds.seconds
 
@@ -270,7 +268,7 @@ class _Search:
             floats=tuple(floats),
             int8=len(variant.layers) - len(nodes),
             lost=found,
-            holds=found.high <= self.most,
+            holds=found.value <= self.budget / 100,
             attempt=attempt,
         )
         self.trials.append(trial)
