@@ -50,6 +50,12 @@ def _export(args: Sequence[str]) -> Result:
     return export_run(args)
 
 
+def _serve(args: Sequence[str]) -> Result:
+    from vitrail.cli.serve import serve
+
+    return serve(args)
+
+
 def _models(args: Sequence[str]) -> Result:
     from vitrail.cli.models import models
 
@@ -85,6 +91,7 @@ VERBS = {
     "evaluate": Verb(_evaluate, "measure a run again, or on other images"),
     "predict": Verb(_predict, "label images with a run, or an exported model"),
     "export": Verb(_export, "write a run's model for another runtime, and prove it the same"),
+    "serve": Verb(_serve, "answer about images over HTTP"),
     "bench": Verb(_bench, "compare models, measure speed and memory, count what they cost"),
     "models": Verb(_models, "list the models, or show one"),
     "weights": Verb(_weights, "list published weights, fetch, show or convert them"),

@@ -36,6 +36,7 @@ import traceback
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +91,8 @@ class Workers:
     """Up to `count` processes, started as they are needed, for any number of threads.
 
     An image that takes longer than `seconds` is given up. `task` is what a worker does with a
-    request, an importable function.
+    request, an importable function. `memory`: the bytes that it may take for that, beyond what it
+    has when it begins (Linux alone counts so); None: all that there are.
 
     >>> workers = Workers(2)
     >>> try:
@@ -102,10 +104,16 @@ class Workers:
     """
 
     def __init__(
-        self, count: int, *, seconds: float = 60.0, task: Callable[[Any], Pixels] = decode
+        self,
+        count: int,
+        *,
+        seconds: float = 60.0,
+        task: Callable[[Any], Pixels] = decode,
+        memory: int | None = None,
     ) -> None:
         self.count = count
         self.seconds = seconds
+        self._memory = memory
         self._task = f"{task.__module__}:{task.__qualname__}"
         # The one that was used last comes first: one thread keeps one process busy, not all.
         self._free: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
@@ -164,7 +172,7 @@ class Workers:
             if not self._finalizer.alive:
                 raise Abandoned
             try:
-                worker = _Worker(self._task)
+                worker = _Worker(self._task, self._memory)
             except OSError as error:
                 reason = f"{error.strerror}"
                 break
@@ -211,20 +219,20 @@ class _Lost(Exception):
 
 _BOOT = """
 import json, sys
-*numbers, path, task = json.loads(sys.argv[1])
+*numbers, path, task, memory = json.loads(sys.argv[1])
 sys.path[:] = path
 from vitrail.data.pixels.workers import serve
-serve(*numbers, task)
+serve(*numbers, task, memory)
 """
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
-def _begun(numbers: tuple[int, ...], task: str) -> subprocess.Popen[bytes]:
+def _begun(numbers: tuple[int, ...], task: str, memory: int | None) -> subprocess.Popen[bytes]:
     """A process that serves, with these open files."""
     path = [str(place) or os.getcwd() for place in sys.path]
     return subprocess.Popen(
-        [sys.executable, "-c", _BOOT, json.dumps((*numbers, path, task))],
+        [sys.executable, "-c", _BOOT, json.dumps((*numbers, path, task, memory))],
         pass_fds=numbers,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -239,7 +247,7 @@ def _begun(numbers: tuple[int, ...], task: str) -> subprocess.Popen[bytes]:
 class _Worker:
     """One process, from the parent's side."""
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, memory: int | None) -> None:
         """Raises `OSError` where there can be no more processes or files."""
         with ExitStack() as theirs, ExitStack() as ours:
             self.socket, other = socket.socketpair()
@@ -251,7 +259,7 @@ class _Worker:
             slab = _memory()
             theirs.callback(os.close, slab)
             self._slab = mmap.mmap(slab, _SLAB_BYTES)
-            self.process = _begun((other.fileno(), line, slab), task)
+            self.process = _begun((other.fileno(), line, slab), task, memory)
             self._close = ours.pop_all().close
 
     def greet(self, abandoned: Callable[[], bool]) -> None:
@@ -361,7 +369,7 @@ def _memory() -> int:
     return slab
 
 
-def serve(own: int, line: int, slab: int, task: str) -> None:
+def serve(own: int, line: int, slab: int, task: str, memory: int | None = None) -> None:
     """The life of a worker.
 
     `own` is its socket, `line` the pipe that closes with its parent, `slab` the shared memory.
@@ -382,11 +390,21 @@ def serve(own: int, line: int, slab: int, task: str) -> None:
     with socket.socket(fileno=own) as parent:
         module, name = task.split(":")
         work = getattr(importlib.import_module(module), name)
+        if memory is not None:
+            _limit_memory(memory)
         parent.sendall(_REPLY.pack(_READY, 0, 0, 0, 0))
         while head := _exactly(parent, _LENGTH.size):
             request = pickle.loads(_exactly(parent, *_LENGTH.unpack(head)))
             for part in _answer(work, request, shared):
                 parent.sendall(part)
+
+
+def _limit_memory(more: int) -> None:
+    """Let this process have so many bytes more of address space than now."""
+    with suppress(OSError, ValueError):  # no /proc; or a limit that is lower already
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * mmap.PAGESIZE + more
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _answer(

@@ -1,0 +1,83 @@
+"""How many images a server takes in at once, so that whoever is taken in is answered soon.
+
+A queue helps nobody whose answer comes too late. At a rate of R answers a second an image that
+finds K others inside waits K / R (Little's law); alone it would take U. So K is what makes the wait
+PATIENCE times U, and everyone else is told at once to come again, and when. U and R are measured
+all the time, for they depend on the images that come and on what else the machine does.
+
+    U = seconds to decode an image + seconds of the engine for one image
+    R = the slower of all decoders together and of the engine, at the batches that it gets
+"""
+
+from math import ceil
+
+PATIENCE = 2.2
+"""Below three, which is what is promised: the waits of single images scatter around their mean."""
+_LEAST = 2
+"""One image that is decoded while the engine has another."""
+_WEIGHT = 0.1
+"""Of a new measurement in the average."""
+
+
+class Admission:
+    """Counts the images that are inside.
+
+    >>> admission = Admission(decoders=1, decode=0.01, engine=0.04)
+    >>> admission.room, admission.enter(2), admission.enter(1), admission.retry_after
+    (2, True, False, 1)
+    """
+
+    def __init__(
+        self, *, decoders: int, decode: float, engine: float, room: int | None = None
+    ) -> None:
+        """`decode`, `engine`: seconds for one image, as a first guess. `room`: a fixed number."""
+        self._decoders = decoders
+        self._fixed = room
+        self.decode_seconds = decode
+        self.alone_seconds = self.engine_seconds = engine
+        """Of the engine, for an image that is alone in its batch, and in the batches that come."""
+        self.inside = 0
+
+    @property
+    def rate(self) -> float:
+        """Images that can be answered in a second."""
+        return min(self._decoders / self.decode_seconds, 1 / self.engine_seconds)
+
+    @property
+    def room(self) -> int:
+        """How many images may be inside."""
+        if self._fixed is not None:
+            return self._fixed
+        return max(_LEAST, round(PATIENCE * self.rate * (self.decode_seconds + self.alone_seconds)))
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for one more."""
+        return self.inside >= self.room
+
+    @property
+    def retry_after(self) -> int:
+        """Whole seconds, as the header has them, after which those inside will be answered."""
+        return max(1, ceil(self.inside / self.rate))
+
+    def enter(self, images: int) -> bool:
+        """Let so many in, if there is room. Nobody else inside, there is room for any request."""
+        if self.inside and self.inside + images > self.room:
+            return False
+        self.inside += images
+        return True
+
+    def leave(self, images: int) -> None:
+        """They are answered, or gone."""
+        self.inside -= images
+
+    def decoded(self, seconds: float) -> None:
+        """An image took so long to decode."""
+        self.decode_seconds += _WEIGHT * (max(seconds, 1e-5) - self.decode_seconds)
+
+    def computed(self, images: int, seconds: float) -> None:
+        """A batch of so many images took the engine so long."""
+        each = max(seconds, 1e-5) / images
+        self.engine_seconds += _WEIGHT * (each - self.engine_seconds)
+        if images == 1:
+            self.alone_seconds += _WEIGHT * (each - self.alone_seconds)
