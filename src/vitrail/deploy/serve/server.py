@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -44,7 +45,7 @@ class Settings:
     room: int | None = None
     grace: float = 3.0
     limits: Limits = field(default_factory=Limits)
-    open: Callable[[Path], Model] = Predictor
+    open: Callable[[Path], Model] = partial(Predictor, many=True)
     """From its place to the model; an importable function."""
 
     @property
