@@ -43,7 +43,7 @@ from PIL import Image
 
 # In place of this folder, which has a deploy.py too.
 sys.path[0] = str(Path(__file__).parents[1] / "tests")
-from deploy.serve.harness import Fake, Process, as_file, expected, heard, picture, post
+from deploy.serve.harness import Fake, Process, as_file, expected, heard, picture, post  # noqa: E402
 
 COUNTS = {  # small, full
     "load": (5, 30),

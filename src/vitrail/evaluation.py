@@ -281,8 +281,8 @@ def evaluate_bundle(
     if data:
         chosen = _open_other(data, columns, rules, masks, config, split)
     else:
-        place = bundle.made.get("run")
-        if not isinstance(place, str) or not (Path(place) / "config.yaml").is_file():
+        place = bundle.folder / str(bundle.made.get("run"))
+        if not (place / "config.yaml").is_file():
             raise DataError(
                 f"the run that {folder} was made from is not at {place} any more: name labelled "
                 f"images with {setting('data')}"

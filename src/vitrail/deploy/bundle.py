@@ -54,7 +54,7 @@ class Bundle:
     threshold: float | None = None
     """Of boxes: the score that gave the best F1 on the held-out images."""
     made: Mapping[str, Any] = field(default_factory=dict)
-    """By what, of what: versions, the run, its checkpoint and that one's SHA-256."""
+    """By what, of what: versions, the run as seen from the folder, its checkpoint's SHA-256."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """`before` and `after`, each number by its name with its interval, and `agreement`."""
     learned: Mapping[str, Any] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class Bundle:
             "resize": self.preprocess.resize,
             "metrics": self.metrics.get("after", {}),
             "images": self.metrics.get("images"),
-            **self.made,
+            **{name: value for name, value in self.made.items() if name != "run"},
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A run made into a bundle: exported, held to what it was, and only then given its name."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,7 +83,7 @@ def export(
 
     def make(folder: Path) -> Bundle:
         notify(f"exporting to {config.to}, {config.precision}")
-        bundle = _exported(loaded, folder, config, notify)
+        bundle = _exported(loaded, folder, out, config, notify)
         engine = engine_of(bundle)
         notify("asking the exported model about the same images")
         proof = prove(loaded, source, engine, before)
@@ -110,7 +111,9 @@ def _splits(loaded: LoadedRun) -> Splits:
     return open_data_of(loaded.config, file if file.is_file() else None)
 
 
-def _exported(loaded: LoadedRun, folder: Path, config: ExportConfig, notify: Notify) -> Bundle:
+def _exported(
+    loaded: LoadedRun, folder: Path, out: Path, config: ExportConfig, notify: Notify
+) -> Bundle:
     """The model's file in `folder`, and what there is to say of it but how good it is."""
     graph = Graph(loaded.task, loaded.preprocess)
     if config.preprocess == "inside" and (why := outside(loaded, config)):
@@ -126,7 +129,7 @@ def _exported(loaded: LoadedRun, folder: Path, config: ExportConfig, notify: Not
         preprocess=loaded.preprocess,
         reading=loaded.task.reading,
         coupled=written.coupled,
-        made={**made(loaded, config), **written.made},
+        made={**made(loaded, config, out), **written.made},
         learned=told(to_dict(loaded.config)),
     )
 
@@ -140,11 +143,11 @@ def outside(loaded: LoadedRun, config: ExportConfig) -> str:
     return ""
 
 
-def made(loaded: LoadedRun, config: ExportConfig) -> dict[str, Any]:
-    """By what, and of what."""
+def made(loaded: LoadedRun, config: ExportConfig, out: Path) -> dict[str, Any]:
+    """By what, and of what: where the run lies, seen from the bundle at `out`."""
     return {
         "vitrail": __version__,
-        "run": str(loaded.run.path),
+        "run": os.path.relpath(loaded.run.path.resolve(), out.resolve()),
         "checkpoint": loaded.folder.name,
         "sha256": loaded.sha256,
         "tokens": config.tokens,

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -28,6 +27,11 @@ from vitrail.deploy.serve.limits import Limits
 from vitrail.deploy.serve.protocol import guarded
 from vitrail.deploy.serve.service import Model, Served, Service
 from vitrail.errors import DataError, UsageError, setting
+
+
+def for_many(place: Path) -> Predictor:
+    """A bundle or a run, asked about many images at once."""
+    return Predictor(place, many=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class Settings:
     room: int | None = None
     grace: float = 3.0
     limits: Limits = field(default_factory=Limits)
-    open: Callable[[Path], Model] = partial(Predictor, many=True)
+    open: Callable[[Path], Model] = for_many
     """From its place to the model; an importable function."""
 
     @property
