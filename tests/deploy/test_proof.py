@@ -13,7 +13,7 @@ from vitrail.deploy import tuning
 from vitrail.deploy.bundle import SUMS, Bundle
 from vitrail.deploy.engines import Setting
 from vitrail.deploy.export.alike import same_answer
-from vitrail.deploy.export.make import ExportConfig, hold
+from vitrail.deploy.export.make import ExportConfig, hold_answers, hold_budget
 from vitrail.deploy.export.proof import Proof
 from vitrail.errors import DataError
 from vitrail.metrics import Estimate, paired
@@ -80,17 +80,16 @@ def test_a_budget(lost: Estimate, budget: float, outcome: str) -> None:
     told: list[str] = []
     if outcome == "refused":
         with pytest.raises(DataError, match=r"points lost .* and the budget is"):
-            hold(proof(lost, 350, 364), config, told.append)
+            hold_budget(proof(lost, 350, 364), config, told.append)
     else:
-        hold(proof(lost, 350, 364), config, told.append)
+        hold_budget(proof(lost, 350, 364), config, told.append)
     assert bool(told) == (outcome == "few")
 
 
 def test_float_has_no_budget() -> None:
-    config = ExportConfig(to="onnx")
-    hold(proof(paired(0, 0, 1000), 999, 1000), config, print)
+    hold_answers(proof(paired(0, 0, 1000), 999, 1000))
     with pytest.raises(DataError, match=r"other answers to 2 of 1000 held-out images \(998, 999\)"):
-        hold(proof(paired(0, 0, 1000), 998, 1000), config, print)
+        hold_answers(proof(paired(0, 0, 1000), 998, 1000))
 
 
 def test_what_a_machine_likes_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

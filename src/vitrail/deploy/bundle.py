@@ -192,6 +192,15 @@ def check_whole(folder: Path) -> None:
             )
 
 
+def refuse_there(out: Path) -> None:
+    """Raise `UsageError` where something lies."""
+    if os.path.lexists(out):
+        raise UsageError(
+            f"{out} is there already, and nothing is replaced: choose another {setting('out')}, or "
+            f"move it away"
+        )
+
+
 def write_bundle(
     out: Path, make: Callable[[Path], Bundle], card: Callable[[Bundle], str]
 ) -> Bundle:
@@ -200,11 +209,7 @@ def write_bundle(
     Raises `UsageError` where something lies there already, `DataError` for a full disk and the
     like; of what was begun nothing is left.
     """
-    if os.path.lexists(out):
-        raise UsageError(
-            f"{out} is there already, and nothing is replaced: choose another "
-            f"{setting('out')}, or move it away"
-        )
+    refuse_there(out)
     beside = out.with_name(f".{out.name}.{os.getpid()}.writing")
     try:
         beside.mkdir(parents=True)

@@ -38,6 +38,7 @@ class Lowered(NamedTuple):
 
 
 def in_int8(
+    own: LoadedRun,
     loaded: LoadedRun,
     train: Source,
     float_file: Path,
@@ -48,6 +49,8 @@ def in_int8(
     tell: Callable[[str], None],
 ) -> Lowered:
     """The graph of `float_file`, from `views`, quantised for a runtime; passing files in `work`.
+
+    It is `loaded`'s; what is lost is to `own`, the same run with all its tokens.
 
     Raises `DataError` without training images to calibrate with, or where nothing in int8 is within
     the budget.
@@ -61,7 +64,7 @@ def in_int8(
     deciding = Subset(train, drawn.choose)
     tell(f"int8: {len(views)} training images calibrate, {len(deciding)} others decide")
     few = [_view(deciding.load(i), loaded.preprocess) for i in range(min(_FEW, len(deciding)))]
-    before = measure(loaded.task, deciding, loaded.preprocess, loaded)
+    before = measure(own.task, deciding, own.preprocess, own)
     plain = _engine(runtime, float_file)
     said = np.concatenate([_outputs(plain, few[i : i + 8]) for i in range(0, len(few), 8)])
     numbers = count()

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from vitrail import __version__
 from vitrail.data import Source, Splits
-from vitrail.deploy.bundle import Bundle, write_bundle
+from vitrail.deploy.bundle import Bundle, refuse_there, write_bundle
 from vitrail.deploy.engines import engine_of, runtime
 from vitrail.deploy.export.card import card
 from vitrail.deploy.export.graph import Graph
@@ -68,26 +68,36 @@ def export(
 ) -> tuple[Bundle, Proof]:
     """Export a run's model into a bundle at `out`, and prove it on the run's held-out images.
 
+    It is held to the model as it was trained: fewer tokens and a lower precision have one budget.
+
     Raises `DataError` where it does not give the run's answers, or lost more than the budget, and
     leaves nothing behind; `UsageError` for what cannot be exported, or would replace something.
     """
-    loaded = load(run, config.checkpoint, config.tokens)
-    source = held_out(loaded)
+    refuse_there(out)
+    own = load(run, config.checkpoint)
+    loaded = own if config.tokens is None else load(run, config.checkpoint, config.tokens)
+    source = held_out(own)
     notify(f"measuring the run on {len(source)} held-out images")
-    before = measure(loaded.task, source, loaded.preprocess, loaded)
+    before = measure(own.task, source, own.preprocess, own)
     if not len(before.indices):
-        raise DataError(
-            f"no held-out image of {loaded.run.path} can be read: nothing to prove it by"
-        )
+        raise DataError(f"no held-out image of {own.run.path} can be read: nothing to prove it by")
     proofs: list[Proof] = []
 
     def make(folder: Path) -> Bundle:
         notify(f"exporting to {config.to}, {config.precision}")
-        bundle = _exported(loaded, folder, out, config, notify)
+        bundle = _exported(Order(own, loaded, folder, config, notify), out)
         engine = engine_of(bundle)
         notify("asking the exported model about the same images")
-        proof = prove(loaded, source, engine, before)
-        hold(proof, config, notify)
+        proof = prove(own, source, engine, before)
+        if config.precision == "float32":
+            graph = proof
+            if config.tokens is not None:  # the graph is of the model with fewer
+                graph = prove(
+                    loaded, source, engine, measure(loaded.task, source, loaded.preprocess, loaded)
+                )
+            hold_answers(graph)
+        if config.precision != "float32" or config.tokens is not None:
+            hold_budget(proof, config, notify)
         proofs.append(proof)
         measured = measurements(proof)
         if bundle.takes == "image":
@@ -111,16 +121,14 @@ def _splits(loaded: LoadedRun) -> Splits:
     return open_data_of(loaded.config, file if file.is_file() else None)
 
 
-def _exported(
-    loaded: LoadedRun, folder: Path, out: Path, config: ExportConfig, notify: Notify
-) -> Bundle:
-    """The model's file in `folder`, and what there is to say of it but how good it is."""
-    graph = Graph(loaded.task, loaded.preprocess)
+def _exported(order: "Order", out: Path) -> Bundle:
+    """The model's file, and what there is to say of it but how good it is."""
+    loaded, config = order.loaded, order.config
     if config.preprocess == "inside" and (why := outside(loaded, config)):
-        notify(f"resizing stays outside of the model: {why}")
-    written = WRITERS[config.to](Order(graph, loaded, folder, config, notify))
+        order.notify(f"resizing stays outside of the model: {why}")
+    written = WRITERS[config.to](order)
     return Bundle(
-        folder=folder,
+        folder=order.folder,
         name=loaded.run.path.resolve().name,
         runtime=config.to,
         precision=config.precision,
@@ -170,35 +178,40 @@ def measurements(proof: Proof) -> dict[str, Any]:
     }
 
 
-def hold(proof: Proof, config: ExportConfig, notify: Notify) -> None:
-    """Raise `DataError` where an exported model is not what the run is.
-
-    A lower precision holds where the 95% interval of what is lost ends within the budget. Where the
-    images are so few that it is wider than the budget on either side, whatever is lost, the number
-    alone decides, and that is said.
-    """
-    named = ", ".join(proof.differ[:5]) + (", ..." if len(proof.differ) > 5 else "")
-    if config.precision == "float32" and proof.agreement < LEAST_AGREEMENT:
+def hold_answers(proof: Proof) -> None:
+    """Raise `DataError` where a model in float32 does not give the answers that it was made of."""
+    if proof.agreement < LEAST_AGREEMENT:
         raise DataError(
             f"the exported model gives other answers to {len(proof.differ)} of {proof.images} "
-            f"held-out images ({named}): nothing was written"
+            f"held-out images ({_named(proof)}): nothing was written"
         )
-    if config.precision == "float32":
-        return
+
+
+def hold_budget(proof: Proof, config: ExportConfig, notify: Notify) -> None:
+    """Raise `DataError` where more is lost than the budget.
+
+    It holds where the 95% interval of what is lost ends within it. Where the images are so few that
+    the interval is wider than the budget on either side, whatever is lost, the number alone
+    decides, and that is said.
+    """
     value, low, high = (100 * end for end in proof.lost)
     told = f"{value:.2f} points lost (95% interval {low:.2f} to {high:.2f})"
     few = (high - low) / 2 > config.budget
     if high > config.budget and not (few and value <= config.budget):
         raise DataError(
             f"{told} on {proof.images} held-out images, and the budget is {config.budget:g}: "
-            f"nothing was written. Other answers to {len(proof.differ)} ({named}). Give a larger "
-            f"{setting('budget')}, or another {setting('precision')}"
+            f"nothing was written. Other answers to {len(proof.differ)} ({_named(proof)}). Give a "
+            f"larger {setting('budget')}, or another {setting('precision')}"
         )
     if high > config.budget:
         notify(
             f"{proof.images} images are too few to show that no more than {config.budget:g} points "
             f"are lost, whatever was: {told}"
         )
+
+
+def _named(proof: Proof) -> str:
+    return ", ".join(proof.differ[:5]) + (", ..." if len(proof.differ) > 5 else "")
 
 
 PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
@@ -212,11 +225,18 @@ PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
 class Order(NamedTuple):
     """What a writer is asked for."""
 
-    graph: Graph
+    own: LoadedRun
+    """The run as it was trained."""
     loaded: LoadedRun
+    """With the tokens that were ordered."""
     folder: Path
     config: ExportConfig
     notify: Notify
+
+    @property
+    def graph(self) -> Graph:
+        """From views to what the task says."""
+        return Graph(self.loaded.task, self.loaded.preprocess)
 
     @property
     def inside(self) -> bool:
@@ -241,7 +261,15 @@ def _lowered(order: Order, file: Path, work: Path) -> Lowered:
             f"stream: use another {setting('precision')}"
         )
     return in_int8(
-        order.loaded, train, file, config.to, config.int8, config.budget, work, order.notify
+        order.own,
+        order.loaded,
+        train,
+        file,
+        config.to,
+        config.int8,
+        config.budget,
+        work,
+        order.notify,
     )
 
 
