@@ -224,9 +224,9 @@ async def steady(
 
 
 def goodput(answers: Sequence[Answer], seconds: float) -> float:
-    """Images answered in a second."""
-    ended = max(answer.ended for answer in answers)
-    good = sum(answer.status == 200 and answer.ended <= ended for answer in answers)
+    """Images answered in a second, of the time in which they were asked for."""
+    until = min(answer.ended - answer.seconds for answer in answers) + seconds
+    good = sum(answer.status == 200 and answer.ended <= until for answer in answers)
     return round(good / seconds, 2)
 
 

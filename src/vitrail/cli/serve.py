@@ -44,8 +44,8 @@ class ServeArgs:
     delay: float = 0.0
     """Seconds that an image waits for others to make a batch. Zero: whoever is there goes."""
     room: int | None = None
-    """How many images may be inside at once; others get 429. Default: as many as can be answered in
-    about twice the time of one, by what is measured."""
+    """How many images may be inside at once; others get 429. Default: by what is measured, as many
+    as are answered in about twice the time of one, and six times as many in a burst."""
     body: int = 20
     """The most MiB of a request."""
     pixels: float = 40.0

@@ -1,5 +1,6 @@
 """Batches, room, and who is not computed any more."""
 
+import random
 import threading
 import time
 from concurrent.futures import Future
@@ -169,24 +170,54 @@ def test_room_is_what_keeps_the_wait_below_three_times_one_answer():
     for decode, engine in ((0.005, 0.050), (0.050, 0.010), (0.001, 0.001), (0.2, 0.05)):
         for decoders in (1, 2, 8):
             admission = Admission(decoders=decoders, decode=decode, engine=engine)
-            alone, longest = decode + engine, admission.room / admission.rate
-            assert longest <= 3 * alone or admission.room == 2
-            assert admission.room * engine >= engine + decode / decoders or decode > engine
+            alone, longest = decode + engine, admission.lasting_room / admission.rate
+            assert longest <= 3 * alone or admission.lasting_room == 2
 
 
 def test_room_grows_where_batches_are_quicker_than_their_images():
     admission = Admission(decoders=8, decode=0.002, engine=0.010)
-    small = admission.room
+    small = admission.lasting_room
     for _ in range(100):
         admission.computed(8, 0.012)  # as on a GPU: eight take hardly longer than one
-    assert admission.room > 3 * small
+    assert admission.lasting_room > 3 * small
     for _ in range(200):
         admission.computed(1, 0.010)
-    assert admission.room == small
+    assert admission.lasting_room == small
+
+
+def test_a_burst_is_let_in_and_a_load_that_lasts_is_not():
+    admission = Admission(decoders=1, decode=0.001, engine=0.1)
+    assert [admission.enter(1) for _ in range(13)] == [True] * 12 + [False]
+    for _ in range(9):
+        admission.leave(1)
+        assert not admission.enter(1) or admission.inside == 2
+    while admission.inside:  # it has caught up
+        admission.leave(1)
+    assert [admission.enter(1) for _ in range(13)] == [True] * 12 + [False]
+
+
+def test_at_seventy_percent_load_hardly_anyone_is_turned_away():
+    """Random arrivals at one engine of 10 ms; with room for two alone it would be one in five."""
+    rng, turned_away = random.Random(0), {False: 0, True: 0}
+    for strict in turned_away:
+        admission = Admission(decoders=8, decode=1e-5, engine=0.01, room=2 if strict else None)
+        now = free = 0.0
+        leaving: list[float] = []
+        for _ in range(20_000):
+            now += rng.expovariate(70)
+            while leaving and leaving[0] <= now:
+                leaving.pop(0)
+                admission.leave(1)
+            if admission.enter(1):
+                free = max(free, now) + 0.01
+                leaving.append(free)
+            else:
+                turned_away[strict] += 1
+    assert turned_away[False] < 20 and turned_away[True] > 2_000
 
 
 def test_an_idle_server_has_room_for_any_request():
     admission = Admission(decoders=1, decode=0.01, engine=0.01)
-    assert admission.enter(16) and not admission.enter(1)
-    admission.leave(16)
+    assert admission.enter(100) and not admission.enter(1)
+    admission.leave(100)
     assert admission.enter(1)

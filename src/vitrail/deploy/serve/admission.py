@@ -7,12 +7,17 @@ all the time, for they depend on the images that come and on what else the machi
 
     U = seconds to decode an image + seconds of the engine for one image
     R = the slower of all decoders together and of the engine, at the batches that it gets
+
+Requests come in bursts where nobody is overloaded, too: at 70% load two images inside would turn
+every fifth away. So BURST times K are let in, until somebody has to be turned away; from then on K,
+until the server has nearly caught up. Under a load that lasts it never does.
 """
 
 from math import ceil
 
 PATIENCE = 2.2
 """Below three, which is what is promised: the waits of single images scatter around their mean."""
+BURST = 6
 _LEAST = 2
 """One image that is decoded while the engine has another."""
 _WEIGHT = 0.1
@@ -24,7 +29,7 @@ class Admission:
 
     >>> admission = Admission(decoders=1, decode=0.01, engine=0.04)
     >>> admission.room, admission.enter(2), admission.enter(1), admission.retry_after
-    (2, True, False, 1)
+    (12, True, True, 1)
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class Admission:
         self.alone_seconds = self.engine_seconds = engine
         """Of the engine, for an image that is alone in its batch, and in the batches that come."""
         self.inside = 0
+        self._strict = False
 
     @property
     def rate(self) -> float:
@@ -48,21 +54,28 @@ class Admission:
         """How many images may be inside."""
         if self._fixed is not None:
             return self._fixed
-        return max(_LEAST, round(PATIENCE * self.rate * (self.decode_seconds + self.alone_seconds)))
+        return self.lasting_room * (1 if self._strict else BURST)
 
     @property
-    def full(self) -> bool:
-        """Whether there is no room for one more."""
-        return self.inside >= self.room
+    def lasting_room(self) -> int:
+        """How many may be inside all the time."""
+        return max(_LEAST, int(PATIENCE * self.rate * (self.decode_seconds + self.alone_seconds)))
 
     @property
     def retry_after(self) -> int:
         """Whole seconds, as the header has them, after which those inside will be answered."""
         return max(1, ceil(self.inside / self.rate))
 
+    def crowded(self, images: int = 1) -> bool:
+        """Whether so many are turned away. Nobody else inside, there is room for any request."""
+        if not self.inside or self.inside + images <= self.room:
+            return False
+        self._strict = True
+        return True
+
     def enter(self, images: int) -> bool:
-        """Let so many in, if there is room. Nobody else inside, there is room for any request."""
-        if self.inside and self.inside + images > self.room:
+        """Let so many in, if there is room."""
+        if self.crowded(images):
             return False
         self.inside += images
         return True
@@ -70,6 +83,8 @@ class Admission:
     def leave(self, images: int) -> None:
         """They are answered, or gone."""
         self.inside -= images
+        if self.inside < self.lasting_room / 2:
+            self._strict = False
 
     def decoded(self, seconds: float) -> None:
         """An image took so long to decode."""

@@ -30,7 +30,7 @@ class Limits:
     """That are open at once. Whoever comes next is told so."""
     head_seconds: float = 5.0
     """Until a request's headers are there."""
-    body_seconds: float = 8.0
+    body_seconds: float = 7.0
     """Until its body is there, and one more for each `body_rate` bytes of it that have come: a
     large photograph over a slow line is not an attack."""
     body_rate: int = 64 * 1024

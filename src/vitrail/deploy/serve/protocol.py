@@ -131,6 +131,10 @@ class Guarded(HttpToolsProtocol):
             self._unwatch()
             super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        self.cycle.body.clear()  # of a refusal: an idle connection would keep what nobody read
+        super().on_response_complete()
+
     def send_400_response(self, msg: str) -> None:
         """What uvicorn says of what is no HTTP."""
         if not self._deaf:
