@@ -197,7 +197,7 @@ def test_a_burst_is_let_in_and_a_load_that_lasts_is_not():
 
 
 def test_at_seventy_percent_load_hardly_anyone_is_turned_away():
-    """Random arrivals at one engine of 10 ms; with room for two alone it would be one in five."""
+    """Random arrivals at one engine of 10 ms; with room for two alone it is one in six."""
     rng, turned_away = random.Random(0), {False: 0, True: 0}
     for strict in turned_away:
         admission = Admission(decoders=8, decode=1e-5, engine=0.01, room=2 if strict else None)

@@ -9,7 +9,7 @@ all the time, for they depend on the images that come and on what else the machi
     R = the slower of all decoders together and of the engine, at the batches that it gets
 
 Requests come in bursts where nobody is overloaded, too: at 70% load two images inside would turn
-every fifth away. So BURST times K are let in, until somebody has to be turned away; from then on K,
+every sixth away. So BURST times K are let in, until somebody has to be turned away; from then on K,
 until the server has nearly caught up. Under a load that lasts it never does.
 """
 
