@@ -28,7 +28,6 @@ import random
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -139,23 +138,10 @@ class Served:
             limits = {"head_seconds": 5.0, "body_seconds": 8.0, "idle_seconds": 5.0}
             limits |= {"linger_seconds": 2.0, "decode_seconds": 10.0, "images": 16}
             told = {"limits": limits, "decoders": self.args.decoders, **told}
-            return Process({"each": self.args.engine / 1000}, **told)
-        flags = [part for k, v in told.items() for part in (f"--{k}", str(v))]
-        return _Command([str(self.args.model), "--decoders", str(self.args.decoders), *flags])
-
-
-class _Command(Process):
-    """`vitrail serve`, as a user starts it."""
-
-    def __init__(self, words: Sequence[str]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "vitrail", "serve", *words, "--port", "0"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        assert self.process.stdout
-        self.address = self.process.stdout.readline().decode().split()[-1]
-        self.port = int(self.address.rpartition(":")[2])
+            return Process.of({"each": self.args.engine / 1000}, **told)
+        told = {"port": 0, "decoders": self.args.decoders, **told}
+        flags = [part for name, value in told.items() for part in (f"--{name}", str(value))]
+        return Process("vitrail", "serve", str(self.args.model), *flags)
 
 
 def photograph() -> bytes:

@@ -3,12 +3,14 @@
 import errno
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import onnx
 import onnxruntime
@@ -17,6 +19,8 @@ from PIL import Image
 
 import vitrail as toolkit
 from command import last_json, vitrail
+from deploy.serve.harness import Process, until
+from vitrail.deploy.answers import told
 from vitrail.deploy.bundle import ABOUT, SUMS, Bundle, check_whole
 from vitrail.deploy.engines.onnxruntime import OnnxEngine
 from vitrail.disk import sha256
@@ -302,3 +306,25 @@ def test_what_export_refuses_at_once(
         toolkit.Predictor(tmp_path / "there")
     with pytest.raises(UsageError):
         toolkit.Predictor(run, tta="never")
+
+
+def test_a_bundle_is_served(bundle: Path, photos: Path) -> None:
+    """As the predictor answers; what is damaged meanwhile does not take its place."""
+    file = photos / "dark" / "3.png"
+    right = told(toolkit.Predictor(bundle)(file))
+    with Process("vitrail", "serve", str(bundle), "--port", "0", "--grace", "0") as server:
+
+        def ask() -> None:
+            answer = httpx.post(f"{server.address}/predict", content=file.read_bytes())
+            assert answer.status_code == 200 and answer.json() == right
+
+        ask()
+        assert httpx.get(f"{server.address}/card").json()["engine"] == "onnx"
+        (bundle / "model.onnx").write_bytes(b"damaged")
+        server.signal(signal.SIGHUP)
+        refused = 'vitrail_reloads_total{result="refused"} 1'
+        until(lambda: refused in httpx.get(f"{server.address}/metrics").text)
+        ask()
+        server.signal(signal.SIGTERM)
+        code, said = server.end()
+    assert code == 0 and "not reloaded, the old model stays" in said

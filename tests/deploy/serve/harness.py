@@ -215,13 +215,13 @@ def post(path: str, body: bytes, *headers: str) -> bytes:
 
 
 class Process:
-    """A server in a process of its own: with fields of its `Fake`, and of its `Settings`."""
+    """A server in a process of its own, by a command that ends its first line with its address."""
 
-    def __init__(self, model: dict[str, Any], workers: int = 1, **told: Any) -> None:
+    def __init__(self, *command: str) -> None:
         root = Path(vitrail.__file__).parents[1]
         paths = [str(root), str(Path(__file__).parents[2])]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "deploy.serve.harness", json.dumps([model, workers, told])],
+            [sys.executable, "-m", *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -232,6 +232,11 @@ class Process:
             raise RuntimeError(self.process.communicate()[1].decode())
         self.address = line.split()[-1]
         self.port = int(self.address.rpartition(":")[2])
+
+    @classmethod
+    def of(cls, model: dict[str, Any], workers: int = 1, **told: Any) -> "Process":
+        """One with a `Fake` of these fields; `told` are fields of `Settings`."""
+        return cls("deploy.serve.harness", json.dumps([model, workers, told]))
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)

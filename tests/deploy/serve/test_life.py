@@ -139,7 +139,7 @@ def test_a_drain_loses_nothing_that_was_inside(count):
     """H8: readiness turns false first, what is inside is answered, others are told to go."""
     request = post("/predict", picture(0), "Connection: close")
     for _ in range(count):
-        with Process({"each": 0.05}, room=40, batch=4, grace=0.6) as server:
+        with Process.of({"each": 0.05}, room=40, batch=4, grace=0.6) as server:
             asked = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
             for one in asked:
                 one.sendall(request)
@@ -177,7 +177,7 @@ def _reloads(live) -> float:
 
 def test_a_second_signal_ends_it_where_it_stands():
     request = post("/predict", picture(0))
-    with Process({"each": 0.1}, grace=30.0, room=40, batch=1) as server:
+    with Process.of({"each": 0.1}, grace=30.0, room=40, batch=1) as server:
         asked = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(30)]
         for one in asked:
             one.sendall(request)
@@ -192,7 +192,7 @@ def test_a_second_signal_ends_it_where_it_stands():
 
 
 def test_a_worker_that_is_killed_is_replaced_and_counts_are_of_all():
-    with Process({}, workers=2, grace=0.2) as server:
+    with Process.of({}, workers=2, grace=0.2) as server:
         pids = _children(server.process.pid)
         assert len(pids) == 2
         image = picture(0)
@@ -214,7 +214,7 @@ def test_a_worker_that_is_killed_is_replaced_and_counts_are_of_all():
 
 @pytest.mark.slow
 def test_servers_end_with_their_parent():
-    with Process({}, workers=2, grace=0.0) as server:
+    with Process.of({}, workers=2, grace=0.0) as server:
         pids = _children(server.process.pid)
         server.signal(signal.SIGKILL)
         until(lambda: not any(map(_lives, pids)))
