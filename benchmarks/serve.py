@@ -104,21 +104,27 @@ class Caller(asyncio.Protocol):
 
     async def ask(self, request: bytes) -> Answer:
         """Send it, and wait for its answer."""
-        loop = asyncio.get_running_loop()
         started = time.perf_counter()
+        kept = self.transport is not None and not self.transport.is_closing()
+        found = await self._sent(request)
+        if kept and not found:  # the server hung up on an idle client just then: as browsers do
+            found = await self._sent(request)
+        now = time.perf_counter()
+        head, _, body = found.partition(b"\r\n\r\n")
+        status = int(found[9:12]) if found else 0
+        return Answer(status, now - started, now, body, b"retry-after:" in head)
+
+    async def _sent(self, request: bytes) -> bytes:
+        loop = asyncio.get_running_loop()
         try:
             if self.transport is None or self.transport.is_closing():
                 await loop.create_connection(lambda: self, "127.0.0.1", self.port)
             assert self.transport
             self.answer = loop.create_future()
             self.transport.write(request)
-            found = await asyncio.wait_for(self.answer, 60)
+            return await asyncio.wait_for(self.answer, 60)
         except (OSError, TimeoutError):
-            found = b""
-        now = time.perf_counter()
-        head, _, body = found.partition(b"\r\n\r\n")
-        status = int(found[9:12]) if found else 0
-        return Answer(status, now - started, now, body, b"retry-after:" in head)
+            return b""
 
     def close(self) -> None:
         """Hang up."""
@@ -135,9 +141,7 @@ class Served:
     def start(self, **told: Any) -> Process:
         """With these settings; those of the limits are the server's own."""
         if self.args.model is None:
-            limits = {"head_seconds": 5.0, "body_seconds": 8.0, "idle_seconds": 5.0}
-            limits |= {"linger_seconds": 2.0, "decode_seconds": 10.0, "images": 16}
-            told = {"limits": limits, "decoders": self.args.decoders, **told}
+            told = {"limits": {}, "decoders": self.args.decoders, **told}  # a server's own limits
             return Process.of({"each": self.args.engine / 1000}, **told)
         told = {"port": 0, "decoders": self.args.decoders, **told}
         flags = [part for name, value in told.items() for part in (f"--{name}", str(value))]

@@ -270,7 +270,7 @@ class Opened:
 
 def main() -> None:
     model, workers, told = json.loads(sys.argv[1])
-    limits = replace(QUICK, **told.pop("limits", {}))
+    limits = Limits(**told.pop("limits")) if "limits" in told else QUICK
     tokens = Tokens(*(one.encode() for one in told.pop("tokens", ())))
     settings = Settings(
         model=Path("unused"), open=Opened(model), limits=limits, tokens=tokens, **told

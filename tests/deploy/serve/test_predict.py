@@ -128,6 +128,43 @@ def test_bodies_that_are_not_what_they_say_get_one_clear_answer(client):
         assert list(answer.json()) == ["error"]
 
 
+def _form(*parts: bytes, end: bytes = b"--b--\r\n") -> bytes:
+    return b"".join(b"--b\r\n" + part + b"\r\n" for part in parts) + end
+
+
+def test_hostile_forms_get_one_clear_answer_and_stop_nobody(live, client):
+    """H5."""
+    image = picture(4)
+    head = b'Content-Disposition: form-data; name="image"; filename="a.png"\r\n'
+    whole = head + b"\r\n" + image
+    cases = {
+        b"": _form(whole),
+        b"; boundary=": _form(whole),
+        b"; boundary=b": b"",
+        b"; boundary=c": _form(whole),
+        b"; boundary=" + b"b" * 5000: _form(whole),
+        b'; boundary="b"': _form(whole, whole[:50], end=b""),
+        b"; boundary=b;": _form(*[b"\r\n"] * 100_000),
+        b"; boundary=b; a=1": _form(*[head + b"\r\n"] * 5_000),
+        b"; boundary=b; a=2": _form(head + b"X: " + b"x" * 900_000 + b"\r\n\r\n" + image),
+        b"; boundary=b; a=3": _form(head + b"X: 1\r\n" * 50_000 + b"\r\n" + image),
+        b"; boundary=b; a=4": b"\r\n--" * 200_000 + _form(b"X: 1\r\n\r\n"),
+        b"; boundary=b; a=5": _form(b'Content-Disposition: form-data; name="image"\r\n\r\nx'),
+        b"; boundary=b; a=6": _form(b"Content-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n"),
+        b"; boundary=b; a=7": _form(b"no header at all"),
+    }
+    for kind, body in cases.items():
+        headers = {b"content-type": b"multipart/form-data" + kind}
+        answer = client.post("/predict", content=body, headers=headers)
+        assert answer.status_code in (400, 413), (kind, answer.text)
+        assert list(answer.json()) == ["error"]
+        assert answer.elapsed.total_seconds() < 2
+    after = _form(whole) + b"--b\r\n" * 1000  # what follows the end is no part of it
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = client.post("/predict", content=after, headers=headers)
+    assert answer.json() == expected(live.model, image)
+
+
 @pytest.mark.parametrize(
     "count", [200, pytest.param(100_000, marks=pytest.mark.slow)], ids="{} requests".format
 )

@@ -10,9 +10,12 @@ all the time, for they depend on the images that come and on what else the machi
 
 Requests come in bursts where nobody is overloaded, too: at 70% load two images inside would turn
 every sixth away. So BURST times K are let in, until somebody has to be turned away; from then on K,
-until the server has nearly caught up. Under a load that lasts it never does.
+until less than every fifth of those who ask is turned away, or nobody asks for a while. Where one
+and a half times as many come as can be answered, neither happens.
 """
 
+import time
+from collections.abc import Callable
 from math import ceil
 
 PATIENCE = 2.2
@@ -22,6 +25,10 @@ _LEAST = 2
 """One image that is decoded while the engine has another."""
 _WEIGHT = 0.1
 """Of a new measurement in the average."""
+_CALM, _CALM_WEIGHT, _CALM_SECONDS = 0.2, 0.02, 2.0
+"""The share turned away below which there is no overload; the weight of each who asks in it; and
+how long nobody asks.
+"""
 
 
 class Admission:
@@ -33,7 +40,13 @@ class Admission:
     """
 
     def __init__(
-        self, *, decoders: int, decode: float, engine: float, room: int | None = None
+        self,
+        *,
+        decoders: int,
+        decode: float,
+        engine: float,
+        room: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`decode`, `engine`: seconds for one image, as a first guess. `room`: a fixed number."""
         self._decoders = decoders
@@ -42,7 +55,10 @@ class Admission:
         self.alone_seconds = self.engine_seconds = engine
         """Of the engine, for an image that is alone in its batch, and in the batches that come."""
         self.inside = 0
-        self._strict = False
+        self._clock = clock
+        self._asked = clock()
+        self._turned_away = 0.0
+        """The share of late; from _CALM on there is no burst."""
 
     @property
     def rate(self) -> float:
@@ -54,7 +70,7 @@ class Admission:
         """How many images may be inside."""
         if self._fixed is not None:
             return self._fixed
-        return self.lasting_room * (1 if self._strict else BURST)
+        return self.lasting_room * (BURST if self._turned_away < _CALM else 1)
 
     @property
     def lasting_room(self) -> int:
@@ -67,24 +83,25 @@ class Admission:
         return max(1, ceil(self.inside / self.rate))
 
     def crowded(self, images: int = 1) -> bool:
-        """Whether so many are turned away. Nobody else inside, there is room for any request."""
-        if not self.inside or self.inside + images <= self.room:
-            return False
-        self._strict = True
-        return True
+        """Whether there is no room for so many. Nobody else inside, there is for any number."""
+        return self.inside > 0 and self.inside + images > self.room
 
     def enter(self, images: int) -> bool:
         """Let so many in, if there is room."""
-        if self.crowded(images):
-            return False
-        self.inside += images
-        return True
+        now, crowded = self._clock(), self.crowded(images)
+        if now - self._asked > _CALM_SECONDS:
+            self._turned_away = 0.0
+        self._asked = now
+        if crowded and self._turned_away < _CALM:
+            self._turned_away = 1.0
+        self._turned_away += _CALM_WEIGHT * (crowded - self._turned_away)
+        if not crowded:
+            self.inside += images
+        return not crowded
 
     def leave(self, images: int) -> None:
         """They are answered, or gone."""
         self.inside -= images
-        if self.inside < self.lasting_room / 2:
-            self._strict = False
 
     def decoded(self, seconds: float) -> None:
         """An image took so long to decode."""

@@ -45,7 +45,11 @@ async def whole_body(request: Request, service: Service) -> AsyncIterator[bytes]
         if coding == "identity":
             yield bytes(body)
         elif coding in _WINDOW:
-            yield await asyncio.to_thread(_unpacked, body, coding, service.limits)
+            async with service.unpacking:
+                content = await asyncio.to_thread(_unpacked, body, coding, service.limits)
+            size += len(content)
+            service.held += len(content)
+            yield content
         else:
             known = ", ".join(_WINDOW)
             raise HTTPException(415, f"Content-Encoding '{coding[:40]}' is not known, but: {known}")

@@ -92,7 +92,7 @@ class Gate:
         if scope["method"] == "POST" and _asks_the_model(path):
             if self.service.draining:
                 return busy(503, self.service)
-            if self.service.admission.crowded():
+            if self.service.admission.crowded() and not self.service.admission.enter(1):
                 return busy(429, self.service)
         return None
 

@@ -149,6 +149,8 @@ class Service:
         )
         self.decoders = Decoders(decoders, limits, self._decoded)
         self.batcher = Batcher(batch, delay, self._called, self.counts.expired.inc)
+        self.unpacking = asyncio.Semaphore(2)
+        """Bodies at once: each may become as large as any."""
         self.reloaded: Callable[[], None] = lambda: None
         """Called when a client has had the model reloaded: other processes do so too."""
         self._reloading = asyncio.Lock()
