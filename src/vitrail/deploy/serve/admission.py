@@ -10,8 +10,8 @@ all the time, for they depend on the images that come and on what else the machi
 
 Requests come in bursts where nobody is overloaded, too: at 70% load two images inside would turn
 every sixth away. So BURST times K are let in, until somebody has to be turned away; from then on K,
-until less than every fifth of those who ask is turned away, or nobody asks for a while. Where one
-and a half times as many come as can be answered, neither happens.
+until less than every fifth of those who ask is turned away, or nobody asks for a while. Where twice
+as many come as can be answered, neither happens.
 """
 
 import time
