@@ -192,6 +192,18 @@ def raw(port: int, data: bytes, seconds: float = 5.0) -> bytes:
         return heard(one)
 
 
+def first_heard(port: int, data: bytes, patience: float = 0.05) -> bytes:
+    """The beginning of an answer; who gets none for a while says that there is no more to come."""
+    with socket.create_connection(("127.0.0.1", port), timeout=patience) as one:
+        with contextlib.suppress(OSError):
+            one.sendall(data)
+            return one.recv(65536)
+        with contextlib.suppress(OSError):
+            one.settimeout(15)
+            one.shutdown(socket.SHUT_WR)
+        return heard(one)
+
+
 def heard(one: socket.socket) -> bytes:
     said = b""
     with contextlib.suppress(OSError):

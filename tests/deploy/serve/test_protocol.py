@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from deploy.serve.harness import QUICK, Fake, heard, picture, post, raw, running, until
+from deploy.serve.harness import QUICK, Fake, first_heard, picture, post, raw, running, until
 
 GET = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -236,9 +236,10 @@ def test_no_bytes_at_all_make_the_server_fail(live, count):
         b'"',
         b":",
     ]
+    statuses: list[int] = []
     for _ in range(count):
         data = bytearray(rng.choice(seeds))
-        for _ in range(rng.randint(1, 5)):
+        for _ in range(rng.randint(0, 4)):
             place = rng.randrange(len(data))
             match rng.randrange(4):
                 case 0:
@@ -250,13 +251,10 @@ def test_no_bytes_at_all_make_the_server_fail(live, count):
                 case 3:
                     data = data[:place] + data[place : place + 30] * 2 + data[place:]
             data = data or bytearray(b"x")
-        with socket.create_connection(("127.0.0.1", live.port), timeout=5) as one:
-            with contextlib.suppress(OSError):
-                one.sendall(data)
-                one.shutdown(socket.SHUT_WR)
-            said = heard(one)
-        if said:
-            assert status(said) not in (500, 501, 502), (bytes(data), said)
+        said = first_heard(live.port, bytes(data))
+        statuses.append(status(said) if said else 0)
+        assert statuses[-1] not in (500, 501, 502), (bytes(data), said)
+    assert {0, 200, 400, 422} <= set(statuses)
     with live.client() as client:
         assert client.post("/predict", content=image).status_code == 200
     assert not [t for t in threading.enumerate() if t.name == "vitrail-engine" and not t.is_alive()]
