@@ -181,6 +181,26 @@ def test_a_request_without_host_and_what_is_no_http(live):
         assert status(said) == 400 and b'{"error": "' in said, request
 
 
+@pytest.mark.parametrize("cut", [None, 70], ids=["whole", "in pieces"])
+def test_a_wish_for_another_protocol_is_passed_over(live, cut):
+    """Java's client sends this, with a body, in its first request."""
+    wish = (
+        "Connection: Upgrade, HTTP2-Settings, close",
+        "Upgrade: h2c",
+        "HTTP2-Settings: AAEAAEAA",
+    )
+    request = post("/predict", picture(0), *wish)
+    cut = cut and request.index(b"grade: h2c")  # where it cannot be seen
+    with socket.create_connection(("127.0.0.1", live.port), timeout=5) as one:
+        one.sendall(request[:cut])
+        if cut:
+            time.sleep(0.2)
+            one.sendall(request[cut:])
+        said = one.recv(65536)
+    assert status(said) == (400 if cut else 200)
+    assert not cut or b"HTTP/1.1 alone" in said
+
+
 def test_more_connections_than_allowed_are_told_so():
     with running(limits=replace(QUICK, connections=5, head_seconds=5.0)) as live:
         some = [socket.create_connection(("127.0.0.1", live.port)) for _ in range(5)]

@@ -15,6 +15,7 @@ Whoever breaks a rule is told which, as JSON, before the connection ends.
 
 import asyncio
 import json
+import re
 import socket
 from typing import Any, ClassVar
 
@@ -62,6 +63,8 @@ class Guarded(HttpToolsProtocol):
             return
         if self._timer is None and (self.cycle is None or self.cycle.response_complete):
             self._watch()  # line ends alone would never begin a request
+        if self._timer is None or self._receiving is None:
+            data = _without_upgrade(data)
         super().data_received(data)
         if self._in_head and not self._deaf:
             self._head += len(data)
@@ -111,6 +114,8 @@ class Guarded(HttpToolsProtocol):
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
             self._refuse(400, "a request has one Host header")
+        if self.parser.should_upgrade():
+            self._refuse(400, "this server speaks HTTP/1.1 alone, without Upgrade")
         lengths = [value for name, value in self.headers if name == b"content-length"]
         if lengths:  # one, and digits: the parser has seen to that
             self._check_body(int(lengths[0]))
@@ -201,6 +206,23 @@ class Guarded(HttpToolsProtocol):
         self._unwatch()
         self._unset_keepalive_if_required()
         self.flow.resume_reading()
+
+
+_UPGRADE = re.compile(rb"\r\nUpgrade(?=[ \t]*:)", re.IGNORECASE)
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    r"""The beginning of a request without its wish to go on in another protocol, as curl --http2 has
+    it: a server may pass it over, but the parser would look for no body behind it.
+
+    >>> _without_upgrade(b"POST / HTTP/1.1\r\nUpgrade: h2c\r\n\r\nbody")
+    b'POST / HTTP/1.1\r\nX-Upgrade: h2c\r\n\r\nbody'
+    """
+    end = data.find(b"\r\n\r\n")
+    end = len(data) if end < 0 else end
+    if not _UPGRADE.search(data, 0, end):
+        return data
+    return _UPGRADE.sub(b"\r\nX-Upgrade", data[:end]) + data[end:]
 
 
 def guarded(limits: Limits, refused: Any) -> type[Guarded]:
