@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from http.client import HTTPConnection
 
 import pytest
 
@@ -27,10 +28,13 @@ def status(said: bytes) -> int:
 
 
 def test_a_connection_serves_many_requests(live):
-    with socket.create_connection(("127.0.0.1", live.port)) as one:
-        for _ in range(3):
-            one.sendall(GET + b"\r\n")
-            assert one.recv(4096).startswith(b"HTTP/1.1 200")
+    connection, sockets = HTTPConnection("127.0.0.1", live.port, timeout=5), set()
+    for _ in range(3):
+        connection.request("GET", "/health/live")
+        sockets.add(connection.sock.fileno())
+        assert connection.getresponse().read() == b'{"live":true}'
+    assert len(sockets) == 1
+    connection.close()
     last = raw(live.port, GET + b"Connection: close\r\n\r\n")
     assert status(last) == 200
 
@@ -183,12 +187,8 @@ def test_a_request_without_host_and_what_is_no_http(live):
 
 @pytest.mark.parametrize("cut", [None, 70], ids=["whole", "in pieces"])
 def test_a_wish_for_another_protocol_is_passed_over(live, cut):
-    """Java's client sends this, with a body, in its first request."""
-    wish = (
-        "Connection: Upgrade, HTTP2-Settings, close",
-        "Upgrade: h2c",
-        "HTTP2-Settings: AAEAAEAA",
-    )
+    """As curl --http2 has it in its first request."""
+    wish = ("Connection: Upgrade, HTTP2-Settings, close", "Upgrade: h2c", "HTTP2-Settings: AAEA")
     request = post("/predict", picture(0), *wish)
     cut = cut and request.index(b"grade: h2c")  # where it cannot be seen
     with socket.create_connection(("127.0.0.1", live.port), timeout=5) as one:

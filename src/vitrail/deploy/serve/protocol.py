@@ -212,8 +212,9 @@ _UPGRADE = re.compile(rb"\r\nUpgrade(?=[ \t]*:)", re.IGNORECASE)
 
 
 def _without_upgrade(data: bytes) -> bytes:
-    r"""The beginning of a request without its wish to go on in another protocol, as curl --http2 has
-    it: a server may pass it over, but the parser would look for no body behind it.
+    r"""The beginning of a request without its wish to go on in another protocol, as of curl --http2.
+
+    A server may pass it over, but the parser would look for no body behind it.
 
     >>> _without_upgrade(b"POST / HTTP/1.1\r\nUpgrade: h2c\r\n\r\nbody")
     b'POST / HTTP/1.1\r\nX-Upgrade: h2c\r\n\r\nbody'
