@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect
@@ -34,30 +34,22 @@ from vitrail.errors import DataError
 T = TypeVar("T")
 TIMEOUT = "x-request-timeout"
 """The header in which a client says for how many seconds it wants an answer."""
-_IMAGE = {"schema": {"type": "string", "format": "binary"}}
-_JSON = {
-    "schema": {
-        "type": "object",
-        "properties": {
-            "image": {"type": "string", "description": "a file's bytes in base64"},
-            "images": {"type": "array", "items": {"type": "string"}},
-        },
-        "additionalProperties": False,
-    }
+_FILE, _TEXT = {"type": "string", "format": "binary"}, {"type": "string"}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"schema": {"type": "object", "properties": properties}}
+
+
+_BODIES = {
+    "application/octet-stream": {"schema": _FILE},
+    "image/*": {"schema": _FILE},
+    "multipart/form-data": _object(image=_FILE),
+    "application/json": _object(image=_TEXT, images={"type": "array", "items": _TEXT}),
 }
-_FORM = {
-    "schema": {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}}
-}
-_ERROR = {
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["error"],
-                "properties": {"error": {"type": "string"}},
-            }
-        }
-    }
+_INFERENCES = {
+    "application/json": _object(inputs={"type": "array"}),
+    "application/octet-stream": {"schema": _FILE},
 }
 _MEANINGS = {
     400: "What is sent cannot be read",
@@ -76,7 +68,8 @@ _MEANINGS = {
     504: "No answer in time",
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": meaning, **_ERROR} for status, meaning in _MEANINGS.items()
+    status: {"description": meaning, "content": {"application/json": _object(error=_TEXT)}}
+    for status, meaning in _MEANINGS.items()
 }
 
 
@@ -158,7 +151,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
             return JSONResponse({"error": "this server is stopping"}, 503)
         return JSONResponse({"ready": True})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.metrics(), media_type=CONTENT_TYPE)
 
@@ -174,17 +167,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 def _add_predict(app: FastAPI, service: Service) -> None:
     @app.post(
         "/predict",
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/octet-stream": _IMAGE,
-                    "image/*": _IMAGE,
-                    "multipart/form-data": _FORM,
-                    "application/json": _JSON,
-                },
-            }
-        },
+        openapi_extra={"requestBody": {"required": True, "content": _BODIES}},
     )
     async def predict(
         request: Request,
@@ -246,8 +229,10 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
     get("/config", lambda served: kserve.config(served, service.limits.images))
     get("/stats", lambda served: _stats(served, service))
 
-    @app.post("/v2/models/{model}/infer", tags=["KServe"])
-    @app.post("/v2/models/{model}/versions/{version}/infer", tags=["KServe"])
+    content = {"requestBody": {"required": True, "content": _INFERENCES}}
+
+    @app.post("/v2/models/{model}/infer", tags=["KServe"], openapi_extra=content)
+    @app.post("/v2/models/{model}/versions/{version}/infer", tags=["KServe"], openapi_extra=content)
     async def infer(request: Request, model: str, version: str = kserve.VERSION) -> Response:
         """An inference; a body of JSON, or of JSON and tensors."""
         served = named(model, version)

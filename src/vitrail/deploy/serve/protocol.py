@@ -212,7 +212,7 @@ _UPGRADE = re.compile(rb"\r\nUpgrade(?=[ \t]*:)", re.IGNORECASE)
 
 
 def _without_upgrade(data: bytes) -> bytes:
-    r"""The beginning of a request without its wish to go on in another protocol, as of curl --http2.
+    r"""The beginning of a request, without its wish for another protocol, as curl --http2 has it.
 
     A server may pass it over, but the parser would look for no body behind it.
 

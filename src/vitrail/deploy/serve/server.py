@@ -8,6 +8,7 @@ On Ctrl-C there is no grace; a second signal ends it where it stands. On SIGHUP 
 
 import asyncio
 import gc
+import logging
 import resource
 import signal
 import socket
@@ -162,6 +163,8 @@ async def run(
     """
     limits = settings.limits
     _many_files()
+    # It warns of each hostile form, which is for its sender to know.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     service = Service(
         settings.served,
         limits,
