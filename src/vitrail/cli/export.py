@@ -29,7 +29,7 @@ class ExportArgs:
     run: Annotated[Path, tyro.conf.Positional]
     """The folder that vitrail train wrote."""
     to: str = "onnx"
-    """The runtime: onnx, openvino or torch."""
+    """The runtime: onnx, openvino or torch; for phones executorch or litert."""
     precision: Precision = "float32"
     """int8: quantised with images of the training part, as far as --budget allows."""
     budget: float = 0.5
@@ -39,7 +39,8 @@ class ExportArgs:
     that wherever it asks the model."""
     int8: KindName = "static"
     """Of int8: static quantises weights and activations, by the ranges that calibration images
-    have; weights is weights alone; dynamic has the ranges of the batch at hand."""
+    have; weights is weights alone; dynamic has the ranges of the batch at hand. executorch has
+    dynamic, litert dynamic and weights, of one image at a time."""
     out: Path | None = None
     """The bundle's folder. Default: RUN/export-TO-PRECISION."""
     checkpoint: str | None = None

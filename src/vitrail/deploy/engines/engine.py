@@ -49,6 +49,8 @@ ENGINES: Mapping[str, Runtime] = {
     "onnx": Runtime("vitrail.deploy.engines.onnxruntime", ("onnxruntime",), "onnx"),
     "openvino": Runtime("vitrail.deploy.engines.openvino", ("openvino",), "openvino", streams=True),
     "torch": Runtime("vitrail.deploy.engines.torch", ("torch",), "onnx"),
+    "executorch": Runtime("vitrail.deploy.engines.executorch", ("executorch", "torch"), "mobile"),
+    "litert": Runtime("vitrail.deploy.engines.litert", ("ai_edge_litert",), "mobile"),
 }
 """Name, as in `vitrail export --to NAME`, to runtime."""
 
@@ -71,12 +73,12 @@ def engine_of(bundle: Bundle, setting: Setting = USUAL) -> Engine:
         raise DataError(f"{bundle.folder}: {error}") from error
     try:
         module: Any = import_module(row.module)
+        return module.load(bundle, setting)
     except ImportError as error:
         raise DataError(
             f"{bundle.folder} is for {bundle.runtime}, which cannot be imported ({error}): "
             f"python -m pip install 'vitrail[{row.extra}]'"
         ) from error
-    return module.load(bundle, setting)
 
 
 def stacked(views: Sequence[UInt8[np.ndarray, "c _h _w"]]) -> UInt8[np.ndarray, "b c h w"]:

@@ -78,6 +78,16 @@ _INPUTS = {
 }
 
 
+_ALONE = "It takes one image at a time, scaled by the program around it, as said above."
+_PHONES = {
+    "executorch": (
+        _ALONE + " With ExecuTorch's runtime and its XNNPACK backend: the method `forward`, whose "
+        "outputs are in the order that the method `outputs` tells.",
+    ),
+    "litert": (_ALONE + " With LiteRT's runtime: the default signature, by the names above.",),
+}
+
+
 def _preprocessing(bundle: Bundle) -> str:
     how = bundle.preprocess
     height, width = how.size
@@ -107,6 +117,8 @@ def _number(estimate: Mapping[str, Any] | None) -> str:
 
 def _elsewhere(bundle: Bundle) -> list[str]:
     """What a graph needs in other programs."""
+    if bundle.runtime in _PHONES:
+        return ["", "## On a phone", "", *_PHONES[bundle.runtime]]
     if bundle.runtime != "onnx":
         return []
     lines = ["", "## TensorRT", ""]

@@ -2,7 +2,8 @@
 
 The quantisers are the runtimes' own: ONNX Runtime's (vitrail.deploy.export.int8_onnx), and NNCF for
 OpenVINO (int8_openvino). Each file is for its own runtime: ONNX Runtime's runs in OpenVINO too, but
-takes half as long again as OpenVINO's own.
+takes half as long again as OpenVINO's own. Those for phones (vitrail.deploy.export.executorch and
+.litert) have all of a model in int8 or nothing: no layer is tried in float.
 
 A *layer* is a product with weights: MatMul, Gemm or Conv. Products of two activations, attention's
 and token merging's, stay in float whatever the kind: see `Quantiser`.
@@ -45,15 +46,15 @@ KINDS: Mapping[KindName, Kind] = {
     "dynamic": Kind(
         "weights and activations; the activations' ranges are those of the batch at hand",
         calibrated=False,
-        runtimes=("onnx",),
+        runtimes=("onnx", "executorch", "litert"),
         # One range for the whole batch: another neighbour, another rounding (microsoft/onnxruntime
-        # #10111). Logits of a ViT-S move by 0.3.
+        # #10111). Logits of a ViT-S move by 0.3. Phones look at one image at a time.
         shared_by=("onnx",),
     ),
     "weights": Kind(
         "weights alone, which are brought back to float as they are used",
         calibrated=False,
-        runtimes=("onnx", "openvino"),
+        runtimes=("onnx", "openvino", "litert"),
     ),
 }
 

@@ -218,6 +218,8 @@ PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
     "onnx": ("float32", "int8"),
     "openvino": ("float32", "bfloat16", "int8"),
     "torch": ("float32",),
+    "executorch": ("float32", "int8"),
+    "litert": ("float32", "int8"),
 }
 """What each runtime has on a CPU; of ONNX Runtime, bfloat16 is for GPUs."""
 
@@ -324,8 +326,30 @@ def _torch(order: Order) -> Written:
     return Written("model.pt2", "views")
 
 
+def _executorch(order: Order) -> Written:
+    from vitrail.deploy.export.executorch import save
+
+    return _for_phones(order, save, "model.pte")
+
+
+def _litert(order: Order) -> Written:
+    from vitrail.deploy.export.litert import save
+
+    return _for_phones(order, save, "model.tflite")
+
+
+def _for_phones(order: Order, save: Callable[..., None], file: str) -> Written:
+    """int8 is that of all layers here, or none: the proof alone holds it to the budget."""
+    int8 = order.config.int8 if order.config.precision == "int8" else None
+    save(order.graph, order.loaded.preprocess, order.folder / file, int8)
+    made = {"batch": 1, **({"int8": int8} if int8 else {})}
+    return Written(file, "views", made=made)
+
+
 WRITERS: Mapping[str, Callable[[Order], Written]] = {
     "onnx": _onnx,
     "openvino": _openvino,
     "torch": _torch,
+    "executorch": _executorch,
+    "litert": _litert,
 }
