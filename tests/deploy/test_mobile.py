@@ -5,6 +5,7 @@ Skipped where the extra `mobile` is not installed.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -13,13 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import vitrail as toolkit
 from close import close
+from command import last_json, vitrail
 from models.families import DYNAMICVIT, KINDS, VIT
 from vitrail.data.targets import Boxes, Classes, Coding, MaskArrays, Masks
 from vitrail.data.views.preprocess import Preprocess
+from vitrail.deploy.bundle import Bundle
 from vitrail.deploy.engines import Engine, Setting
 from vitrail.deploy.export.graph import Graph
+from vitrail.deploy.export.int8 import KINDS as KINDS_OF_INT8
+from vitrail.errors import DataError
 from vitrail.heads.detector import build_detector
 from vitrail.heads.segmenter import build_segmenter
 from vitrail.models import ModelConfig, build
@@ -45,6 +52,12 @@ LETTERBOX = Preprocess(size=SIZE, resize="letterbox")
 Randomised = Callable[[torch.nn.Module], torch.nn.Module]
 slow = pytest.mark.slow
 ONE = Setting(threads=1)
+TINY = [
+    *("--model", "vit_mini16", "--model.image-size", "32", "32", "--model.patch", "8", "8"),
+    *("--model.depth", "1", "--model.width", "32", "--model.heads", "2", "--model.mlp", "64"),
+    *("--data.batch-size", "8", "--epochs", "2", "--minutes", "None", "--evaluations", "1"),
+    *("--threads", "1", "--device", "cpu", "--precision", "float32"),
+]
 
 
 @pytest.fixture(params=["executorch", "litert"])
@@ -123,3 +136,99 @@ def test_boxes(head: str, phone: str, tmp_path: Path, randomised: Randomised) ->
     model = randomised(build_detector(build(BARE), config, 3))
     task = Detect(model, config, BOXES, LETTERBOX).eval()
     says_the_same(task, LETTERBOX, tmp_path / "model", phone)
+
+
+@pytest.mark.parametrize("int8", ["dynamic", "weights"])
+def test_int8_is_near_and_smaller_and_looks_at_no_neighbour(
+    int8: str, phone: str, tmp_path: Path, randomised: Randomised
+) -> None:
+    if phone not in KINDS_OF_INT8[int8].runtimes:  # type: ignore[index]
+        pytest.skip(f"{phone} has no int8 of {int8}")
+    wide = replace(VIT, width=128, mlp=256)
+    graph = Graph(classifier(wide, randomised), SQUASH)
+    asked = exported(graph, SQUASH, tmp_path / "int8", phone, int8=int8)
+    views = [*noise(SQUASH, 7)]
+    with torch.no_grad():
+        wanted = graph(torch.from_numpy(np.stack(views)))["logits"].numpy()
+    said = asked.run(views)["logits"]
+    assert 1e-4 < np.linalg.norm(said - wanted) / np.linalg.norm(wanted) < 0.05
+    assert np.array_equal(asked.run(views[3:4])["logits"], said[3:4])
+    in_float = sum(weights.numel() * 4 for weights in graph.parameters())
+    assert (tmp_path / "int8").stat().st_size < 0.5 * in_float
+
+
+def test_threads_may_share_one(phone: str, tmp_path: Path, randomised: Randomised) -> None:
+    graph = Graph(classifier(replace(VIT, depth=1), randomised), SQUASH)
+    asked = exported(graph, SQUASH, tmp_path / "model", phone)
+    views = [*noise(SQUASH, 8)]
+    wanted = asked.run(views)["logits"]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            rows = pool.map(lambda view: asked.run([view])["logits"][0], views)
+            assert np.array_equal(np.stack([*rows]), wanted)
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", bytes(4096)], ids=["empty", "text", "zeros"])
+def test_what_is_no_model_is_refused(content: bytes, phone: str, tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(content)
+    engine = import_module(f"vitrail.deploy.engines.{phone}")
+    with pytest.raises(DataError, match="is not taken by"):
+        engine.load_file(tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name, level in (("dark", 40), ("light", 200)):
+        (root / name).mkdir()
+        for i in range(20):
+            pixels = rng.integers(level - 40, level + 40, (40 + i, 56, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from vitrail.cli import main
+
+    folder = tmp_path_factory.mktemp("run") / "run"
+    assert main(["train", str(photos), *TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_a_run_there_and_back(
+    run: Path, photos: Path, phone: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    code, said, told = vitrail(capfd, "export", run, "--to", phone, "--out", out, "--json")
+    assert code == 0, told
+    assert last_json(said)["agreement"] == 1
+    assert "resizing stays outside" in told
+    about = Bundle.open(out)
+    assert about.takes == "views" and about.made["batch"] == 1 and not about.coupled
+    assert "## On a phone" in (out / "CARD.md").read_text()
+
+    files = sorted(photos.glob("*/*.png"))[::5]
+    asked, own = toolkit.Predictor(out), toolkit.Predictor(run)
+    for found, wanted in zip(asked.many(files), own.many(files), strict=True):
+        assert found.label == wanted.label
+        assert found.probability == pytest.approx(wanted.probability, rel=1e-4)
+
+    code, said, told = vitrail(capfd, "predict", out, files[0], "--json")
+    assert code == 0, told
+    assert last_json(said)["predictions"][0]["label"] == own(files[0]).label
+    code, said, told = vitrail(capfd, "evaluate", out, "--data", photos, "--json")
+    assert code == 0, told
+    assert last_json(said)["images"] == 40
+
+
+def test_int8_has_to_be_asked_for_by_its_kind(
+    run: Path, phone: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    order = ["export", run, "--to", phone, "--precision", "int8", "--out", tmp_path / "bundle"]
+    code, _, told = vitrail(capfd, *order)
+    assert code == 2 and "choose dynamic" in told
+    code, _, told = vitrail(capfd, *order, "--int8", "dynamic", "--budget", "20")
+    assert code == 0, told
+    about = Bundle.open(tmp_path / "bundle")
+    assert about.precision == "int8" and about.made["int8"] == "dynamic" and not about.coupled

@@ -81,8 +81,8 @@ _INPUTS = {
 _ALONE = "It takes one image at a time, scaled by the program around it, as said above."
 _PHONES = {
     "executorch": (
-        _ALONE + " With ExecuTorch's runtime and its XNNPACK backend: the method `forward`, whose "
-        "outputs are in the order that the method `outputs` tells.",
+        _ALONE + " With ExecuTorch's runtime, its XNNPACK backend and its own kernels: the method "
+        "`forward`, whose outputs are in the order that the method `outputs` tells.",
     ),
     "litert": (_ALONE + " With LiteRT's runtime: the default signature, by the names above.",),
 }
