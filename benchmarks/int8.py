@@ -7,7 +7,8 @@ held-out images beside the float model: `lost` in points with its 95% interval, 
 images with the same answer. Then the search of vitrail.deploy.export.budget, for each runtime:
 calibrated on some training images, decided on others, judged on the held-out ones.
 
-`article` is what is often written: `quantize_dynamic(file, out)`, nothing else said.
+`article` is what is often written, `quantize_dynamic(file, out)` and nothing else; as it stands it
+fails on a graph that torch exports with a linear head, so it is given the graph that ours is.
 """
 
 import argparse
@@ -83,11 +84,16 @@ def shown(source: Source, rows: Collection[int], loaded: LoadedRun) -> np.ndarra
     return np.stack([loaded.preprocess.view(source.load(int(i))) for i in rows])
 
 
+def parts(file: Path) -> list[Path]:
+    """OpenVINO's two files, or the one that ONNX is."""
+    return [file, *([file.with_suffix(".bin")] if file.suffix == ".xml" else [])]
+
+
 class Asked:
     """A file in its runtime."""
 
     def __init__(self, file: Path, threads: int) -> None:
-        self.bytes = sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*"))
+        self.bytes = sum(part.stat().st_size for part in parts(file))
         if file.suffix == ".onnx":
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
@@ -166,7 +172,8 @@ def main() -> None:
             for runtime in args.runtimes:
                 if runtime == "onnx":
                     article = folder / "article.onnx"
-                    quantize_dynamic(files[tokens], article, weight_type=QuantType.QInt8)
+                    prepared = files[tokens].with_name("prepared.onnx")
+                    quantize_dynamic(prepared, article, weight_type=QuantType.QInt8)
                     made["onnx", "article"] = article
                 for kind, row in KINDS.items():
                     if runtime in row.runtimes:
@@ -205,7 +212,7 @@ def main() -> None:
                     model = Asked(file, args.threads)
                     hits = (model.logits(deciding).argmax(1) == truth["choose"]).astype(float)
                     kept = folder / f"kept-{time.monotonic_ns()}{file.suffix}"
-                    for part in file.parent.glob(f"{file.stem}.*"):
+                    for part in parts(file):
                         part.rename(kept.with_suffix(part.suffix))
                     return Attempt(kept, hits, model.seconds(deciding[:BATCH]), model.bytes)
 

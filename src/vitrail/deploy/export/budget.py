@@ -49,25 +49,21 @@ def lost(before: Scores, after: Scores) -> Estimate:
     return paired_scores(torch.from_numpy(np.subtract(before, after, dtype=np.float64)))
 
 
-def least_images(points: float) -> int:
-    """The fewest that can show that a budget holds: where not one score differs.
+def images_needed(before: Scores, after: Scores, points: float) -> int | None:
+    """How many would show that a budget holds, if they differed as these do; None where no number
+    would, for more is lost than the budget.
 
-    >>> least_images(0.5)
+    >>> images_needed(np.ones(182), np.ones(182), 0.5)
     553
     """
-    return math.ceil(Z * math.sqrt(2) / (points / 100) - 2)
-
-
-def images_needed(before: Scores, after: Scores, points: float) -> int | None:
-    """How many would show that the budget holds, if they differed as these do; None where none
-    would, for more is lost than the budget.
-    """
-    value = float(np.mean(before - after))
+    fell = before - after
+    value = float(fell.mean())
     room = points / 100 - value
     if room <= 0:
         return None
-    spread = float(np.mean((before - after) ** 2)) - value**2
-    return max(least_images(points), math.ceil(Z**2 * spread / room**2))
+    # `paired_scores` solved for the number of images: half its width is the room.
+    most, spread = float(np.abs(fell).max()) or 1.0, Z**2 * float(fell.var())
+    return math.ceil((spread + math.hypot(spread, 8**0.5 * Z * most * room)) / (2 * room**2) - 2)
 
 
 class Verdict(NamedTuple):
