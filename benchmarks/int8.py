@@ -45,7 +45,7 @@ from vitrail.runs.data import open_data_of
 from vitrail.runs.load import LoadedRun, load
 
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}
-CHOOSE, FEW, BATCH = 600, 16, 16
+CHOOSE, FEW, BATCH = 1000, 16, 16
 
 
 class Graph(nn.Module):

@@ -131,9 +131,10 @@ def merge_by_products(
     metric = metric / metric.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     likeness = metric[:, even::2] @ metric[:, odd::2].transpose(1, 2)
     near, e = likeness.amax(dim=2), likeness.shape[1]
-    # The first of the nearest. An argmax is a sort in OpenVINO, ten times as slow.
-    others = places[: likeness.shape[2]]
-    partner = torch.where(likeness == near[..., None], others, t).amin(dim=2)
+    # The first of the nearest. An argmax is a sort in OpenVINO, ten times as slow; and its least of
+    # whole numbers (2026.4) reads beyond the end of a row, so these are no whole numbers.
+    others = places[: likeness.shape[2]].float()
+    partner = torch.where(likeness == near[..., None], others, float(t)).amin(dim=2).int()
     # A token goes if fewer than r go before it: those nearer to another, and of equal ones the
     # first.
     mine, theirs, first = near[:, :, None], near[:, None], places[:e] < places[:e, None]

