@@ -1,9 +1,10 @@
 """Phones: what ExecuTorch and LiteRT make of the models, whatever the family, the head and the
 number of images; and a run that is exported, asked and measured there.
 
-Skipped where the extra `mobile` is not installed.
+What needs the extra `mobile` is skipped where that is not installed.
 """
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -24,10 +25,10 @@ from models.families import DYNAMICVIT, KINDS, VIT
 from vitrail.data.targets import Boxes, Classes, Coding, MaskArrays, Masks
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.deploy.bundle import Bundle
-from vitrail.deploy.engines import Engine, Setting
+from vitrail.deploy.engines import Engine, Setting, engine_of
 from vitrail.deploy.export.graph import Graph
 from vitrail.deploy.export.int8 import KINDS as KINDS_OF_INT8
-from vitrail.errors import DataError, VitrailError
+from vitrail.errors import DataError, UsageError, VitrailError
 from vitrail.heads.detector import build_detector
 from vitrail.heads.segmenter import build_segmenter
 from vitrail.models import ModelConfig, build
@@ -41,6 +42,7 @@ from vitrail.tasks import (
     SegmentConfig,
     Task,
 )
+from vitrail.tasks.answers import Reading
 
 NAMES = ("a", "b", "c")
 SIZE = (32, 48)
@@ -191,6 +193,44 @@ def test_what_is_no_model_is_refused(content: bytes, phone: str, tmp_path: Path)
     engine = import_module(f"vitrail.deploy.engines.{phone}")
     with pytest.raises(DataError, match="is not taken by"):
         engine.load_file(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("phone", "runtime", "converter"),
+    [
+        (
+            "executorch",
+            "executorch.extension.pybindings.portable_lib",
+            "executorch.backends.xnnpack.partition.xnnpack_partitioner",
+        ),
+        ("litert", "ai_edge_litert.interpreter", "litert_torch"),
+    ],
+)
+def test_what_to_install_is_told(
+    phone: str,
+    runtime: str,
+    converter: str,
+    tmp_path: Path,
+    randomised: Randomised,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, runtime, None)
+    monkeypatch.setitem(sys.modules, converter, None)
+    graph = Graph(classifier(replace(VIT, depth=1), randomised), SQUASH)
+    with pytest.raises(UsageError, match=r"pip install 'vitrail\[mobile\]'"):
+        exported(graph, SQUASH, tmp_path / "model", phone)
+    bundle = Bundle(
+        folder=tmp_path,
+        name="run",
+        runtime=phone,
+        precision="float32",
+        file="model",
+        takes="views",
+        preprocess=SQUASH,
+        reading=Reading(kind="classify", names=NAMES),
+    )
+    with pytest.raises(DataError, match=r"pip install 'vitrail\[mobile\]'"):
+        engine_of(bundle)
 
 
 @pytest.fixture(scope="module")
