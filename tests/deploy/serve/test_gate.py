@@ -10,6 +10,7 @@ import pytest
 
 from deploy.serve.harness import ADMIN, TOKEN, Fake, picture, raw, running
 from vitrail.deploy.serve.gate import Tokens
+from vitrail.deploy.serve.server import is_loopback
 
 ADDRESSES = [
     "http://127.0.0.1:{port}/x",
@@ -120,6 +121,19 @@ def test_pages_of_others_cannot_use_a_server_of_this_machine(live):
         own = {"origin": live.address}
         assert client.post("/predict", content=image, headers=own).status_code == 200
         assert client.get("/card", headers={"host": "[::1]:8000"}).status_code == 200
+
+
+def test_with_a_token_a_proxy_may_stand_in_front(locked):
+    proxied = {"host": "model.example", "origin": "https://model.example:8443", **bearer(TOKEN)}
+    with locked.client() as client:
+        answer = client.post("/predict", content=picture(0), headers=proxied)
+        assert answer.status_code == 200
+
+
+def test_what_only_this_machine_can_call():
+    inside = ("127.0.0.1", "127.9.9.9", "::1", "localhost")
+    outside = ("0.0.0.0", "::", "10.0.0.1", "127.example.com", "", "::ffff:10.0.0.1")
+    assert all(map(is_loopback, inside)) and not any(map(is_loopback, outside))
 
 
 def test_nothing_is_fetched_for_a_client(live):
