@@ -32,9 +32,8 @@ from vitrail.deploy.engines.calm import openvino
 from vitrail.deploy.export.budget import (
     Attempt,
     Variant,
-    judge,
     lost,
-    refuse_over,
+    points_text,
     search,
 )
 from vitrail.deploy.export.int8 import KINDS, Quantiser, draw
@@ -246,22 +245,15 @@ def main() -> None:
             after = (
                 Asked(best.attempt.file, args.threads).logits(judging).argmax(1) == truth["judge"]
             )
-            verdict = judge(right["judge"], after.astype(float), args.budget)
-            print(f"{runtime}: {best.line()}; of the held-out {verdict.sentence()}", flush=True)
-            refused = ""
-            try:
-                refuse_over(verdict, [held.key(i) for i in range(len(held))])
-            except DataError as error:
-                refused = str(error)
-                print(refused)
+            found = lost(right["judge"], after.astype(float))
+            print(f"{runtime}: {best.line()}; of the held-out {points_text(found)}", flush=True)
             result["budgets"].append(
                 {
                     "runtime": runtime,
                     "trials": lines,
                     "chosen": best.line(),
                     "floats": best.floats,
-                    "lost": [round(100 * each, 2) for each in verdict.lost],
-                    "refused": refused,
+                    "lost": [round(100 * each, 2) for each in found],
                     "seconds": round(time.perf_counter() - started, 1),
                 }
             )

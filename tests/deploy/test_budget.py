@@ -11,10 +11,7 @@ from vitrail.deploy.export.budget import (
     Attempt,
     Bounds,
     Variant,
-    images_needed,
-    judge,
     lost,
-    refuse_over,
     search,
 )
 from vitrail.deploy.export.int8 import Layer
@@ -139,46 +136,3 @@ def test_of_hits_the_interval_is_that_of_pairs(changes):
     after = np.where(changes < 0, 1.0, 0.0)
     gained, gone = int((changes > 0).sum()), int((changes < 0).sum())
     assert lost(before, after) == pytest.approx(paired(gained, gone, len(changes)))
-
-
-@pytest.mark.parametrize("points", [0.1, 0.5, 1, 5])
-def test_so_many_images_are_needed_and_no_fewer(points):
-    n = images_needed(hits(9, 9), hits(9, 9), points)
-    assert paired(0, 0, n).high <= points / 100 < paired(0, 0, n - 1).high
-
-
-def test_as_many_images_as_are_needed_would_do():
-    before, after = hits(182, 182), hits(181, 182)
-    assert images_needed(before, after, 0.5) is None, "more is lost than the budget"
-    needed = images_needed(before, after, 1.0)
-    times = -(-needed // 182)
-    verdict = judge(np.tile(before, times), np.tile(after, times), 1.0)
-    assert 0.0095 < verdict.lost.high <= 0.01
-    assert images_needed(after, before, 0.0) > 182, "what gains is within any budget"
-
-
-def test_a_verdict_says_what_differs():
-    before, after = np.array([1.0, 1, 0, 0.5] * 300), np.array([1.0, 0, 1, 0.4] * 300)
-    verdict = judge(before, after, 5)
-    assert (len(verdict.worse), len(verdict.better)) == (600, 300)
-    assert (before - after)[verdict.worse[0]] == 1
-    assert verdict.holds == (verdict.lost.high <= 0.05)
-
-
-def test_a_budget_that_holds_is_let_through():
-    refuse_over(judge(hits(2000), hits(2000), 0.5), [str(i) for i in range(N)])
-
-
-def test_too_few_images_are_told_how_many_are_needed():
-    names = [f"image-{i}" for i in range(182)]
-    verdict = judge(hits(140, 182), hits(140, 182), 0.5)
-    with pytest.raises(DataError, match=r"553 would show it, and there are 182.*budget=1\.[56]"):
-        refuse_over(verdict, names)
-
-
-def test_too_much_lost_is_told_with_the_images():
-    names = [f"image-{i}" for i in range(N)]
-    verdict = judge(hits(1500), hits(1485), 0.5)
-    message = r"int8 loses more.* 0\.75 points lost .*worse on 15.*image-14\d\d.* and 5 more"
-    with pytest.raises(DataError, match=message):
-        refuse_over(verdict, names)

@@ -6,16 +6,13 @@ that decided on the images that judge would find what happens to suit them.
 
 What is lost is the mean, over images, of the float model's score less the other's: of classes 1 or
 0, else whatever lies between. On the images that decide it has to lie within the budget; on those
-that judge its 95% interval has to. So few of them cannot show that a small budget holds: two models
-that agree on all of 182 images may still differ by 1.5 points, and of two that differ on 2% of the
-images, though neither is better, 3,000 have to be asked to show half a point.
+that judge its 95% interval has to (vitrail.deploy.export.make): so few can only show large losses.
 
 The search, where all of int8 loses too much: each block alone back in float, on few images; then as
 many of them as are needed, found by halving, of those that bring the outputs nearest to float's.
 Last, of the block that made the difference, the layers are tried in the same way.
 """
 
-import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +21,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from vitrail.deploy.export.int8 import Layer
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.metrics import Estimate
-from vitrail.metrics.intervals import Z, paired_scores
+from vitrail.metrics.intervals import paired_scores
 from vitrail.units import bytes_text
 
 Scores = Float[np.ndarray, " n"]
@@ -47,84 +44,6 @@ def lost(before: Scores, after: Scores) -> Estimate:
     (0.0, -0.0028, 0.0028)
     """
     return paired_scores(torch.from_numpy(np.subtract(before, after, dtype=np.float64)))
-
-
-def images_needed(before: Scores, after: Scores, points: float) -> int | None:
-    """How many would show that a budget holds, if they differed as these do; None where no number
-    would, for more is lost than the budget.
-
-    >>> images_needed(np.ones(182), np.ones(182), 0.5)
-    553
-    """
-    fell = before - after
-    value = float(fell.mean())
-    room = points / 100 - value
-    if room <= 0:
-        return None
-    # `paired_scores` solved for the number of images: half its width is the room.
-    most, spread = float(np.abs(fell).max()) or 1.0, Z**2 * float(fell.var())
-    return math.ceil((spread + math.hypot(spread, 8**0.5 * Z * most * room)) / (2 * room**2) - 2)
-
-
-class Verdict(NamedTuple):
-    """What images that took no part in the search say of its result."""
-
-    lost: Estimate
-    budget: float
-    """Points."""
-    images: int
-    needed: int | None
-    """As `images_needed` says."""
-    worse: Int[np.ndarray, " k"]
-    """Rows of the images whose score fell, the furthest first."""
-    better: Int[np.ndarray, " m"]
-
-    @property
-    def holds(self) -> bool:
-        """Whether the interval of what is lost lies within the budget."""
-        return self.lost.high <= self.budget / 100
-
-    def sentence(self) -> str:
-        """In numbers: `0.55 points lost (-0.91 to 2.03) of 182 images: worse on 2, better on 1`."""
-        return (
-            f"{points_text(self.lost)} of {self.images} images: "
-            f"worse on {len(self.worse)}, better on {len(self.better)}"
-        )
-
-
-def judge(before: Scores, after: Scores, budget: float) -> Verdict:
-    """Compare a float model and the one chosen from it, `budget` in points."""
-    fell = before - after
-    order = np.argsort(-fell, kind="stable")
-    worse, better = order[fell[order] > 0], order[::-1][fell[order[::-1]] < 0]
-    needed = images_needed(before, after, budget)
-    return Verdict(lost(before, after), budget, len(before), needed, worse, better)
-
-
-_MOST_NAMED = 10
-
-
-def refuse_over(verdict: Verdict, names: Sequence[str]) -> None:
-    """Raises `DataError` where the budget does not hold, or is not shown to: by how much, on which
-    images (`names`, one each), and what to do.
-    """
-    if verdict.holds:
-        return
-    named = [names[i] for i in verdict.worse[:_MOST_NAMED]]
-    more = len(verdict.worse) - len(named)
-    which = f" Worse on {', '.join(named)}{f' and {more} more' if more else ''}." if named else ""
-    able = 100 * verdict.lost.high
-    if verdict.needed is None:
-        why = f"int8 loses more than the budget of {verdict.budget:g} points"
-    else:
-        why = (
-            f"a budget of {verdict.budget:g} points is not shown to hold: of images that differ as "
-            f"these do {verdict.needed:,} would show it, and there are {verdict.images:,}"
-        )
-    raise DataError(
-        f"{why}. {verdict.sentence()}.{which} Give {setting('budget', math.ceil(10 * able) / 10)}, "
-        f"which holds, more held-out images, or another precision"
-    )
 
 
 def points_text(found: Estimate) -> str:

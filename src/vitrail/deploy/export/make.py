@@ -196,7 +196,8 @@ def hold_budget(proof: Proof, config: ExportConfig, notify: Notify) -> None:
     """
     value, low, high = (100 * end for end in proof.lost)
     told = f"{value:.2f} points lost (95% interval {low:.2f} to {high:.2f})"
-    few = (high - low) / 2 > config.budget
+    half = (high - low) / 2
+    few, needed = half > config.budget, round(proof.images * (half / (config.budget or 0.1)) ** 2)
     if high > config.budget and not (few and value <= config.budget):
         raise DataError(
             f"{told} on {proof.images} held-out images, and the budget is {config.budget:g}: "
@@ -206,7 +207,7 @@ def hold_budget(proof: Proof, config: ExportConfig, notify: Notify) -> None:
     if high > config.budget:
         notify(
             f"{proof.images} images are too few to show that no more than {config.budget:g} points "
-            f"are lost, whatever was: {told}"
+            f"are lost, whatever was: {told}. About {needed:,} could"
         )
 
 
