@@ -109,4 +109,8 @@ def test_what_a_machine_likes_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tuning.tuned(bundle).alone == Setting(1)
     (tmp_path / SUMS).write_text("x")
     file.write_text(json.dumps({"alone": 3}))  # damaged: measured again
+    object.__setattr__(bundle, "runtime", "nothing")
+    with pytest.raises(DataError, match="unknown runtime 'nothing'"):
+        tuning.tuned(bundle)
+    object.__setattr__(bundle, "runtime", "onnx")
     assert tuning.tuned(bundle).alone == Setting(1)

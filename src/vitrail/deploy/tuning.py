@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from vitrail import proc
 from vitrail.data import cache_folder
 from vitrail.deploy.bundle import SUMS, Bundle
-from vitrail.deploy.engines import ENGINES, Engine, Setting, engine_of
+from vitrail.deploy.engines import Engine, Setting, engine_of, runtime_of
 from vitrail.disk import write_whole
 from vitrail.errors import DataError
 
@@ -67,7 +67,7 @@ def _settings(bundle: Bundle) -> Iterator[Setting]:
     """What is worth trying."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Setting()
-    if cores and cores > 1 and ENGINES[bundle.runtime].streams:
+    if cores and cores > 1 and runtime_of(bundle).streams:
         yield Setting(streams=cores)
         if cores > 2:
             yield Setting(streams=2)
@@ -94,7 +94,11 @@ def _key(bundle: Bundle) -> str:
         sums = (bundle.folder / SUMS).read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {bundle.folder}: {error.strerror}") from error
-    package = ENGINES[bundle.runtime].packages[0]
+    package = runtime_of(bundle).packages[0]
+    try:
+        installed = version(package)
+    except PackageNotFoundError:  # told when the engine is made
+        installed = ""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    machine: list[Any] = [platform.machine(), chip, cores, package, version(package)]
+    machine: list[Any] = [platform.machine(), chip, cores, package, installed]
     return hashlib.sha256(sums + json.dumps(machine).encode()).hexdigest()[:32]

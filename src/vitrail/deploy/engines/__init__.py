@@ -8,3 +8,4 @@ from vitrail.deploy.engines.engine import Engine as Engine
 from vitrail.deploy.engines.engine import Setting as Setting
 from vitrail.deploy.engines.engine import engine_of as engine_of
 from vitrail.deploy.engines.engine import runtime as runtime
+from vitrail.deploy.engines.engine import runtime_of as runtime_of

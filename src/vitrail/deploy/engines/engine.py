@@ -62,15 +62,20 @@ def runtime(name: str) -> Runtime:
     return ENGINES[name]
 
 
+def runtime_of(bundle: Bundle) -> Runtime:
+    """The bundle's. Raises `DataError` for one that there is not, here."""
+    try:
+        return runtime(bundle.runtime)
+    except UsageError as error:
+        raise DataError(f"{bundle.folder}: {error}") from error
+
+
 def engine_of(bundle: Bundle, setting: Setting = USUAL) -> Engine:
     """The bundle's model in its runtime.
 
     Raises `DataError` where the runtime is not installed or does not take the model.
     """
-    try:
-        row = runtime(bundle.runtime)
-    except UsageError as error:
-        raise DataError(f"{bundle.folder}: {error}") from error
+    row = runtime_of(bundle)
     try:
         module: Any = import_module(row.module)
         return module.load(bundle, setting)
