@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vitrail.metrics import classification, multi_label, paired, share
-from vitrail.metrics.intervals import FEW, dice, paired_scores, shares
+from vitrail.metrics.estimate import FEW
+from vitrail.metrics.intervals import dice, paired_scores, shares
 
 SHARES = torch.arange(50, 100, dtype=torch.float64) / 100
 
