@@ -25,6 +25,7 @@ from vitrail.data import FORMATS, UnreadableImage, read_image
 from vitrail.data.pixels import decode
 from vitrail.data.pixels.decode import DEEP, Slice, eight_bits, read_pixels, reduction
 from vitrail.data.sources.formats import HEAD_BYTES, image_format, unread
+from vitrail.data.views.canvas import input_of
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import UsageError
 
@@ -797,9 +798,9 @@ def test_a_picture_is_the_same_however_it_is_given(
     for channels in (1, 3):
         # What a model is shown of it, and what a run's loaders decode.
         views = Preprocess(size=(20, 24), mean=(0.5,) * channels, std=(0.5,) * channels)
-        shown = [views(picture) for picture in (file, data, loaded, first)]
+        shown = [input_of(views, picture) for picture in (file, data, loaded, first)]
         pixels = read_pixels(file, mode="L" if channels == 1 else "RGB")
-        shown.append(views(Image.fromarray(pixels.squeeze())))
+        shown.append(input_of(views, Image.fromarray(pixels.squeeze())))
         assert all(torch.equal(one, shown[0]) for one in shown)
 
 
