@@ -33,7 +33,7 @@ def detect(facts: Facts) -> TrainConfig:
     strides, which learns from a few hundred images; with weights early layers learn less, on a CPU
     the first half of a ViT nothing at all, and the head three times as fast. Images keep their
     shape. Where objects are so small in them that they would be lost, images are cut into tiles.
-    Score: AP 28.8%, AP50 44.2% on samples:scenes after 15 minutes on 2 cores
+    Score: AP 28.9%, AP50 43.0% on samples:scenes after 15 minutes on 2 cores
     (benchmarks/results/detect.md).
     """
     opened = facts.start
