@@ -178,6 +178,12 @@ def files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def numbers(server: Process) -> dict[str, float]:
+    """The metrics without labels."""
+    text = httpx.get(f"{server.address}/metrics").text
+    return {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.M)}
+
+
 async def closed(port: int, clients: int, seconds: float, request: bytes) -> list[Answer]:
     """So many clients, each of which asks again as soon as it is answered."""
     until, answers = time.perf_counter() + seconds, []
@@ -238,15 +244,14 @@ def load(count: int, served: Served) -> dict[str, Any]:
     alone, most = peak(served, count)
     with served.start(room=1000, batch=16, grace=0.0) as server:
         asyncio.run(closed(server.port, 32, 2, REQUEST))
-        before = httpx.get(f"{server.address}/v2/models/stats").json()["model_stats"][0]
-        started = time.perf_counter()
+        before, started = numbers(server), time.perf_counter()
         asyncio.run(closed(server.port, 48, count, REQUEST))
-        wall = time.perf_counter() - started
-        after = httpx.get(f"{server.address}/v2/models/stats").json()["model_stats"][0]
-    images, calls = (after[k] - before[k] for k in ("inference_count", "execution_count"))
-    # Of each image its whole call is counted.
-    stage = [one["inference_stats"]["compute_infer"]["ns"] / 1e9 for one in (before, after)]
-    overhead = wall / ((stage[1] - stage[0]) / (images / calls)) - 1
+        wall, after = time.perf_counter() - started, numbers(server)
+    images, calls, engine = (
+        after[f"vitrail_{name}"] - before[f"vitrail_{name}"]
+        for name in ("images_total", "batch_images_count", "engine_seconds_total")
+    )
+    overhead = wall / engine - 1
     return {
         "unloaded_ms": spread([a.seconds for a in alone]),
         "peak_images_per_second": most,
@@ -408,7 +413,7 @@ def drain(count: int, served: Served) -> dict[str, Any]:
         callers = [Caller(server.port) for _ in range(200)]
         small = post("/predict", picture(1, (64, 64)))
         asked = [asyncio.ensure_future(caller.ask(small)) for caller in callers]
-        while _inside(server.address) < 100:
+        while numbers(server)["vitrail_images_inside"] < 100:
             await asyncio.sleep(0.01)
         server.signal(signal.SIGTERM)
         await asyncio.sleep(0.1)
@@ -435,11 +440,6 @@ def drain(count: int, served: Served) -> dict[str, Any]:
         "longest_end_seconds": round(longest, 2),
         "problems": problems,
     }
-
-
-def _inside(address: str) -> float:
-    text = httpx.get(f"{address}/metrics").text
-    return float(re.findall(r"^vitrail_images_inside (\S+)", text, re.M)[0])
 
 
 def reload(count: int, served: Served) -> dict[str, Any]:
@@ -584,7 +584,7 @@ def main() -> None:
             "command": " ".join(["python", *sys.argv]),
             "python": platform.python_version(),
             "cores": len(os.sched_getaffinity(0)),
-            "load": os.getloadavg(),
+            "load_average": os.getloadavg(),
         }
         print(json.dumps({**machine, **results}))
     sys.exit(any(result["problems"] for result in results.values()))

@@ -45,6 +45,9 @@ class Counts:
             ["result"],
             registry=own,
         )
+        self.engine = Counter(
+            "vitrail_engine_seconds", "Time in which the engine was at work.", registry=own
+        )
         self.batches = Histogram(
             "vitrail_batch_images", "Images in a call of the engine.", buckets=_SIZES, registry=own
         )

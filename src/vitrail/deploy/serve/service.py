@@ -239,6 +239,7 @@ class Service:
     def _called(self, call: Call) -> None:
         self.admission.computed(call.images, call.seconds)
         self.counts.batches.observe(call.images)
+        self.counts.engine.inc(call.seconds)
         for waited in call.waited:
             self.counts.seconds.labels("wait").observe(waited)
             self.counts.seconds.labels("engine").observe(call.seconds)
