@@ -74,4 +74,7 @@ def levels(preprocess: Preprocess) -> Preprocess:
 def told(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run's config as a bundle keeps it: without where things lie on somebody's machine."""
     kept = {name: value for name, value in config.items() if name not in ("weights", "teacher")}
-    return kept | {"data": kept["data"] | {"path": "data"}}
+    return kept | {
+        "data": kept["data"] | {"path": "data"},
+        "distill": kept["distill"] | {"teacher": None},
+    }

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from vitrail import __version__
-from vitrail.data import Source, Splits
+from vitrail.data import Splits
 from vitrail.deploy.bundle import Bundle, refuse_there, write_bundle
 from vitrail.deploy.engines import engine_of, runtime
 from vitrail.deploy.export.card import card
@@ -76,7 +76,9 @@ def export(
     refuse_there(out)
     own = load(run, config.checkpoint)
     loaded = own if config.tokens is None else load(run, config.checkpoint, config.tokens)
-    source = held_out(own)
+    file = own.run.split_file
+    splits = open_data_of(own.config, file if file.is_file() else None)
+    source = splits.test if splits.test is not None else splits.val
     notify(f"measuring the run on {len(source)} held-out images")
     before = measure(own.task, source, own.preprocess, own)
     if not len(before.indices):
@@ -85,7 +87,7 @@ def export(
 
     def make(folder: Path) -> Bundle:
         notify(f"exporting to {config.to}, {config.precision}")
-        bundle = _exported(Order(own, loaded, folder, config, notify), out)
+        bundle = _exported(Order(own, loaded, splits, folder, config, notify), out)
         engine = engine_of(bundle)
         notify("asking the exported model about the same images")
         proof = prove(own, source, engine, before)
@@ -108,17 +110,6 @@ def export(
 
     bundle = write_bundle(out, make, card)
     return bundle, proofs[0]
-
-
-def held_out(loaded: LoadedRun) -> Source:
-    """The images that the run never learned from, and its report judges."""
-    splits = _splits(loaded)
-    return splits.test if splits.test is not None else splits.val
-
-
-def _splits(loaded: LoadedRun) -> Splits:
-    file = loaded.run.split_file
-    return open_data_of(loaded.config, file if file.is_file() else None)
 
 
 def _exported(order: "Order", out: Path) -> Bundle:
@@ -232,6 +223,7 @@ class Order(NamedTuple):
     """The run as it was trained."""
     loaded: LoadedRun
     """With the tokens that were ordered."""
+    splits: Splits
     folder: Path
     config: ExportConfig
     notify: Notify
@@ -257,7 +249,7 @@ def _lowered(order: Order, file: Path, work: Path) -> Lowered:
     config = order.config
     if config.precision != "int8":  # bfloat16 is how a runtime computes, not how it keeps
         return Lowered(file)
-    train = _splits(order.loaded).parts.get("train")
+    train = order.splits.parts.get("train")
     if train is None:
         raise UsageError(
             f"int8 is calibrated with training images, and those of {order.loaded.run.path} are a "
