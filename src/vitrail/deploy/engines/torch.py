@@ -21,7 +21,8 @@ class TorchEngine:
         self._module = module
 
     def run(self, views: Sequence[UInt8[np.ndarray, "c _h _w"]]) -> Outputs:
-        with torch.inference_mode():
+        # In its own precision, whatever its caller's autocast is.
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             found = self._module(torch.from_numpy(stacked(views)))
         return {name: values.numpy() for name, values in found.items()}
 
