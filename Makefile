@@ -9,8 +9,11 @@ PIP := $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt $(PI
 demo: .venv/core            ## fine-tune on the sample set, measure it, write a report
 	$(BIN)/vitrail train samples:emoji --recipe demo
 
-test: .venv/dev             ## the default tests: under 8 minutes of CPU time on 2 cores
-	$(BIN)/pytest -m "not slow and not gpu"
+test: .venv/dev             ## the default tests: about 11 minutes of CPU time
+	# Runtimes keep threads of their own: what trains afterwards, in a process that has had them all,
+	# was seen to crash.
+	$(BIN)/pytest -m "not slow and not gpu" tests/deploy
+	$(BIN)/pytest -m "not slow and not gpu" --ignore=tests/deploy
 
 test-slow: .venv/dev        ## the tests that take minutes
 	$(BIN)/pytest -m slow

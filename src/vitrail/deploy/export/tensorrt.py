@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto
 OPSETS = 9, 20
 _OPERATORS = (
     "Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast Ceil Clip Concat Constant",
-    "ConstantOfShape Conv ConvTranspose Cos DepthToSpace DequantizeLinear Div Einsum Elu",
+    "ConstantOfShape Conv ConvTranspose Cos CumSum DepthToSpace DequantizeLinear Div Einsum Elu",
     "Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm",
     "GlobalAveragePool Greater GreaterOrEqual GridSample GroupNormalization HardSigmoid",
     "HardSwish Identity If InstanceNormalization IsInf IsNaN LayerNormalization LeakyRelu",
