@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from close import close
+from vitrail.data.views.canvas import input_of
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViT, ViTConfig, build
@@ -177,8 +178,8 @@ def test_a_grey_model_of_a_colour_one_says_of_a_grey_image_what_that_did(model, 
     grey = Image.effect_noise((32, 32), 80)
     other = pretrained(path, channels=1)
     with torch.inference_mode():
-        expected = model(shown(grey)[None])
-        found = other(shown.grey(grey)[None])
+        expected = model(input_of(shown, grey)[None])
+        found = other(input_of(shown.grey, grey)[None])
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
     opened = open_weights(path)
     notes = load_into(build(started(opened, channels=1)), opened).notes
