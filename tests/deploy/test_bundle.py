@@ -26,33 +26,6 @@ from vitrail.deploy.engines.onnxruntime import OnnxEngine
 from vitrail.disk import sha256
 from vitrail.errors import DataError, UsageError
 
-TINY = [
-    *("--model", "vit_mini16", "--model.image-size", "32", "32", "--model.patch", "8", "8"),
-    *("--model.depth", "1", "--model.width", "32", "--model.heads", "2", "--model.mlp", "64"),
-    *("--data.batch-size", "8", "--epochs", "2", "--minutes", "None", "--evaluations", "1"),
-    *("--threads", "1", "--device", "cpu", "--precision", "float32"),
-]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for name, level in (("dark", 40), ("light", 200)):
-        (root / name).mkdir()
-        for i in range(20):
-            pixels = rng.integers(level - 40, level + 40, (40 + i, 56, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{i}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vitrail.cli import main
-
-    folder = tmp_path_factory.mktemp("run") / "run"
-    assert main(["train", str(photos), *TINY, "--out", str(folder)]) == 0
-    return folder
-
 
 @pytest.fixture(scope="module")
 def made(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:

@@ -2,8 +2,8 @@
 runtime; and what is read from them are the tasks' own answers.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -13,9 +13,22 @@ from onnx import ModelProto
 from PIL import Image
 
 from close import close
+from deploy.small import (
+    BARE,
+    LETTERBOX,
+    NAMES,
+    SIZE,
+    SQUASH,
+    Randomised,
+    apart,
+    classifier,
+    detector,
+    preprocess_of,
+    segmenter,
+)
 from models.families import KINDS, VIT
 from vitrail.data.batches.batch import Batch
-from vitrail.data.targets import Boxes, Classes, Coding, MaskArrays, Masks
+from vitrail.data.targets import Classes
 from vitrail.data.views.canvas import canvas_of
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.deploy.engines.calm import openvino
@@ -23,55 +36,20 @@ from vitrail.deploy.engines.onnxruntime import OnnxEngine
 from vitrail.deploy.export import tensorrt
 from vitrail.deploy.export.graph import Graph
 from vitrail.deploy.export.onnx import to_onnx
-from vitrail.heads.detector import build_detector
-from vitrail.heads.segmenter import build_segmenter
-from vitrail.models import ModelConfig, build
+from vitrail.models import build
 from vitrail.models.tokens import with_tokens
 from vitrail.tasks import (
-    Classify,
-    ClassifyConfig,
-    Detect,
-    DetectConfig,
     Detections,
     Embed,
-    Segment,
     Segmentation,
     SegmentConfig,
     Task,
 )
 
-NAMES = ("a", "b", "c")
-SIZE = (32, 48)
-BARE = replace(VIT, classes=0)
-MASKS = Masks(NAMES, MaskArrays((), ""), Coding({}))
-BOXES = Boxes.listed(NAMES, (), lambda i: (1, 1))
-LETTERBOX = Preprocess(size=SIZE, resize="letterbox")
 TILES = Preprocess(size=SIZE, resize="tiles", patch=(8, 8))
-SQUASH = Preprocess(size=SIZE, resize="squash")
 SHORT = Preprocess(size=SIZE, resize="short", patch=(8, 8))
 
-Randomised = Callable[[torch.nn.Module], torch.nn.Module]
 slow = pytest.mark.slow
-
-
-def classifier(config: ModelConfig, randomised: Randomised) -> Classify:
-    names = tuple(map(str, range(config.classes)))
-    targets = Classes(names, np.zeros(0, np.int64))
-    return Classify(randomised(build(config)), ClassifyConfig(), targets).eval()
-
-
-def segmenter(config: SegmentConfig, preprocess: Preprocess, randomised: Randomised) -> Segment:
-    model = randomised(build_segmenter(build(BARE), config, 3))
-    return Segment(model, config, MASKS, preprocess).eval()
-
-
-def detector(
-    preprocess: Preprocess, randomised: Randomised, backbone: ModelConfig = BARE, **how: object
-) -> Detect:
-    config = DetectConfig(width=32, **how)  # type: ignore[arg-type]
-    return Detect(
-        randomised(build_detector(build(backbone), config, 3)), config, BOXES, preprocess
-    ).eval()
 
 
 def engine(model: ModelProto) -> OnnxEngine:
@@ -81,24 +59,20 @@ def engine(model: ModelProto) -> OnnxEngine:
     return OnnxEngine(session, "views")
 
 
-def exported(task: Task, preprocess: Preprocess) -> OnnxEngine:
-    """The task's graph, after it said of 1, 2 and 7 views what the task says."""
+class Made(NamedTuple):
+    """What became of a task."""
+
+    engine: OnnxEngine
+    apart: float
+    """As of `deploy.small.apart`."""
+
+
+def exported(task: Task, preprocess: Preprocess) -> Made:
     graph = Graph(task, preprocess)
     model = to_onnx(graph, preprocess)
     assert tensorrt.complaints(model) == []
-    found = engine(model)
-    for batch in (1, 2, 7):
-        views = np.random.default_rng(batch).integers(
-            0, 256, (batch, preprocess.channels, *preprocess.size), np.uint8
-        )
-        with torch.no_grad():
-            wanted = graph(torch.from_numpy(views))
-        said = found.run([*views])
-        assert list(said) == list(wanted)
-        # Which of two boxes that score the same comes first is chance.
-        for name in said.keys() - {"boxes", "labels"}:
-            close(said[name], wanted[name], 1e-5)
-    return found
+    made = engine(model)
+    return Made(made, apart(graph, made, preprocess))
 
 
 def same_answers(task: Task, preprocess: Preprocess, asked: OnnxEngine) -> None:
@@ -129,10 +103,9 @@ def same_answers(task: Task, preprocess: Preprocess, asked: OnnxEngine) -> None:
     "name", [name if name in ("vit", "bit") else pytest.param(name, marks=slow) for name in KINDS]
 )
 def test_every_family(name: str, randomised: Randomised) -> None:
-    kind = KINDS[name]
-    n = kind.config.channels
-    preprocess = Preprocess(size=kind.size, mean=(0.4,) * n, std=(0.3,) * n)
-    exported(classifier(kind.config, randomised), preprocess)
+    config = KINDS[name].config
+    preprocess = preprocess_of(KINDS[name].size, config.channels)
+    assert exported(classifier(config, randomised), preprocess).apart < 1e-5
 
 
 @slow
@@ -141,7 +114,7 @@ def test_fewer_tokens_and_two_sizes_of_patches(tokens: str, randomised: Randomis
     config = (
         with_tokens(VIT, tokens) if ":" in tokens else replace(VIT, scales=tokens)  # type: ignore[arg-type]
     )
-    exported(classifier(config, randomised), Preprocess(size=SIZE))
+    assert exported(classifier(config, randomised), Preprocess(size=SIZE)).apart < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -156,7 +129,9 @@ def test_fewer_tokens_and_two_sizes_of_patches(tokens: str, randomised: Randomis
 )
 def test_masks(config: SegmentConfig, preprocess: Preprocess, randomised: Randomised) -> None:
     task = segmenter(config, preprocess, randomised)
-    same_answers(task, preprocess, exported(task, preprocess))
+    made = exported(task, preprocess)
+    assert made.apart < 1e-5
+    same_answers(task, preprocess, made.engine)
 
 
 @pytest.mark.parametrize(
@@ -175,28 +150,31 @@ def test_masks(config: SegmentConfig, preprocess: Preprocess, randomised: Random
 )
 def test_boxes(preprocess: Preprocess, how: dict[str, object], randomised: Randomised) -> None:
     task = detector(preprocess, randomised, **how)  # type: ignore[arg-type]
-    same_answers(task, preprocess, exported(task, preprocess))
+    made = exported(task, preprocess)
+    assert made.apart < 1e-5
+    same_answers(task, preprocess, made.engine)
 
 
 @slow
 def test_features(randomised: Randomised) -> None:
     task = Embed(randomised(build(BARE)), Classes(NAMES, np.zeros(0, np.int64))).eval()
     preprocess = Preprocess(size=SIZE)
-    same_answers(task, preprocess, exported(task, preprocess))
+    made = exported(task, preprocess)
+    assert made.apart < 1e-5
+    same_answers(task, preprocess, made.engine)
 
 
 @slow
 @pytest.mark.parametrize("name", KINDS)
 def test_every_family_in_openvino(name: str, randomised: Randomised) -> None:
-    kind = KINDS[name]
-    n = kind.config.channels
-    preprocess = Preprocess(size=kind.size, mean=(0.4,) * n, std=(0.3,) * n)
-    graph = Graph(classifier(kind.config, randomised), preprocess)
+    config = KINDS[name].config
+    preprocess = preprocess_of(KINDS[name].size, config.channels)
+    graph = Graph(classifier(config, randomised), preprocess)
     core = openvino().Core()
     model = core.read_model(to_onnx(graph, preprocess).SerializeToString())
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for batch in (1, 2, 7):
-        shape = batch, n, *preprocess.size
+        shape = batch, config.channels, *preprocess.size
         views = np.random.default_rng(batch).integers(0, 256, shape, np.uint8)
         with torch.no_grad():
             wanted = graph(torch.from_numpy(views))["logits"]

@@ -5,7 +5,6 @@ What needs the extra `mobile` is skipped where that is not installed.
 """
 
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -16,41 +15,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import vitrail as toolkit
-from close import close
 from command import last_json, vitrail
+from deploy.small import (
+    LETTERBOX,
+    NAMES,
+    SIZE,
+    SQUASH,
+    Randomised,
+    apart,
+    classifier,
+    detector,
+    preprocess_of,
+    segmenter,
+)
 from models.families import DYNAMICVIT, KINDS, VIT
-from vitrail.data.targets import Boxes, Classes, Coding, MaskArrays, Masks
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.deploy.bundle import Bundle
 from vitrail.deploy.engines import Engine, Setting, engine_of
 from vitrail.deploy.export.graph import Graph
 from vitrail.deploy.export.int8 import KINDS as KINDS_OF_INT8
 from vitrail.errors import DataError, UsageError, VitrailError
-from vitrail.heads.detector import build_detector
-from vitrail.heads.segmenter import build_segmenter
-from vitrail.models import ModelConfig, build
+from vitrail.models import ModelConfig
 from vitrail.models.tokens import with_tokens
 from vitrail.tasks import (
-    Classify,
-    ClassifyConfig,
-    Detect,
-    DetectConfig,
-    Segment,
     SegmentConfig,
     Task,
 )
 from vitrail.tasks.answers import Reading
-
-NAMES = ("a", "b", "c")
-SIZE = (32, 48)
-BARE = replace(VIT, classes=0)
-MASKS = Masks(NAMES, MaskArrays((), ""), Coding({}))
-BOXES = Boxes.listed(NAMES, (), lambda i: (1, 1))
-SQUASH = Preprocess(size=SIZE, resize="squash")
-LETTERBOX = Preprocess(size=SIZE, resize="letterbox")
 
 REFUSED = {
     ("executorch", "dynamicvit"): "is not taken by ExecuTorch",  # no kernel for aten::sort
@@ -59,15 +52,8 @@ REFUSED = {
 }
 """What does not go there with the versions of today, and the words that say so."""
 
-Randomised = Callable[[torch.nn.Module], torch.nn.Module]
 slow = pytest.mark.slow
 ONE = Setting(threads=1)
-TINY = [
-    *("--model", "vit_mini16", "--model.image-size", "32", "32", "--model.patch", "8", "8"),
-    *("--model.depth", "1", "--model.width", "32", "--model.heads", "2", "--model.mlp", "64"),
-    *("--data.batch-size", "8", "--epochs", "2", "--minutes", "None", "--evaluations", "1"),
-    *("--threads", "1", "--device", "cpu", "--precision", "float32"),
-]
 
 
 @pytest.fixture(params=["executorch", "litert"])
@@ -75,11 +61,6 @@ def phone(request: pytest.FixtureRequest) -> str:
     """A runtime that is installed."""
     pytest.importorskip({"executorch": "executorch", "litert": "ai_edge_litert"}[request.param])
     return request.param
-
-
-def classifier(config: ModelConfig, randomised: Randomised) -> Classify:
-    targets = Classes(tuple(map(str, range(config.classes))), np.zeros(0, np.int64))
-    return Classify(randomised(build(config)), ClassifyConfig(), targets).eval()
 
 
 def exported(graph: Graph, preprocess: Preprocess, file: Path, phone: str, **how: Any) -> Engine:
@@ -99,30 +80,20 @@ def refused(phone: str, what: str) -> AbstractContextManager[Any]:
     return nullcontext() if words is None else pytest.raises(VitrailError, match=words)
 
 
-def says_the_same(task: Task, preprocess: Preprocess, file: Path, phone: str) -> None:
-    """Of 1, 2 and 7 views, by the same names."""
+def far(task: Task, preprocess: Preprocess, file: Path, phone: str) -> float:
+    """As `apart` has it."""
     graph = Graph(task, preprocess)
-    asked = exported(graph, preprocess, file, phone)
-    for count in (1, 2, 7):
-        views = noise(preprocess, count)
-        with torch.no_grad():
-            wanted = graph(torch.from_numpy(views))
-        said = asked.run([*views])
-        assert set(said) == set(wanted)
-        # Which of two boxes that score the same comes first is chance.
-        for name in said.keys() - {"boxes", "labels"}:
-            close(said[name], wanted[name], 1e-4)
+    return apart(graph, exported(graph, preprocess, file, phone), preprocess)
 
 
 @pytest.mark.parametrize(
     "name", [name if name == "vit" else pytest.param(name, marks=slow) for name in KINDS]
 )
 def test_every_family(name: str, phone: str, tmp_path: Path, randomised: Randomised) -> None:
-    kind = KINDS[name]
-    n = kind.config.channels
-    preprocess = Preprocess(size=kind.size, mean=(0.4,) * n, std=(0.3,) * n)
+    config = KINDS[name].config
+    preprocess = preprocess_of(KINDS[name].size, config.channels)
     with refused(phone, name):
-        says_the_same(classifier(kind.config, randomised), preprocess, tmp_path / "model", phone)
+        assert far(classifier(config, randomised), preprocess, tmp_path / "model", phone) < 1e-4
 
 
 @slow
@@ -135,26 +106,23 @@ def test_fewer_tokens_and_more(
         config = with_tokens(DYNAMICVIT if tokens.startswith("dynamic") else VIT, tokens)
     task = classifier(config, randomised)
     with refused(phone, tokens.partition(":")[0]):
-        says_the_same(task, Preprocess(size=SIZE), tmp_path / "model", phone)
+        assert far(task, Preprocess(size=SIZE), tmp_path / "model", phone) < 1e-4
 
 
 @slow
 @pytest.mark.parametrize("head", ["linear", "deeplab", "queries"])
 def test_masks(head: str, phone: str, tmp_path: Path, randomised: Randomised) -> None:
     config = SegmentConfig(head=head)  # type: ignore[arg-type]
-    model = randomised(build_segmenter(build(BARE), config, 3))
-    task = Segment(model, config, MASKS, SQUASH).eval()
+    task = segmenter(config, SQUASH, randomised)
     with refused(phone, head):
-        says_the_same(task, SQUASH, tmp_path / "model", phone)
+        assert far(task, SQUASH, tmp_path / "model", phone) < 1e-4
 
 
 @slow
 @pytest.mark.parametrize("head", ["dense", "queries"])
 def test_boxes(head: str, phone: str, tmp_path: Path, randomised: Randomised) -> None:
-    config = DetectConfig(width=32, head=head)  # type: ignore[arg-type]
-    model = randomised(build_detector(build(BARE), config, 3))
-    task = Detect(model, config, BOXES, LETTERBOX).eval()
-    says_the_same(task, LETTERBOX, tmp_path / "model", phone)
+    task = detector(LETTERBOX, randomised, head=head)
+    assert far(task, LETTERBOX, tmp_path / "model", phone) < 1e-4
 
 
 @pytest.mark.parametrize("int8", ["dynamic", "weights"])
@@ -231,26 +199,6 @@ def test_what_to_install_is_told(
     )
     with pytest.raises(DataError, match=r"pip install 'vitrail\[mobile\]'"):
         engine_of(bundle)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for name, level in (("dark", 40), ("light", 200)):
-        (root / name).mkdir()
-        for i in range(20):
-            pixels = rng.integers(level - 40, level + 40, (40 + i, 56, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{i}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vitrail.cli import main
-
-    folder = tmp_path_factory.mktemp("run") / "run"
-    assert main(["train", str(photos), *TINY, "--out", str(folder)]) == 0
-    return folder
 
 
 def test_a_run_there_and_back(

@@ -217,6 +217,7 @@ def test_a_worker_that_is_killed_is_replaced_and_counts_are_of_all():
 def test_servers_end_with_their_parent():
     with Process.of({}, workers=2, grace=0.0) as server:
         pids = _children(server.process.pid)
+        assert len(pids) == 2 and all(map(_lives, pids))
         server.signal(signal.SIGKILL)
         until(lambda: not any(map(_lives, pids)))
 
