@@ -35,7 +35,7 @@ from vitrail.data.sources.source import PARTS, Joined, PartedSource, Subset, enc
 from vitrail.data.targets import Masks, Nothing
 from vitrail.deploy.bundle import Bundle
 from vitrail.deploy.engines import engine_of
-from vitrail.deploy.exported import levels, task_of
+from vitrail.deploy.exported import levels, measure, task_of
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.metrics import FEW
 from vitrail.runs import Run, TrainConfig
@@ -269,7 +269,6 @@ def evaluate_bundle(
     rules: FolderRules = USUAL,
     masks: MaskRules = AS_THEY_SAY,
     split: Part | None = None,
-    batch_size: int = 16,
 ) -> Bundled:
     """Measure an exported model; a bundle is as it was made, and nothing is written into it.
 
@@ -296,19 +295,12 @@ def evaluate_bundle(
     own = chosen.source.targets if isinstance(known, Nothing) else known
     task = task_of(engine, bundle.reading, config, own)
     who = _Who(known if task.banked else task.targets, str(folder))
-    preprocess = levels(bundle.preprocess)
+    named = data or "the run's data"
 
     def look(images: Source) -> Measured:
-        loader = EvalLoader(
-            images,
-            preprocess,
-            batch_size=1 if preprocess.alone else batch_size,
-            workers=config.data.workers,
-            reading=config.data.reading(),
-        )
-        return _held(measured(task, loader, ALONE, half=False), loader, data or "the run's data")
+        return _held(measure(task, images, levels(bundle.preprocess), config), named)
 
-    source = chosen.source if task.banked else _Matched(chosen.source, who, data or "the data")
+    source = chosen.source if task.banked else _Matched(chosen.source, who, named)
     found = look(source)
     rows = found.rows
     if task.banked and chosen.others is not None:
@@ -484,13 +476,13 @@ def _measured(loaded: LoadedRun, loader: EvalLoader, data: str, world: World) ->
     with torch.inference_mode(), torch.autocast(loader.device.type, torch.bfloat16, enabled=half):
         # The first call sets up more than it computes.
         task.model(torch.zeros(1, preprocess.channels, *preprocess.size, device=loader.device))
-    return _held(measured(task, loader, world, half=half), loader, data)
+    return _held(measured(task, loader, world, half=half), data)
 
 
-def _held(found: Measured, loader: EvalLoader, data: str) -> Measured:
+def _held(found: Measured, data: str) -> Measured:
     """What was measured. Raises `DataError` where that is nothing."""
     if not len(found.indices):
-        first = next(iter(loader.skipped.items()), ("", "there are none"))
+        first = next(iter(found.skipped.items()), ("", "there are none"))
         raise DataError(f"no image of {data} can be read: {first[0]}: {first[1]}")
     return found
 

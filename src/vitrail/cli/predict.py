@@ -15,7 +15,7 @@ from vitrail.data.sources.source import LeftOut
 from vitrail.data.sources.walk import walk
 from vitrail.deploy import Predictor
 from vitrail.deploy.answers import Masked, Place, refuse_there, told
-from vitrail.deploy.boxes import NUMBERED, RESULTS, Boxed, write_results
+from vitrail.deploy.boxes import NUMBERED, RESULTS, USUAL_SCORE, Boxed, write_results
 from vitrail.errors import DataError, UsageError
 from vitrail.report.words import tail
 from vitrail.tasks.answers import Detections, Prediction, Segmentation
@@ -49,8 +49,6 @@ class PredictArgs:
 
 _ABOUT_PREDICT = """Ask a run about images: what they show, or of a run with masks how much of them
 each class has, of one with boxes where things are, or of one without labels their features."""
-_USUAL_SCORE = 0.3
-"""Of boxes, where a run was not measured, or nothing in it is right."""
 _LEAST_NAME = 24
 """Characters of a file's name that a line has room for."""
 _OF_FEATURES = (
@@ -160,7 +158,7 @@ def _shown(predictor: Predictor, given: PredictArgs) -> _Shown | None:
             raise UsageError(f"--score must be 0 to 1, not {given.score}")
         return _Shown(given.score, "as asked")
     if predictor.threshold is None:
-        return _Shown(_USUAL_SCORE, "the usual one, for no measurement of the run says a better")
+        return _Shown(USUAL_SCORE, "the usual one, for no measurement of the run says a better")
     return _Shown(predictor.threshold, "of the best F1 on the held-out images")
 
 

@@ -12,6 +12,8 @@ from vitrail.disk import write_whole
 from vitrail.tasks.answers import Detections
 
 RESULTS, NUMBERED = "detections.json", "detections-images.json"
+USUAL_SCORE = 0.3
+"""Of boxes that are shown, where a model was not measured, or nothing in it is right."""
 
 
 class Boxed(NamedTuple):

@@ -12,15 +12,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vitrail.data import Source
+from vitrail.data.batches.loader import EvalLoader
 from vitrail.data.targets import Targets
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.deploy.engines import Engine
 from vitrail.heads.maps import at_stride
 from vitrail.nn.boxes import Candidates
 from vitrail.runs import TrainConfig
+from vitrail.runs.world import ALONE
 from vitrail.tasks import TASKS, Task
 from vitrail.tasks.answers import Reading
+from vitrail.training.measure import Measured, measured
 
+_BATCH = 16
 _SAYS = {"classify": "logits", "segment": "scores", "features": "features"}
 """Of each kind, which of its arrays a model gives by itself."""
 
@@ -71,7 +76,19 @@ def levels(preprocess: Preprocess) -> Preprocess:
     return replace(preprocess, mean=(0.0,) * n, std=(1 / 255,) * n)
 
 
-def told(config: Mapping[str, Any]) -> dict[str, Any]:
+def measure(task: Task, source: Source, preprocess: Preprocess, config: TrainConfig) -> Measured:
+    """What a task says of images, on the CPU and in float32, read as the run's config has it."""
+    loader = EvalLoader(
+        source,
+        preprocess,
+        batch_size=1 if preprocess.alone else _BATCH,
+        workers=config.data.workers,
+        reading=config.data.reading(),
+    )
+    return measured(task, loader, ALONE, half=False)
+
+
+def portable(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run's config as a bundle keeps it: without where things lie on somebody's machine."""
     kept = {name: value for name, value in config.items() if name not in ("weights", "teacher")}
     return kept | {

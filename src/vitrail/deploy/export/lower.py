@@ -20,8 +20,8 @@ from vitrail.data.views.preprocess import Preprocess
 from vitrail.deploy.engines import Engine
 from vitrail.deploy.export.budget import Attempt, Variant, search
 from vitrail.deploy.export.int8 import KINDS, KindName, Quantiser, draw, fast_by
-from vitrail.deploy.export.proof import measure, scores_of
-from vitrail.deploy.exported import levels, task_of
+from vitrail.deploy.export.proof import scores_of
+from vitrail.deploy.exported import levels, measure, task_of
 from vitrail.runs.load import LoadedRun
 
 _CHOOSE, _FEW, _TIMED = 1000, 32, 16
@@ -64,7 +64,7 @@ def in_int8(
     deciding = Subset(train, drawn.choose)
     tell(f"int8: {len(views)} training images calibrate, {len(deciding)} others decide")
     few = [_view(deciding.load(i), loaded.preprocess) for i in range(min(_FEW, len(deciding)))]
-    before = measure(own.task, deciding, own.preprocess, own)
+    before = measure(own.task, deciding, own.preprocess, own.config)
     plain = _engine(runtime, float_file)
     said = np.concatenate([_outputs(plain, few[i : i + 8]) for i in range(0, len(few), 8)])
     numbers = count()
@@ -75,7 +75,7 @@ def in_int8(
     def attempt(file: Path) -> Attempt:
         engine = _engine(runtime, file)
         task = task_of(engine, loaded.task.reading, loaded.config, loaded.task.targets)
-        after = measure(task, deciding, levels(loaded.preprocess), loaded)
+        after = measure(task, deciding, levels(loaded.preprocess), loaded.config)
         size = sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*"))
         return Attempt(file, scores_of(loaded.task, before, after), _seconds(engine, few), size)
 

@@ -17,8 +17,8 @@ from vitrail.deploy.export.graph import Graph
 from vitrail.deploy.export.inside import compare
 from vitrail.deploy.export.int8 import KindName, check
 from vitrail.deploy.export.lower import Lowered, in_int8
-from vitrail.deploy.export.proof import Proof, measure, prove
-from vitrail.deploy.exported import told
+from vitrail.deploy.export.proof import Proof, prove
+from vitrail.deploy.exported import measure, portable
 from vitrail.deploy.running import threshold_in
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.runs import Run
@@ -80,7 +80,7 @@ def export(
     splits = open_data_of(own.config, file if file.is_file() else None)
     source = splits.test if splits.test is not None else splits.val
     notify(f"measuring the run on {len(source)} held-out images")
-    before = measure(own.task, source, own.preprocess, own)
+    before = measure(own.task, source, own.preprocess, own.config)
     if not len(before.indices):
         raise DataError(f"no held-out image of {own.run.path} can be read: nothing to prove it by")
     proofs: list[Proof] = []
@@ -94,9 +94,8 @@ def export(
         if config.precision == "float32":
             graph = proof
             if config.tokens is not None:  # the graph is of the model with fewer
-                graph = prove(
-                    loaded, source, engine, measure(loaded.task, source, loaded.preprocess, loaded)
-                )
+                said = measure(loaded.task, source, loaded.preprocess, loaded.config)
+                graph = prove(loaded, source, engine, said)
             hold_answers(graph)
         if config.precision != "float32" or config.tokens is not None:
             hold_budget(proof, config, notify)
@@ -129,7 +128,7 @@ def _exported(order: "Order", out: Path) -> Bundle:
         reading=loaded.task.reading,
         coupled=written.coupled,
         made={**made(loaded, config, out), **written.made},
-        learned=told(to_dict(loaded.config)),
+        learned=portable(to_dict(loaded.config)),
     )
 
 

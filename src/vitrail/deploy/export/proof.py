@@ -16,20 +16,18 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from vitrail.data import Source
-from vitrail.data.batches.loader import EvalLoader
 from vitrail.data.views.canvas import normalise
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.deploy.engines import Engine
 from vitrail.deploy.export.alike import LIKE, same_answer
-from vitrail.deploy.exported import levels, task_of
+from vitrail.deploy.exported import levels, measure, task_of
 from vitrail.metrics import Estimate, paired
 from vitrail.metrics.draws import SEED
 from vitrail.metrics.masks import hits
 from vitrail.runs.load import LoadedRun
-from vitrail.runs.world import ALONE
 from vitrail.tasks import Task
 from vitrail.tasks.answers import Look
-from vitrail.training.measure import Measured, measured
+from vitrail.training.measure import Measured
 
 _DRAWS = 200
 
@@ -63,7 +61,7 @@ class Proof(NamedTuple):
 def prove(loaded: LoadedRun, source: Source, engine: Engine, before: Measured) -> Proof:
     """Ask both about the images of `source`. `before`: what the run's own model makes of them."""
     task = task_of(engine, loaded.task.reading, loaded.config, loaded.task.targets)
-    after = measure(task, source, levels(loaded.preprocess), loaded)
+    after = measure(task, source, levels(loaded.preprocess), loaded.config)
     n = len(before.indices)
     keys = tuple(source.key(int(i)) for i in before.indices)
     if (found := _same_rows(loaded.task, before.rows, after.rows)) is None:
@@ -76,18 +74,6 @@ def prove(loaded: LoadedRun, source: Source, engine: Engine, before: Measured) -
         keys=keys,
         lost=_lost(loaded.task, before.rows, after.rows),
     )
-
-
-def measure(task: Task, source: Source, preprocess: Preprocess, loaded: LoadedRun) -> Measured:
-    """What a task says of images, on the CPU and in float32."""
-    loader = EvalLoader(
-        source,
-        preprocess,
-        batch_size=1 if preprocess.alone else 16,
-        workers=loaded.config.data.workers,
-        reading=loaded.config.data.reading(),
-    )
-    return measured(task, loader, ALONE, half=False)
 
 
 def _same_rows(

@@ -15,6 +15,7 @@ import numpy as np
 from vitrail.data import UnreadableImage
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.deploy.answers import told
+from vitrail.deploy.boxes import USUAL_SCORE
 from vitrail.deploy.predict import Shown
 from vitrail.deploy.serve.admission import Admission
 from vitrail.deploy.serve.batching import Batcher, Call, Expired
@@ -22,9 +23,6 @@ from vitrail.deploy.serve.counts import Counts
 from vitrail.deploy.serve.decoding import Decoders
 from vitrail.deploy.serve.limits import Limits
 from vitrail.errors import DataError, VitrailError
-
-_USUAL_SCORE = 0.3
-"""Of boxes, where nothing was measured, or nothing is right: as `vitrail predict` has it."""
 
 
 class Model(Protocol):
@@ -96,7 +94,7 @@ class Served(NamedTuple):
     @property
     def threshold(self) -> float:
         """Of boxes: the least score that is told unasked."""
-        return _USUAL_SCORE if self.model.threshold is None else self.model.threshold
+        return USUAL_SCORE if self.model.threshold is None else self.model.threshold
 
     @property
     def most(self) -> int | None:
