@@ -261,6 +261,15 @@ def test_a_full_disk_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_runtime_that_is_not_installed_is_told_at_once(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitrail.deploy.engines.engine.find_spec", lambda name: None)
+    code, out, err = vitrail(capfd, "export", run, "--to", "openvino", "--out", tmp_path / "x")
+    assert code == 2 and not out and "pip install 'vitrail[openvino]'" in err
+    assert "measuring" not in err and not list(tmp_path.iterdir())
+
+
 def test_what_export_refuses_at_once(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

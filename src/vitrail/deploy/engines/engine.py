@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -60,6 +61,17 @@ def runtime(name: str) -> Runtime:
     if name not in ENGINES:
         raise unknown_name("runtime", name, ENGINES)
     return ENGINES[name]
+
+
+def check_installed(name: str) -> None:
+    """Raise `UsageError`, with what to install, where a runtime's packages are not."""
+    row = runtime(name)
+    for package in row.packages:
+        if find_spec(package) is None:
+            raise UsageError(
+                f"{name} needs the package {package}, which is not installed: "
+                f"python -m pip install 'vitrail[{row.extra}]'"
+            )
 
 
 def runtime_of(bundle: Bundle) -> Runtime:

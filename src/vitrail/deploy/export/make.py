@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from vitrail import __version__
 from vitrail.data import Splits
 from vitrail.deploy.bundle import Bundle, refuse_there, write_bundle
-from vitrail.deploy.engines import engine_of, runtime
+from vitrail.deploy.engines import check_installed, engine_of, runtime
 from vitrail.deploy.export.card import card
 from vitrail.deploy.export.graph import Graph
 from vitrail.deploy.export.inside import compare
@@ -74,6 +74,7 @@ def export(
     leaves nothing behind; `UsageError` for what cannot be exported, or would replace something.
     """
     refuse_there(out)
+    check_installed(config.to)
     own = load(run, config.checkpoint)
     loaded = own if config.tokens is None else load(run, config.checkpoint, config.tokens)
     file = own.run.split_file
