@@ -98,7 +98,7 @@ def main() -> None:
                     quantize_dynamic(prepared, work / "article.onnx", weight_type=QuantType.QInt8)
                 for kind, row in KINDS.items():
                     if runtime in row.runtimes:
-                        out = work / f"{kind}{ENDINGS[runtime]}"
+                        out = work / f"{runtime}-{kind}{ENDINGS[runtime]}"
                         made[runtime, kind] = tool.write(out, kind)
             for (runtime, kind), each in made.items():
                 asked = engine(each, args.threads)
