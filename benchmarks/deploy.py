@@ -33,7 +33,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 
-from vitrail.deploy.engines.calm import openvino
+from vitrail.deploy.engines.calm import core
 from vitrail.deploy.export.int8 import KindName
 from vitrail.deploy.export.int8_onnx import OnnxInt8
 from vitrail.deploy.export.int8_openvino import OpenVinoInt8
@@ -142,9 +142,9 @@ class Machine:
             "INFERENCE_PRECISION_HINT": precision,
         }
         halves = np.array_split(self.views, streams)
-        graph = openvino().Core().read_model(file)
+        graph = core().read_model(file)
         graph.reshape({0: list(halves[0].shape)})
-        model = openvino().Core().compile_model(graph, "CPU", settings)
+        model = core().compile_model(graph, "CPU", settings)
         requests = [model.create_infer_request() for _ in halves]
 
         def call() -> object:
@@ -169,7 +169,7 @@ def sides(
     """Each way, how it is asked, and the bytes of its file."""
     theirs = Scaled(drawn(timm.create_model(TIMM[model], pretrained=False))).eval()
     size = sum(each.nbytes for each in theirs.parameters())
-    bfloat16 = "BF16" in openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    bfloat16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     yield Side("timm", "eager", "float32"), machine.eager(theirs, torch.float32), size
     if bfloat16:
         yield Side("timm", "eager", "bfloat16"), machine.eager(theirs, torch.bfloat16), size

@@ -12,7 +12,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from deploy.pictures import EXTREME, VIEW, as_image, in_torch, noise, off
 from vitrail.data.views.preprocess import Preprocess
-from vitrail.deploy.engines.calm import nncf, openvino
+from vitrail.deploy.engines.calm import core, nncf, openvino
 from vitrail.deploy.engines.splice import VIEWS, without_front
 from vitrail.deploy.export import compose
 from vitrail.deploy.export.compose import onnx_with_resizing, openvino_with_resizing, resizing
@@ -48,12 +48,12 @@ def in_onnxruntime(model: ModelProto) -> Run:
 
 
 def in_openvino(model: Any) -> Run:
-    compiled = openvino().Core().compile_model(model, "CPU", HINTS)
+    compiled = core().compile_model(model, "CPU", HINTS)
     return lambda given: compiled(given)[0]
 
 
 def read(model: ModelProto) -> Any:
-    return openvino().Core().read_model(model.SerializeToString())
+    return core().read_model(model.SerializeToString())
 
 
 RUNTIMES = {"onnxruntime": in_onnxruntime, "openvino": lambda model: in_openvino(read(model))}
@@ -129,7 +129,7 @@ def test_a_model_says_of_images_what_it_says_of_their_views(
     else:
         file = tmp_path / "model.xml"
         openvino().save_model(openvino_with_resizing(read(model), preprocess), file)
-        alone, whole = in_openvino(read(model)), in_openvino(openvino().Core().read_model(file))
+        alone, whole = in_openvino(read(model)), in_openvino(core().read_model(file))
     # A view comes first: OpenVINO's first answer is not like the others where an `If` gives uint8.
     for size in [VIEW, (90, 70), VIEW, (33, 48), (1, 1), VIEW]:
         images = noise(*size, preprocess.channels, images=3)
@@ -140,7 +140,7 @@ def test_a_model_says_of_images_what_it_says_of_their_views(
 def test_openvinos_model_is_cut_where_it_was_joined(made: None, tmp_path: Path) -> None:
     model, file = read(model_of(BOXED)), tmp_path / "model.xml"
     openvino().save_model(openvino_with_resizing(model, BOXED), file, compress_to_fp16=False)
-    cut = without_front(openvino().Core().read_model(file))
+    cut = without_front(core().read_model(file))
     assert cut.input(0).names == {VIEWS} and cut.output(0).names == {"logits"}
     views = noise(*VIEW, 1, images=3).transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(in_openvino(cut)(views), in_openvino(model)(views))

@@ -31,7 +31,7 @@ from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Classes
 from vitrail.data.views.canvas import canvas_of
 from vitrail.data.views.preprocess import Preprocess
-from vitrail.deploy.engines.calm import openvino
+from vitrail.deploy.engines.calm import core
 from vitrail.deploy.engines.onnxruntime import OnnxEngine
 from vitrail.deploy.export import tensorrt
 from vitrail.deploy.export.graph import Graph
@@ -170,9 +170,8 @@ def test_every_family_in_openvino(name: str, randomised: Randomised) -> None:
     config = KINDS[name].config
     preprocess = preprocess_of(KINDS[name].size, config.channels)
     graph = Graph(classifier(config, randomised), preprocess)
-    core = openvino().Core()
-    model = core.read_model(to_onnx(graph, preprocess).SerializeToString())
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = core().read_model(to_onnx(graph, preprocess).SerializeToString())
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for batch in (1, 2, 7):
         shape = batch, config.channels, *preprocess.size
         views = np.random.default_rng(batch).integers(0, 256, shape, np.uint8)

@@ -96,7 +96,7 @@ def asked(file, views):
         session = onnxruntime.InferenceSession(file.read_bytes())
         return session.run(["logits"], {"views": pixels})[0]
     precise = {"INFERENCE_PRECISION_HINT": "f32"}
-    return calm.openvino().Core().compile_model(file, "CPU", precise)(pixels)["logits"]
+    return calm.core().compile_model(file, "CPU", precise)(pixels)["logits"]
 
 
 def far(found, expected):
@@ -123,7 +123,7 @@ def test_tokens_are_merged_in_a_graph_as_torch_merges_them(runtime, model, expor
     file = exported
     if runtime == "openvino":
         file = exported.with_suffix(".xml")
-        calm.openvino().save_model(calm.openvino().Core().read_model(exported), file, False)
+        calm.openvino().save_model(calm.core().read_model(exported), file, False)
     assert far(asked(file, views), expected) < 1e-5
 
 
@@ -173,7 +173,7 @@ def test_products_of_activations_stay_in_float(exported, written):
     assert not {made_by.get(tensor) for node in ours for tensor in node.input} & {
         "DequantizeLinear"
     }
-    read = calm.openvino().Core().read_model(written("openvino", "static"))
+    read = calm.core().read_model(written("openvino", "static"))
     ours = [op for op in read.get_ops() if op.get_friendly_name() in names]
     assert len(ours) == len(names)
     sources = {value.get_node().get_type_name() for op in ours for value in op.input_values()}

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vitrail.deploy.bundle import Bundle
-from vitrail.deploy.engines.calm import openvino
+from vitrail.deploy.engines.calm import core, openvino
 from vitrail.deploy.engines.engine import USUAL, Setting, stacked
 from vitrail.deploy.engines.splice import without_front
 from vitrail.errors import DataError
@@ -59,9 +59,8 @@ def load_file(
     CPU has none.
     """
     ov = openvino()
-    core = ov.Core()
     # Asked for bfloat16 where the CPU has none it is emulated, 36 times as slow, without a word.
-    able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if wanted and not able:
         raise DataError(
             f"{file} is in bfloat16, which this CPU has not: export the run in float32 or int8"
@@ -75,10 +74,10 @@ def load_file(
     if setting.threads is not None:
         options["INFERENCE_NUM_THREADS"] = setting.threads
     try:
-        model = core.read_model(str(file))
+        model = core().read_model(str(file))
         if takes == "image":
             model = without_front(model)
-        return OpenVinoEngine(core.compile_model(model, "CPU", options), setting.streams)
+        return OpenVinoEngine(core().compile_model(model, "CPU", options), setting.streams)
     except RuntimeError as error:
         raise DataError(
             f"{file} is not taken by OpenVINO {ov.__version__}: "

@@ -20,7 +20,7 @@ import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from vitrail.data.views.preprocess import Preprocess
-from vitrail.deploy.engines.calm import openvino
+from vitrail.deploy.engines.calm import core
 from vitrail.deploy.engines.splice import IMAGE, joined
 from vitrail.deploy.export.graph import VIEWS
 from vitrail.deploy.export.onnx import OPSET, graphs, without_origins
@@ -59,7 +59,7 @@ def openvino_with_resizing(model: Any, preprocess: Preprocess) -> Any:
     """
     shape = model.get_parameters()[0].get_partial_shape()
     _check([0 if side.is_dynamic else side.get_length() for side in shape], preprocess)
-    front = openvino().Core().read_model(resizing(preprocess).SerializeToString())
+    front = core().read_model(resizing(preprocess).SerializeToString())
     return joined(front, model)
 
 

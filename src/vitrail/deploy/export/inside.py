@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from vitrail.data import Source
 from vitrail.deploy.bundle import Bundle
 from vitrail.deploy.engines import Engine
-from vitrail.deploy.engines.calm import openvino
+from vitrail.deploy.engines.calm import core
 from vitrail.deploy.export.alike import same_answer
 from vitrail.deploy.export.compose import resizing
 from vitrail.deploy.export.pixels import PixelDifference, pixel_difference
@@ -72,10 +72,9 @@ def _in_onnx(bundle: Bundle) -> tuple[Run, Run]:
 
 
 def _in_openvino(bundle: Bundle) -> tuple[Run, Run]:
-    core = openvino().Core()
 
     def of(model: Any) -> Run:
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         names = [output.get_any_name() for output in compiled.outputs]
 
         def run(x: UInt8[np.ndarray, "b h w c"]) -> Outputs:
@@ -84,8 +83,8 @@ def _in_openvino(bundle: Bundle) -> tuple[Run, Run]:
 
         return run
 
-    front = core.read_model(resizing(bundle.preprocess).SerializeToString())
-    return of(front), of(core.read_model(str(bundle.model)))
+    front = core().read_model(resizing(bundle.preprocess).SerializeToString())
+    return of(front), of(core().read_model(str(bundle.model)))
 
 
 _RUNS: Mapping[str, Callable[[Bundle], tuple[Run, Run]]] = {

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from jaxtyping import UInt8
 
-from vitrail.deploy.engines.calm import nncf, openvino
+from vitrail.deploy.engines.calm import core, nncf, openvino
 from vitrail.deploy.export.int8 import KindName, Layer, check, layers, products
 
 _OWN = "/WithoutBiases"
@@ -36,7 +36,7 @@ class OpenVinoInt8:
         # Without this a ViT's residual sums are quantised too, and it says one class of everything.
         # Convolutional networks need them to be.
         self._transformer = any(node.op_type == "LayerNormalization" for node in graph.graph.node)
-        self._model = openvino().Core().read_model(file)
+        self._model = core().read_model(file)
         self.layers = layers(graph)
 
     def write(self, out: Path, kind: KindName, floats: Collection[str] = ()) -> Path:

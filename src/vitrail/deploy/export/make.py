@@ -296,7 +296,7 @@ def _onnx(order: Order) -> Written:
 
 
 def _openvino(order: Order) -> Written:
-    from vitrail.deploy.engines.calm import openvino
+    from vitrail.deploy.engines.calm import core, openvino
     from vitrail.deploy.export.compose import openvino_with_resizing
     from vitrail.deploy.export.onnx import save, to_onnx
 
@@ -305,7 +305,7 @@ def _openvino(order: Order) -> Written:
         work = Path(place)
         save(to_onnx(order.graph, order.loaded.preprocess), work / "float.onnx")
         chosen = _lowered(order, work / "float.onnx", work)
-        model = ov.Core().read_model(str(chosen.file))
+        model = core().read_model(str(chosen.file))
         if order.inside:
             model = openvino_with_resizing(model, order.loaded.preprocess)
         ov.save_model(model, str(order.folder / "model.xml"), compress_to_fp16=False)
