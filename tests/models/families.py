@@ -142,6 +142,7 @@ VIT_BESIDE: dict[str, Changes] = {
     "stem_eps": {"stem": "resnet", "stem_depths": (1, 1)},
     "fine": {"scales": "adaptive"},
     "saliency": {"scales": "adaptive"},
+    "merge_schedule": {"merge": 4},
     "rope": {"position": "rope"},
     "rope_grid": {"position": "learned_rope", "rope": "pe"},
     "pool_prefix": {"pool": "mean"},
@@ -180,6 +181,7 @@ KINDS = {
             "fine": 0.5,
             "saliency": "learned",
             "merge": 4,
+            "merge_schedule": "decreasing",
         },
         beside=VIT_BESIDE,
         elsewhere=("indivisible", "class_token"),
@@ -234,7 +236,16 @@ KINDS = {
         elsewhere=(
             *(name for name in VIT_CHANGES if not name.startswith(("stem_", "patch"))),
             *VIT_WINDOWS,
-            *("stem_bias", "scales", "fine", "saliency", "merge", "indivisible", "class_token"),
+            *(
+                "stem_bias",
+                "scales",
+                "fine",
+                "saliency",
+                "merge",
+                "merge_schedule",
+                "indivisible",
+                "class_token",
+            ),
         ),
         refused=(
             ({"stem_depths": (1, 0)}, r"a number from 1 for each stage, not \(1, 0\)"),
@@ -262,7 +273,15 @@ KINDS = {
         changes={**VIT_CHANGES, "keep": 0.5, "prune_before": (1,)},
         beside=VIT_BESIDE,
         elsewhere=(
-            *("scales", "fine", "saliency", "merge", "indivisible", "class_token"),
+            *(
+                "scales",
+                "fine",
+                "saliency",
+                "merge",
+                "merge_schedule",
+                "indivisible",
+                "class_token",
+            ),
             *VIT_WINDOWS,
         ),
         refused=(

@@ -1,5 +1,7 @@
 """Merging against the paper's algorithm, written as loops over one image's tokens."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -100,6 +102,19 @@ def test_as_many_tokens_are_left_of_197_as_published(r, left, randomised):
         tokens, sizes, _ = encode_merging(encoder, torch.randn(1, 197, 32), 1, r)
     assert tokens.shape == (1, left, 32)
     assert sizes.sum() == 197
+
+
+def test_a_decreasing_schedule_merges_first_what_it_merges(randomised):
+    """The authors' `r=(16, -1)`: 32, 29, 26, 23, 20, 17, 14, 11, 8, 5, 2, 0 of 197 tokens."""
+    config = ViTConfig(**TINY | {"depth": 12}, image_size=(112, 112), patch=(8, 8), merge=16)
+    config = replace(config, merge_schedule="decreasing")
+    falling = randomised(ViT(config))
+    lengths = []
+    for block in falling.encoder.blocks:
+        block.mlp.register_forward_pre_hook(lambda _, x: lengths.append(x[0].shape[1]))
+    with torch.inference_mode():
+        falling(torch.zeros(1, 3, 112, 112))
+    assert lengths == [165, 136, 110, 87, 67, 50, 36, 25, 17, 12, 10, 10]
 
 
 @pytest.mark.parametrize("r", [3, 8])
@@ -217,8 +232,11 @@ def test_images_of_different_sizes_are_refused():
 
 
 def test_a_user_says_it_in_a_word():
-    assert tokens_from("tome:r=13") == {"merge": 13}
-    assert tokens_from("none") == {"merge": 0}
+    assert tokens_from("tome:r=13") == {"merge": 13, "merge_schedule": "constant"}
+    assert tokens_from("none") == {"merge": 0, "merge_schedule": "constant"}
+    falling = with_tokens(ViTConfig(), "tome-decreasing:r=13")
+    assert (falling.merge, falling.merge_schedule) == (13, "decreasing")
+    assert with_tokens(falling, "tome:r=8").merge_schedule == "constant"
     assert tokens_from("dynamicvit:keep=0.5") == {"keep": 0.5}
     assert with_tokens(ViTConfig(), "tome:r=16").merge == 16
 
@@ -236,6 +254,7 @@ def test_a_user_says_it_in_a_word():
         ("dynamicvit:keep=1.1", r"keep is a number in \(0, 1\]"),
         ("dynamicvit:keep=nan", r"keep is a number in \(0, 1\]"),
         ("tome:r=99", "0 to 98 can be merged"),
+        ("tome-decreasing:r=50", "0 to 49 can be merged"),
         ("dynamicvit:keep=0.5", "is for DynamicViTs, and this model is of the family 'vit'"),
     ],
 )

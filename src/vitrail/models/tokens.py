@@ -1,4 +1,6 @@
-"""Fewer tokens, as a user writes it: `tome:r=13`, `dynamicvit:keep=0.5`, `none`."""
+"""Fewer tokens, as a user writes it: `tome:r=13`, `tome-decreasing:r=13`, `dynamicvit:keep=0.5`,
+`none`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -19,10 +21,18 @@ class Method(NamedTuple):
     example: str
     models: str
     """That have the field."""
+    beside: Mapping[str, Any] = {}
+    """Other fields that it sets."""
 
+
+_CONSTANT = {"merge_schedule": "constant"}
 
 METHODS: Mapping[str, Method] = {
-    "tome": Method("r", "merge", int, 0, float("inf"), "tome:r=13", "ViTs"),
+    "tome": Method("r", "merge", int, 0, float("inf"), "tome:r=13", "ViTs", _CONSTANT),
+    "tome-decreasing": Method(
+        *("r", "merge", int, 0, float("inf"), "tome-decreasing:r=13", "ViTs"),
+        {"merge_schedule": "decreasing"},
+    ),
     "dynamicvit": Method("keep", "keep", float, 1e-9, 1, "dynamicvit:keep=0.7", "DynamicViTs"),
 }
 
@@ -34,10 +44,10 @@ def tokens_from(text: str) -> dict[str, Any]:
     has so many tokens, its config says.
 
     >>> tokens_from("tome:r=13")
-    {'merge': 13}
+    {'merge': 13, 'merge_schedule': 'constant'}
     """
     if text == "none":
-        return {"merge": 0}
+        return {"merge": 0, **_CONSTANT}
     name, _, rest = text.partition(":")
     if name not in METHODS:
         raise unknown_name("method to have fewer tokens", name, [*METHODS, "none"])
@@ -52,7 +62,7 @@ def tokens_from(text: str) -> dict[str, Any]:
     if not method.lowest <= number <= method.highest:
         wanted = "a whole number from 0" if method.kind is int else "a number in (0, 1]"
         raise UsageError(f"tokens '{text}': {parameter} is {wanted}, as in {method.example}")
-    return {method.field: number}
+    return {method.field: number, **method.beside}
 
 
 def with_tokens(config: Any, text: str) -> Any:

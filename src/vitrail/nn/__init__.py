@@ -22,6 +22,7 @@ from vitrail.nn.grids import TwoGrids as TwoGrids
 from vitrail.nn.initial import he_normal_ as he_normal_
 from vitrail.nn.initial import lecun_normal_ as lecun_normal_
 from vitrail.nn.initial import normal_ as normal_
+from vitrail.nn.merge import decreasing as decreasing
 from vitrail.nn.merge import encode_merging as encode_merging
 from vitrail.nn.merge import take as take
 from vitrail.nn.mlp import Activation as Activation

@@ -22,6 +22,7 @@ _FREE = {
     *("image_size", "patch", "channels", "classes", "distilled", "class_token", "prefix_position"),
     *("pool", "representation", "head_bias", "resample", "indivisible", "norm_eps"),
     *("dropout", "drop_path", "layer_scale", "activation", "keep", "merge", "fine", "family"),
+    *("merge_schedule",),
     *("eps", "stem_eps"),
 }
 """Fields in which a model may differ from the weights' own; the rest is its very structure."""
