@@ -1,6 +1,7 @@
 """A ViT in each engine, precision and number of tokens, beside timm's own model: how fast, how big.
 
-    python benchmarks/deploy.py [--model vit_s16 --batch 16] [--threads 2] [--rounds 15] [--json]
+    python benchmarks/deploy.py [--model vit_s16 --batch 16] [--threads 2] [--rounds 15]
+        [--kept FOLDER] [--json]
 
 Three sides: timm's model in eager torch, the same in the engines (float32, and int8 as each engine
 makes it best), and ours. All are asked the same batch in turns, in changing order; a ratio is the
@@ -8,6 +9,9 @@ median, over turns, of the ratio within the turn, so that a slow moment of the m
 `ratio_to_timm_eager` is to eager float32, `ratio_to_best_engine` to the fastest of timm's model in
 int8. Weights are random: how fast a model is does not depend on them; how accurate int8 is, is
 benchmarks/int8.py's to say.
+
+Making the files takes minutes (NNCF and ONNX Runtime look for ranges), measuring them seconds:
+`--kept` takes those that a folder has already, so that they can be made while others work.
 
 OpenVINO compiles for the batch at hand: with a batch of any size it is 6 to 9% slower. With two
 `streams` a batch is two halves, each on a core of its own (OpenVINO's THROUGHPUT); with one it is
@@ -94,6 +98,8 @@ def drawn(model: nn.Module) -> nn.Module:
 
 
 def export(model: nn.Module, views: np.ndarray, file: Path) -> Path:
+    if file.exists():
+        return file
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -182,24 +188,27 @@ def sides(
     rest = "bf16" if bfloat16 else "f32"
     for (whose, each), file in files.items():
         work = folder / file.stem
-        work.mkdir()
+        work.mkdir(exist_ok=True)
         calibration = list(machine.views[:CALIBRATION])
-        quantiser = OnnxInt8(file, calibration, work)
-        made = {"float32": file}
         kinds: tuple[KindName, ...] = ("static", "dynamic", "weights")
-        for kind in kinds:
-            made[f"int8 {kind}"] = quantiser.write(work / f"{kind}.onnx", kind)
+        made = {f"int8 {kind}": work / f"{kind}.onnx" for kind in kinds}
+        if not all(there.exists() for there in made.values()):
+            quantiser = OnnxInt8(file, calibration, work)
+            for kind in kinds:
+                quantiser.write(made[f"int8 {kind}"], kind)
         if whose == "timm":
             made["int8 article"] = work / "article.onnx"
-            article = work / "prepared.onnx"
-            quantize_dynamic(article, made["int8 article"], weight_type=QuantType.QInt8)
+            if not made["int8 article"].exists():
+                article = work / "prepared.onnx"
+                quantize_dynamic(article, made["int8 article"], weight_type=QuantType.QInt8)
+        made["float32"] = file
         for precision, graph in made.items():
             side = Side(whose, "onnxruntime", precision, each)
             yield side, machine.onnx(graph), graph.stat().st_size
-        static, weights = (
-            OpenVinoInt8(file, calibration).write(work / f"{kind}.xml", kind)
-            for kind in ("static", "weights")
-        )
+        static, weights = (work / f"{kind}.xml" for kind in ("static", "weights"))
+        for out, kind in ((static, "static"), (weights, "weights")):
+            if not out.exists():
+                OpenVinoInt8(file, calibration).write(out, kind)
         for precision, graph, hint in (
             ("float32", file, "f32"),
             *([("bfloat16", file, "bf16")] if bfloat16 else []),
@@ -238,14 +247,17 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="+", default=["none", "tome:r=8", "tome:r=13"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--kept", type=Path, help="a folder of files that were made before")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     shape = args.batch, 3, 224, 224
     views = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    with tempfile.TemporaryDirectory() as folder:
-        made = list(sides(args.model, args.tokens, Machine(views, args.threads), Path(folder)))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(args.kept or temporary) / args.model
+        folder.mkdir(parents=True, exist_ok=True)
+        made = list(sides(args.model, args.tokens, Machine(views, args.threads), folder))
         times = in_turns({side: call for side, call, _ in made}, args.rounds)
     eager = times[Side("timm", "eager", "float32")]
     engines = [
@@ -272,9 +284,10 @@ def main() -> None:
             flush=True,
         )
     if args.json:
+        asked = vars(args) | {"kept": args.kept is not None}
         versions = {each.__name__: each.__version__ for each in (torch, timm, onnxruntime)}
         versions["openvino"] = openvino().__version__
-        print(json.dumps({**versions, **vars(args), "rows": rows}))
+        print(json.dumps({**versions, **asked, "rows": rows}))
 
 
 if __name__ == "__main__":
