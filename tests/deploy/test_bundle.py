@@ -23,6 +23,7 @@ from deploy.serve.harness import Process, until
 from vitrail.deploy.answers import told
 from vitrail.deploy.bundle import ABOUT, SUMS, Bundle, check_whole
 from vitrail.deploy.engines.onnxruntime import OnnxEngine
+from vitrail.deploy.predict import Bundled
 from vitrail.disk import sha256
 from vitrail.errors import DataError, UsageError
 
@@ -230,6 +231,30 @@ def test_a_graph_that_reaches_for_other_files(bundle: Path, tmp_path: Path) -> N
     (bundle / "model.onnx").write_bytes(b"MZ" + bytes(100))
     with pytest.raises(DataError, match="not taken by ONNX Runtime"):
         toolkit.Predictor(signed(bundle))
+
+
+@pytest.mark.parametrize("shape", [(2**34,), (2**17, 2**17)], ids="{} long".format)
+def test_a_graph_that_asks_for_all_memory_takes_down_no_server(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """A constant of 64 GiB in thirty bytes, for the sake of a number that is added."""
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
+    model = onnx.load(bundle / "model.onnx")
+    asked = onnx.numpy_helper.from_array(np.array(shape, np.int64), "asked")
+    model.graph.initializer.append(asked)
+    last = model.graph.node[-1]
+    out, last.output[0] = last.output[0], "before"
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("ConstantOfShape", ["asked"], ["huge"]),
+            onnx.helper.make_node("ReduceMax", ["huge"], ["most"], keepdims=0),
+            onnx.helper.make_node("Add", ["before", "most"], [out]),
+        ]
+    )
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(DataError, match="bundle"):
+        Bundled(signed(bundle), many=True)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_other_answers_are_refused(

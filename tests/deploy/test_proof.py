@@ -99,12 +99,12 @@ def test_what_a_machine_likes_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     object.__setattr__(bundle, "folder", tmp_path)
     object.__setattr__(bundle, "runtime", "onnx")
     best = tuning.Tuned(Setting(), Setting(streams=2))
-    monkeypatch.setattr(tuning, "measure", lambda _: best)
+    monkeypatch.setattr(tuning, "_measured_apart", lambda _: best)
     assert tuning.tuned(bundle) == best
     (file,) = (tmp_path / "cache" / "engines").iterdir()
-    monkeypatch.setattr(tuning, "measure", lambda _: pytest.fail("measured twice"))
+    monkeypatch.setattr(tuning, "_measured_apart", lambda _: pytest.fail("measured twice"))
     assert tuning.tuned(bundle) == best
-    monkeypatch.setattr(tuning, "measure", lambda _: tuning.Tuned(Setting(1), Setting(1)))
+    monkeypatch.setattr(tuning, "_measured_apart", lambda _: tuning.Tuned(Setting(1), Setting(1)))
     (tmp_path / SUMS).write_text("another bundle")
     assert tuning.tuned(bundle).alone == Setting(1)
     (tmp_path / SUMS).write_text("x")
