@@ -37,7 +37,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 
-from vitrail.deploy.engines.calm import core
+from vitrail.deploy.engines.calm import core, openvino
 from vitrail.deploy.export.int8 import KindName
 from vitrail.deploy.export.int8_onnx import OnnxInt8
 from vitrail.deploy.export.int8_openvino import OpenVinoInt8
