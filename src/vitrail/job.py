@@ -40,6 +40,7 @@ from vitrail.runs.parts import (
 from vitrail.runs.teacher import RECORD as TEACHER
 from vitrail.runs.teacher import FoundTeacher, open_teacher, reopen_teacher
 from vitrail.runs.world import ALONE, World
+from vitrail.tasks.table import FEW, TASKS
 from vitrail.training import fit, fit_probe
 from vitrail.training.board import board
 from vitrail.training.measure import Measured
@@ -58,7 +59,7 @@ class Outcome(NamedTuple):
     checkpoint: Path
     evaluation: Evaluation
     """Its `metrics.summary` has the numbers: `top1` and others of classify, `miou` and others of
-    segment, `rankme` (and `knn`, where classes are known) of mocov3.
+    segment, `rankme` of features (and `knn` and `probe`, where classes are known).
     """
     report: Path
     skipped: dict[str, str]
@@ -202,6 +203,11 @@ def _begin(
     same = weights is not None and weights.source == config.weights
     opened = weights if same else opened_start(config, notify)
     config = with_numbers(auto, config, splits, found and found.teacher, opened, world, notify)
+    if opened is None and len(splits.train) < FEW and (advice := TASKS[config.task].few()):
+        notify(
+            f"{len(splits.train):,} images are few to learn features from nothing. What has been "
+            f"seen to serve better, the best first: {advice}"
+        )
     return _Begun(config, splits, found, opened)
 
 

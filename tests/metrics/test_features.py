@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from close import close
 from vitrail.errors import DataError
 from vitrail.metrics.features import (
+    alpha_req,
     judged,
     knn,
     leave_one_out,
@@ -138,6 +139,19 @@ def test_rankme_is_the_papers_formula(n: int, d: int, seed: int) -> None:
     assert rankme(x) == pytest.approx(math.exp(-(p * p.log()).sum()), rel=1e-5)
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_alpha_req_is_the_power_of_the_spectrum(power: float) -> None:
+    q, _ = torch.linalg.qr(drawn(300, 12) - drawn(300, 12).mean(dim=0))
+    q, _ = torch.linalg.qr(q - q.mean(dim=0))
+    values = torch.arange(1, 13, dtype=torch.float64) ** -power
+    x = (q - q.mean(dim=0)) * values.sqrt() @ torch.linalg.qr(drawn(12, 12))[0] + 5
+    assert alpha_req(x) == pytest.approx(power, rel=1e-3)
+    close(alpha_req(x[:7]), alpha_req(x[:7] * 9), 1e-9)  # of fewer images than directions too
+    found = judged(drawn(200, 16)).summary["alpha_req"]
+    assert found is not None and found.low < found.value < found.high < 0.5  # noise is flat
+    assert math.isnan(alpha_req(drawn(2, 8)))
+
+
 def test_the_spread_is_one_everywhere_and_none_in_one_place() -> None:
     assert spread(drawn(4000, 32)).item() == pytest.approx(1, abs=0.02)
     assert spread(drawn(1, 32).expand(100, -1) * torch.rand(100, 1)).item() < 1e-6
@@ -153,7 +167,7 @@ def test_all_numbers_have_intervals_around_them() -> None:
     classes = one_hot(labels, 4)
     features = classes @ drawn(4, 10).float() + 0.4 * drawn(120, 10).float()
     metrics = judged(features, classes)
-    assert list(metrics.summary) == ["knn", "probe", "std", "rankme"]
+    assert list(metrics.summary) == ["knn", "probe", "std", "rankme", "alpha_req"]
     assert (metrics.headline, metrics.images, metrics.dimensions) == ("knn", 120, 10)
     assert metrics.chance == 0.25
     for name, each in metrics.summary.items():
@@ -169,14 +183,16 @@ def test_all_numbers_have_intervals_around_them() -> None:
 
 def test_without_classes_there_are_the_numbers_that_need_none() -> None:
     metrics = judged(drawn(60, 8))
-    assert list(metrics.summary) == ["std", "rankme"] and metrics.headline == "rankme"
-    assert metrics.chance is metrics.neighbours is None
+    assert list(metrics.summary) == ["std", "rankme", "alpha_req"]
+    assert metrics.headline == "rankme"
+    assert metrics.chance is metrics.neighbours is metrics.temperature is None
 
 
 def test_collapse_shows() -> None:
     metrics = judged(torch.ones(50, 8) / math.sqrt(8), one_hot([i % 2 for i in range(50)], 2))
     values = metrics.values()
     assert values["std"] < 1e-6 and values["rankme"] < 1.01 and values["knn"] < 0.6
+    assert metrics.summary.pop("alpha_req") is None  # there are no directions left
     assert all(each is not None and each.high > each.low for each in metrics.summary.values())
 
 

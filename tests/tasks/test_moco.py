@@ -21,8 +21,9 @@ from vitrail.data.views.canvas import Canvas
 from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError
 from vitrail.models import ViT, ViTConfig, build
-from vitrail.tasks.embed import Embed
-from vitrail.tasks.moco import Moco, MocoConfig, contrast, draw_as_moco, momentum, pooled_width
+from vitrail.tasks.embed import Embed, EmbedConfig
+from vitrail.tasks.moco import Moco, MocoConfig, contrast, draw_as_moco, pooled_width
+from vitrail.tasks.momentum import momentum
 
 TINY = ViTConfig(
     depth=2,
@@ -34,12 +35,13 @@ TINY = ViTConfig(
     classes=0,
     position="sincos_moco",
 )
-SMALL = MocoConfig(hidden=24, out=8, neighbours=3)
+SMALL = MocoConfig(hidden=24, out=8)
+NEAR = EmbedConfig(neighbours=3)
 
 
 def task_of(config: MocoConfig = SMALL, model: ViTConfig = TINY, seed: int = 0) -> Moco:
     torch.manual_seed(seed)
-    return Moco(build(model), config, Nothing(5))
+    return Moco(build(model), config, Nothing(5), NEAR)
 
 
 def batch_of(n: int = 8, seed: int = 1, classes: int = 0) -> Batch:
@@ -199,7 +201,7 @@ def test_bfloat16_and_one_image_pass() -> None:
 
 def test_a_step_can_be_had_on_paper() -> None:
     with torch.device("meta"):
-        task = Moco(build(TINY), SMALL, Nothing(0))
+        task = Moco(build(TINY), SMALL, Nothing(0), NEAR)
         view = Canvas(torch.empty(4, 3, 16, 16), None)
         task.loss(Batch((view, view), {}, np.arange(4))).total.backward()
     task.after_step(0.5)
@@ -225,7 +227,7 @@ def test_what_is_measured_and_said_of_images() -> None:
     assert len(answers) == 9 and answers[0].features.shape == (16,)
     assert task.state() == {"classes": [], "multi_label": False} and len(task.targets) == 0
     # The same is said without what taught it.
-    bare_task = Embed(task.model, Nothing(0), neighbours=3)
+    bare_task = Embed(task.model, Nothing(0), NEAR)
     assert torch.equal(bare_task.measure(batch)["features"], rows["features"])
     assert bare_task.judge(rows) == metrics
     assert [*bare_task.state_dict()] == [k for k in task.state_dict() if k.startswith("model.")]
@@ -233,13 +235,16 @@ def test_what_is_measured_and_said_of_images() -> None:
 
 def test_what_a_reader_is_told() -> None:
     names = ("cat", "dog", "owl")
-    task = Moco(build(TINY), SMALL, Classes(names, np.arange(9) % 3)).eval()
+    task = Moco(build(TINY), SMALL, Classes(names, np.arange(9) % 3), NEAR).eval()
     assert task.state() == {"classes": list(names), "multi_label": False} and len(task.targets) == 0
     with torch.no_grad():
         rows = task.measure(batch_of(9, classes=3))
     lines = task.summary(task.judge(rows), "images")
-    assert [line.split()[0] for line in lines] == ["k-NN", "baseline", "RankMe", "spread"]
-    assert "33.3%" in lines[1] and "of 16 directions" in lines[2]
+    assert [line.split()[0] for line in lines] == [
+        *("k-NN", "baseline", "probe", "RankMe", "spectrum", "spread")
+    ]
+    assert "(k 3, temperature 0.07)" in lines[0]
+    assert "33.3%" in lines[1] and "of 16 directions" in lines[3]
     first, *table = task.table(rows)
     assert first == ("label", "predicted", "nearest", "likeness")
     alike = rows["features"] @ rows["features"].T - 2 * torch.eye(9)
@@ -249,10 +254,12 @@ def test_what_a_reader_is_told() -> None:
         assert float(likeness) == pytest.approx(alike[i].max().item(), abs=1e-5)
     bare = {"features": rows["features"]}
     assert [row[-2:] for row in table] == list(task.table(bare))[1:]
-    assert [line.split()[0] for line in task.summary(task.judge(bare), "x")] == ["RankMe", "spread"]
+    told = [line.split()[0] for line in task.summary(task.judge(bare), "x")]
+    assert told == ["RankMe", "spectrum", "spread"]
     assert task.notes(task.judge(bare), "images") == []
     same = {"features": torch.ones(9, 16) / 4}
     assert "has collapsed" in task.notes(task.judge(same), "images")[0]
+    assert "it has collapsed" in (task.collapsed(same) or "") and task.collapsed(bare) is None
 
 
 def test_it_learns_which_views_are_of_one_image() -> None:
@@ -301,7 +308,6 @@ def test_a_fresh_vit_is_drawn_as_the_authors_do() -> None:
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"momentum": 1.1}, "momentum must be in"),
         ({"hidden": 0}, "hidden must be at least 1"),
-        ({"neighbours": 0}, "neighbours"),
     ],
 )
 def test_a_wrong_value_is_named(changes: dict[str, float], says: str) -> None:
@@ -309,9 +315,15 @@ def test_a_wrong_value_is_named(changes: dict[str, float], says: str) -> None:
         MocoConfig(**changes)
 
 
+@pytest.mark.parametrize("changes", [{"neighbours": 0}, {"temperature": 0.0}])
+def test_a_wrong_way_to_judge_is_named(changes: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=f"embed.{next(iter(changes))}"):
+        EmbedConfig(**changes)
+
+
 def test_a_model_with_a_head_is_refused() -> None:
     with pytest.raises(UsageError, match="classes=0"):
-        Moco(build(replace(TINY, classes=3)), SMALL, Nothing(0))
+        Moco(build(replace(TINY, classes=3)), SMALL, Nothing(0), NEAR)
 
 
 def _share(rank: int, folder: Path, sizes: tuple[int, int]) -> None:

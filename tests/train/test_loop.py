@@ -487,3 +487,18 @@ def test_a_profile_says_where_the_time_went(tmp_path):
     for part in ("data", "forward", "backward", "optimiser"):
         assert re.search(rf"^{part} +\d+\.\d+ s +\d", page, re.MULTILINE), part
     assert "GFLOP/s" in page and (run.path / "profile" / "trace.json.gz").stat().st_size > 1000
+
+
+def test_a_run_that_has_collapsed_stops_and_says_why(tmp_path):
+    config = replace(CONFIG, epochs=20, evaluations=10)
+    sitting, said = Sitting(config, Run.create(tmp_path / "run", config)), []
+    asked = []
+
+    def collapsed(rows):
+        asked.append(len(rows["targets"]))
+        return "all is one" if len(asked) == 2 else None
+
+    sitting.task.collapsed = collapsed
+    at = sitting.fit(notify=said.append)
+    assert at.evaluations == 2 and asked == [12, 12]
+    assert said == ["the run stops here, for all is one"]

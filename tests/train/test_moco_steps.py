@@ -15,7 +15,7 @@ from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig, build
 from vitrail.planning.auto import Auto
 from vitrail.runs import DataConfig, OptimConfig, TrainConfig, TuneConfig
-from vitrail.tasks import Moco, MocoConfig
+from vitrail.tasks import EmbedConfig, Moco, MocoConfig
 from vitrail.training.step import Learner
 
 TINY = ViTConfig(depth=2, width=16, heads=2, mlp=32, patch=(8, 8), image_size=(16, 16), classes=0)
@@ -29,7 +29,7 @@ CONFIG = TrainConfig(
 
 def task_of() -> Moco:
     torch.manual_seed(0)
-    return Moco(build(TINY), MocoConfig(hidden=24, out=8, momentum=0.5), Nothing(0))
+    return Moco(build(TINY), MocoConfig(hidden=24, out=8, momentum=0.5), Nothing(0), EmbedConfig())
 
 
 def batch_of(step: int) -> Batch:

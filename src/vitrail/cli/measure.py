@@ -152,10 +152,10 @@ def told(task: str, tta: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
 _OTHERS = (
     *("miou", "pixel_accuracy", "mean_accuracy", "boundary_iou"),
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar", "f1"),
-    *("knn", "probe", "std", "rankme"),
+    *("knn", "probe", "std", "rankme", "alpha_req"),
 )
 """The numbers of masks, of boxes, and of features."""
 _LIMITS = ("max_detections",)
 """Numbers that others are measured under."""
-_HOW = ("mode", "neighbours", "bank", "chance", "dimensions")
+_HOW = ("mode", "neighbours", "temperature", "bank", "chance", "dimensions")
 """What numbers of masks, and of features, have to be read with."""

@@ -34,11 +34,11 @@ _ABOUT = """Train on DATA, measure on the held-out images, and write a report.
 
 DATA comes first: a folder with one folder of images a class, with images and their masks or their
 boxes (COCO, VOC, YOLO, BDD100K, CSV), a .csv or .txt that lists files and labels, a .npz, a folder
-of IDX files, tar shards, samples:emoji or another of `vitrail data list`, with --task mocov3 any
-images without labels; or a Hugging Face data set, hf:NAME, or hf-stream:NAME to read it while
-training. With --weights the model starts from
-a published checkpoint. A recipe fits the defaults below to all that; a YAML file
-(--config) changes them, and flags have the last word."""
+of IDX files, tar shards, samples:emoji or another of `vitrail data list`, any images where --task
+learns without labels; or a Hugging Face data set, hf:NAME, or hf-stream:NAME to read it while
+training. With --weights the model starts from a published checkpoint. A recipe fits
+the defaults below to all that; a YAML file (--config) changes them, and flags have the last
+word."""
 
 _OF_LENGTH = {"epochs", "minutes", "patience", "evaluations", "device", "threads", "data.workers"}
 _OF_LENGTH |= {"distill.teacher"}  # the same one in another place, which is checked

@@ -68,8 +68,8 @@ class Predictor:
       as an index into `names`; and `shares`, how much of the image each class has
     - detect: `Detections`: `boxes`, (left, top, right, bottom) in the image's own pixels (upright),
       with their `labels`, indices into `names`, and `scores`, the best first
-    - mocov3: an `Embedding`: `features`, a vector of length 1; the product of two is how alike the
-      images are
+    - without labels (mocov3, dino): an `Embedding`: `features`, a vector of length 1; the
+      product of two is how alike the images are
 
     A picture is a path, a file's bytes, a file opened with 'rb', an image of Pillow's in any mode,
     or an array of pixels, rows first (uint8, RGB where it has colours): `read_image` says it all.
@@ -122,7 +122,7 @@ class Predictor:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the classes, in the model's order; of mocov3 those by which it was measured."""
+        """Of the classes, in the model's order; of features those they were measured by."""
         return self._model.reading.names
 
     @property

@@ -5,6 +5,8 @@
     std      how far the features spread: 1 where they fill all directions alike, 0 where all images
              have become one point
     rankme   how many directions they use, of `dimensions`
+    alpha_req  by which power the variances of their directions fall, the largest first: features
+             that serve have about 1; more is that few directions hold all, less that noise does
 
 The first two need classes, the others do not. knn is DINO's weighted vote (Caron et al., arXiv
 2104.14294, and before it Wu et al., 1805.01978): k 20, temperature 0.07. Published numbers ask the
@@ -33,6 +35,8 @@ _AT_ONCE = 1024
 _MOST_DRAWS, _LEAST_DRAWS = 200, 20
 _ROOM = 2 * 10**10
 """Sums of products that take some seconds on one core."""
+_ROUNDING = 1e-10
+"""The share of the greatest variance that is none."""
 _STRENGTHS = tuple(10.0**exponent for exponent in range(-4, 3))
 """Of the probe, as shares of the features' mean variance."""
 
@@ -48,12 +52,16 @@ class FeatureMetrics:
     """How many bootstrap draws the intervals that need any are made of."""
     neighbours: int | None
     """How many vote; None without classes."""
+    temperature: float | None
+    """What likenesses are divided by, to vote with; None without classes."""
     bank: int | None
     """How many training images vote; None: the other ones of these."""
     chance: float | None
     """The share of images that are of the most frequent class: what knowing nothing gives."""
     summary: dict[str, Estimate | None]
-    """knn, probe (with classes), std, rankme; None where there are too few images to tell."""
+    """knn, probe (with classes), std, rankme, alpha_req; None where there are too few images to
+    tell.
+    """
 
     @property
     def headline(self) -> str:
@@ -75,6 +83,7 @@ class FeatureMetrics:
             "dimensions": self.dimensions,
             "draws": self.draws,
             "neighbours": self.neighbours,
+            "temperature": self.temperature,
             "bank": self.bank,
             "chance": self.chance,
         }
@@ -85,6 +94,7 @@ def judged(
     classes: Float[Tensor, "n c"] | None = None,
     *,
     k: int = 20,
+    temperature: float = 0.07,
     votes: Float[Tensor, "n c"] | None = None,
     bank: int | None = None,
 ) -> FeatureMetrics:
@@ -103,18 +113,22 @@ def judged(
     if classes is not None:
         of = classes.detach().cpu().double()
         chance = (of > 0).double().mean(dim=0).max().item()
-        said = {"probe": probe(x, of), "knn": leave_one_out(x, of, k=k)} if n > 1 else {}
+        said = {}
+        if n > 1:
+            near = leave_one_out(x, of, k=k, temperature=temperature)
+            said = {"probe": probe(x, of), "knn": near}
         if votes is not None:
             said["knn"] = votes.cpu()
         for name in ("knn", "probe"):
             right = rights(said[name], of).double().mean().item() if name in said else None
             summary[name] = None if right is None else share(right, n)
     least = min(n, d)
-    draws = min(max(_ROOM // (n * d * least + 20 * least**3), _LEAST_DRAWS), _MOST_DRAWS)
-    spreads, ranks = [], []
+    draws = min(max(_ROOM // (n * d * least + 40 * least**3), _LEAST_DRAWS), _MOST_DRAWS)
+    spreads, ranks, powers = [], [], []
     for drawn in weights(n, draws):
         spreads.append(_spread(x, drawn))
         ranks.append(_rank(x, drawn))
+        powers.append(_power(x, drawn))
     count = torch.tensor(n)
     for name, value, draw, floor, most in (
         ("std", spread(x), torch.cat(spreads), 0.0, 1.0),
@@ -125,7 +139,17 @@ def judged(
         low, high = (floor + room * end.item() for end in from_draws(part, parts, count))
         # The formula of one direction gives a little less than 1.
         summary[name] = Estimate(value.item(), min(low, value.item()), high)
-    return FeatureMetrics(n, d, draws, None if classes is None else k, bank, chance, summary)
+    summary["alpha_req"] = _decay(x, torch.cat(powers))
+    return FeatureMetrics(
+        images=n,
+        dimensions=d,
+        draws=draws,
+        neighbours=None if classes is None else k,
+        temperature=None if classes is None else temperature,
+        bank=bank,
+        chance=chance,
+        summary=summary,
+    )
 
 
 def knn(
@@ -212,6 +236,15 @@ def rankme(features: Float[Tensor, "n d"]) -> float:
     return _rank(x, torch.ones(len(x), 1, dtype=torch.float64)).item()
 
 
+def alpha_req(features: Float[Tensor, "n d"]) -> float:
+    """By which power the eigenvalues of the features' covariance fall: the i-th is about i^-alpha
+    (Agrawal et al., NeurIPS 2022, "alpha-ReQ"). The slope of log over log by least squares, over
+    all that are more than rounding; nan of fewer than three.
+    """
+    x = features.detach().cpu().double()
+    return _power(x, torch.ones(len(x), 1, dtype=torch.float64)).item()
+
+
 def spread(features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """The deviation of features of length 1 over the images, a mean over their d numbers, in units
     of 1 / sqrt(d): 1 where they point everywhere alike, 0 where they have become one (SimSiam,
@@ -274,3 +307,36 @@ def _rank(x: Float[Tensor, "n d"], weights: Float[Tensor, "n r"]) -> Float[Tenso
         p = singular / singular.sum().clamp(min=1e-300) + 1e-7
         ranks.append((-(p * p.log()).sum()).exp())
     return torch.stack(ranks)
+
+
+def _power(x: Float[Tensor, "n d"], weights: Float[Tensor, "n r"]) -> Float[Tensor, " r"]:
+    """By how often each image was drawn."""
+    powers = []
+    for column in weights.T:
+        drawn = column > 0
+        share = column[drawn][:, None] / column.sum().clamp(min=1)
+        rows = (x[drawn] - (x[drawn] * share).sum(dim=0)) * share.sqrt()
+        gram = rows.T @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.T
+        values = torch.linalg.eigvalsh(gram).flip(0)
+        # Of features that have become one, what is left is the rounding of their mean.
+        least = _ROUNDING * torch.maximum(
+            values[0], _ROUNDING * x[drawn].square().sum(dim=1).mean()
+        )
+        values = values[values > least]
+        if len(values) < 3:
+            powers.append(x.new_tensor(math.nan))
+            continue
+        place = torch.arange(1, len(values) + 1, dtype=x.dtype).log()
+        place, height = place - place.mean(), values.log() - values.log().mean()
+        powers.append(-(place * height).sum() / place.square().sum())
+    return torch.stack(powers)
+
+
+def _decay(x: Float[Tensor, "n d"], draws: Float[Tensor, " r"]) -> Estimate | None:
+    """With its interval from draws; None where there are too few directions to tell."""
+    value, draws = alpha_req(x), draws[draws.isfinite()]
+    if not math.isfinite(value) or not len(draws):
+        return None
+    # Draws repeat images, and so have steeper spectra: their deviations count, not their places.
+    low, high = (draws - draws.mean()).quantile(draws.new_tensor([0.025, 0.975])).tolist()
+    return Estimate(value, value + min(low, 0.0), value + max(high, 0.0))

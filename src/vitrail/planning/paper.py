@@ -331,10 +331,11 @@ def count_step(
         if checkpointing:
             recompute_blocks(working.model)
         height, width = config.train_sizes()[-1]
-        shown = torch.empty(images, config.model.channels, height, width)
+        sizes = [view.size or (height, width) for view in config.views()]
+        shown = [torch.empty(images, config.model.channels, *size) for size in sizes]
         blank = task.targets.blank((height, width))
         batch = Batch(
-            (Canvas(shown, None),) * len(config.views()),
+            tuple(Canvas(view, None) for view in shown),
             {
                 name: torch.from_numpy(values).expand(images, *values.shape).to(META)
                 for name, values in blank.items()

@@ -12,6 +12,7 @@ from vitrail.evaluation import Evaluation
 from vitrail.models import ViTConfig, count_parameters
 from vitrail.report.words import duration
 from vitrail.runs import Run, TrainConfig, TuneConfig
+from vitrail.tasks import TASKS
 from vitrail.tasks.tta import LOOKS
 
 _ALIKE = asdict(TuneConfig())
@@ -135,10 +136,7 @@ def _training(config: TrainConfig, events: Sequence[dict[str, Any]]) -> Iterator
         yield "augmentation", views[0]
     else:
         yield from ((f"view {i}", view) for i, view in enumerate(views, 1))
-    if config.task == "mocov3":
-        moco = config.moco
-        yield "contrast", f"temperature {moco.temperature:g}, vectors of {moco.out} numbers"
-        yield "teacher", f"running average, momentum {moco.momentum:g} rising to 1"
+    yield from TASKS[config.task].facts(config)
     if config.classify.label_smoothing:
         yield "label smoothing", f"{config.classify.label_smoothing:g}"
     if config.ema:
@@ -168,6 +166,7 @@ def _plain(value: object) -> str:
 def _augmentation(config: AugmentConfig) -> str:
     scales = " to ".join(f"{scale:g}" for scale in config.scale or ())
     parts = {
+        f" {_BY} ".join(map(str, config.size or ())) + " pixels": config.size,
         f"crops of {config.crop_scale[0]:.0%} and more of the area": config.crops,
         f"scaled by {scales}": scales,
         f"shifts up to {config.shift} pixels": config.shift,

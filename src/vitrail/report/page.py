@@ -53,7 +53,7 @@ def write_report(run: Run, evaluation: Evaluation) -> Path:
 
 def render(run: Run, evaluation: Evaluation) -> str:
     """The page's text."""
-    page = PAGES[evaluation.loaded.config.task]
+    page = PAGES[evaluation.loaded.task.reading.kind]
     content = _content(run, evaluation, page) | page.content(evaluation)
     return templates().get_template(page.template).render(**content)
 

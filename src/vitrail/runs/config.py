@@ -21,14 +21,15 @@ from vitrail.data.sources.mask_meaning import MaskRules
 from vitrail.data.sources.stream import StreamSettings
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.data.views.mix import check_mixable
-from vitrail.data.views.moco import moco_views
 from vitrail.data.views.preprocess import Interpolation, Preprocess, Resize
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import ModelConfig, ViTConfig
 from vitrail.tasks import (
+    TASKS,
     ClassifyConfig,
     DetectConfig,
     DistillConfig,
+    EmbedConfig,
     MocoConfig,
     PruneConfig,
     SegmentConfig,
@@ -252,6 +253,7 @@ class TrainConfig:
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     detect: DetectConfig = field(default_factory=DetectConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
     moco: MocoConfig = field(default_factory=MocoConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
@@ -383,6 +385,11 @@ class TrainConfig:
 
     def _check_task(self) -> None:
         """Refuse what the task would have to ignore although it was asked for."""
+        if self.augment.size is not None:
+            raise UsageError(
+                f"{setting('augment.size')} is of a task's own views: training images are of "
+                f"{setting('data.train_size')}"
+            )
         if (self.data.tile is not None or self.data.resize == "tiles") and self.task != "detect":
             raise UsageError(f"tiles of an image are for {setting('task', 'detect')}")
         if self.data.tile is not None and self.data.resize != "tiles":
@@ -403,7 +410,8 @@ class TrainConfig:
                     f"take crop or pad"
                 )
             return
-        one_size = self.task in ("segment", "mocov3")  # while boxes are scaled with their images
+        one_size = self.task != "detect"  # while boxes are scaled with their images
+        kind = TASKS[self.task]
         asked = {
             f"{setting('method')} probe": self.method == "probe",
             f"{setting('tune.head_init')} probe": self.tune.head_init == "probe",
@@ -413,27 +421,16 @@ class TrainConfig:
             setting("data.first_size"): one_size and self.data.first_size is not None,
             setting("data.multiscale"): one_size and self.data.multiscale is not None,
             "classify": self.classify != ClassifyConfig(),
+            **kind.refused(self),
         }
-        if self.task == "mocov3":
-            asked |= {
-                setting("micro_batch"): self.micro_batch is not None,
-                setting("ema"): self.ema > 0,
-                setting("tune.lora_rank"): self.tune.lora_rank > 0,
-                setting("augment.scale"): self.augment.scale is not None,
-                f"{setting('data.resize')} {self.data.resize}": self.data.resize
-                not in ("crop", "squash"),
-            }
         if refused := [name for name, is_asked in asked.items() if is_asked]:
-            why = {
-                "mocov3": "its loss looks across the images of a batch, and its teacher is an "
-                "average already",
-                "segment": "a class of each pixel is learned",
-                "detect": "boxes are learned",
-            }[self.task]
             raise UsageError(
-                f"{setting('task', self.task)} cannot follow {', '.join(refused)}: {why}. Leave "
-                f"that out"
+                f"{setting('task', self.task)} cannot follow {', '.join(refused)}: {kind.why}. "
+                f"Leave that out"
             )
+        for view in self.views():
+            if view.size is not None:
+                self.model.check_size(view.size)
 
     def _check_channels(self) -> None:
         channels = self.model.channels
@@ -541,9 +538,7 @@ class TrainConfig:
 
     def views(self) -> tuple[AugmentConfig, ...]:
         """What happens to each view of a training image."""
-        if self.task != "mocov3":
-            return (self.augment,)
-        return moco_views(self.augment)
+        return TASKS[self.task].views(self)
 
     def train_sizes(self) -> tuple[tuple[int, int], ...]:
         """The (height, width) of training images, a patch apart, the largest last: in the order in

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vitrail.tasks.distill import DistillConfig as DistillConfig
     from vitrail.tasks.distill import Teacher as Teacher
     from vitrail.tasks.embed import Embed as Embed
+    from vitrail.tasks.embed import EmbedConfig as EmbedConfig
     from vitrail.tasks.moco import Moco as Moco
     from vitrail.tasks.moco import MocoConfig as MocoConfig
     from vitrail.tasks.prune import Prune as Prune
@@ -38,7 +39,7 @@ _ROOMS = {
     "classify": ("Classify", "ClassifyConfig"),
     "detect": ("Detect", "DetectConfig"),
     "distill": ("Distill", "DistillConfig", "Teacher"),
-    "embed": ("Embed",),
+    "embed": ("Embed", "EmbedConfig"),
     "moco": ("Moco", "MocoConfig"),
     "prune": ("Prune", "PruneConfig"),
     "segment": ("Segment", "SegmentConfig"),

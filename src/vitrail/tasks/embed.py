@@ -4,6 +4,7 @@ It is measured and asked; what learns is a task of its own, which judges itself 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,39 @@ from vitrail.metrics.features import (
     nearest,
     rankme,
     rights,
+    spread,
 )
 from vitrail.models import Model
 from vitrail.tasks.answers import Embedding, Reading
 from vitrail.tasks.task import Losses, Task
 
 _COLLAPSED = 0.1
-"""A spread of features that tells no images apart any more."""
+"""A spread of features that hardly tells images apart any more."""
+_LOST = 0.02
+"""One at which nothing is left to learn from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """How features are judged where classes are known: k-NN as DINO measures it."""
+
+    neighbours: int = 20
+    """How many images vote on the class of one."""
+    temperature: float = 0.07
+    """What likenesses are divided by: with a small one the nearest have nearly all of the vote."""
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 1:
+            raise UsageError(
+                f"{setting('embed.neighbours')} must be at least 1, not {self.neighbours}"
+            )
+        if self.temperature <= 0:
+            raise UsageError(
+                f"{setting('embed.temperature')} must be above 0, not {self.temperature}"
+            )
+
+
+_USUAL = EmbedConfig()
 
 
 class Embed(Task):
@@ -40,9 +67,14 @@ class Embed(Task):
     score_name = "features"
     model: Model
 
-    def __init__(self, model: Model, targets: Targets, neighbours: int = 20) -> None:
-        """`targets`: what is said of images, by which features are judged where it is classes;
-        `neighbours`: how many vote. Raises `UsageError` for a model with a head.
+    def __init__(
+        self,
+        model: Model,
+        targets: Targets,
+        judged: EmbedConfig = _USUAL,
+    ) -> None:
+        """`targets`: what is said of images, by which features are judged where it is classes, and
+        how that is `judged`. Raises `UsageError` for a model with a head.
         """
         super().__init__()
         if model.head is not None:
@@ -52,7 +84,7 @@ class Embed(Task):
             )
         self.model = model
         self.targets = targets.rows(np.arange(0))
-        self.neighbours = neighbours
+        self.judged = judged
 
     def loss(self, batch: Batch) -> Losses:
         """Nothing learns here: that is a mistake of the caller's."""
@@ -74,8 +106,21 @@ class Embed(Task):
         features = rows["features"]
         if "classes" not in rows:
             return rankme(features) / features.shape[1]
-        votes = leave_one_out(features, rows["classes"], k=self.neighbours)
+        votes = leave_one_out(features, rows["classes"], **self._voting)
         return rights(votes, rows["classes"]).double().mean().item()
+
+    @property
+    def _voting(self) -> dict[str, Any]:
+        return {"k": self.judged.neighbours, "temperature": self.judged.temperature}
+
+    def collapsed(self, rows: Mapping[str, Tensor]) -> str | None:
+        """The features have become one."""
+        if len(rows.get("features", ())) < 2 or spread(rows["features"]) > _LOST:
+            return None
+        return (
+            f"the features of all images have become one (spread "
+            f"{spread(rows['features']).item():.4f} of 1): it has collapsed. {_remedy()}"
+        )
 
     def with_bank(
         self, rows: Mapping[str, Tensor], bank: Mapping[str, Tensor]
@@ -85,7 +130,7 @@ class Embed(Task):
         """
         if "classes" not in rows or "classes" not in bank:
             return dict(rows)
-        votes = knn(rows["features"], bank["features"], bank["classes"], k=self.neighbours)
+        votes = knn(rows["features"], bank["features"], bank["classes"], **self._voting)
         many = torch.full((len(votes),), len(bank["features"]))
         return {**rows, "votes": votes, "bank": many}
 
@@ -95,7 +140,7 @@ class Embed(Task):
         return judged(
             rows["features"],
             rows.get("classes"),
-            k=self.neighbours,
+            **self._voting,
             votes=rows.get("votes"),
             bank=many,
         )
@@ -109,14 +154,20 @@ class Embed(Task):
             interval = f"(95% interval {near.low:.1%} to {near.high:.1%})"
             count = f"{round(near.value * metrics.images)} of {metrics.images} {noun}"
             who = f"{metrics.bank:,} training images" if metrics.bank else "the others"
+            who += f" (k {metrics.neighbours}, temperature {metrics.temperature:g})"
             lines += [
                 f"{'k-NN':<10}{near.value:.1%} {interval}, {count} told by {who}",
                 f"{'baseline':<10}{metrics.chance:.1%} for always saying the most common class",
             ]
+        if linear := metrics.summary.get("probe"):
+            interval = f"(95% interval {linear.low:.1%} to {linear.high:.1%})"
+            lines.append(f"{'probe':<10}{linear.value:.1%} {interval}, by a linear map")
         if rank := metrics.summary["rankme"]:
             interval = f"(95% interval {rank.low:.1f} to {rank.high:.1f})"
             used = f"{rank.value:.1f} {interval} of {metrics.dimensions} directions are used"
             lines.append(f"{'RankMe':<10}{used}")
+        if decay := metrics.summary["alpha_req"]:
+            lines.append(f"{'spectrum':<10}falls with power {decay.value:.2f}; good near 1")
         if std := metrics.summary["std"]:
             lines.append(f"{'spread':<10}{std.value:.2f} of 1; 0 is that all images look the same")
         return lines
@@ -128,8 +179,7 @@ class Embed(Task):
             return []
         return [
             f"the features of all {noun} are nearly the same (spread {std.value:.3f}): the run has "
-            f"collapsed; a smaller {setting('optim.lr')} or a larger {setting('data.batch_size')} "
-            f"may help"
+            f"collapsed. {_remedy()}"
         ]
 
     def table(self, rows: Mapping[str, Tensor]) -> Iterable[Sequence[str]]:
@@ -144,10 +194,9 @@ class Embed(Task):
             yield from others
             return
         yield ("label", "predicted", "nearest", "likeness")
-        names, k = self.targets.names, self.neighbours
-        votes = rows.get("votes")
+        names, votes = self.targets.names, rows.get("votes")
         if votes is None:
-            votes = leave_one_out(rows["features"], rows["classes"], k=k)
+            votes = leave_one_out(rows["features"], rows["classes"], **self._voting)
         predicted = votes.argmax(dim=1)
         for row, best, other in zip(
             rows["classes"].tolist(), predicted.tolist(), others, strict=True
@@ -174,3 +223,7 @@ class Embed(Task):
         """What features are judged by."""
         several = isinstance(self.targets, Classes) and self.targets.several
         return {"classes": list(self.targets.names), "multi_label": several}
+
+
+def _remedy() -> str:
+    return f"A smaller {setting('optim.lr')} or a larger {setting('data.batch_size')} may help"

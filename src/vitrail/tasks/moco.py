@@ -8,21 +8,12 @@ length 1, n the images of all processes and T the temperature:
     loss = C(q1, k2) + C(q2, k1)
     C(q, k) = -2 T mean_i log(exp(q_i k_i / T) / sum_j exp(q_i k_j / T)),   j over all n
 
-After the optimiser's step the teacher moves, by parameters alone (its batch norms have statistics
-of their own), with s the share of the run that is over:
-
-    t <- m t + (1 - m) f,   m = 1 - (1 + cos(pi s)) / 2 (1 - m_0)
-
-The authors' code moves it within the next step, before the keys are computed: by the same weights
-of f, which nobody changes in between, and the same s. Their first move does nothing, for t is f
-then; their last step has none after it, and ours has m = 1. So the two are the same, and here a
-checkpoint holds the teacher that the next step will ask.
+How the teacher moves is said in momentum.py.
 
 The patch projection of a ViT stays as it was drawn (section 4.3): learning it is what makes such
 runs unstable.
 """
 
-import copy
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -39,12 +30,11 @@ from vitrail.data.targets import Targets
 from vitrail.data.views.canvas import Canvas
 from vitrail.errors import UsageError, setting
 from vitrail.heads.projector import Predictor, Projector
-from vitrail.metrics.features import (
-    spread,
-)
+from vitrail.metrics.features import spread
 from vitrail.models import FAMILIES, Model, ViT
 from vitrail.nn import PatchEmbed, normal_
-from vitrail.tasks.embed import Embed
+from vitrail.tasks.embed import Embed, EmbedConfig
+from vitrail.tasks.momentum import MomentumTeacher
 from vitrail.tasks.task import Losses
 
 
@@ -64,8 +54,6 @@ class MocoConfig:
     freeze_patch: bool = True
     """A ViT's patch projection stays as it was drawn. Other stems learn: convolutions are a cure
     for the same (arXiv 2106.14881)."""
-    neighbours: int = 20
-    """Of the k-NN classifier by which features are judged where classes are known."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
@@ -74,21 +62,18 @@ class MocoConfig:
             )
         if not 0 <= self.momentum <= 1:
             raise UsageError(f"{setting('moco.momentum')} must be in [0, 1], not {self.momentum}")
-        for field in ("hidden", "out", "neighbours"):
+        for field in ("hidden", "out"):
             if getattr(self, field) < 1:
                 raise UsageError(
                     f"{setting(f'moco.{field}')} must be at least 1, not {getattr(self, field)}"
                 )
 
 
-class Teacher(nn.Module):
-    """The slow copy of model and projector, which makes the keys."""
+class Teacher(MomentumTeacher):
+    """Makes the keys."""
 
-    def __init__(self, model: Model, projector: Projector) -> None:
-        super().__init__()
-        self.model = copy.deepcopy(model)
-        self.projector = copy.deepcopy(projector)
-        self.requires_grad_(False)
+    model: Model
+    projector: Projector
 
     @torch.no_grad()
     def forward(self, view: Canvas) -> Float[Tensor, "b o"]:
@@ -100,13 +85,19 @@ class Moco(Embed):
 
     coupled = True
 
-    def __init__(self, model: Model, config: MocoConfig, targets: Targets) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: MocoConfig,
+        targets: Targets,
+        judged: EmbedConfig,
+    ) -> None:
         """As `Embed`: nothing learns from `targets`."""
-        super().__init__(model, targets, config.neighbours)
+        super().__init__(model, targets, judged)
         self.config = config
         self.projector = Projector(pooled_width(model), config.hidden, config.out)
         self.predictor = Predictor(config.out, config.hidden)
-        self.teacher = Teacher(model, self.projector)
+        self.teacher = Teacher(model=model, projector=self.projector)
         self._freeze_patch()
 
     def loss(self, batch: Batch) -> Losses:
@@ -132,28 +123,15 @@ class Moco(Embed):
         }
         return Losses(first.loss + second.loss, parts)
 
-    @torch.no_grad()
     def after_step(self, done: float) -> None:
         """The teacher moves. `done` (0 to 1) of the run is over, this step included."""
-        mine = [*self.model.parameters(), *self.projector.parameters()]
-        slow = [*self.teacher.model.parameters(), *self.teacher.projector.parameters()]
-        share = 1 - momentum(self.config.momentum, done)
-        torch._foreach_lerp_([p.data for p in slow], [p.data for p in mine], share)
+        self.teacher.follow(self, self.config.momentum, done)
 
     def _freeze_patch(self) -> None:
         if self.config.freeze_patch and isinstance(self.model, ViT):
             for stem in (self.model.stem, getattr(self.model.stem_second, "stem", None)):
                 if isinstance(stem, PatchEmbed):
                     stem.requires_grad_(False)
-
-
-def momentum(start: float, done: float) -> float:
-    """How much of itself a teacher keeps when `done` (0 to 1) of the run is over.
-
-    >>> momentum(0.99, 0.0), momentum(0.99, 0.5), momentum(0.99, 1.0)
-    (0.99, 0.995, 1.0)
-    """
-    return 1 - (1 + math.cos(math.pi * min(done, 1.0))) / 2 * (1 - start)
 
 
 class Contrast(NamedTuple):

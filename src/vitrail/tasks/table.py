@@ -1,11 +1,13 @@
 """Every task by name: what it learns from, and how it is made of a run's config."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from vitrail.data.targets import Boxes, Classes, Coding, MaskArrays, Masks, Nothing, Targets
+from vitrail.data.views.augment import AugmentConfig
+from vitrail.data.views.moco import moco_views
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.heads.detector import Detector, build_detector
 from vitrail.heads.segmenter import Segmenter, build_segmenter
@@ -39,6 +41,17 @@ class Kind(NamedTuple):
     """model, config, targets, test-time augmentation -> the task as it is measured and asked."""
     stated: Callable[[Mapping[str, Any]], Targets]
     """What a checkpoint's state says of the targets, of no image."""
+    why: str = ""
+    """Why a run cannot follow what is `refused`."""
+    refused: Callable[["TrainConfig"], Mapping[str, bool]] = lambda config: {}
+    """config -> settings beside those that only classification has, in words, and whether they are
+    asked for: the task would have to ignore them."""
+    views: Callable[["TrainConfig"], tuple[AugmentConfig, ...]] = lambda config: (config.augment,)
+    """config -> what happens to each view of a training image."""
+    facts: Callable[["TrainConfig"], Iterable[tuple[str, str]]] = lambda config: ()
+    """config -> what the report says of how it learned: names and values."""
+    few: Callable[[], str] = lambda: ""
+    """What to say to a run that starts at random from fewer than `FEW` images."""
 
 
 def _classifier(config: "TrainConfig", targets: Classes) -> Any:
@@ -108,7 +121,13 @@ def _featured(config: "TrainConfig", targets: Targets) -> Any:
 
 
 def _moco(model: Any, config: "TrainConfig", targets: Targets, teacher: Teacher | None) -> Task:
-    return Moco(model, config.moco, targets)
+    return Moco(model, config.moco, targets, config.embed)
+
+
+def _moco_facts(config: "TrainConfig") -> Iterable[tuple[str, str]]:
+    moco = config.moco
+    yield "contrast", f"temperature {moco.temperature:g}, vectors of {moco.out} numbers"
+    yield "teacher", f"running average, momentum {moco.momentum:g} rising to 1"
 
 
 def _embeds(model: Any, config: "TrainConfig", targets: Targets, tta: str) -> Task:
@@ -117,18 +136,67 @@ def _embeds(model: Any, config: "TrainConfig", targets: Targets, tta: str) -> Ta
             f"{setting('tta', tta)} averages what is said of classes, and {config.task} gives "
             f"features, of one look at an image: leave it out"
         )
-    return Embed(model, targets, config.moco.neighbours)
+    return Embed(model, targets, config.embed)
 
 
 def _labels(state: Mapping[str, Any]) -> Targets:
     return _classes(state) if state["classes"] else Nothing(0)
 
 
+def _no_features(config: "TrainConfig") -> dict[str, bool]:
+    """What features without labels cannot follow, whatever learns them."""
+    return {
+        setting("tune.lora_rank"): config.tune.lora_rank > 0,
+        setting("augment.scale"): config.augment.scale is not None,
+        f"{setting('data.resize')} {config.data.resize}": config.data.resize
+        not in ("crop", "squash"),
+    }
+
+
+def _coupled(config: "TrainConfig") -> dict[str, bool]:
+    """And where a loss looks across images, and a momentum teacher is beside the model."""
+    return {
+        setting("micro_batch"): config.micro_batch is not None,
+        setting("ema"): config.ema > 0,
+        **_no_features(config),
+    }
+
+
+_COUPLED = "its loss looks across the images of a batch, and its teacher is an average already"
+
+
+FEW = 10_000
+"""Images from which on features may be learned from nothing, as far as is published."""
+
+
+def _better_than_from_scratch() -> str:
+    """What does better with few images, the best first: see the measurements of lightly and of
+    stable-pretraining on 9,469 images, and dinov2#204.
+    """
+    ways = {
+        "distill-features": "published features distilled into a small model",
+        "lejepa": "LeJEPA",
+        "dino": "DINO with 1,024 to 8,192 prototypes",
+    }
+    known = [f"{words} ({setting('task', name)})" for name, words in ways.items() if name in TASKS]
+    return ", then ".join(["published features as they are (weights and a probe)", *known])
+
+
 TASKS: Mapping[str, Kind] = {
     "classify": Kind(Classes, True, _classifier, _classify, _classified, _classes),
-    "segment": Kind(Masks, False, _segmenter, _segment, _segmented, _masks),
-    "detect": Kind(Boxes, False, _detector, _detect, _detected, _boxes),
-    "mocov3": Kind(Nothing, False, _featured, _moco, _embeds, _labels),
+    "segment": Kind(
+        *(Masks, False, _segmenter, _segment, _segmented, _masks),
+        why="a class of each pixel is learned",
+    ),
+    "detect": Kind(*(Boxes, False, _detector, _detect, _detected, _boxes), why="boxes are learned"),
+    "mocov3": Kind(
+        *(Nothing, False, _featured, _moco, _embeds, _labels),
+        why=_COUPLED,
+        refused=_coupled,
+        views=lambda config: moco_views(config.augment),
+        facts=_moco_facts,
+        few=_better_than_from_scratch,
+    ),
 }
 """Name -> kind, as in `--task NAME`."""
 

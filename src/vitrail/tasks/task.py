@@ -89,6 +89,12 @@ class Task(nn.Module, ABC):
     def score(self, rows: Mapping[str, Tensor]) -> float:
         """Of all measured images, the number by which checkpoints are compared; more is better."""
 
+    def collapsed(self, rows: Mapping[str, Tensor]) -> str | None:
+        """Why a run of which these rows were measured should stop here, for it learns nothing any
+        more; None: no reason.
+        """
+        return None
+
     @abstractmethod
     def judge(self, rows: Mapping[str, Tensor]) -> Metrics:
         """Of all measured images, every number with its interval."""

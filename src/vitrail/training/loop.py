@@ -158,7 +158,9 @@ def fit(
                 if done(at) * config.evaluations >= at.evaluations + 1 and done(at) < 1:
                     at = _evaluate(keeper, at, val, world, listen)
                     saved = at.seconds
-                    if config.patience is not None and at.since_best >= config.patience:
+                    if why := task.collapsed(keeper.found.rows if keeper.found else {}):
+                        notify(f"the run stops here, for {why}")
+                    if why or (config.patience is not None and at.since_best >= config.patience):
                         world.rest()
                         return Ended(at, keeper.found)
                 elif at.seconds - saved > 60 * config.checkpoint_minutes and done(at) < 1:

@@ -60,8 +60,8 @@ class Learner:
         of the run that is, for the schedule.
         """
         part_done = self.tuning.enter(done)
-        self.engine.enter()
         self.task.enter(done)
+        self.engine.enter()
         return part_done
 
     def count(self, group: Sequence[Batch]) -> tuple[int, float]:

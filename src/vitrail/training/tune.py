@@ -97,7 +97,9 @@ def prepare(model: Any, config: TuneConfig) -> None:
     learning = [name for name, p in model.named_parameters() if p.requires_grad]
     if not learning:
         raise UsageError("tune freezes every parameter of the model: leave some to learn")
-    if config.head_warmup and not any(_of(name, _NEW) for name in learning):
+    # What learns features has its heads beside the model.
+    headless = not any(_of(name, _NEW) for name, _ in model.named_parameters())
+    if config.head_warmup and not headless and not any(_of(name, _NEW) for name in learning):
         raise UsageError(
             f"{setting('tune.head_warmup')} needs a head that learns, but {setting('tune.freeze')} "
             f"freezes it"

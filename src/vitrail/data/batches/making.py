@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -141,9 +142,13 @@ class Maker:
         check_mixable(augments[0], preprocess)
         self.preprocess = preprocess
         self.configs = tuple(augments)
+        self.shapes = tuple(
+            replace(preprocess, size=config.size or preprocess.size) for config in augments
+        )
+        """How an image is fitted to each view."""
         self.augments = tuple(
-            Augment(config, seed=seed, size=preprocess.size, view=number)
-            for number, config in enumerate(augments)
+            Augment(config, seed=seed, size=shape.size, view=number)
+            for number, (config, shape) in enumerate(zip(augments, self.shapes, strict=True))
         )
         self.seed = seed
         self.workers = workers
@@ -235,13 +240,12 @@ class Maker:
     def _view(
         self, one: Wanted, number: int, picture: Picture, view: int, draws: list[float] | None
     ) -> tuple[View, Seen]:
-        config = self.configs[view]
         if draws is not None and self._fast:
-            return self._quick_view(as_array(picture), config, draws)
+            return self._quick_view(as_array(picture), view, draws)
         return view_of(
             as_image(picture),
-            self.preprocess,
-            config,
+            self.shapes[view],
+            self.configs[view],
             seed=self.seed,
             epoch=one.epoch,
             index=number,
@@ -317,20 +321,20 @@ class Maker:
         return one.source.targets.target(place, seen)
 
     def _quick_view(
-        self, pixels: UInt8[np.ndarray, "_h _w c"], config: AugmentConfig, draws: list[float]
+        self, pixels: UInt8[np.ndarray, "_h _w c"], view: int, draws: list[float]
     ) -> tuple[View, Seen]:
         """As `view_of`, in a third of the time, but for fractions of a pixel: the crop is cut at
         whole pixels, and torch scales it, with antialiasing as Pillow's.
         """
-        height, width = pixels.shape[:2]
+        (height, width), config, size = pixels.shape[:2], self.configs[view], self.shapes[view].size
         box = crop_box(width, height, config.crop_scale, config.crop_ratio, draws)
         left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
         right, bottom = max(round(box[2]), left + 1), max(round(box[3]), top + 1)
         # Torch's kernel wants colours side by side, as they are; else it copies before and after.
         crop = torch.from_numpy(np.ascontiguousarray(pixels[top:bottom, left:right]))[None]
         crop, mode = crop.permute(0, 3, 1, 2), self.preprocess.interpolation
-        shown = F.interpolate(crop, self.preprocess.size, mode=mode, antialias=True)[0].numpy()
-        seen = Seen.of_box((left, top, right, bottom), (height, width), self.preprocess.size)
+        shown = F.interpolate(crop, size, mode=mode, antialias=True)[0].numpy()
+        seen = Seen.of_box((left, top, right, bottom), (height, width), size)
         return shown, seen
 
     def _collate(self, wanted: Wanted, made: Sequence[_Made | None]) -> Batch:
@@ -338,8 +342,8 @@ class Maker:
         readable = [image for image in made if image is not None]
         found = wanted.numbers[good]
         views = [
-            self._augmented(augment, [image.views[k] for image in readable], found, wanted.epoch)
-            for k, augment in enumerate(self.augments)
+            self._augmented(k, [image.views[k] for image in readable], found, wanted.epoch)
+            for k in range(len(self.augments))
         ]
         shown = [Canvas(normalised(self.preprocess, images), ext) for images, ext in views]
         said = [image.said for image in readable]
@@ -352,16 +356,18 @@ class Maker:
         return Batch(tuple(shown), y, found, wanted.epoch)
 
     def _augmented(
-        self, augment: Augment, views: Sequence[View], numbers: np.ndarray, epoch: int
+        self, view: int, views: Sequence[View], numbers: np.ndarray, epoch: int
     ) -> Canvas:
-        """The views in their order, on the device; those of one size are augmented together."""
+        """All images of a view in their order, on the device; those of one size are augmented
+        together.
+        """
         if not views:
-            return no_images(self.preprocess, self.device)
+            return no_images(self.shapes[view], self.device)
         done: dict[int, Tensor] = {}
         for shape in dict.fromkeys(pixels.shape for pixels in views):
             places = [i for i, pixels in enumerate(views) if pixels.shape == shape]
             images = torch.from_numpy(np.stack([views[i] for i in places])).to(self.device)
-            images = augment(images, numbers[places], epoch)
+            images = self.augments[view](images, numbers[places], epoch)
             if len(places) == len(views):
                 return Canvas(images, None)
             done |= zip(places, images, strict=True)

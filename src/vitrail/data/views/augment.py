@@ -43,6 +43,8 @@ class AugmentConfig:
     `AugmentConfig.off()` is the start for a list of one's own.
     """
 
+    size: tuple[int, int] | None = None
+    """(height, width) of one of a task's several views of an image; None: of training images."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Random resized crop (Inception, arXiv 1409.4842): the part of the image's area it shows."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)

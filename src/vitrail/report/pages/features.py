@@ -19,8 +19,9 @@ _MEANINGS = {
     "probe": ("Linear probe", "how often one matrix, solved on the other images, tells it"),
     "std": ("Spread", "of features of length 1, times the root of their number; 0 is collapse"),
     "rankme": ("RankMe", "how many directions the features use (2210.02885)"),
+    "alpha_req": ("alpha-ReQ", "by which power their variances fall; about 1 serves best"),
 }
-_NO_SHARES = ("std", "rankme")
+_NO_SHARES = ("std", "rankme", "alpha_req")
 
 
 class Neighbours(NamedTuple):

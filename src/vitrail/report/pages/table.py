@@ -1,4 +1,4 @@
-"""The pages by the names of their tasks."""
+"""The pages by the kind of what a model says (`Reading.kind`)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ PAGES: Mapping[str, Page] = {
         rows="Each image's objects are",
         score=lambda evaluation: "Held-out AP",
     ),
-    "mocov3": Page(
+    "features": Page(
         "features.html.jinja",
         features.content,
         answers="features",
