@@ -49,6 +49,8 @@ from vitrail.nn.position import Rope as Rope
 from vitrail.nn.position import RotaryPosition as RotaryPosition
 from vitrail.nn.position import SinCosPosition as SinCosPosition
 from vitrail.nn.position import sincos_table as sincos_table
+from vitrail.nn.precision import full_precision as full_precision
+from vitrail.nn.precision import precise as precise
 from vitrail.nn.resample import Resample as Resample
 from vitrail.nn.resample import adapt_channels as adapt_channels
 from vitrail.nn.resample import resample_patch as resample_patch

@@ -41,6 +41,7 @@ RECIPES: Mapping[str, Recipe] = {
     "segment": Recipe(segment.segment, task="segment"),
     "detect": Recipe(detect.detect, task="detect"),
     "mocov3": Recipe(pretrain.mocov3, task="mocov3"),
+    "dino": Recipe(pretrain.dino, task="dino"),
 }
 """Name -> recipe, for `vitrail train --recipe NAME`."""
 

@@ -1,15 +1,16 @@
-"""Learning without labels: MoCo v3 (arXiv 2104.02057)."""
+"""Learning without labels: MoCo v3 (arXiv 2104.02057), DINO (2104.14294)."""
 
 from dataclasses import replace
 
 from vitrail.data.views.augment import AugmentConfig
+from vitrail.data.views.dino import PUBLISHED as DINO_VIEWS
 from vitrail.data.views.moco import PUBLISHED
 from vitrail.models import ViTConfig, model_config
 from vitrail.recipes.facts import Facts
 from vitrail.recipes.finetune import data_of, row_of
 from vitrail.recipes.scratch import batch_size, precision
 from vitrail.runs import DataConfig, OptimConfig, TrainConfig, TuneConfig
-from vitrail.tasks import MocoConfig
+from vitrail.tasks import DinoConfig, MocoConfig
 from vitrail.weights import started
 
 _PLAIN = replace(AugmentConfig.off(), crop_scale=(0.2, 1.0), hflip=0.5, solarize=0.2)
@@ -26,13 +27,11 @@ def mocov3(facts: Facts) -> TrainConfig:
     predictor are 1,024 wide, the rate is higher and the teacher quicker. From weights on, views are
     the paper's. A named `--model` has its own positions. Score: see benchmarks/results/mocov3.md.
     """
-    row = "vit_s16" if facts.gpu else "vit_pico8"
-    model = model_config(row, classes=0, channels=facts.channels)
-    assert isinstance(model, ViTConfig)
+    row, model = _fresh(facts)
     config = TrainConfig(
         task="mocov3",
         data=DataConfig(path=facts.data, batch_size=batch_size(facts, 256 if facts.gpu else 128)),
-        model=replace(model, stem="patch", position="sincos_moco"),
+        model=model,
         row=row,
         augment=PUBLISHED if facts.gpu else _PLAIN,
         moco=MocoConfig(hidden=4096, momentum=0.99)
@@ -43,6 +42,67 @@ def mocov3(facts: Facts) -> TrainConfig:
         precision=precision(facts),
         evaluations=4,
     )
+    return continued(facts, config, PUBLISHED)
+
+
+def dino(facts: Facts) -> TrainConfig:
+    """Features from images without labels.
+
+    Command: `vitrail train photos/ --task dino`; the run is then a `--weights` of any other. The
+    paper has 65,536 prototypes, batches of 1,024 and 300 epochs; with few images fewer prototypes
+    and batches of 256 have served (see benchmarks of lightly and stable-pretraining). On a CPU,
+    where ten minutes are some hundred steps, two blocks learn, views keep their colours and the
+    teacher is quick. Score: see benchmarks/results/dino.md.
+    """
+    row, model = _fresh(facts)
+    config = TrainConfig(
+        task="dino",
+        data=DataConfig(path=facts.data, batch_size=batch_size(facts, 256 if facts.gpu else 128)),
+        model=model,
+        row=row,
+        augment=DINO_VIEWS if facts.gpu else replace(_PLAIN, crop_scale=(0.4, 1.0)),
+        dino=DinoConfig(prototypes=prototypes(facts.images), momentum=0.996)
+        if facts.gpu
+        else DinoConfig(
+            prototypes=1024, hidden=512, out=128, small_views=4, momentum=0.98, freeze_last=0.05
+        ),
+        optim=OptimConfig(
+            lr=5e-4 if facts.gpu else 1e-3,
+            weight_decay=0.04,
+            final_weight_decay=0.4,
+            warmup=0.1,
+            clip=3.0,
+            clip_by="tensor",
+        ),
+        minutes=60 if facts.gpu else 10,
+        precision=precision(facts),
+        evaluations=4,
+        keep="best" if facts.classes else "last",
+    )
+    return continued(facts, config, DINO_VIEWS)
+
+
+def _fresh(facts: Facts) -> tuple[str, ViTConfig]:
+    """A row of MODELS, and what is made of it: positions that are no weights, a plain stem."""
+    row = "vit_s16" if facts.gpu else "vit_pico8"
+    model = model_config(row, classes=0, channels=facts.channels)
+    assert isinstance(model, ViTConfig)
+    return row, replace(model, stem="patch", position="sincos_moco")
+
+
+def prototypes(images: int) -> int:
+    """Of so many images: a power of 2 of about as many, from 1,024 to 65,536.
+
+    >>> prototypes(1_455), prototypes(10_000), prototypes(1_281_167)
+    (1024, 8192, 65536)
+    """
+    return 2 ** min(max(images.bit_length() - 1, 10), 16)
+
+
+def continued(facts: Facts, config: TrainConfig, augment: AugmentConfig) -> TrainConfig:
+    """The recipe as it is where it starts from published weights: slow, and with the heads alone in
+    the first quarter, after which the features are measured as they came.
+    """
     if facts.start is None:
         return config
     opened = facts.start
@@ -54,9 +114,10 @@ def mocov3(facts: Facts) -> TrainConfig:
         config,
         data=data_of(facts, opened, config.data.batch_size),
         model=model,
-        augment=PUBLISHED,
+        augment=augment,
         row=row_of(opened),
         weights=opened.source,
-        optim=OptimConfig(lr=5e-5, weight_decay=0.1, warmup=0.1),
-        tune=TuneConfig(layer_decay=0.75, head_warmup=0.0),
+        optim=replace(config.optim, lr=5e-5),
+        tune=TuneConfig(layer_decay=0.75, head_warmup=0.25),
+        keep="best" if facts.classes else "last",
     )

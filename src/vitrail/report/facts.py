@@ -130,7 +130,8 @@ def _training(config: TrainConfig, events: Sequence[dict[str, Any]]) -> Iterator
     if config.distill.teacher is not None:
         yield "teacher", f"{config.distill.teacher}, {config.distill.kind} labels"
     yield "optimiser", f"{optim.name}, learning rate {optim.lr:g}, {optim.schedule}"
-    yield "weight decay", f"{optim.weight_decay:g}"
+    end = "" if optim.final_weight_decay is None else f" to {optim.final_weight_decay:g}"
+    yield "weight decay", f"{optim.weight_decay:g}{end}"
     views = [_augmentation(view) for view in config.views()]
     if len(views) == 1:
         yield "augmentation", views[0]

@@ -28,6 +28,7 @@ from vitrail.tasks import (
     TASKS,
     ClassifyConfig,
     DetectConfig,
+    DinoConfig,
     DistillConfig,
     EmbedConfig,
     MocoConfig,
@@ -132,6 +133,9 @@ class OptimConfig:
     """The highest learning rate, after warm-up."""
     weight_decay: float = 0.05
     """On matrices and convolution kernels only: not on biases, norms, tokens, positions."""
+    final_weight_decay: float | None = None
+    """Where weight decay ends, on a cosine from where it starts (DINO: 0.04 to 0.4); None: it stays
+    as it is."""
     beta1: float = 0.9
     """Decay of the first moment; the momentum of SGD."""
     beta2: float = 0.999
@@ -151,6 +155,8 @@ class OptimConfig:
     """Where the schedule ends, as a share of `lr`."""
     clip: float | None = 1.0
     """Largest global norm of the gradient; None does not clip."""
+    clip_by: Literal["all", "tensor"] = "all"
+    """tensor: each tensor's gradient is cut to `clip` by its own norm (DINO), not all by theirs."""
 
     def __post_init__(self) -> None:
         for name, share in (
@@ -163,6 +169,11 @@ class OptimConfig:
         if self.weight_decay < 0:
             raise UsageError(
                 f"{setting('optim.weight_decay')} cannot be negative: {self.weight_decay}"
+            )
+        if self.final_weight_decay is not None and self.final_weight_decay < 0:
+            raise UsageError(
+                f"{setting('optim.final_weight_decay')} cannot be negative: "
+                f"{self.final_weight_decay}"
             )
         if self.clip is not None and self.clip <= 0:
             raise UsageError(f"{setting('optim.clip')} must be above 0, or None, not {self.clip}")
@@ -246,7 +257,7 @@ class TrainConfig:
     weights: str | None = None
     """Published weights to start from: a name that `vitrail weights` lists, a file, an https
     address, hf:OWNER/NAME, or a run folder. None starts at random."""
-    task: Literal["classify", "segment", "detect", "mocov3"] = "classify"
+    task: Literal["classify", "segment", "detect", "mocov3", "dino"] = "classify"
     """What is learned: classes of images or of pixels, boxes of objects, or features from images
     without labels. Without the flag the data decides: masks are for segment, boxes for detect."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -255,6 +266,7 @@ class TrainConfig:
     detect: DetectConfig = field(default_factory=DetectConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     moco: MocoConfig = field(default_factory=MocoConfig)
+    dino: DinoConfig = field(default_factory=DinoConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

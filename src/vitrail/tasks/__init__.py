@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vitrail.tasks.classify import ClassifyConfig as ClassifyConfig
     from vitrail.tasks.detect import Detect as Detect
     from vitrail.tasks.detect import DetectConfig as DetectConfig
+    from vitrail.tasks.dino import Dino as Dino
+    from vitrail.tasks.dino import DinoConfig as DinoConfig
     from vitrail.tasks.distill import Distill as Distill
     from vitrail.tasks.distill import DistillConfig as DistillConfig
     from vitrail.tasks.distill import Teacher as Teacher
@@ -38,6 +40,7 @@ _ROOMS = {
     "answers": ("Detections", "Embedding", "Prediction", "Segmentation"),
     "classify": ("Classify", "ClassifyConfig"),
     "detect": ("Detect", "DetectConfig"),
+    "dino": ("Dino", "DinoConfig"),
     "distill": ("Distill", "DistillConfig", "Teacher"),
     "embed": ("Embed", "EmbedConfig"),
     "moco": ("Moco", "MocoConfig"),

@@ -15,12 +15,10 @@ runs unstable.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -32,8 +30,9 @@ from vitrail.errors import UsageError, setting
 from vitrail.heads.projector import Predictor, Projector
 from vitrail.metrics.features import spread
 from vitrail.models import FAMILIES, Model, ViT
-from vitrail.nn import PatchEmbed, normal_
+from vitrail.nn import PatchEmbed, full_precision, normal_, precise
 from vitrail.tasks.embed import Embed, EmbedConfig
+from vitrail.tasks.gathering import gathered
 from vitrail.tasks.momentum import MomentumTeacher
 from vitrail.tasks.task import Losses
 
@@ -146,45 +145,15 @@ def contrast(
     queries: Float[Tensor, "b o"], keys: Float[Tensor, "b o"], temperature: float
 ) -> Contrast:
     """C(q, k) of this process's queries among the keys of all: 0 where it has none."""
-    queries, keys = (F.normalize(_precise(each), dim=1) for each in (queries, keys))
+    queries, keys = (F.normalize(precise(each), dim=1) for each in (queries, keys))
     every, first = gathered(keys)
-    with _full_precision(queries.device):
+    with full_precision(queries.device):
         logits = queries @ every.T / temperature
     own = first + torch.arange(len(queries), device=queries.device)
     loss = F.cross_entropy(logits, own, reduction="sum")
     right = (logits.argmax(dim=1) == own).sum() if len(own) else loss.new_zeros(())
     count = max(len(queries), 1)
     return Contrast(2 * temperature * loss / count, right / count)
-
-
-def _precise(x: Tensor) -> Tensor:
-    """In float32, where it is not more precise already: the smallest chances decide a loss."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Without mixed precision, of which there is none where nothing is computed."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
-
-
-@torch.no_grad()
-def gathered(keys: Float[Tensor, "b o"]) -> tuple[Float[Tensor, "n o"], int]:
-    """The keys of all processes, in the order of their ranks, and the place of this one's first.
-
-    A process may have fewer than others. No gradient passes.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return keys, 0
-    size, rank = dist.get_world_size(), dist.get_rank()
-    counts = [torch.zeros(1, dtype=torch.int64, device=keys.device) for _ in range(size)]
-    dist.all_gather(counts, torch.tensor([len(keys)], device=keys.device))
-    numbers = [int(count) for count in counts]
-    # Of one size each, as a collective wants them.
-    padded = F.pad(keys, (0, 0, 0, max(numbers) - len(keys)))
-    every = [torch.empty_like(padded) for _ in range(size)]
-    dist.all_gather(every, padded.contiguous())
-    kept = [part[:count] for part, count in zip(every, numbers, strict=True)]
-    return torch.cat(kept), sum(numbers[:rank])
 
 
 def pooled_width(model: Model) -> int:

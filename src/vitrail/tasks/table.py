@@ -7,6 +7,7 @@ import numpy as np
 
 from vitrail.data.targets import Boxes, Classes, Coding, MaskArrays, Masks, Nothing, Targets
 from vitrail.data.views.augment import AugmentConfig
+from vitrail.data.views.dino import dino_views, small_size
 from vitrail.data.views.moco import moco_views
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.heads.detector import Detector, build_detector
@@ -14,6 +15,7 @@ from vitrail.heads.segmenter import Segmenter, build_segmenter
 from vitrail.models import ViT, build
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.detect import Detect
+from vitrail.tasks.dino import Dino
 from vitrail.tasks.distill import Distill, Teacher
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.kept import KeptMaps
@@ -113,6 +115,10 @@ def _boxes(state: Mapping[str, Any]) -> Boxes:
     return Boxes.listed(tuple(map(str, state["classes"])), (), lambda i: (1, 1))
 
 
+def _headless(config: "TrainConfig", targets: Targets) -> Any:
+    return build(config.model)
+
+
 def _featured(config: "TrainConfig", targets: Targets) -> Any:
     model = build(config.model)
     if config.weights is None and isinstance(model, ViT):
@@ -128,6 +134,28 @@ def _moco_facts(config: "TrainConfig") -> Iterable[tuple[str, str]]:
     moco = config.moco
     yield "contrast", f"temperature {moco.temperature:g}, vectors of {moco.out} numbers"
     yield "teacher", f"running average, momentum {moco.momentum:g} rising to 1"
+
+
+def _dino(model: Any, config: "TrainConfig", targets: Targets, teacher: Teacher | None) -> Task:
+    return Dino(model, config.dino, targets, config.embed, config.seed)
+
+
+def _dino_views(config: "TrainConfig") -> tuple[AugmentConfig, ...]:
+    dino, large = config.dino, config.train_preprocess().size
+    size = dino.small_size or small_size(large, config.model.stride)
+    return dino_views(config.augment, dino.small_views, dino.small_scale, size)
+
+
+def _dino_facts(config: "TrainConfig") -> Iterable[tuple[str, str]]:
+    dino = config.dino
+    start, end = dino.teacher_temperature
+    kept_even = {"mean": "less their mean", "sinkhorn": "by Sinkhorn and Knopp"}
+    yield "prototypes", f"{dino.prototypes:,}, {kept_even[dino.centring]}"
+    yield "temperatures", f"{dino.temperature:g}, the teacher's {start:g} rising to {end:g}"
+    yield "teacher", f"running average, momentum {dino.momentum:g} rising to 1"
+    for name, weight in (("hidden patches (iBOT)", dino.ibot), ("KoLeo", dino.koleo)):
+        if weight:
+            yield name, f"weight {weight:g}"
 
 
 def _embeds(model: Any, config: "TrainConfig", targets: Targets, tta: str) -> Task:
@@ -195,6 +223,14 @@ TASKS: Mapping[str, Kind] = {
         refused=_coupled,
         views=lambda config: moco_views(config.augment),
         facts=_moco_facts,
+        few=_better_than_from_scratch,
+    ),
+    "dino": Kind(
+        *(Nothing, False, _headless, _dino, _embeds, _labels),
+        why=_COUPLED,
+        refused=_coupled,
+        views=_dino_views,
+        facts=_dino_facts,
         few=_better_than_from_scratch,
     ),
 }

@@ -45,6 +45,7 @@ def parameter_groups(
         {
             "params": groups[share, decayed, parts],
             "weight_decay": weight_decay if decayed else 0.0,
+            "decayed": decayed,
             "scale": share,
             "parts": parts,
         }
@@ -105,6 +106,18 @@ def build_optimizer(
         "state": config.state,
     }
     return RuleOptimizer(groups, defaults)
+
+
+def weight_decay(config: OptimConfig, progress: float) -> float:
+    """The weight decay when `progress` (0 to 1) of the run is done.
+
+    >>> weight_decay(OptimConfig(weight_decay=0.04, final_weight_decay=0.4), 0.5)
+    0.22
+    """
+    start, end = config.weight_decay, config.final_weight_decay
+    if end is None:
+        return start
+    return end + (start - end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
 def learning_rate(config: OptimConfig, progress: float) -> float:

@@ -1,7 +1,7 @@
 """What takes a step: the one way for the run itself, for the sweep of rates and for the try-out."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from vitrail.runs.world import ALONE, World
 from vitrail.tasks import Task
 from vitrail.training.average import Average
 from vitrail.training.engine import Engine, StepLoss
-from vitrail.training.optim import build_optimizer
+from vitrail.training.optim import build_optimizer, weight_decay
 from vitrail.training.tune import Tuning
 
 
@@ -91,6 +91,8 @@ class Learner:
         with record_function("vitrail/optimiser"):
             for settings in self.optimizer.param_groups:
                 settings["lr"] = lr * settings["scale"]
+                if settings["decayed"]:
+                    settings["weight_decay"] = weight_decay(self.config.optim, done)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.task.after_step(done)
@@ -100,5 +102,19 @@ class Learner:
 
     def _clipped(self) -> float:
         """The gradient's global norm, before it is cut."""
+        if self.config.optim.clip_by == "tensor":
+            return cut_each(self.task.parameters(), self.config.optim.clip or math.inf)
         norm = nn.utils.clip_grad_norm_(self.task.parameters(), self.config.optim.clip or math.inf)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def cut_each(parameters: Iterable[nn.Parameter], most: float) -> float:
+    """Cut each parameter's gradient to a norm of `most`, as DINO does; the norm of all before."""
+    squares = 0.0
+    for parameter in parameters:
+        if parameter.grad is not None:
+            norm = torch.linalg.vector_norm(parameter.grad)
+            parameter.grad.mul_((most / (norm + 1e-6)).clamp(max=1))
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            squares = squares + norm.double() ** 2
+    return float(squares) ** 0.5
