@@ -58,7 +58,7 @@ from vitrail.runs import DataConfig, OptimConfig, Run, TrainConfig, TuneConfig
 from vitrail.runs.checkpoint import check_checkpoint
 from vitrail.runs.config import write_yaml
 from vitrail.runs.folder import step_of
-from vitrail.tasks import DetectConfig, MocoConfig, SegmentConfig
+from vitrail.tasks import DetectConfig, DinoConfig, MocoConfig, SegmentConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from runs import harm
@@ -176,6 +176,23 @@ OTHER_TASKS: dict[str, dict[str, Any]] = {
         "task": "mocov3",
         "moco": MocoConfig(hidden=64, out=16, momentum=0.9),
         "augment": AugmentConfig(grey=0.2, solarize=0.2, jitter=0.4),
+        "ema": 0.0,
+        "accumulate": 1,
+    },
+    "dino": {
+        "task": "dino",
+        "dino": DinoConfig(
+            prototypes=32,
+            hidden=32,
+            out=16,
+            small_views=2,
+            momentum=0.9,
+            freeze_last=0.3,
+            ibot=1.0,
+            koleo=0.1,
+        ),
+        "augment": AugmentConfig(grey=0.2, solarize=0.2, jitter=0.4),
+        "optim": OptimConfig(lr=1e-3, final_weight_decay=0.4, clip=3.0, clip_by="tensor"),
         "ema": 0.0,
         "accumulate": 1,
     },

@@ -44,7 +44,7 @@ def test_kills_at_random_times_change_nothing():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "task",
-    ["classify", "deeplab", "queries", "frozen", "detect", "detect-queries", "mocov3"],
+    ["classify", "deeplab", "queries", "frozen", "detect", "detect-queries", "mocov3", "dino"],
 )
 def test_more_kills_change_nothing_in_any_task(task):
     found = measured("--part", "kills", "--task", task, "--count", "4")["kills"]

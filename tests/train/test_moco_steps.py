@@ -95,3 +95,10 @@ def test_a_batch_is_never_cut(monkeypatch) -> None:
         learner.gradients([batch_of(0)])
     with pytest.raises(UsageError, match="its loss looks across the images"):
         Auto(micro_batch=True).start(replace(CONFIG, task="mocov3", augment=moco_views()[0]), 1)
+
+
+def test_a_steps_weight_decay_is_the_schedules() -> None:
+    optim = replace(CONFIG.optim, weight_decay=0.1, final_weight_decay=0.5)
+    learner = stepped(replace(CONFIG, optim=optim))
+    found = {(group["decayed"], group["weight_decay"]) for group in learner.optimizer.param_groups}
+    assert found == {(True, 0.5), (False, 0.0)}  # as at the end

@@ -19,8 +19,9 @@ from vitrail.runs import OptimConfig, read_checkpoint, write_checkpoint
 from vitrail.runs.checkpoint import flatten_optimizer, restore_optimizer
 from vitrail.training import muon
 from vitrail.training.muon import directions, orthogonalised
-from vitrail.training.optim import build_optimizer, hidden_matrices, learning_rate
+from vitrail.training.optim import build_optimizer, hidden_matrices, learning_rate, weight_decay
 from vitrail.training.rules import RuleOptimizer
+from vitrail.training.step import cut_each
 
 NAMES = ("adamw", "sgd", "muon", "lamb", "adafactor")
 SMALL = ViTConfig(
@@ -398,3 +399,24 @@ def test_a_gpu_takes_the_same_steps_and_resumes(name, state):
     again.step()
     for a, b in zip(after, gpu.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_weight_decay_goes_to_its_end_on_a_cosine():
+    config = OptimConfig(weight_decay=0.04, final_weight_decay=0.4)
+    found = [weight_decay(config, done) for done in (0.0, 0.25, 0.5, 1.0, 1.2)]
+    quarter = 0.4 - 0.36 * (1 + math.cos(math.pi / 4)) / 2
+    assert found == pytest.approx([0.04, quarter, 0.22, 0.4, 0.4])
+    assert weight_decay(OptimConfig(weight_decay=0.04), 0.7) == 0.04
+
+
+def test_each_gradient_is_cut_by_its_own_norm():
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(5)), nn.Parameter()]
+    grads = [torch.randn(3, 4) * 9, torch.randn(5) * 0.01]
+    for parameter, grad in zip(parameters, grads, strict=False):
+        parameter.grad = grad.clone()
+    norm = cut_each(parameters, 2.0)
+    assert norm == pytest.approx(math.hypot(*(grad.norm().item() for grad in grads)), rel=1e-5)
+    close(parameters[0].grad, grads[0] * 2 / grads[0].norm())
+    assert torch.equal(parameters[1].grad, grads[1])
+    assert cut_each(parameters[:1], math.inf) == pytest.approx(2.0, rel=1e-5)

@@ -304,21 +304,27 @@ def test_numbers_found_by_one_process_are_taken_by_all(tmp_path):
     assert "batch_size: 128" in (tmp_path / "run" / "config.yaml").read_text()
 
 
-_MOCO = shlex.split(
-    "samples:emoji --task mocov3 --model vit_mini16 --model.image-size 32 32 --model.patch 8 8 "
-    "--model.depth 1 --model.width 32 --model.heads 2 --model.mlp 64 --moco.hidden 64 "
-    "--moco.out 16 --data.batch-size 32 --minutes None --epochs 0.2 --precision float32 "
-    "--evaluations 1 --device cpu"
+_UNLABELLED = shlex.split(
+    "samples:emoji --model vit_mini16 --model.image-size 32 32 --model.patch 8 8 --model.depth 1 "
+    "--model.width 32 --model.heads 2 --model.mlp 64 --data.batch-size 32 --minutes None "
+    "--epochs 0.2 --precision float32 --evaluations 1 --device cpu"
 )
+_TASKS = {
+    "mocov3": "--moco.hidden 64 --moco.out 16",
+    "dino": "--dino.hidden 32 --dino.out 16 --dino.prototypes 64 --dino.small-views 2 "
+    "--dino.ibot 1 --dino.koleo 0.1 --dino.freeze-last 0.3",
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_moco_v3_takes_the_same_steps_on_two_processes(parallel, tmp_path):
+@pytest.mark.parametrize("task", _TASKS)
+def test_what_looks_across_images_takes_the_same_steps_on_two_processes(task, parallel, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    assert finish(start(*_MOCO, "--out", str(one)))[0] == 0
-    args = ("--devices", "2", "--parallel", parallel, "--out", str(two))
-    code, words = finish(start(*_MOCO, *args))
+    args = [*_UNLABELLED, "--task", task, *shlex.split(_TASKS[task])]
+    assert finish(start(*args, "--out", str(one)))[0] == 0
+    more = ("--devices", "2", "--parallel", parallel, "--out", str(two))
+    code, words = finish(start(*args, *more))
     assert code == 0, words
     mine, theirs = losses(one), losses(two)
     assert list(mine) == list(theirs)
