@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from command import interrupted, last_json, vitrail
 from tasks.test_moco_run import photos as photos
 from tasks.test_moco_run import sorted_by_colour
+from vitrail.recipes import RECIPES, Facts
 from vitrail.runs import Run
 
 TINY = [
@@ -110,3 +111,17 @@ def test_what_cannot_be_is_one_message(flags, words, photos, tmp_path, capfd):
     )
     assert code == 2 and words in " ".join((out + said).split()), said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "gpu", "prototypes"),
+    [(1_455, False, 1024), (1_455, True, 1024), (10_000, True, 8192), (1_281_167, True, 65_536)],
+)
+def test_the_recipe_goes_by_the_images(images, gpu, prototypes):
+    found = Facts("photos", images, 0, 3, 128, gpu=gpu, bfloat16=gpu)
+    config = RECIPES["dino"].config(found)
+    assert config.dino.prototypes == prototypes and config.keep == "last"
+    assert len(config.views()) == 2 + config.dino.small_views
+    small, large = config.views()[-1].size, config.model.image_size
+    assert small is not None and small[0] < large[0]
+    assert RECIPES["dino"].config(found._replace(classes=3)).keep == "best"

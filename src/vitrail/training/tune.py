@@ -39,7 +39,8 @@ class Tuning:
         `layer_decay ^ (depth + 1 - layer)`, as BEiT and MAE have it (2106.08254, 2111.06377).
         """
         above = len(self.blocks) + 1 - layer_of(name, self.blocks)
-        of_head = self.config.head_lr if _of(name, _NEW) else 1.0
+        # What lies beside the model is as new as a head.
+        of_head = self.config.head_lr if _of(name, _NEW) or name not in self.trained else 1.0
         return self.config.layer_decay**above * of_head
 
     def enter(self, progress: float) -> float:
