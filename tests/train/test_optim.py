@@ -360,6 +360,10 @@ def _sharded(rank: int, folder: Path) -> None:
                 )
                 for mine, its in zip(whole.parameters(), parts.parameters(), strict=True)
             )
+            norms = [cut_each(each.parameters(), 0.5) for each in (whole, parts)]
+            assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+            for mine, its in zip(whole.parameters(), parts.parameters(), strict=True):
+                close(its.grad.full_tensor(), mine.grad, 1e-5)
             if rank == 0:
                 (folder / f"{name}-{state}.worst").write_text(str(worst))
     dist.destroy_process_group()

@@ -50,10 +50,11 @@ def dino(facts: Facts) -> TrainConfig:
 
     Command: `vitrail train photos/ --task dino`; the run is then a `--weights` of any other. The
     paper has 65,536 prototypes, batches of 1,024 and 300 epochs; with few images fewer prototypes
-    and batches of 256 have served (benchmarks of lightly and stable-pretraining). On a CPU, where ten
-    minutes are some hundred steps, two blocks learn, views keep their colours, the teacher is quick
-    and stays sure, and Sinkhorn and Knopp keep prototypes apart: with the mean, which follows images
-    more slowly, all were as like to all for as long (loss 6.82 after 76 steps, of ln 1024 = 6.93).
+    and batches of 256 have served (benchmarks of lightly and stable-pretraining). On a CPU, where
+    ten minutes are some hundred steps, two blocks learn, views keep their colours, the teacher is
+    quick and stays sure, and Sinkhorn and Knopp keep prototypes apart: with the mean, of a teacher
+    that grew less sure, all images were as like to all of them (a loss of 6.82 after 76 steps; ln
+    1,024 is 6.93).
     """
     row, model = _fresh(facts)
     config = TrainConfig(

@@ -110,11 +110,14 @@ class Learner:
 
 def cut_each(parameters: Iterable[nn.Parameter], most: float) -> float:
     """Cut each parameter's gradient to a norm of `most`, as DINO does; the norm of all before."""
+    from torch.distributed.tensor import DTensor  # not where nothing is cut so: slow to import
+
     squares = 0.0
     for parameter in parameters:
         if parameter.grad is not None:
-            norm = torch.linalg.vector_norm(parameter.grad)
-            parameter.grad.mul_((most / (norm + 1e-6)).clamp(max=1))
-            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            norm, rows = torch.linalg.vector_norm(parameter.grad), parameter.grad
+            if isinstance(rows, DTensor):  # this process's, of which the whole's norm decides
+                norm, rows = norm.full_tensor(), rows.to_local()  # type: ignore[attr-defined]
+            rows.mul_((most / (norm + 1e-6)).clamp(max=1))
             squares = squares + norm.double() ** 2
     return float(squares) ** 0.5
