@@ -3,9 +3,9 @@
 And one thread, also in the processes that it starts: those of tiny tensors wait for each other
 longer than they compute, on busy cores ten times as long. OMP_NUM_THREADS=2 takes two.
 
-Shapes are checked by jaxtyping and beartype in `vitrail.nn`, `vitrail.models`, `vitrail.heads`, by
-the tests of these (parity shows by itself); set JAXTYPING_DISABLE=1 for tests that compile or
-export (pytorch#122093).
+Shapes are checked by jaxtyping and beartype in `vitrail.nn`, `vitrail.models`, `vitrail.heads` and
+`vitrail.text`, by the tests of these (parity shows by itself); set JAXTYPING_DISABLE=1 for tests
+that compile or export (pytorch#122093).
 """
 
 import gc
@@ -27,7 +27,7 @@ import tyro
 
 # Before anything imports these packages.
 jaxtyping.install_import_hook(
-    ["vitrail.nn", "vitrail.models", "vitrail.heads"], "beartype.beartype"
+    ["vitrail.nn", "vitrail.models", "vitrail.heads", "vitrail.text"], "beartype.beartype"
 )
 
 from vitrail.doctor import compute  # noqa: E402

@@ -30,7 +30,7 @@ from vitrail.weights import (
 )
 from vitrail.weights.family import FamilyLayout
 from vitrail.weights.infer import infer
-from vitrail.weights.names import Layout, State, some
+from vitrail.weights.names import Layout, State, prefixes, some
 from vitrail.weights.torchfile import PREFERRED
 from vitrail.weights.unseen import SHOWN, UNSEEN, Unseen, lines
 
@@ -350,7 +350,7 @@ def recognise(state: State, where: str) -> tuple[Layout | FamilyLayout, str]:
     found = [
         (layout, prefix)
         for layout in layouts
-        for prefix in _prefixes(state, layout.marks)
+        for prefix in prefixes(state, layout.marks)
         if isinstance(layout, FamilyLayout) or layout.own(state, prefix)
     ]
     # What lies within another model is a part of it: the ResNet of a hybrid.
@@ -375,17 +375,6 @@ def _any(state: State, glob: str) -> bool:
 
 def _width(state: State, glob: str) -> int:
     return next(t.shape[-1] if t.ndim else 0 for key, t in state.items() if fnmatchcase(key, glob))
-
-
-def _prefixes(state: State, marks: tuple[str, ...]) -> list[str]:
-    """Whatever stands before the marks, all of them: what wrapped the model, part by part."""
-    first, *others = marks
-    return [
-        prefix
-        for key in state
-        if key.endswith(first) and (prefix := key[: -len(first)])[-1:] in ("", ".", "/")
-        if all(prefix + mark in state for mark in others)
-    ]
 
 
 def _one_of(prefixes: list[str], where: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import combinations
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Size, Tensor
@@ -190,7 +190,7 @@ def gather(state: State, config: ViTConfig, layout: Layout) -> dict[str, Tensor]
     rows = _given_rows(state, config, layout)
     theirs = shapes if rows is None else shapes | {"position.table": Size((rows, config.width))}
     pieces = _pieces(theirs, config, layout)
-    _check(state, {n: shape for parts in pieces.values() for n, shape in parts}, layout.whose)
+    check_shapes(state, {n: shape for parts in pieces.values() for n, shape in parts}, layout.whose)
     ours: dict[str, Tensor] = {}
     for key, parts in pieces.items():
         tensors = [state[name].reshape(-1, *shapes[key][1:]) for name, _ in parts]
@@ -201,7 +201,7 @@ def gather(state: State, config: ViTConfig, layout: Layout) -> dict[str, Tensor]
 def scatter(state: State, config: ViTConfig, layout: Layout) -> dict[str, Tensor]:
     """Our state dict under their names: the inverse of `gather`."""
     shapes = our_shapes(config)
-    _check(state, shapes, "vitrail")
+    check_shapes(state, shapes, "vitrail")
     theirs: dict[str, Tensor] = {}
     for key, pieces in _pieces(shapes, config, layout).items():
         row = shapes[key][1:].numel()
@@ -358,7 +358,7 @@ def _given_rows(state: State, config: ViTConfig, layout: Layout) -> int | None:
     """The rows of their table, if they are for all, some or none of the prefix tokens."""
     key = layout.names.get("position.table")
     if not config.has_table or not isinstance(key, str) or key not in state:
-        return None  # `_check` says what is missing
+        return None  # `check_shapes` says what is missing
     tokens = int(config.class_token) + int(config.distilled)
     patches, given = _patches(config), state[key].shape[int(layout.batch_axis) :][:1].numel()
     possible = [patches + n for n in (0, tokens, tokens + config.registers)]
@@ -382,18 +382,30 @@ def _pieces(
                 (name, Size((1, count, width) if layout.batch_axis else (width,)))
                 for token, count in tokens.items()
                 if count
-                for name in _their_names(token, layout)
+                for name in their_names(token, layout)
             ]
         elif key == "position.table":
             axes = (1, *shape) if layout.batch_axis else shape
-            pieces[key] = [(name, Size(axes)) for name in _their_names(key, layout)]
+            pieces[key] = [(name, Size(axes)) for name in their_names(key, layout)]
         else:
-            theirs = _their_names(key, layout)
+            theirs = their_names(key, layout)
             pieces[key] = [(name, Size((shape[0] // len(theirs), *shape[1:]))) for name in theirs]
     return pieces
 
 
-def _their_names(key: str, layout: Layout) -> tuple[str, ...]:
+class Named(Protocol):
+    """A layout: what it calls things, and whose it is."""
+
+    @property
+    def names(self) -> Names:
+        """Its table."""
+
+    @property
+    def whose(self) -> str:
+        """For messages."""
+
+
+def their_names(key: str, layout: Named) -> tuple[str, ...]:
     """Their name or names for our `key`, as a tensor or as a module's `.weight`, `.bias`, ..."""
     names = layout.names
     *_, (pattern, numbers) = _numbered(key)  # ours have no others
@@ -408,7 +420,7 @@ def _their_names(key: str, layout: Layout) -> tuple[str, ...]:
     return tuple(name.format_map(numbers) + ending for name in templates)
 
 
-def _check(state: State, wanted: Mapping[str, Size], source: str) -> None:
+def check_shapes(state: State, wanted: Mapping[str, Size], source: str) -> None:
     """Refuse a state dict whose keys or shapes are not exactly the `wanted` ones."""
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
@@ -422,6 +434,17 @@ def _check(state: State, wanted: Mapping[str, Size], source: str) -> None:
                 f"these {source} weights do not fit the config: '{key}' has shape "
                 f"{tuple(state[key].shape)}, the config asks for {tuple(shape)}"
             )
+
+
+def prefixes(state: State, marks: tuple[str, ...]) -> list[str]:
+    """Whatever stands before the marks, all of them: what wrapped the model, part by part."""
+    first, *others = marks
+    return [
+        prefix
+        for key in state
+        if key.endswith(first) and (prefix := key[: -len(first)])[-1:] in ("", ".", "/")
+        if all(prefix + mark in state for mark in others)
+    ]
 
 
 def some(keys: list[str], limit: int = 3) -> str:
