@@ -37,8 +37,9 @@ from vitrail.heads.deformable import QueryBoxesConfig  # noqa: E402
 from vitrail.models import FAMILIES  # noqa: E402
 from vitrail.planning import tryout  # noqa: E402
 from vitrail.runs.machine import matrix_rate  # noqa: E402
+from vitrail.text import TEXT_FAMILIES  # noqa: E402
 
-for config in (*FAMILIES, DetectHeadConfig, QueryBoxesConfig, SegmentHeadConfig):
+for config in (*FAMILIES, *TEXT_FAMILIES, DetectHeadConfig, QueryBoxesConfig, SegmentHeadConfig):
     typing.no_type_check(config.__init__)  # a config checks itself, and says it better
 
 try:

@@ -125,13 +125,13 @@ def _vocabulary() -> _Vocabulary:
 def _words() -> re.Pattern[str]:
     """What is a word: an English ending, letters, one digit, or what is neither.
 
-    A text that spells the beginning or the end of a text gets their tokens, as in the original. The
-    long s is an s to it, wherever it ignores case.
+    A text that spells the beginning or the end of a text gets their tokens, as in the original. That
+    ignores case, by which the long s is an s, and the mark of an iota below nothing at all.
     """
     letters, digits = _category("L"), _category("N")
     return re.compile(
         "<[s\u017f]tart_of_text>|<end_of_text>|'[s\u017f]|'t|'re|'ve|'m|'ll|'d"
-        f"|[{letters}]+|[{digits}]|[^\\s{letters}{digits}]+"
+        f"|[{letters}]+|[{digits}]|[^\\s\u0345{letters}{digits}]+"
     )
 
 

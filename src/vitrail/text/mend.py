@@ -35,12 +35,15 @@ def mended(text: str) -> str:
 
     Text of half characters has to be mended before (`tokenizer.checked`).
     """
-    return "".join(_line(line) for line in re.findall("[^\n]*\n|[^\n]+", text))
+    lines, entities = [], True
+    for line in re.findall("[^\n]*\n|[^\n]+", text):
+        # From what could be a tag on, a text is HTML by design, and keeps its entities.
+        entities = entities and "<" not in line
+        lines.append(_line(line, entities))
+    return "".join(lines)
 
 
-def _line(text: str) -> str:
-    # Whatever could be a tag is HTML by design, and keeps its entities.
-    entities = "<" not in text
+def _line(text: str, entities: bool) -> str:
     while True:
         before = text
         if entities:

@@ -5,7 +5,7 @@ Letters: b texts, t tokens.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -23,6 +23,7 @@ class Tokens(NamedTuple):
     """How many texts were longer than the tower's context, and have lost their end."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Reads texts for a tower. The padding is the tower's own: a caller cannot get it wrong."""
 

