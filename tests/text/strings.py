@@ -1,4 +1,4 @@
-"""Strings of many scripts, keyed by a number: what captions are like, and what they should not be."""
+"""Strings of many scripts, keyed by a number: what captions are, and what they should not be."""
 
 import random
 import unicodedata
@@ -36,9 +36,30 @@ SCRIPTS = (  # first and last code point, of Unicode 8 and before
 )
 WORDS = (
     *("a photo of a cat", "the dog's", "they're", "I'LL", "we've", "don't", "straße", "naïve"),
-    *("ﬁne", "“quoted”", "it’s", "&amp;", "&lt;b&gt;", "&eacute;", "&EACUTE;", "&#233;", "&nbsp"),
+    *(
+        "ﬁne",
+        "“quoted”",
+        "it\u2019s",
+        "&amp;",
+        "&lt;b&gt;",
+        "&eacute;",
+        "&EACUTE;",
+        "&#233;",
+        "&nbsp",
+    ),
     *("x" * 120, "supercalifragilistic", "3.14", "2024-05-06", "http://a.b/c?d=e&f=g", "C3PO"),
-    *("cafÃ©", "â€œno”", "\x1b[31mred", "\x85", "\x93old\x94", "İstanbul", "ΟΔΟΣ", "ǅ", "ſo", "'ſ"),
+    *(
+        "cafÃ©",
+        "â€œno”",
+        "\x1b[31mred",
+        "\x85",
+        "\x93old\x94",
+        "İstanbul",
+        "ΟΔΟΣ",
+        "ǅ",
+        "\u017fo",
+        "'\u017f",
+    ),
     *("[SEP]", "[MASK]", "[sep]", "<start_of_text>", "<end_of_text>", "#tag", "##ing", "_a_b_"),
     *(
         "👩‍👩‍👧",

@@ -17,14 +17,18 @@ from vitrail.data.sources.shards import read_class_names
 from vitrail.errors import UsageError, unknown_name
 from vitrail.models import model_config, parameters_of
 from vitrail.runs.start import open_start
+from vitrail.text import TEXTS
 from vitrail.units import bytes_text
-from vitrail.weights import OURS, Opened, convert
-from vitrail.weights.fetch import cached_file, fetch, parse_source
+from vitrail.weights import OURS, Opened, convert, open_pair, open_text_weights
+from vitrail.weights.fetch import NAMES, cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
 from vitrail.weights.heads import to_header
 from vitrail.weights.load import head_is_written
 from vitrail.weights.names import some
+from vitrail.weights.pair import TextWeights
 from vitrail.weights.table import WEIGHTS
+from vitrail.weights.text_table import TEXT_WEIGHTS
+from vitrail.weights.texts import find_text, text_parameters
 
 _COLUMNS = (
     Column("weights", justify="left"),
@@ -33,6 +37,16 @@ _COLUMNS = (
     Column("size", 3),
     Column("top-1", 2),
     Column("images", 6, "left"),
+    Column("licence", 5, "left"),
+    Column("source", 8, "left"),
+    Column("cached", 7, "left"),
+)
+_TEXT_COLUMNS = (
+    Column("text weights", justify="left"),
+    Column("tower", 4, "left"),
+    Column("params", 1),
+    Column("size", 3),
+    Column("tokens", 2),
     Column("licence", 5, "left"),
     Column("source", 8, "left"),
     Column("cached", 7, "left"),
@@ -98,12 +112,17 @@ def weights(args: Sequence[str]) -> dict[str, Any]:
 def _list(args: Sequence[str]) -> dict[str, Any]:
     word = parse(ListArgs, args, "weights list", "List the published weights.").word
     rows = [_describe(name) for name in WEIGHTS if word in name]
-    if not rows:
+    texts = [_describe_text(name) for name in TEXT_WEIGHTS if word in name]
+    if not rows and not texts:
         raise UsageError(f"no weights have '{word}' in their name: `vitrail weights` lists all")
-    print_table(_COLUMNS, map(_cells, rows))
-    print_text("top-1: published, ImageNet-1k, percent; * with a linear probe, or fine-tuned")
-    print_text("images: side, how it is fitted, share that is shown, mean; --json has all of it")
-    return {"weights": rows}
+    if rows:
+        print_table(_COLUMNS, map(_cells, rows))
+        print_text("top-1: published, ImageNet-1k, percent; * with a linear probe, or fine-tuned")
+        print_text("images: side, how it is fitted, share that is shown, mean; --json has all")
+    if texts:
+        print_table(_TEXT_COLUMNS, map(_text_cells, texts))
+        print_text("text towers, for --text-weights; * an image tower lies beside it")
+    return {"weights": rows, "texts": texts}
 
 
 def _describe(name: str) -> dict[str, Any]:
@@ -129,6 +148,42 @@ def _describe(name: str) -> dict[str, Any]:
     }
 
 
+def _describe_text(name: str) -> dict[str, Any]:
+    row = TEXT_WEIGHTS[name]
+    parameters = text_parameters(row.config)
+    return {
+        "name": name,
+        "text": row.text,
+        "parameters": parameters,
+        "bytes": row.size,
+        "context": row.config.context,
+        "both": row.both,
+        "licence": row.licence,
+        "terms": row.terms,
+        "source": row.place.source,
+        "layout": row.layout,
+        "paper": row.paper,
+        "sha256": row.sha256,
+        "note": row.note,
+        "file": str(cached_file(name)),
+        "cached": cached_file(name).is_file(),
+    }
+
+
+def _text_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Of `_TEXT_COLUMNS`."""
+    return (
+        row["name"],
+        f"{row['text']}{'*' if row['both'] else ''}",
+        f"{row['parameters'] / 1e6:.1f}M",
+        "" if row["bytes"] is None else bytes_text(row["bytes"]),
+        str(row["context"]),
+        row["licence"],
+        row["source"],
+        "yes" if row["cached"] else "",
+    )
+
+
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     """Of `_COLUMNS`."""
     score, shown = row["score"], row["preprocess"]
@@ -151,7 +206,7 @@ def _fetch(args: Sequence[str]) -> dict[str, Any]:
     )
     what = parse_source(given.name)
     if isinstance(what, Path):
-        raise unknown_name("weights", given.name, WEIGHTS)
+        raise unknown_name("weights", given.name, NAMES)
     started = time.monotonic()
     file = fetch(what, say, again=given.again)
     print(f"{given.name} is in {file}")
@@ -160,6 +215,9 @@ def _fetch(args: Sequence[str]) -> dict[str, Any]:
 
 def _show(args: Sequence[str]) -> dict[str, Any]:
     given = parse(ShowArgs, args, "weights show", "What a file of weights holds.")
+    if given.source in TEXT_WEIGHTS and not TEXT_WEIGHTS[given.source].both:
+        found = open_text_weights(given.source, notify=say)
+        return {"source": given.source, "text": _show_text(found)}
     opened = _open(given)
     result: dict[str, Any] = {
         "source": opened.source,
@@ -196,9 +254,36 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
     _print_unseen(opened)
     for note in opened.notes:
         print(f"note         {note}")
+    if find_text(dict.fromkeys(opened.left_out)):
+        pair = open_pair(given.source, _told(given), notify=say)
+        result |= {
+            "text": _show_text(pair.text),
+            "scale": pair.scale,
+            "bias": pair.bias,
+            "left_out": list(pair.image.left_out),
+        }
+        opened = pair.image
+        print(f"{'scale':<12} {pair.scale:.6g}")
+        print(f"{'bias':<12} {'none' if pair.bias is None else f'{pair.bias:.6g}'}")
+        for note in pair.notes:
+            print(f"note         {note}")
     if opened.left_out:
         print(f"left out     {len(opened.left_out)} tensors: {', '.join(opened.left_out[:6])}")
     return result
+
+
+def _show_text(found: TextWeights) -> dict[str, Any]:
+    """Prints what a text tower is, and returns it."""
+    config, tokenizer = found.config, found.tokenizer
+    row = next((name for name, row in TEXTS.items() if row == config), config.family)
+    print(f"{'text':<12} {row}: {config.shape}")
+    state = tokenizer and tokenizer.state()
+    print(f"{'tokenizer':<12} {state or 'none: its vocabulary is not there'}")
+    return {
+        "config": asdict(config),
+        "parameters": text_parameters(config),
+        "tokenizer": state,
+    }
 
 
 _BY_LINES = {
@@ -253,9 +338,12 @@ def _convert(args: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _told(given: ShowArgs) -> dict[str, Any]:
+    return given.told.fields() | ({} if given.part is None else {"part": given.part})
+
+
 def _open(given: ShowArgs) -> Opened:
-    told = given.told.fields() | ({} if given.part is None else {"part": given.part})
-    opened = open_start(given.source, told, row=given.model, notify=say)
+    opened = open_start(given.source, _told(given), row=given.model, notify=say)
     if given.classes is None:
         return opened
     names = read_class_names(given.classes.expanduser())

@@ -125,8 +125,8 @@ def _vocabulary() -> _Vocabulary:
 def _words() -> re.Pattern[str]:
     """What is a word: an English ending, letters, one digit, or what is neither.
 
-    A text that spells the beginning or the end of a text gets their tokens, as in the original. That
-    ignores case, by which the long s is an s, and the mark of an iota below nothing at all.
+    A text that spells the beginning or the end of a text gets their tokens, as in the original,
+    which ignores case: so the long s is an s, and the mark of an iota below nothing at all.
     """
     letters, digits = _category("L"), _category("N")
     return re.compile(

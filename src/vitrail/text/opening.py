@@ -28,6 +28,8 @@ def open_tokenizer(config: TowerConfig, files: str | Path | None = None) -> Toke
     one that is damaged or does not fit the tower.
     """
     if isinstance(config, ClipTextConfig):
+        if files is not None and Path(files).is_file():
+            raise UsageError(f"CLIP's vocabulary ships with vitrail: leave {files} out")
         found: Tokenizer = ClipTokenizer(config.context)
         check_fits(found, config.vocabulary, "CLIP's vocabulary")
         return found

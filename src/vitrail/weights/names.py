@@ -436,7 +436,7 @@ def check_shapes(state: State, wanted: Mapping[str, Size], source: str) -> None:
             )
 
 
-def prefixes(state: State, marks: tuple[str, ...]) -> list[str]:
+def prefixes(state: Mapping[str, Any], marks: tuple[str, ...]) -> list[str]:
     """Whatever stands before the marks, all of them: what wrapped the model, part by part."""
     first, *others = marks
     return [

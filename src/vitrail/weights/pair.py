@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.models import ViTConfig
-from vitrail.text import TextConfig, Tokenizer, open_tokenizer
+from vitrail.text import ClipTokenizer, TextConfig, Tokenizer, open_tokenizer
 from vitrail.text.opening import find_file
 from vitrail.weights.beside_text import told_of_text
 from vitrail.weights.clip import OPEN_CLIP
@@ -164,8 +164,15 @@ def _text_of(
     if place is None:  # LiT's is called as its weights are
         alike = (file.path.with_suffix(ending) for ending in (".txt", ".model"))
         place = next((name for name in alike if name.is_file()), folder)
-    if found.config.family == "clip" or vocabulary is not None or find_file(found.config, place):
-        return found, open_tokenizer(found.config, place), notes
+    clip, words = found.config.family == "clip", found.config.vocabulary
+    if clip and words != ClipTokenizer.vocabulary:
+        notes.append(
+            f"{source} has {words:,} words where CLIP has {ClipTokenizer.vocabulary:,}: vitrail "
+            f"has no tokenizer for it"
+        )
+        return found, None, notes
+    if clip or vocabulary is not None or find_file(found.config, place):
+        return found, open_tokenizer(found.config, vocabulary if clip else place), notes
     where = f": {row.vocabulary}" if row is not None and row.vocabulary else ""
     notes.append(
         f"no vocabulary lies beside {source}{where}; give it with {setting('vocabulary', 'FILE')} "

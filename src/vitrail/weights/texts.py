@@ -108,6 +108,11 @@ def text_shapes(config: TextConfig) -> dict[str, Size]:
         return {key: tensor.shape for key, tensor in build_text(config).state_dict().items()}
 
 
+def text_parameters(config: TextConfig) -> int:
+    """How many numbers a tower learns."""
+    return sum(shape.numel() for shape in text_shapes(config).values())
+
+
 # --- open_clip and OpenAI ---
 
 _RESBLOCK = "transformer.resblocks.{i}"
@@ -345,8 +350,11 @@ _READINGS = {16_000: "lit", 256_000: "siglip2"}
 _CLIP_WORDS = 49408
 
 
-def find_text(state: State) -> tuple[TextLayout, str] | None:
-    """The layout of the text tower in a file, and what stands before its keys; None if none is."""
+def find_text(state: Mapping[str, Any]) -> tuple[TextLayout, str] | None:
+    """The layout of the text tower in a file, and what stands before its keys; None if none is.
+
+    Only keys are looked at.
+    """
     for layout in TEXT_LAYOUTS.values():
         for prefix in prefixes(state, layout.marks):
             if layout.own(state, prefix):
