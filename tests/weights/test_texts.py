@@ -1,6 +1,7 @@
 """Text towers and pairs: random weights of other code bases give the same vectors here."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from close import close
-from vitrail.errors import DataError, UsageError
+from command import vitrail
+from vitrail.errors import DataError, UsageError, VitrailError
 from vitrail.models import build, count_parameters
 from vitrail.text import TEXTS, TextConfig, build_text, text_config
 from vitrail.weights import (
@@ -99,6 +101,12 @@ def clip_text(end: int = WORDS - 1) -> Theirs:
     config = hf.CLIPTextConfig(**TEXT, **{**ENDS, "eos_token_id": end}, projection_dim=E)
     model = randomised(hf.CLIPTextModelWithProjection(config))
     return Theirs(model, lambda tokens: model(tokens).text_embeds)
+
+
+def bare(kind: Any, config: Any) -> Theirs:
+    """A tower alone, as transformers 5 writes it: its names have no prefix."""
+    model = randomised(kind(config))
+    return Theirs(model, lambda tokens: vectors(model(tokens)))
 
 
 def siglip() -> Theirs:
@@ -192,6 +200,16 @@ SOURCES: dict[str, tuple[Callable[[], Theirs], str, dict[str, Any]]] = {
     "CLIPModel, exact GELU": (lambda: clip("gelu"), "huggingface-clip", {}),
     "CLIPTextModelWithProjection": (clip_text, "huggingface-clip", {}),
     "CLIPTextModelWithProjection, old": (lambda: clip_text(2), "huggingface-clip", {}),
+    "CLIPTextModel": (
+        lambda: bare(hf.CLIPTextModel, hf.CLIPTextConfig(**TEXT, **ENDS)),
+        "huggingface-clip-bare",
+        {},
+    ),
+    "SiglipTextModel": (
+        lambda: bare(hf.SiglipTextModel, hf.SiglipTextConfig(**TEXT, **ENDS, projection_size=D)),
+        "huggingface-siglip-bare",
+        {},
+    ),
     "SiglipModel": (siglip, "huggingface-siglip", {}),
     "Siglip2Model": (siglip2, "huggingface-siglip", {}),
     "BertModel": (bert, "huggingface-bert", {}),
@@ -584,6 +602,54 @@ def test_a_tower_with_more_parts_or_less_is_refused(tmp_path: Path) -> None:
     save_file(tensors, path / "model.safetensors")
     with pytest.raises(DataError, match="no temperature"):
         open_pair(path)
+
+
+BROKEN = (torch.zeros(()), torch.zeros(0, 3), torch.zeros(2, 3, 4, 5))
+
+
+@pytest.mark.parametrize("make", (siglip, clip, bert), ids=lambda make: make.__name__)
+def test_shapes_that_make_no_sense_are_told(make: Callable[[], Theirs], tmp_path: Path) -> None:
+    path = saved(make(), tmp_path / "model")
+    tensors = load_file(path / "model.safetensors")
+    for key in tensors:
+        if key.startswith(("vision", "visual", "logit", "pooler")) or "s.1." in key:
+            continue
+        for broken in BROKEN:
+            save_file({**tensors, key: broken}, path / "model.safetensors")
+            with pytest.raises(VitrailError):
+                open_text_weights(path)
+
+
+@pytest.mark.parametrize("text", ("lit_bert_base", "lit_s"))
+def test_arrays_that_make_no_sense_are_told(text: str, tmp_path: Path) -> None:
+    _, arrays = lit(text)
+    for key in (key for key in arrays if key.startswith("txt/") and "_1/" not in key):
+        for broken in BROKEN:
+            write_npz(tmp_path / "x.npz", {**arrays, key: broken}, overwrite=True)
+            with pytest.raises(VitrailError):
+                open_text_weights(tmp_path / "x.npz", {"heads": H})
+
+
+def test_a_temperature_that_makes_no_sense_is_told(tmp_path: Path) -> None:
+    path = saved(siglip(), tmp_path / "model")
+    tensors = load_file(path / "model.safetensors")
+    for broken, words in ((torch.tensor([1e9]), "damaged"), (torch.zeros(2), "2 numbers")):
+        save_file({**tensors, "logit_scale": broken}, path / "model.safetensors")
+        with pytest.raises(DataError, match=words):
+            open_pair(path)
+
+
+def test_the_command_line_shows_and_converts_both(tmp_path: Path, capfd) -> None:
+    path = saved(siglip(), tmp_path / "model")
+    code, out, _ = vitrail(capfd, "weights", "show", path)
+    assert code == 0
+    assert re.search(r"text +siglip: 2 blocks, width 24", out) and re.search("bias +", out)
+    both, one = tmp_path / "both.safetensors", tmp_path / "one.safetensors"
+    code, out, _ = vitrail(capfd, "weights", "convert", path, both, "--to", "huggingface", "--both")
+    assert code == 0 and "both towers" in out
+    assert load_file(both).keys() == load_file(path / "model.safetensors").keys()
+    code, out, _ = vitrail(capfd, "weights", "convert", path, one, "--to", "huggingface")
+    assert code == 0 and "--both writes the two" in out
 
 
 def test_other_layouts_are_named(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from vitrail.models import model_config, parameters_of
 from vitrail.runs.start import open_start
 from vitrail.text import TEXTS
 from vitrail.units import bytes_text
-from vitrail.weights import OURS, Opened, convert, open_pair, open_text_weights
+from vitrail.weights import OURS, Opened, convert, open_pair, open_text_weights, save_pair
 from vitrail.weights.fetch import NAMES, cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
 from vitrail.weights.heads import to_header
@@ -96,6 +96,8 @@ class ConvertArgs(ShowArgs):
     to: str
     """vitrail, timm, huggingface, google, or eomt: its authors', of a ViT with queries."""
     overwrite: bool = False
+    both: bool = False
+    """Of a model with a text tower, both: huggingface, open_clip, or google (LiT's)."""
 
 
 def weights(args: Sequence[str]) -> dict[str, Any]:
@@ -312,6 +314,13 @@ def _convert(args: Sequence[str]) -> dict[str, Any]:
     given = parse(
         ConvertArgs, args, "weights convert", "Write weights in another layout.", flags=True
     )
+    if given.both:
+        pair = open_pair(given.source, _told(given), notify=say)
+        save_pair(given.out, pair, given.to, overwrite=given.overwrite)
+        for note in pair.notes:
+            print(f"note         {note}")
+        print(f"{given.source} is in {given.out}, both towers, in the layout of {given.to}")
+        return {"source": given.source, "to": given.to, "both": True, "file": str(given.out)}
     opened = _open(given)
     out = convert(opened, given.to, given.out, overwrite=given.overwrite)
     _print_unseen(opened)
@@ -323,6 +332,8 @@ def _convert(args: Sequence[str]) -> dict[str, Any]:
             f"classes      {how} the names of its {len(opened.classes)}: "
             f"{some(list(opened.classes), 6)}"
         )
+    if find_text(dict.fromkeys(opened.left_out)):
+        print(f"{'text':<12} without its text tower: --both writes the two")
     if head := opened.head or opened.boxes:
         how = "with" if head_is_written(opened, given.to) else "without"
         what = "segmentation" if opened.head else "detection"

@@ -39,6 +39,8 @@ Notify = Callable[[str], None]
 
 _SCALES = ("logit_scale", "t")
 _BIASES = ("logit_bias", "b")
+_GREATEST = 20.0
+"""Of the logarithm of a scale: those that were learned are below 5."""
 PAIR_TARGETS = ("huggingface", "open_clip", "google")
 """What a whole model can be written as."""
 
@@ -124,6 +126,8 @@ def open_pair(
     scale, bias = (_number(file.tensors, numbers, names, name) for names in (_SCALES, _BIASES))
     if scale is None:
         raise DataError(f"{name} has no temperature ({' or '.join(_SCALES)}): it is no whole model")
+    if not abs(scale) < _GREATEST:
+        raise DataError(f"{name} has a temperature of exp({scale:.3g}): it is damaged")
     left_out = [key for key in left_out if key not in numbers.values()]
     if left_out:
         notes.append(f"{len(left_out)} tensors are no part of either tower: {some(left_out)}")

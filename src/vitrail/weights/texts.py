@@ -7,7 +7,7 @@ whoever wrote it, and then it is said aloud.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -210,6 +210,29 @@ SIGLIP = TextLayout(
     names={**_TOWER, "head": "text_model.head"},
 )
 
+
+def _bare(layout: TextLayout, *head: str) -> TextLayout:
+    """The tower alone, as transformers 5 writes it: without the prefix."""
+
+    def short(name: str) -> str:
+        return name.removeprefix("text_model.")
+
+    return replace(
+        layout,
+        name=f"{layout.name}-bare",
+        marks=tuple(map(short, layout.marks)),
+        own=lambda state, prefix: True,
+        parts=("embeddings.*", "encoder.*", "final_layer_norm.*", *head),
+        names={
+            ours: short(name) if isinstance(name, str) else tuple(map(short, name))
+            for ours, name in layout.names.items()
+        },
+    )
+
+
+CLIP_BARE = _bare(CLIP)
+SIGLIP_BARE = _bare(SIGLIP, "head.*")
+
 _BERT_LAYER = "encoder.layer.{i}"
 BERT = TextLayout(
     name="huggingface-bert",
@@ -340,7 +363,10 @@ BERT_NPZ = TextLayout(
 
 TEXT_LAYOUTS: Mapping[str, TextLayout] = {
     layout.name: layout
-    for layout in (OPEN_CLIP_SIGLIP, OPEN_CLIP, SIGLIP, CLIP, BERT, BERT_NPZ, PLAIN_NPZ)
+    for layout in (
+        *(OPEN_CLIP_SIGLIP, OPEN_CLIP, SIGLIP, CLIP, SIGLIP_BARE, CLIP_BARE),
+        *(BERT, BERT_NPZ, PLAIN_NPZ),
+    )
 }
 """The first whose marks a file has is the file's."""
 
@@ -406,28 +432,25 @@ def read_text(
     for name, value in told.items():
         if name not in fields_known:
             raise unknown_name(f"field of {layout.family.__name__}", name, fields_known)
-        if name in shown and name not in _FREE and shown[name] != value:
+        if name in shown and shown[name] != value:
             raise UsageError(
                 f"{where}: {setting(f'text.{name}', value)} is not what its tensors show, which is "
                 f"{setting(f'text.{name}', shown[name])}: leave it out"
             )
     given = {name: value for name, value in {**known, **told}.items() if name in fields_known}
     usual, words = _usual(layout, shown, given, activation, where)
-    config = layout.family(
-        **{**usual, **given, **{k: v for k, v in shown.items() if k not in told}}
-    )
+    # What shapes show wins over what is said beside them, which may be of another file.
+    config = layout.family(**{**usual, **given, **shown})
     return FoundText(layout, config, layout.read(theirs, config), frozenset(inner.values()), words)
-
-
-_FREE = ("context",)
-"""What shapes show the most of, and a user may want less of."""
 
 
 def _shown(layout: TextLayout, theirs: State, where: str) -> dict[str, Any]:
     """Fields that shapes show."""
-    shapes = {
-        ours: found[0] for ours, found in translate(layout.turn(theirs), layout.names).items()
-    }
+    try:
+        turned = layout.turn(theirs)
+    except (RuntimeError, IndexError, KeyError, ValueError) as error:
+        raise DataError(f"the text tower in {where} is damaged: {error}") from error
+    shapes = {ours: found[0] for ours, found in translate(turned, layout.names).items()}
     stem = "blocks" if layout.family is BertConfig else "encoder.blocks"
     try:
         table, places = shapes["tokens.weight"], shapes["position"]
