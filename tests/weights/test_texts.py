@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -611,23 +612,22 @@ BROKEN = (torch.zeros(()), torch.zeros(0, 3), torch.zeros(2, 3, 4, 5))
 def test_shapes_that_make_no_sense_are_told(make: Callable[[], Theirs], tmp_path: Path) -> None:
     path = saved(make(), tmp_path / "model")
     tensors = load_file(path / "model.safetensors")
-    for key in tensors:
-        if key.startswith(("vision", "visual", "logit", "pooler")) or "s.1." in key:
-            continue
-        for broken in BROKEN:
-            save_file({**tensors, key: broken}, path / "model.safetensors")
-            with pytest.raises(VitrailError):
-                open_text_weights(path)
+    others = ("vision", "visual", "logit", "pooler")
+    keys = [key for key in tensors if not key.startswith(others) and "s.1." not in key]
+    for key, broken in zip(keys, cycle(BROKEN), strict=False):
+        save_file({**tensors, key: broken}, path / "model.safetensors")
+        with pytest.raises(VitrailError):
+            open_text_weights(path)
 
 
 @pytest.mark.parametrize("text", ("lit_bert_base", "lit_s"))
 def test_arrays_that_make_no_sense_are_told(text: str, tmp_path: Path) -> None:
     _, arrays = lit(text)
-    for key in (key for key in arrays if key.startswith("txt/") and "_1/" not in key):
-        for broken in BROKEN:
-            write_npz(tmp_path / "x.npz", {**arrays, key: broken}, overwrite=True)
-            with pytest.raises(VitrailError):
-                open_text_weights(tmp_path / "x.npz", {"heads": H})
+    keys = [key for key in arrays if key.startswith("txt/") and "_1/" not in key]
+    for key, broken in zip(keys, cycle(BROKEN), strict=False):
+        write_npz(tmp_path / "x.npz", {**arrays, key: broken}, overwrite=True)
+        with pytest.raises(VitrailError):
+            open_text_weights(tmp_path / "x.npz", {"heads": H})
 
 
 def test_a_temperature_that_makes_no_sense_is_told(tmp_path: Path) -> None:
