@@ -291,6 +291,9 @@ def _work(
     if found and world.lead:
         run.write(TEACHER, json.dumps(found.record, indent=1))
     task = task_of(model, config, splits, found and found.teacher).to(device)
+    if weights:
+        for words in task.begin(weights):
+            notify(f"weights   {words}")
     train_images = train_loader(config, splits, device, world, notify)
     held_out = val_loader(config, splits.val, device, world)
     with ExitStack() as stack:

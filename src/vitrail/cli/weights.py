@@ -23,7 +23,7 @@ from vitrail.weights import OURS, Opened, convert, open_pair, open_text_weights,
 from vitrail.weights.fetch import NAMES, cached_file, fetch, parse_source
 from vitrail.weights.fit import fit
 from vitrail.weights.heads import to_header
-from vitrail.weights.load import head_is_written
+from vitrail.weights.load import decoder_is_written, head_is_written
 from vitrail.weights.names import some
 from vitrail.weights.pair import TextWeights
 from vitrail.weights.table import WEIGHTS
@@ -232,6 +232,7 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
         "classes": list(opened.classes),
         "head": opened.head and to_header(opened.head),
         "boxes": opened.boxes and to_header(opened.boxes),
+        "decoder": opened.decoder and opened.decoder.to_header(),
         "fits": list(opened.fits),
         "unseen": [one._asdict() for one in opened.unseen],
         "assumed": list(opened.assumed),
@@ -249,6 +250,8 @@ def _show(args: Sequence[str]) -> dict[str, Any]:
         print(f"{'classes':<12} {opened.config.classes}: {named}")
     if head := opened.head or opened.boxes:
         print(f"{'head':<12} {head.line}")
+    if opened.decoder:
+        print(f"{'decoder':<12} {opened.decoder.line}")
     for name in ("config", "preprocess"):
         print(name)
         for part, value in (result[name] or {"": "not known"}).items():
@@ -298,6 +301,7 @@ _BY_LINES = {
     "classes",
     "head",
     "boxes",
+    "decoder",
 }
 
 
@@ -338,6 +342,9 @@ def _convert(args: Sequence[str]) -> dict[str, Any]:
         how = "with" if head_is_written(opened, given.to) else "without"
         what = "segmentation" if opened.head else "detection"
         print(f"{'head':<12} {how} that of {what}: {head.line}")
+    if opened.decoder:
+        how = "with" if decoder_is_written(opened, given.to) else "without"
+        print(f"{'decoder':<12} {how} that of MAE: {opened.decoder.line}")
     return {
         "source": given.source,
         "to": given.to,

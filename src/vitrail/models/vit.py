@@ -585,7 +585,7 @@ class ViT(Family):
 
         Later blocks are not computed. Raises `UsageError` for a model that merges tokens.
         """
-        self._check_whole("taps")
+        self.check_whole("taps")
         tokens, grid, _ = self.embed(x)
         assert not isinstance(grid, Grids)  # there is no extent
         rotation = None if self.rotary is None else self.rotary(grid)
@@ -614,7 +614,7 @@ class ViT(Family):
         and says which of them each may attend to. Raises `UsageError` for a model whose patches
         are merged, or of two sizes.
         """
-        self._check_whole("queries")
+        self.check_whole("queries")
         tokens, grid, _ = self.embed(x)
         assert isinstance(grid, tuple)  # one size of images, one of patches
         rotation = None if self.rotary is None else self.rotary(grid)
@@ -628,20 +628,44 @@ class ViT(Family):
             tokens = self.encoder.step(i, tokens, grid, rotation, seen)
         return self.encoder.norm(tokens), grid
 
-    def _check_whole(self, what: str) -> None:
+    def shown(
+        self, x: Float[Tensor, "b c h w"], places: Int[Tensor, "b m"]
+    ) -> Float[Tensor, "b t d"]:
+        """Prefix tokens and some of the patches, those at `places`, after the final norm, the other
+        patches having been taken away before the first block (MAE, arXiv 2111.06377).
+
+        Raises `UsageError` for a model whose patches see each other before, or need each other's
+        places: the stems but `patch` and `patchify`, windows, merging, two sizes of patches.
+        """
+        self.check_whole("some patches")
+        tokens, grid, _ = self.embed(x)
+        assert isinstance(grid, tuple)  # one size of images, one of patches
+        prefix, patches = self.split(tokens)
+        rotation = None if self.rotary is None else self.rotary(grid).at(places)
+        tokens = torch.cat([prefix, take(patches, places)], dim=1)
+        return self.encoder(tokens, grid, rotation)
+
+    def check_whole(self, what: Literal["taps", "queries", "some patches"]) -> None:
+        """Raise `UsageError` where `what` would need of blocks and stem what these do not do."""
         if self.config.merge:
             raise UsageError(
                 f"{what} of a ViT need a token for each patch in every block: use "
                 f"{setting('merge', 0)}"
             )
-        if what == "queries" and (self.config.cuts or self.config.relative):
+        leaks = self.config.stem not in ("patch", "patchify") or self.config.position == "peg"
+        if what == "some patches" and leaks:
             raise UsageError(
-                f"queries go through blocks in which all tokens attend to all: use "
+                f"patches can be left out where none has seen another before: use "
+                f"{setting('stem', 'patch')} and another position than peg"
+            )
+        if what != "taps" and (self.config.cuts or self.config.relative):
+            raise UsageError(
+                f"{what} go through blocks in which all tokens attend to all: use "
                 f"{setting('window', None)}, {setting('windows', 0)}, {setting('relative', None)}"
             )
-        if what == "queries" and self.config.scales != "one":
+        if what != "taps" and self.config.scales != "one":
             raise UsageError(
-                f"queries look at patches of one size: use {setting('scales', 'one')}, not "
+                f"{what} go with patches of one size: use {setting('scales', 'one')}, not "
                 f"{self.config.scales}"
             )
 

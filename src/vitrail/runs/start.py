@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.heads import Detector, Segmenter
+from vitrail.runs.checkpoint import read_checkpoint
 from vitrail.runs.folder import Run
-from vitrail.runs.load import load
+from vitrail.runs.load import LoadedRun, load
 from vitrail.tasks import backbone_of
 from vitrail.weights import OURS, Opened, open_weights
 from vitrail.weights.box_heads import box_head_of
 from vitrail.weights.heads import head_of
 from vitrail.weights.load import check_told
+from vitrail.weights.mae import DecoderWeights
 from vitrail.weights.unseen import UNSEEN, lines
 
 
@@ -46,4 +48,14 @@ def open_start(
         if isinstance(loaded.model, Detector)
         else None,
         unseen=lines(loaded.config.model, dict.fromkeys(UNSEEN, "by the run's config")),
+        decoder=_decoder(loaded),
     )
+
+
+def _decoder(loaded: LoadedRun) -> DecoderWeights | None:
+    """Of a run of MAE, what its checkpoint has beside the model."""
+    if loaded.config.task != "mae":
+        return None
+    beside = read_checkpoint(loaded.folder).tensors.get("beside", {})
+    state = {k.removeprefix("decoder."): t for k, t in beside.items() if k.startswith("decoder.")}
+    return DecoderWeights(loaded.config.mae.decoder, state)

@@ -6,7 +6,7 @@ and prediction know nothing else of it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from vitrail.data.targets import Targets
 from vitrail.data.views.seen import Seen
 from vitrail.metrics import Estimate
 from vitrail.tasks.answers import Reading
+
+if TYPE_CHECKING:
+    from vitrail.weights import Opened
 
 
 class Losses(NamedTuple):
@@ -70,6 +73,12 @@ class Task(nn.Module, ABC):
     """Whether a finished run is judged by rows of its training images too: see `with_bank`."""
     score_name: ClassVar[str]
     """Of the number that `score` gives, in the log (`val_NAME`)."""
+
+    def begin(self, opened: "Opened") -> list[str]:
+        """Take what the weights that a run starts from hold beside the model, which has its own
+        already; what became of it, a sentence each.
+        """
+        return []
 
     @abstractmethod
     def loss(self, batch: Batch) -> Losses:

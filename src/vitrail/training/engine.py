@@ -355,7 +355,7 @@ def _shard(task: Task, device: torch.device, *, half: bool) -> None:
     for name in model.block_names():
         fully_shard(model.get_submodule(name), mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    for method in ("features", "logits", "predictions"):
+    for method in ("features", "logits", "predictions", "shown", "taps"):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
     for name, beside in task.named_children():

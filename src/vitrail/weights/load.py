@@ -21,7 +21,7 @@ from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import DataError, UsageError, setting, unknown_name
 from vitrail.heads.detector import DetectHeadConfig
 from vitrail.models import MODELS, Model, ModelConfig, ViTConfig, build, model_config
-from vitrail.weights import box_heads, eomt, rfdetr
+from vitrail.weights import box_heads, eomt, mae, rfdetr
 from vitrail.weights.architectures import check_architecture, named, remarks
 from vitrail.weights.beside import preprocess_by, told_by_config
 from vitrail.weights.classes import Match, match, named_by_config
@@ -39,12 +39,15 @@ from vitrail.weights.write import write_npz, write_safetensors
 
 OURS = "vitrail"
 """Our own layout: safetensors whose header holds the config, the preprocessing and the classes."""
-TARGETS = (OURS, "timm", "huggingface", "google", "eomt")
-"""What weights can be written as; `eomt` is that of its authors, of a ViT with queries."""
+TARGETS = (OURS, "timm", "huggingface", "google", "eomt", "mae")
+"""What weights can be written as; `eomt` is that of its authors, of a ViT with queries, and `mae`
+Meta's, of an encoder with its decoder."""
 _HEAD = "head."
 """Before the names of what lies beside a backbone, in our files: of a segmenter."""
 _BOXES = "boxes."
 """And of a detector."""
+_DECODER = "decoder."
+"""And of MAE."""
 
 
 class Opened(NamedTuple):
@@ -77,6 +80,8 @@ class Opened(NamedTuple):
     """Of a segmenter, what lies beside its backbone, whose `state` and `config` these are."""
     boxes: box_heads.BoxHeadWeights | None = None
     """The same of a detector."""
+    decoder: mae.DecoderWeights | None = None
+    """Of MAE, what lies beside its encoder."""
 
     @property
     def architecture(self) -> str:
@@ -171,6 +176,9 @@ def open_file(
         except (ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise DataError(f"{source} is no EoMT that can be read: {_line(error)}") from error
         head = head._replace(names=named_by_config(file.config, head.classes))
+    decoder = None
+    if isinstance(found.config, ViTConfig):
+        decoder = mae.decoder_of(tensors, found.config, file.config)
     assumed = found.assumed + (() if published or "activation" in said else remarks(file.config))
     if preprocess is None:
         assumed += (
@@ -186,12 +194,13 @@ def open_file(
         preprocess=preprocess,
         classes=named_by_config(file.config, found.config.classes),
         notes=file.notes,
-        left_out=found.left_out,
+        left_out=tuple(key for key in found.left_out if not decoder or key not in decoder.keys),
         assumed=assumed,
         named=architecture,
         unseen=found.unseen,
         keys=found.keys,
         head=head,
+        decoder=decoder,
     )
 
 
@@ -256,13 +265,16 @@ def _open_ours(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Opene
         preprocess = header.get("preprocess")
         read = Preprocess.from_dict(preprocess) if preprocess else None
         classes = tuple(map(str, header.get("classes", ())))
-        tensors, head, boxes = file.tensors, None, None
+        tensors, head, boxes, decoder = file.tensors, None, None, None
         if beside := header.get("head"):
             head = from_header(beside, _behind(_HEAD, tensors), config)
             tensors = {k: t for k, t in tensors.items() if not k.startswith(_HEAD)}
         if beside := header.get("boxes"):
             boxes = box_heads.from_header(beside, _behind(_BOXES, tensors), config)
             tensors = {k: t for k, t in tensors.items() if not k.startswith(_BOXES)}
+        if beside := header.get("decoder"):
+            decoder = mae.from_header(beside, _behind(_DECODER, tensors), config)
+            tensors = {k: t for k, t in tensors.items() if not k.startswith(_DECODER)}
     except (
         *(ValueError, KeyError, TypeError, AttributeError, ValidationError),
         *(RuntimeError, OverflowError),  # sizes that no memory has
@@ -270,7 +282,7 @@ def _open_ours(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Opene
         raise DataError(f"{source}: the header is not vitrail's: {_line(error)}") from error
     state = fit(tensors, config, config, source).state
     opened = Opened(source, file.sha256, OURS, config, state, read, classes, file.notes, ())
-    opened = opened._replace(head=head, boxes=boxes)
+    opened = opened._replace(head=head, boxes=boxes, decoder=decoder)
     how = {name: "as told" if name in told else "by its header" for name in UNSEEN}
     return opened._replace(unseen=lines(config, how))
 
@@ -388,6 +400,7 @@ def convert(opened: Opened, to: str, out: Path, *, overwrite: bool = False) -> P
             opened.classes,
             opened.head,
             opened.boxes,
+            opened.decoder,
             overwrite=overwrite,
         )
     elif to == "google":
@@ -412,7 +425,13 @@ def head_is_written(opened: Opened, to: str) -> bool:
     return opened.head.config.head == "queries" and to in _EOMT
 
 
+def decoder_is_written(opened: Opened, to: str) -> bool:
+    """Whether `convert` writes a decoder of MAE too."""
+    return opened.decoder is not None and (to == OURS or to in _MAE)
+
+
 _EOMT: Mapping[str, eomt.EomtLayout] = {"huggingface": "huggingface", "eomt": "authors"}
+_MAE: Mapping[str, mae.MaeLayout] = {"huggingface": "huggingface", "mae": "mae"}
 
 
 def _written(opened: Opened, to: str) -> dict[str, Tensor]:
@@ -430,6 +449,14 @@ def _written(opened: Opened, to: str) -> dict[str, Tensor]:
             f"{opened.source} is no segmenter with queries, and EoMT is one: use "
             f"{setting('to', 'timm')} or another layout"
         )
+    if opened.decoder is not None and to in _MAE:
+        assert isinstance(opened.config, ViTConfig)
+        return mae.write_mae(opened.state, opened.config, opened.decoder, _MAE[to])
+    if to == "mae":
+        raise DataError(
+            f"{opened.source} has no decoder of MAE, which its authors' files are: use "
+            f"{setting('to', 'timm')}, which has the same names, or another layout"
+        )
     own = opened.layout == to or opened.layout.startswith(f"{to}-")
     return write_as(to, opened.state, opened.config, opened.keys if own else None)
 
@@ -442,6 +469,7 @@ def save_weights(
     classes: tuple[str, ...] = (),
     head: HeadWeights | None = None,
     boxes: box_heads.BoxHeadWeights | None = None,
+    decoder: mae.DecoderWeights | None = None,
     *,
     overwrite: bool = False,
 ) -> None:
@@ -453,6 +481,9 @@ def save_weights(
     if boxes is not None:
         header["boxes"] = to_header(boxes)
         state = {**state, **{_BOXES + key: tensor for key, tensor in boxes.state.items()}}
+    if decoder is not None:
+        header["decoder"] = decoder.to_header()
+        state = {**state, **{_DECODER + key: tensor for key, tensor in decoder.state.items()}}
     if preprocess is not None:
         header["preprocess"] = preprocess.to_dict()
     write_safetensors(out, state, {OURS: json.dumps(header), "format": "pt"}, overwrite=overwrite)
