@@ -23,11 +23,15 @@ class Projector(nn.Sequential):
     torch.Size([2, 32])
     """
 
-    def __init__(self, width: int, hidden: int = 4096, out: int = 256) -> None:
+    def __init__(
+        self, width: int, hidden: int = 4096, out: int = 256, last_norm: bool = True
+    ) -> None:
+        """`last_norm`: without it the last layer is a Linear with a bias, as LeJEPA has it."""
+        last = nn.Linear(hidden, out, bias=not last_norm)
         super().__init__(
             *(nn.Linear(width, hidden, bias=False), _Norm(hidden), nn.ReLU()),
             *(nn.Linear(hidden, hidden, bias=False), _Norm(hidden), nn.ReLU()),
-            *(nn.Linear(hidden, out, bias=False), _Norm(out, affine=False)),
+            *((last, _Norm(out, affine=False)) if last_norm else (last,)),
         )
 
 

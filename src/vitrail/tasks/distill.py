@@ -100,6 +100,13 @@ class Teacher:
         return self.model.features(*self.shown(batch))
 
     @torch.no_grad()
+    def taps(self, batch: Batch, blocks: int) -> tuple[Float[Tensor, "b d gh gw"], ...]:
+        """Of a ViT, the maps of its last so many blocks, each through the final norm."""
+        self.model.to(batch.images.device)
+        depth = self.model.config.depth
+        return self.model.taps(self.shown(batch).images, range(depth - blocks, depth))
+
+    @torch.no_grad()
     def logits(self, features: Features) -> Float[Tensor, "b c"]:
         """What it makes of them, in float32 and in the order of the student's classes."""
         logits = self.model.logits(features).float().mean(dim=1)
