@@ -29,6 +29,7 @@ from vitrail.tasks.distill_features import (
     mixed,
     queue_for,
 )
+from vitrail.tasks.embed import EmbedConfig
 
 STUDENT = ViTConfig(
     depth=1, width=16, heads=2, mlp=32, patch=(8, 8), image_size=(16, 16), classes=0
@@ -41,7 +42,7 @@ PLAIN = DistillFeaturesConfig(mixup=False, queue=12)
 def task_of(config: DistillFeaturesConfig = PLAIN, teacher: ViTConfig = TEACHER) -> DistillFeatures:
     torch.manual_seed(0)
     asked = Teacher(build(teacher), SHOWN, SEES)
-    task = DistillFeatures(build(STUDENT), config, Nothing(1455), asked, seed=0)
+    task = DistillFeatures(build(STUDENT), config, Nothing(1455), EmbedConfig(), asked, seed=0)
     for layer in (task.image, task.patches):
         if layer is not None:
             torch.nn.init.normal_(layer.weight, std=0.5)
@@ -119,7 +120,9 @@ def test_what_says_the_same_as_its_teacher_has_no_loss(form: str) -> None:
     torch.manual_seed(0)
     model = build(TEACHER)
     teacher = Teacher(copy.deepcopy(model), SHOWN, SHOWN)
-    task = DistillFeatures(model, replace(PLAIN, form=form), Nothing(9), teacher, seed=0)
+    task = DistillFeatures(
+        model, replace(PLAIN, form=form), Nothing(9), EmbedConfig(), teacher, seed=0
+    )
     images = torch.randn(4, 3, 12, 12)
     with torch.no_grad():
         for layer in (task.image, task.patches):
@@ -216,7 +219,9 @@ def test_a_step_can_be_had_on_paper() -> None:
         with torch.device("meta"):
             teacher = Teacher(build(TEACHER), SHOWN, SEES)
             config = DistillFeaturesConfig(form=form)
-            task = DistillFeatures(build(STUDENT), config, Nothing(9), teacher, seed=0)
+            task = DistillFeatures(
+                build(STUDENT), config, Nothing(9), EmbedConfig(), teacher, seed=0
+            )
             view = Canvas(torch.empty(4, 3, 16, 16), None)
             task.loss(Batch((view,), {}, np.arange(4))).total.backward()
         task.after_step(0.5)
@@ -226,8 +231,10 @@ def test_a_step_can_be_had_on_paper() -> None:
 def test_v2_is_of_vits() -> None:
     teacher = Teacher(build("resnet18", classes=0), SEES, SEES)
     with pytest.raises(UsageError, match=r"v2.*take v1 or v3"):
-        DistillFeatures(build(STUDENT), replace(PLAIN, form="v2"), Nothing(9), teacher, 0)
-    task = DistillFeatures(build(STUDENT), PLAIN, Nothing(9), teacher, 0)
+        DistillFeatures(
+            build(STUDENT), replace(PLAIN, form="v2"), Nothing(9), EmbedConfig(), teacher, 0
+        )
+    task = DistillFeatures(build(STUDENT), PLAIN, Nothing(9), EmbedConfig(), teacher, 0)
     assert task.queue.shape == (12, 512)
 
 

@@ -18,17 +18,18 @@ from vitrail.data.targets import Nothing
 from vitrail.data.views.canvas import Canvas
 from vitrail.errors import UsageError
 from vitrail.models import ViTConfig, build
+from vitrail.tasks.embed import EmbedConfig
 from vitrail.tasks.lejepa import Lejepa, LejepaConfig, nearness, sigreg
 
 TINY = ViTConfig(depth=1, width=16, heads=2, mlp=32, patch=(8, 8), image_size=(16, 16), classes=0)
-SMALL = LejepaConfig(hidden=24, out=6, directions=12, weight=0.1)
+SMALL = LejepaConfig(hidden=24, out=6, directions=12, weight=0.1, locals=1)
 SIZES = ((16, 16), (16, 16), (8, 8))
 """Of two global views and a local one."""
 
 
 def task_of(config: LejepaConfig = SMALL, seed: int = 0) -> Lejepa:
     torch.manual_seed(seed)
-    return Lejepa(build(TINY), config, Nothing(5), seed, globals_=2)
+    return Lejepa(build(TINY), config, Nothing(5), EmbedConfig(), seed)
 
 
 def batch_of(n: int = 8, seed: int = 1) -> Batch:
@@ -170,7 +171,7 @@ def test_one_image_duplicates_and_bfloat16_pass() -> None:
 
 def test_a_step_can_be_had_on_paper() -> None:
     with torch.device("meta"):
-        task = Lejepa(build(TINY), SMALL, Nothing(0), 0)
+        task = Lejepa(build(TINY), SMALL, Nothing(0), EmbedConfig(), 0)
         views = tuple(Canvas(torch.empty(4, 3, *size), None) for size in SIZES)
         task.loss(Batch(views, {}, np.arange(4))).total.backward()
     task.after_step(0.5)

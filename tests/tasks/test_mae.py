@@ -23,6 +23,7 @@ from vitrail.data.views.canvas import Canvas
 from vitrail.errors import UsageError
 from vitrail.heads.masked import DecoderConfig, PatchDecoder, patch_pixels
 from vitrail.models import ViTConfig, build, count_parameters, model_config
+from vitrail.tasks.embed import EmbedConfig
 from vitrail.tasks.mae import Mae, MaeConfig, kept, masks
 from vitrail.weights import convert, open_weights
 
@@ -41,7 +42,7 @@ SMALL = MaeConfig(decoder=DecoderConfig(depth=1, width=8, heads=2))
 
 def task_of(config: MaeConfig = SMALL, model: ViTConfig = TINY, seed: int = 0) -> Mae:
     torch.manual_seed(seed)
-    return Mae(build(model), config, Nothing(5), seed)
+    return Mae(build(model), config, Nothing(5), EmbedConfig(), seed)
 
 
 def batch_of(n: int = 6, size: tuple[int, int] = (32, 32), first: int = 0) -> Batch:
@@ -73,7 +74,7 @@ def of_file(folder: Path, norm_pixels: bool = True) -> Mae:
     assert opened.decoder is not None
     task = Mae(
         build(opened.config), MaeConfig(norm_pixels=norm_pixels, decoder=opened.decoder.config),
-        Nothing(0), seed=0,
+        Nothing(0), EmbedConfig(), seed=0,
     )  # fmt: skip
     task.model.load_state_dict(opened.state)
     assert task.begin(opened) == ["decoder: kept"]
@@ -279,7 +280,7 @@ def test_a_model_that_cannot_leave_patches_out_is_refused(change: dict, says: st
 
 def test_only_a_vit() -> None:
     with pytest.raises(UsageError, match="for ViTs"):
-        Mae(build("resnet18", classes=0), SMALL, Nothing(0), 0)
+        Mae(build("resnet18", classes=0), SMALL, Nothing(0), EmbedConfig(), 0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0])
@@ -305,7 +306,7 @@ def test_one_image_duplicates_and_bfloat16_pass() -> None:
 
 def test_a_step_can_be_had_on_paper() -> None:
     with torch.device("meta"):
-        task = Mae(build(TINY), SMALL, Nothing(0), 0)
+        task = Mae(build(TINY), SMALL, Nothing(0), EmbedConfig(), 0)
         view = Canvas(torch.empty(4, 3, 32, 32), None)
         task.loss(Batch((view,), {}, np.arange(4))).total.backward()
     assert task.decoder.predict.weight.grad.is_meta

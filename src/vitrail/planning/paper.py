@@ -27,7 +27,7 @@ from vitrail.data.batches.batch import Batch
 from vitrail.data.views.canvas import Canvas
 from vitrail.models import build
 from vitrail.runs import TrainConfig
-from vitrail.tasks import Distill, Prune, Task, Teacher
+from vitrail.tasks import Task, Teacher
 from vitrail.training.engine import Engine, recompute_blocks
 from vitrail.training.optim import build_optimizer
 from vitrail.training.tune import Tuning
@@ -413,8 +413,10 @@ def tensors_of(batch: Batch) -> list[Tensor]:
 
 
 def _of_teacher(task: Task) -> list[Tensor]:
-    teacher = task.teacher if isinstance(task, (Distill, Prune)) else None
-    return [] if teacher is None else [*teacher.model.parameters(), *teacher.model.buffers()]
+    teacher = getattr(task, "teacher", None)
+    if not isinstance(teacher, Teacher):  # a part of the task itself, or none
+        return []
+    return [*teacher.model.parameters(), *teacher.model.buffers()]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

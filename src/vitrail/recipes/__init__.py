@@ -42,6 +42,9 @@ RECIPES: Mapping[str, Recipe] = {
     "detect": Recipe(detect.detect, task="detect"),
     "mocov3": Recipe(pretrain.mocov3, task="mocov3"),
     "dino": Recipe(pretrain.dino, task="dino"),
+    "lejepa": Recipe(pretrain.lejepa, task="lejepa"),
+    "mae": Recipe(pretrain.mae, task="mae"),
+    "distill-features": Recipe(pretrain.distill_features, task="distill-features"),
 }
 """Name -> recipe, for `vitrail train --recipe NAME`."""
 

@@ -1,20 +1,26 @@
-"""Learning without labels: MoCo v3 (arXiv 2104.02057), DINO (2104.14294)."""
+"""Learning without labels: MoCo v3 (arXiv 2104.02057), DINO (2104.14294), LeJEPA (2511.08544), MAE
+(2111.06377), and distillation of published features."""
 
 from dataclasses import replace
 
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.data.views.dino import PUBLISHED as DINO_VIEWS
 from vitrail.data.views.moco import PUBLISHED
+from vitrail.heads.masked import DecoderConfig
 from vitrail.models import ViTConfig, model_config
 from vitrail.recipes.facts import Facts
 from vitrail.recipes.finetune import data_of, row_of
 from vitrail.recipes.scratch import batch_size, precision
 from vitrail.runs import DataConfig, OptimConfig, TrainConfig, TuneConfig
-from vitrail.tasks import DinoConfig, MocoConfig
+from vitrail.tasks import DinoConfig, DistillConfig, LejepaConfig, MaeConfig, MocoConfig
 from vitrail.weights import started
+from vitrail.weights.fetch import cached_file
 
 _PLAIN = replace(AugmentConfig.off(), crop_scale=(0.2, 1.0), hflip=0.5, solarize=0.2)
 """Where minutes must do, what is unlike in its colours stays so, but for some second views."""
+_JEPA = replace(PUBLISHED, crop_scale=(0.3, 1.0), blur=0.5)
+_TAUGHT = replace(PUBLISHED, crop_scale=(0.14, 1.0), blur=0.0, solarize=0.0)
+_TEACHER = "focus_s14"
 
 
 def mocov3(facts: Facts) -> TrainConfig:
@@ -89,6 +95,86 @@ def dino(facts: Facts) -> TrainConfig:
         keep="best" if facts.classes else "last",
     )
     return continued(facts, config, DINO_VIEWS)
+
+
+def lejepa(facts: Facts) -> TrainConfig:
+    """Features from images without labels, by the rule with the fewest knobs.
+
+    Command: `vitrail train photos/ --task lejepa`. Weights, rate and crops are the paper's
+    (2511.08544); its 800 epochs are made minutes. On a CPU two blocks learn, from two views that
+    show much of an image and two that show little, and keep their colours.
+    """
+    row, model = _fresh(facts)
+    config = TrainConfig(
+        task="lejepa",
+        data=DataConfig(path=facts.data, batch_size=batch_size(facts, 256 if facts.gpu else 128)),
+        model=model,
+        row=row,
+        augment=_JEPA if facts.gpu else replace(_PLAIN, crop_scale=(0.3, 1.0), solarize=0.0),
+        lejepa=LejepaConfig() if facts.gpu else LejepaConfig(hidden=1024, locals=2),
+        optim=OptimConfig(lr=5e-4 if facts.gpu else 1.5e-3, warmup=0.1, final_lr=0.001),
+        minutes=60 if facts.gpu else 10,
+        precision=precision(facts),
+        evaluations=4,
+    )
+    return continued(facts, config, _JEPA)
+
+
+def mae(facts: Facts) -> TrainConfig:
+    """A start for fine-tuning from images without labels; its features are of no use as they are.
+
+    Command: `vitrail train photos/ --task mae`. Crops, rate and decay are the paper's (2111.06377);
+    a decoder of 4 blocks of width 256 is for a ViT-S, one of 2 of width 128 for the two blocks that
+    learn on a CPU. From weights of MAE its decoder learns on, and its positions stay.
+    """
+    decoder = (
+        DecoderConfig(depth=4, width=256)
+        if facts.gpu
+        else DecoderConfig(depth=2, width=128, heads=4)
+    )
+    row, model = _fresh(facts)
+    config = TrainConfig(
+        task="mae",
+        data=DataConfig(path=facts.data, batch_size=batch_size(facts, 512 if facts.gpu else 128)),
+        model=replace(model, position="sincos_mae", pool="mean"),
+        row=row,
+        augment=replace(AugmentConfig.off(), crop_scale=(0.2, 1.0), hflip=0.5),
+        mae=MaeConfig(decoder=decoder),
+        optim=OptimConfig(lr=6e-4 if facts.gpu else 1.5e-3, beta2=0.95, warmup=0.1, final_lr=0.0),
+        minutes=60 if facts.gpu else 10,
+        precision=precision(facts),
+        evaluations=4,
+    )
+    config = continued(facts, config, config.augment)
+    if facts.start is None or (old := facts.start.decoder) is None:
+        return config
+    tune = replace(config.tune, head_warmup=0.0)  # the decoder knows its encoder
+    if isinstance(config.model, ViTConfig) and config.model.has_table:
+        tune = replace(tune, freeze=("position.table",))
+    return replace(config, mae=MaeConfig(decoder=old.config), tune=tune)
+
+
+def distill_features(facts: Facts) -> TrainConfig:
+    """A small model learns what a published one says of images without labels.
+
+    Command: `vitrail train photos/ --task distill-features`. The teacher is `focus_s14`, where it
+    is fetched (`vitrail weights fetch focus_s14`), or `--distill.teacher`. Form, rate and queue are
+    LightlyTrain's third. On a CPU nearly all of a step is the teacher's.
+    """
+    row, model = _fresh(facts)
+    config = TrainConfig(
+        task="distill-features",
+        data=DataConfig(path=facts.data, batch_size=batch_size(facts, 128)),
+        model=model,
+        row=row,
+        augment=_TAUGHT if facts.gpu else replace(_PLAIN, solarize=0.0),
+        distill=DistillConfig(teacher=_TEACHER if cached_file(_TEACHER).is_file() else None),
+        optim=OptimConfig(lr=5e-4 if facts.gpu else 1.5e-3, weight_decay=0.04, warmup=0.05),
+        minutes=60 if facts.gpu else 10,
+        precision=precision(facts),
+        evaluations=4,
+    )
+    return continued(facts, config, _TAUGHT)
 
 
 def _fresh(facts: Facts) -> tuple[str, ViTConfig]:

@@ -127,7 +127,7 @@ def _training(config: TrainConfig, events: Sequence[dict[str, Any]]) -> Iterator
     if tune != TuneConfig():
         asked = {name: value for name, value in asdict(tune).items() if value != _ALIKE[name]}
         yield "fine-tuning", ", ".join(f"{name} {_plain(value)}" for name, value in asked.items())
-    if config.distill.teacher is not None:
+    if config.distill.teacher is not None and TASKS[config.task].teacher == "answers":
         yield "teacher", f"{config.distill.teacher}, {config.distill.kind} labels"
     yield "optimiser", f"{optim.name}, learning rate {optim.lr:g}, {optim.schedule}"
     end = "" if optim.final_weight_decay is None else f" to {optim.final_weight_decay:g}"

@@ -30,7 +30,10 @@ from vitrail.tasks import (
     DetectConfig,
     DinoConfig,
     DistillConfig,
+    DistillFeaturesConfig,
     EmbedConfig,
+    LejepaConfig,
+    MaeConfig,
     MocoConfig,
     PruneConfig,
     SegmentConfig,
@@ -257,7 +260,9 @@ class TrainConfig:
     weights: str | None = None
     """Published weights to start from: a name that `vitrail weights` lists, a file, an https
     address, hf:OWNER/NAME, or a run folder. None starts at random."""
-    task: Literal["classify", "segment", "detect", "mocov3", "dino"] = "classify"
+    task: Literal[
+        "classify", "segment", "detect", "mocov3", "dino", "lejepa", "mae", "distill-features"
+    ] = "classify"
     """What is learned: classes of images or of pixels, boxes of objects, or features from images
     without labels. Without the flag the data decides: masks are for segment, boxes for detect."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -267,7 +272,10 @@ class TrainConfig:
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     moco: MocoConfig = field(default_factory=MocoConfig)
     dino: DinoConfig = field(default_factory=DinoConfig)
+    lejepa: LejepaConfig = field(default_factory=LejepaConfig)
+    mae: MaeConfig = field(default_factory=MaeConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    distill_features: DistillFeaturesConfig = field(default_factory=DistillFeaturesConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
@@ -428,7 +436,7 @@ class TrainConfig:
             f"{setting('method')} probe": self.method == "probe",
             f"{setting('tune.head_init')} probe": self.tune.head_init == "probe",
             f"{setting('augment.mixup')} and cutmix": self.augment.mixes,
-            setting("distill.teacher"): self.distill.teacher is not None,
+            setting("distill.teacher"): kind.teacher == "none" and self.distill.teacher is not None,
             "a stream": self.data.streamed,
             setting("data.first_size"): one_size and self.data.first_size is not None,
             setting("data.multiscale"): one_size and self.data.multiscale is not None,

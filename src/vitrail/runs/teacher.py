@@ -13,7 +13,7 @@ from vitrail.models import Model, build
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.folder import Run
 from vitrail.runs.load import load
-from vitrail.tasks import DistillConfig, PruneConfig, Teacher
+from vitrail.tasks import TASKS, DistillConfig, PruneConfig, Teacher, backbone_of
 from vitrail.weights import OURS, WEIGHTS, open_weights
 from vitrail.weights.classes import match
 from vitrail.weights.files import read_json
@@ -64,6 +64,8 @@ def _open_teacher(
     source = config.distill.teacher
     if source is None:
         return None
+    if TASKS[config.task].teacher == "features":
+        return _of_features(config, source, notify)
     said = classes_of(targets, "a teacher")
     classes, multi_label = said.names, said.several
     if source in WEIGHTS:  # known before anything is fetched: what is published names no classes
@@ -76,11 +78,6 @@ def _open_teacher(
             f"the teacher {source} was trained for {kinds[opened.multi_label]}, the student is to "
             f"learn {kinds[multi_label]}: train a teacher on the student's data"
         )
-    student = config.train_preprocess()
-    preprocess = opened.preprocess or Preprocess(
-        size=opened.model.config.image_size, mean=student.mean, std=student.std
-    )
-    teacher = Teacher(opened.model, preprocess, student, order)
     notes = []
     if order is not None:
         notes.append("its logits are put in the order of the student's classes")
@@ -89,6 +86,53 @@ def _open_teacher(
             f"the file names no classes: its {len(classes)} logits are taken for the student's, "
             f"in the same order"
         )
+    return _found(source, opened, config, _sees(opened, config), notes, notify, order)
+
+
+def _of_features(config: TrainConfig, source: str, notify: Callable[[str], None]) -> FoundTeacher:
+    """One that is asked for features, whatever it was trained for, at a size that it takes."""
+    opened = _open(source, notify, features=True)
+    theirs = opened.model.config
+    grid = _cells(config.train_preprocess().size, config.model.stride)
+    as_many = grid[0] * theirs.stride[0], grid[1] * theirs.stride[1]
+    size = config.distill_features.teacher_size or as_many
+    try:
+        theirs.check_size(size)
+    except UsageError as error:
+        raise UsageError(
+            f"the teacher {source} cannot be shown images of {size[0]}x{size[1]} pixels: {error}. "
+            f"Give {setting('distill_features.teacher_size', theirs.image_size)}, which it knows, "
+            f"or another teacher"
+        ) from error
+    gh, gw = _cells(size, theirs.stride)
+    of = f"{gh}x{gw} patches of {theirs.stride[0]}x{theirs.stride[1]}"
+    notes = [f"it sees {of} where the student sees {grid[0]}x{grid[1]}"]
+    return _found(source, opened, config, replace(_sees(opened, config), size=size), notes, notify)
+
+
+def _cells(size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
+    return -(-size[0] // stride[0]), -(-size[1] // stride[1])
+
+
+def _sees(opened: _Opened, config: TrainConfig) -> Preprocess:
+    """What a teacher was taught to see; normalised as for the student, if nobody says how."""
+    student = config.train_preprocess()
+    size = opened.model.config.image_size
+    return opened.preprocess or Preprocess(size=size, mean=student.mean, std=student.std)
+
+
+def _found(
+    source: str,
+    opened: _Opened,
+    config: TrainConfig,
+    preprocess: Preprocess,
+    notes: list[str],
+    notify: Callable[[str], None],
+    order: list[int] | None = None,
+) -> FoundTeacher:
+    """The teacher and its record, `notes` and what else there is to say of it."""
+    student = config.train_preprocess()
+    teacher = Teacher(opened.model, preprocess, student, order)
     if opened.preprocess is None:
         notes.append("how its makers normalised images is not known: as for the student, then")
     if preprocess.grey_range not in (None, student.grey_range):
@@ -168,16 +212,18 @@ def _check_asked(config: TrainConfig) -> None:
         )
 
 
-def _open(source: str, notify: Callable[[str], None]) -> _Opened:
+def _open(source: str, notify: Callable[[str], None], *, features: bool = False) -> _Opened:
+    """With `features` a run of any task will do, and without them one that has learned classes."""
     folder = Path(source).expanduser()
     try:
         if (folder / "config.yaml").is_file():
             loaded = load(Run(folder))
+            several = not features and classes_of(loaded.task.targets, "a teacher").several
             return _Opened(
-                loaded.model,
+                backbone_of(loaded.model),
                 loaded.preprocess,
                 loaded.names,
-                classes_of(loaded.task.targets, "a teacher").several,
+                several,
                 loaded.sha256,
                 OURS,
             )

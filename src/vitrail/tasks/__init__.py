@@ -21,8 +21,14 @@ if TYPE_CHECKING:
     from vitrail.tasks.distill import Distill as Distill
     from vitrail.tasks.distill import DistillConfig as DistillConfig
     from vitrail.tasks.distill import Teacher as Teacher
+    from vitrail.tasks.distill_features import DistillFeatures as DistillFeatures
+    from vitrail.tasks.distill_features import DistillFeaturesConfig as DistillFeaturesConfig
     from vitrail.tasks.embed import Embed as Embed
     from vitrail.tasks.embed import EmbedConfig as EmbedConfig
+    from vitrail.tasks.lejepa import Lejepa as Lejepa
+    from vitrail.tasks.lejepa import LejepaConfig as LejepaConfig
+    from vitrail.tasks.mae import Mae as Mae
+    from vitrail.tasks.mae import MaeConfig as MaeConfig
     from vitrail.tasks.moco import Moco as Moco
     from vitrail.tasks.moco import MocoConfig as MocoConfig
     from vitrail.tasks.prune import Prune as Prune
@@ -42,7 +48,10 @@ _ROOMS = {
     "detect": ("Detect", "DetectConfig"),
     "dino": ("Dino", "DinoConfig"),
     "distill": ("Distill", "DistillConfig", "Teacher"),
+    "distill_features": ("DistillFeatures", "DistillFeaturesConfig"),
     "embed": ("Embed", "EmbedConfig"),
+    "lejepa": ("Lejepa", "LejepaConfig"),
+    "mae": ("Mae", "MaeConfig"),
     "moco": ("Moco", "MocoConfig"),
     "prune": ("Prune", "PruneConfig"),
     "segment": ("Segment", "SegmentConfig"),

@@ -31,7 +31,7 @@ from vitrail.data.targets import Classes
 from vitrail.data.views.canvas import Canvas, collate
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.errors import UsageError, setting
-from vitrail.models import Model
+from vitrail.models import Model, ViT
 from vitrail.nn import Features
 from vitrail.tasks.classify import Classify, ClassifyConfig
 from vitrail.tasks.task import Losses
@@ -102,6 +102,7 @@ class Teacher:
     @torch.no_grad()
     def taps(self, batch: Batch, blocks: int) -> tuple[Float[Tensor, "b d gh gw"], ...]:
         """Of a ViT, the maps of its last so many blocks, each through the final norm."""
+        assert isinstance(self.model, ViT)
         self.model.to(batch.images.device)
         depth = self.model.config.depth
         return self.model.taps(self.shown(batch).images, range(depth - blocks, depth))

@@ -40,7 +40,7 @@ from vitrail.heads.backbone import shapes_of
 from vitrail.models import ViT
 from vitrail.nn import Features, normal_, tokens_to_map
 from vitrail.tasks.distill import Teacher
-from vitrail.tasks.embed import Embed
+from vitrail.tasks.embed import Embed, EmbedConfig
 from vitrail.tasks.moco import full_precision, gathered
 from vitrail.tasks.task import Losses
 
@@ -106,18 +106,19 @@ class DistillFeatures(Embed):
         model: Any,
         config: DistillFeaturesConfig,
         targets: Targets,
+        judged: EmbedConfig,
         teacher: Teacher,
         seed: int,
-        neighbours: int = 20,
     ) -> None:
         """As `Embed`; `targets` are of all training images, whose number is the queue's measure.
         Raises `UsageError` for a teacher of another kind than a form needs.
         """
-        super().__init__(model, targets, neighbours)
+        super().__init__(model, targets, judged)
         self.config = config
         self.teacher = teacher
         self.seed = seed
-        own, theirs = (shapes_of(type(each), each.config) for each in (model, teacher.model))
+        own = shapes_of(type(model), model.config)
+        theirs = shapes_of(type(teacher.model), teacher.model.config)
         image, patch = theirs.pooled.shape[1], theirs.patches.shape[2]
         self.image: nn.Linear | None = None
         self.patches: nn.Linear | None = None

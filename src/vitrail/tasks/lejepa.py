@@ -22,7 +22,7 @@ processes add up their two means, with gradient; the directions, drawn for (seed
 same for all of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -33,10 +33,11 @@ from torch import Tensor
 
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Targets
+from vitrail.data.views.augment import AugmentConfig
 from vitrail.errors import UsageError, setting
 from vitrail.heads.projector import Projector
 from vitrail.metrics.features import spread
-from vitrail.tasks.embed import Embed
+from vitrail.tasks.embed import Embed, EmbedConfig
 from vitrail.tasks.moco import full_precision, pooled_width
 from vitrail.tasks.task import Losses
 
@@ -55,15 +56,42 @@ class LejepaConfig:
     """Hidden width of the projector."""
     out: int = 16
     """Length of the projections; the authors' small runs have 16, the large ones more."""
+    globals: int = 2
+    """Views that show much of an image: those that `augment` says."""
+    locals: int = 6
+    """Views that show little of it, in fewer pixels."""
+    local_scale: float = 0.05
+    """The least part of an image's area that these show; the most is the least of a global one."""
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < 1:
             raise UsageError(f"{setting('lejepa.weight')} must be in (0, 1), not {self.weight}")
-        for field in ("directions", "hidden", "out"):
+        if not 0 < self.local_scale <= 1:
+            raise UsageError(
+                f"{setting('lejepa.local_scale')} must be in (0, 1], not {self.local_scale}"
+            )
+        if self.locals < 0 or self.globals + self.locals < 2:
+            raise UsageError(
+                f"{setting('lejepa.globals')} and {setting('lejepa.locals')} are to be two views "
+                f"of an image at least, not {self.globals} and {self.locals}"
+            )
+        for field in ("directions", "hidden", "out", "globals"):
             if getattr(self, field) < 1:
                 raise UsageError(
                     f"{setting(f'lejepa.{field}')} must be at least 1, not {getattr(self, field)}"
                 )
+
+
+def lejepa_views(
+    said: AugmentConfig, config: LejepaConfig, size: tuple[int, int], stride: tuple[int, int]
+) -> tuple[AugmentConfig, ...]:
+    """All views of training images of `size` pixels: the global ones as is `said`, the local ones
+    of 7/16 of its sides (98 of 224 in the paper), in whole patches of `stride`.
+    """
+    least = said.crop_scale[0]
+    height, width = (max(1, round(7 / 16 * a / p)) * p for a, p in zip(size, stride, strict=True))
+    local = replace(said, size=(height, width), crop_scale=(min(config.local_scale, least), least))
+    return (said,) * config.globals + (local,) * config.locals
 
 
 class Lejepa(Embed):
@@ -76,15 +104,13 @@ class Lejepa(Embed):
         model: Any,
         config: LejepaConfig,
         targets: Targets,
+        judged: EmbedConfig,
         seed: int,
-        globals_: int = 2,
-        neighbours: int = 20,
     ) -> None:
-        """As `Embed`; of the views the first `globals_` show all of an image, about."""
-        super().__init__(model, targets, neighbours)
+        """As `Embed`, with the `seed` by which directions are drawn."""
+        super().__init__(model, targets, judged)
         self.config = config
         self.seed = seed
-        self.globals = globals_
         width = pooled_width(model)
         self.projector = Projector(width, config.hidden, config.out, last_norm=False)
         # A buffer, for a run that goes on draws what it would have drawn.
@@ -96,7 +122,7 @@ class Lejepa(Embed):
         n = len(batch.indices)
         # A process without images is handed one of no weight, so that the others need not wait.
         z = torch.stack([self.projector(self.model(*view))[:n] for view in batch.views]).float()
-        near = nearness(z, z[: self.globals])
+        near = nearness(z, z[: self.config.globals])
         gaussian = sigreg(z, self._directions(z))
         w = self.config.weight
         parts = {"near": near, "gaussian": gaussian, "spread": spread(z[0])}

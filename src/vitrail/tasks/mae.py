@@ -30,7 +30,7 @@ from vitrail.errors import UsageError, setting
 from vitrail.heads.masked import DecoderConfig, PatchDecoder, patch_pixels
 from vitrail.models import ViT
 from vitrail.nn import pad_to_patches, patch_grid
-from vitrail.tasks.embed import Embed
+from vitrail.tasks.embed import Embed, EmbedConfig
 from vitrail.tasks.task import Losses
 from vitrail.weights import Opened
 
@@ -63,13 +63,15 @@ class Masks(NamedTuple):
 class Mae(Embed):
     """A ViT without a head, and the decoder by which it learns."""
 
+    model: ViT
+
     def __init__(
-        self, model: Any, config: MaeConfig, targets: Targets, seed: int, neighbours: int = 20
+        self, model: Any, config: MaeConfig, targets: Targets, judged: EmbedConfig, seed: int
     ) -> None:
         """As `Embed`, with the `seed` by which patches are hidden. Raises `UsageError` for a model
         that cannot leave patches out, or has too few.
         """
-        super().__init__(model, targets, neighbours)
+        super().__init__(model, targets, judged)
         if type(model) is not ViT:
             raise UsageError(
                 f"{setting('task', 'mae')} is for ViTs, which can leave patches out, not for the "

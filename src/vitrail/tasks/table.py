@@ -1,7 +1,8 @@
 """Every task by name: what it learns from, and how it is made of a run's config."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,9 +17,12 @@ from vitrail.models import ViT, build
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.detect import Detect
 from vitrail.tasks.dino import Dino
-from vitrail.tasks.distill import Distill, Teacher
+from vitrail.tasks.distill import Distill, DistillConfig, Teacher
+from vitrail.tasks.distill_features import DistillFeatures
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.kept import KeptMaps
+from vitrail.tasks.lejepa import Lejepa, lejepa_views
+from vitrail.tasks.mae import Mae
 from vitrail.tasks.moco import Moco, draw_as_moco
 from vitrail.tasks.prune import Prune
 from vitrail.tasks.segment import Segment
@@ -52,6 +56,8 @@ class Kind(NamedTuple):
     """config -> what happens to each view of a training image."""
     facts: Callable[["TrainConfig"], Iterable[tuple[str, str]]] = lambda config: ()
     """config -> what the report says of how it learned: names and values."""
+    teacher: Literal["none", "answers", "features"] = "none"
+    """What a teacher may be asked for (`distill.teacher`)."""
     few: Callable[[], str] = lambda: ""
     """What to say to a run that starts at random from fewer than `FEW` images."""
 
@@ -158,6 +164,47 @@ def _dino_facts(config: "TrainConfig") -> Iterable[tuple[str, str]]:
             yield name, f"weight {weight:g}"
 
 
+def _mae(model: Any, config: "TrainConfig", targets: Targets, teacher: Teacher | None) -> Task:
+    return Mae(model, config.mae, targets, config.embed, config.seed)
+
+
+def _mae_facts(config: "TrainConfig") -> Iterable[tuple[str, str]]:
+    shape = config.mae.decoder
+    yield "hidden", f"{config.mae.mask:.0%} of the patches"
+    yield "decoder", f"{shape.depth} blocks, width {shape.width}, {shape.heads} heads"
+
+
+def _lejepa(model: Any, config: "TrainConfig", targets: Targets, teacher: Teacher | None) -> Task:
+    return Lejepa(model, config.lejepa, targets, config.embed, config.seed)
+
+
+def _lejepa_facts(config: "TrainConfig") -> Iterable[tuple[str, str]]:
+    said = config.lejepa
+    yield "Gaussian", f"{said.weight:.1%} of the loss, along {said.directions} directions"
+    yield "projections", f"vectors of {said.out} numbers"
+
+
+def _distilled(
+    model: Any, config: "TrainConfig", targets: Targets, teacher: Teacher | None
+) -> Task:
+    if teacher is None:
+        raise UsageError(
+            f"{setting('task', config.task)} learns from a teacher, and there is none: give "
+            f"{setting('distill.teacher')} RUN_OR_WEIGHTS, or bring the default one with "
+            f"`vitrail weights fetch focus_s14`"
+        )
+    return DistillFeatures(
+        model, config.distill_features, targets, config.embed, teacher, config.seed
+    )
+
+
+def _distilled_facts(config: "TrainConfig") -> Iterable[tuple[str, str]]:
+    said = config.distill_features
+    parts = {"v1": "its vector", "v2": "its patches", "v3": "its vector, and how patches lie"}
+    yield "teacher", f"{config.distill.teacher}, form {said.form}: {parts[said.form]}"
+    yield "mixed views", "in pairs" if said.mixup else "none"
+
+
 def _embeds(model: Any, config: "TrainConfig", targets: Targets, tta: str) -> Task:
     if tta != "none":
         raise UsageError(
@@ -178,6 +225,25 @@ def _no_features(config: "TrainConfig") -> dict[str, bool]:
         setting("augment.scale"): config.augment.scale is not None,
         f"{setting('data.resize')} {config.data.resize}": config.data.resize
         not in ("crop", "squash"),
+    }
+
+
+def _across(config: "TrainConfig") -> dict[str, bool]:
+    """And where a loss looks across images."""
+    return {
+        setting("micro_batch"): config.micro_batch is not None,
+        setting("data.batch_size", 1): config.data.batch_size == 1,
+        **_no_features(config),
+    }
+
+
+def _taught(config: "TrainConfig") -> dict[str, bool]:
+    """And where a teacher is asked for features, of which it has no labels to give."""
+    logits = replace(config.distill, teacher=None) != DistillConfig()
+    return {
+        f"{setting('distill.kind')}, alpha and temperature": logits,
+        setting("micro_batch"): config.micro_batch is not None,
+        **_no_features(config),
     }
 
 
@@ -211,7 +277,9 @@ def _better_than_from_scratch() -> str:
 
 
 TASKS: Mapping[str, Kind] = {
-    "classify": Kind(Classes, True, _classifier, _classify, _classified, _classes),
+    "classify": Kind(
+        *(Classes, True, _classifier, _classify, _classified, _classes), teacher="answers"
+    ),
     "segment": Kind(
         *(Masks, False, _segmenter, _segment, _segmented, _masks),
         why="a class of each pixel is learned",
@@ -232,6 +300,30 @@ TASKS: Mapping[str, Kind] = {
         views=_dino_views,
         facts=_dino_facts,
         few=_better_than_from_scratch,
+    ),
+    "lejepa": Kind(
+        *(Nothing, False, _headless, _lejepa, _embeds, _labels),
+        why="its loss looks across the images of a batch",
+        refused=_across,
+        views=lambda config: lejepa_views(
+            config.augment, config.lejepa, config.train_preprocess().size, config.model.stride
+        ),
+        facts=_lejepa_facts,
+        few=_better_than_from_scratch,
+    ),
+    "mae": Kind(
+        *(Nothing, False, _headless, _mae, _embeds, _labels),
+        why="its pixels are those of whole images of one size, and all of a model learns",
+        refused=_no_features,
+        facts=_mae_facts,
+        few=_better_than_from_scratch,
+    ),
+    "distill-features": Kind(
+        *(Nothing, False, _headless, _distilled, _embeds, _labels),
+        why="its loss looks across the images of a batch, and takes of a teacher the features",
+        refused=_taught,
+        facts=_distilled_facts,
+        teacher="features",
     ),
 }
 """Name -> kind, as in `--task NAME`."""

@@ -272,7 +272,7 @@ def _open_ours(source: str, file: WeightsFile, told: Mapping[str, Any]) -> Opene
         if beside := header.get("boxes"):
             boxes = box_heads.from_header(beside, _behind(_BOXES, tensors), config)
             tensors = {k: t for k, t in tensors.items() if not k.startswith(_BOXES)}
-        if beside := header.get("decoder"):
+        if (beside := header.get("decoder")) and isinstance(config, ViTConfig):
             decoder = mae.from_header(beside, _behind(_DECODER, tensors), config)
             tensors = {k: t for k, t in tensors.items() if not k.startswith(_DECODER)}
     except (

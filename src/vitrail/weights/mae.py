@@ -129,7 +129,7 @@ def write_mae(
     else:
         body = to_timm(state, encoder)
     prefix = "decoder." if layout == "huggingface" else ""
-    beside = {}
+    beside: dict[str, Tensor] = {}
     for name, tensor in decoder.state.items():
         theirs = _theirs(name, layout)
         parts = (
