@@ -199,7 +199,7 @@ def _begin(
     with torch.device("meta"):
         check_tuning(config, model_of(config, splits))
         task_of(model_of(config, splits), config, splits, found and found.teacher)
-    check_kept_maps(config, splits, world)
+    check_kept_maps(config, splits, found and found.teacher, world)
     same = weights is not None and weights.source == config.weights
     opened = weights if same else opened_start(config, notify)
     config = with_numbers(auto, config, splits, found and found.teacher, opened, world, notify)

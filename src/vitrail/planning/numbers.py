@@ -73,8 +73,10 @@ def room_for(device: torch.device, processes: int) -> Room:
     )
 
 
-def check_kept_maps(config: TrainConfig, splits: Splits, world: World) -> None:
-    """Raise `UsageError` where the maps that are to be kept of all views (`tune.kept_views`) take
+def check_kept_maps(
+    config: TrainConfig, splits: Splits, teacher: Teacher | None, world: World
+) -> None:
+    """Raise `UsageError` where what is to be kept of all views (`tune.kept_views`) take
     more than half of the memory that is free for this process, and for processes that have to
     compute together.
     """
@@ -89,10 +91,13 @@ def check_kept_maps(config: TrainConfig, splits: Splits, world: World) -> None:
         )
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     free = room_for(torch.device("cpu"), here).memory
-    needed = kept_maps(config, splits, world.device(config.device))
+    with torch.device("meta"):
+        shadow = teacher and teacher_on_paper(teacher)
+        task = task_of(model_of(config, splits), config, splits, shadow)
+    needed = kept_maps(config, task, len(splits.train), world.device(config.device))
     if free is not None and needed > free // 2:
         raise UsageError(
-            f"{asked} would keep {bytes_text(needed)} of maps of {len(splits.train)} images, and "
+            f"{asked} would keep {bytes_text(needed)} of {len(splits.train)} images, and "
             f"{bytes_text(free)} of memory are free: take fewer views, or smaller images "
             f"({setting('model.image_size')})"
         )

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from vitrail.data import Classes, Source, Splits
+from vitrail.data.batches.batch import Batch
 from vitrail.data.pixels.cache import MEMORY_BYTES
 from vitrail.data.pixels.decode import UnreadableImage
 from vitrail.data.sources.stream import HeldImages
+from vitrail.data.views.canvas import Canvas
 from vitrail.data.views.mix import share_unit
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.planning.auto import ALL_GIVEN, Auto, Chosen, choose
@@ -30,7 +32,8 @@ from vitrail.planning.cluster import (
 from vitrail.planning.paper import Line, Sizes, Step, count_sizes, count_step
 from vitrail.planning.tryout import Makers, Tryout, try_out
 from vitrail.runs import TrainConfig
-from vitrail.runs.parts import model_of, train_source
+from vitrail.runs.parts import train_source
+from vitrail.tasks import Task
 from vitrail.training.engine import sentence_on
 from vitrail.units import bytes_text
 
@@ -218,7 +221,9 @@ def make_plan(
             most=max(1, most // 2),
         )  # fmt: skip
     cache = _cache(config, splits)
-    cache = cache._replace(bytes=cache.bytes + kept_maps(config, splits, device))
+    cache = cache._replace(
+        bytes=cache.bytes + kept_maps(config, makers.on_paper(), len(splits.train), device)
+    )
     line = _weighed(tried, sizes) if tried else line
 
     def memory_of(config: TrainConfig) -> Memory:
@@ -239,7 +244,7 @@ def make_plan(
         )
     if views := config.tune.kept_views:
         epochs = "epoch" if views == 1 else f"{views} epochs"
-        notify(f"times are those of the first {epochs}: later ones read what the backbone said")
+        notify(f"times are those of the first {epochs}: later ones read what was kept of them")
     memory = memory_of(config)
     found = tried and run_time(
         config, splits, tried, device, flops[config.checkpointing], cache[1:]
@@ -311,16 +316,18 @@ def _weighed(tried: Tryout, sizes: Sizes) -> Line:
     return Line(fixed * more + _LIBRARIES, *(each * more for each in others))
 
 
-def kept_maps(config: TrainConfig, splits: Splits, device: torch.device) -> int:
-    """Bytes of a frozen backbone's maps of all views, which a process keeps: `tune.kept_views`."""
+def kept_maps(config: TrainConfig, task: Task, images: int, device: torch.device) -> int:
+    """Bytes of what a frozen part of a `task` on paper says of all views, which a process keeps:
+    `tune.kept_views`.
+    """
     if not config.tune.kept_views:
         return 0
     with torch.device("meta"):
-        model = model_of(config, splits).eval()
-        maps = model.maps(torch.zeros(1, config.model.channels, *config.train_preprocess().size))
+        view = torch.zeros(1, config.model.channels, *config.train_preprocess().size)
+        maps = task.eval().fixed(Batch((Canvas(view, None),), {}, np.arange(1)))
     # On a GPU the last norm is computed in float32, whatever the precision of the products.
     half = config.precision == "bfloat16" and device.type == "cpu"
-    numbers = sum(each.numel() for each in maps) * config.tune.kept_views * len(splits.train)
+    numbers = sum(each.numel() for each in maps) * config.tune.kept_views * images
     return numbers * (2 if half else 4)
 
 

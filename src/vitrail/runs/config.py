@@ -220,8 +220,9 @@ class TuneConfig:
     lora_targets: tuple[str, ...] = ("qkv", "proj")
     """Last names of linear layers: qkv, proj, fc1, fc2."""
     kept_views: int = 0
-    """Of a frozen backbone under a head for masks: each image has so many views, which come again
-    in turn, and what the backbone says of them is kept in memory. 0: each epoch has its own."""
+    """Of a frozen backbone under a head for masks, or of a teacher of features: each image has so
+    many views, which come again in turn, and what is said of them is kept in memory. 0: each epoch
+    has its own."""
 
     def __post_init__(self) -> None:
         for name, share in (("layer_decay", self.layer_decay), ("head_lr", self.head_lr)):

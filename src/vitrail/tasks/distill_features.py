@@ -21,7 +21,6 @@ v1 is for whole images, v2 for dense tasks, v3 for both.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,6 +40,7 @@ from vitrail.models import ViT
 from vitrail.nn import Features, normal_, tokens_to_map
 from vitrail.tasks.distill import Teacher
 from vitrail.tasks.embed import Embed, EmbedConfig
+from vitrail.tasks.kept import KeptMaps
 from vitrail.tasks.moco import full_precision, gathered
 from vitrail.tasks.task import Losses
 
@@ -109,14 +109,17 @@ class DistillFeatures(Embed):
         judged: EmbedConfig,
         teacher: Teacher,
         seed: int,
+        kept: KeptMaps | None = None,
     ) -> None:
         """As `Embed`; `targets` are of all training images, whose number is the queue's measure.
+        `kept`: what the teacher said of views that come again.
         Raises `UsageError` for a teacher of another kind than a form needs.
         """
         super().__init__(model, targets, judged)
         self.config = config
         self.teacher = teacher
         self.seed = seed
+        self.kept = kept
         own = shapes_of(type(model), model.config)
         theirs = shapes_of(type(teacher.model), teacher.model.config)
         image, patch = theirs.pooled.shape[1], theirs.patches.shape[2]
@@ -148,14 +151,25 @@ class DistillFeatures(Embed):
             images, extent = batch.views[0]
             batch = batch._replace(views=(Canvas(mixed(images, self._share(images)), extent),))
         student = self.model.features(*batch.views[0])
+        said = self.fixed(batch) if self.kept is None else self.kept.of(self.fixed, batch)
         if self.config.form == "v2":
-            return Losses(self._maps(student, self.teacher.taps(batch, 2)), {})
-        teacher = self.teacher.features(batch)
-        image = self._image(student.pooled, teacher.pooled, len(batch.indices))
-        if self.patches is None:
+            return Losses(self._maps(student, *said), {})
+        image = self._image(student.pooled, said[0], len(batch.indices))
+        if self.config.form == "v1":
             return Losses(image, {})
-        local = self._local(student, teacher)
+        local = self._local(student, said[1])
         return Losses(image + self.config.local * local, {"image": image, "patches": local})
+
+    def fixed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the form needs of the teacher: vectors `[b e]`, and patches as a map
+        `[b e gh gw]`.
+        """
+        if self.config.form == "v2":
+            return (torch.cat(self.teacher.taps(batch, 2), dim=1),)
+        found = self.teacher.features(batch)
+        if self.config.form == "v1":
+            return (found.pooled,)
+        return found.pooled, tokens_to_map(found.patches, found.grid)
 
     def after_step(self, done: float) -> None:
         """The next step mixes by another share."""
@@ -174,22 +188,24 @@ class DistillFeatures(Embed):
             self.queue.copy_(every)
         return divergence(said, wanted, every, self.config.temperature)
 
-    def _local(self, student: Features, teacher: Features) -> Float[Tensor, ""]:
+    def _local(self, student: Features, teacher: Float[Tensor, "b e gh gw"]) -> Float[Tensor, ""]:
         """v3's second term."""
-        assert self.patches is not None
-        said = at_grid(self.patches(student.patches), student.grid, teacher.grid)
-        said, wanted = (F.normalize(each.float(), dim=2) for each in (said, teacher.patches))
+        said, wanted = self._patches(student, teacher)
+        said, wanted = (F.normalize(each, dim=2) for each in (said, wanted))
         return divergence(said, wanted, None, self.config.temperature)
 
-    def _maps(
-        self, student: Features, teacher: Sequence[Float[Tensor, "b e gh gw"]]
-    ) -> Float[Tensor, ""]:
+    def _maps(self, student: Features, teacher: Float[Tensor, "b e gh gw"]) -> Float[Tensor, ""]:
         """v2."""
+        return F.mse_loss(*self._patches(student, teacher))
+
+    def _patches(
+        self, student: Features, teacher: Float[Tensor, "b e gh gw"]
+    ) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b n e"]]:
+        """What the student says of the teacher's patches, and what that says."""
         assert self.patches is not None
-        wanted = torch.cat(tuple(teacher), dim=1)
-        grid = (wanted.shape[2], wanted.shape[3])
+        grid = (teacher.shape[2], teacher.shape[3])
         said = at_grid(self.patches(student.patches), student.grid, grid)
-        return F.mse_loss(said.float(), wanted.flatten(2).transpose(1, 2).float())
+        return said.float(), teacher.flatten(2).transpose(1, 2).float()
 
     def _share(self, like: Tensor) -> float:
         """How much of its partner each image takes in this step."""

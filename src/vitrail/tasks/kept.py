@@ -1,14 +1,15 @@
-"""Maps of a frozen backbone, computed once for each view of an image."""
+"""What a frozen model says of images, computed once for each view of one."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from vitrail.data.batches.batch import Batch
-from vitrail.heads.segmenter import Segmenter
 
 
 class KeptMaps:
-    """What a backbone that does not learn says of views that come again, in memory.
+    """What a backbone or a teacher that does not learn says of views that come again, in memory.
 
     Each image is computed alone, so that what is kept does not depend on which others were in its
     batch: a run that goes on finds the same numbers.
@@ -21,17 +22,16 @@ class KeptMaps:
         """How many views are known."""
         return len(self._kept)
 
-    def of(self, model: Segmenter, batch: Batch) -> tuple[Tensor, ...]:
-        """`model.maps` of a batch, on its device."""
-        images = batch.images
+    def of(self, say: Callable[[Batch], tuple[Tensor, ...]], batch: Batch) -> tuple[Tensor, ...]:
+        """What is said of a batch, a row an image in each tensor, on the batch's device."""
         if not len(batch.indices):  # a blank one, where a process has none to compute
-            return model.maps(images)
+            return say(batch)
         rows = []
         for i, index in enumerate(batch.indices.tolist()):
             key = (batch.epoch, index)
             if key not in self._kept:
                 with torch.no_grad():
-                    found = model.maps(images[i : i + 1])
+                    found = say(batch.rows(slice(i, i + 1)))
                 self._kept[key] = tuple(each[0].cpu() for each in found)
             rows.append(self._kept[key])
-        return tuple(torch.stack(maps).to(images.device) for maps in zip(*rows, strict=True))
+        return tuple(torch.stack(maps).to(batch.images.device) for maps in zip(*rows, strict=True))

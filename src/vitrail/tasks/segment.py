@@ -100,10 +100,15 @@ class Segment(Task):
         if self.kept is None:
             logits = self.model(batch.images)
         else:
-            logits = self.model.of_maps(self.kept.of(self.model, batch), batch.images)
+            logits = self.model.of_maps(self.kept.of(self.fixed, batch), batch.images)
         logits = self.model.pixels(logits.float(), (truth.shape[1], truth.shape[2]))
         total = F.cross_entropy(logits, truth, ignore_index=IGNORE, reduction="sum")
         return Losses(total / (truth != IGNORE).sum().clamp(min=1), {})
+
+    def fixed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The backbone's maps."""
+        maps: tuple[Tensor, ...] = self.model.maps(batch.images)
+        return maps
 
     def _set_loss(self, batch: Batch, truth: Int64[Tensor, "b h w"]) -> Losses:
         found = [

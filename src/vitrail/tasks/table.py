@@ -193,8 +193,9 @@ def _distilled(
             f"{setting('distill.teacher')} RUN_OR_WEIGHTS, or bring the default one with "
             f"`vitrail weights fetch focus_s14`"
         )
+    kept = KeptMaps() if config.tune.kept_views else None
     return DistillFeatures(
-        model, config.distill_features, targets, config.embed, teacher, config.seed
+        model, config.distill_features, targets, config.embed, teacher, config.seed, kept
     )
 
 
@@ -242,6 +243,9 @@ def _taught(config: "TrainConfig") -> dict[str, bool]:
     logits = replace(config.distill, teacher=None) != DistillConfig()
     return {
         f"{setting('distill.kind')}, alpha and temperature": logits,
+        f"{setting('tune.kept_views')} with {setting('distill_features.mixup', True)}": bool(
+            config.tune.kept_views and config.distill_features.mixup
+        ),
         setting("micro_batch"): config.micro_batch is not None,
         **_no_features(config),
     }

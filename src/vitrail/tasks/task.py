@@ -84,6 +84,12 @@ class Task(nn.Module, ABC):
     def loss(self, batch: Batch) -> Losses:
         """What a step minimises: the mean over the batch, by its `weight`."""
 
+    def fixed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What a part of it that never learns says of a batch, a row an image in each tensor: it
+        is kept where views come again (`tune.kept_views`).
+        """
+        return ()
+
     def weight(self, batch: Batch) -> float:
         """How much a batch counts in a mean: its images, or its pixels that have a class."""
         return float(len(batch.indices))

@@ -10,7 +10,7 @@ from torch import nn
 from vitrail.errors import UsageError, setting, unknown_name
 from vitrail.nn.lora import add_lora
 from vitrail.runs import TrainConfig, TuneConfig
-from vitrail.tasks import Task
+from vitrail.tasks import TASKS, Task
 from vitrail.training.features import HEADS, heads
 
 _NEW = (*HEADS, "neck", "predictors")
@@ -71,12 +71,13 @@ def check_tuning(config: TrainConfig, model: Any) -> None:
     if "probe" in (config.method, config.tune.head_init):
         heads(model)
     prepare(model, config.tune)
-    if config.tune.kept_views:
+    if config.tune.kept_views and TASKS[config.task].teacher != "features":
         asked = setting("tune.kept_views", config.tune.kept_views)
         if not getattr(model, "reads_maps", False):
             raise UsageError(
                 f"{asked} is for a head that reads a backbone's maps: {setting('task', 'segment')} "
-                f"with {setting('segment.head', 'linear')} or deeplab"
+                f"with {setting('segment.head', 'linear')} or deeplab; or for the teacher of "
+                f"{setting('task', 'distill-features')}"
             )
         if any(parameter.requires_grad for parameter in model.backbone.parameters()):
             raise UsageError(
