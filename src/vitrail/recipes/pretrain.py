@@ -1,5 +1,6 @@
 """Learning without labels: MoCo v3 (arXiv 2104.02057), DINO (2104.14294), LeJEPA (2511.08544), MAE
-(2111.06377), and distillation of published features."""
+(2111.06377), and distillation of published features.
+"""
 
 from dataclasses import replace
 
@@ -121,7 +122,7 @@ def lejepa(facts: Facts) -> TrainConfig:
 
 
 def mae(facts: Facts) -> TrainConfig:
-    """A start for fine-tuning from images without labels; its features are of no use as they are.
+    """A start for fine-tuning from images without labels; as they are its features tell little.
 
     Command: `vitrail train photos/ --task mae`. Crops, rate and decay are the paper's (2111.06377);
     a decoder of 4 blocks of width 256 is for a ViT-S, one of 2 of width 128 for the two blocks that

@@ -35,13 +35,13 @@ from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Targets
 from vitrail.data.views.canvas import Canvas
 from vitrail.errors import UsageError, setting
-from vitrail.heads.backbone import shapes_of
+from vitrail.heads.backbone import Backbone, shapes_of
 from vitrail.models import ViT
-from vitrail.nn import Features, normal_, tokens_to_map
+from vitrail.nn import Features, full_precision, normal_, tokens_to_map
 from vitrail.tasks.distill import Teacher
 from vitrail.tasks.embed import Embed, EmbedConfig
+from vitrail.tasks.gathering import gathered
 from vitrail.tasks.kept import KeptMaps
-from vitrail.tasks.moco import full_precision, gathered
 from vitrail.tasks.task import Losses
 
 _QUEUES = {
@@ -120,8 +120,8 @@ class DistillFeatures(Embed):
         self.teacher = teacher
         self.seed = seed
         self.kept = kept
-        own = shapes_of(type(model), model.config)
-        theirs = shapes_of(type(teacher.model), teacher.model.config)
+        sides: tuple[Backbone, Backbone] = (model, teacher.model)
+        own, theirs = (shapes_of(type(each), each.config) for each in sides)
         image, patch = theirs.pooled.shape[1], theirs.patches.shape[2]
         self.image: nn.Linear | None = None
         self.patches: nn.Linear | None = None

@@ -27,18 +27,20 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Targets
 from vitrail.data.views.augment import AugmentConfig
+from vitrail.data.views.dino import small_size
 from vitrail.errors import UsageError, setting
 from vitrail.heads.projector import Projector
 from vitrail.metrics.features import spread
+from vitrail.nn import full_precision
 from vitrail.tasks.embed import Embed, EmbedConfig
-from vitrail.tasks.moco import full_precision, pooled_width
+from vitrail.tasks.gathering import alone, summed
+from vitrail.tasks.moco import pooled_width
 from vitrail.tasks.task import Losses
 
 _KNOTS, _REACH = 17, 3.0
@@ -83,14 +85,14 @@ class LejepaConfig:
 
 
 def lejepa_views(
-    said: AugmentConfig, config: LejepaConfig, size: tuple[int, int], stride: tuple[int, int]
+    said: AugmentConfig, config: LejepaConfig, size: tuple[int, int], patch: tuple[int, int]
 ) -> tuple[AugmentConfig, ...]:
-    """All views of training images of `size` pixels: the global ones as is `said`, the local ones
-    of 7/16 of its sides (98 of 224 in the paper), in whole patches of `stride`.
+    """All views of training images of `size` pixels: the global ones as is `said`, and the local
+    ones, which show at most what those show at least.
     """
     least = said.crop_scale[0]
-    height, width = (max(1, round(7 / 16 * a / p)) * p for a, p in zip(size, stride, strict=True))
-    local = replace(said, size=(height, width), crop_scale=(min(config.local_scale, least), least))
+    scale = (min(config.local_scale, least), least)
+    local = replace(said, size=small_size(size, patch), crop_scale=scale)
     return (said,) * config.globals + (local,) * config.locals
 
 
@@ -171,10 +173,9 @@ def sigreg(z: Float[Tensor, "v n d"], directions: Float[Tensor, "d a"]) -> Float
 
 def _of_all(sums: Tensor, images: int) -> tuple[Tensor, int]:
     """Sums over the images of all processes, with gradient, and how many these are."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if alone():
         return sums, images
-    count = torch.tensor(images, device=sums.device)
-    dist.all_reduce(count)
+    count = summed(torch.tensor(images, device=sums.device))
     return _AddedUp.apply(sums), int(count)  # type: ignore[no-untyped-call]
 
 
@@ -185,12 +186,8 @@ class _AddedUp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.contiguous().clone()
-        dist.all_reduce(x)
-        return x
+        return summed(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
-        return grad
+        return summed(grad)
