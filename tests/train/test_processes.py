@@ -19,7 +19,9 @@ from PIL import Image
 
 from close import close
 from vitrail import evaluate
+from vitrail.models import ViTConfig, build
 from vitrail.runs import Run
+from vitrail.weights import save_weights
 
 _TINY = shlex.split(
     # Said, for the recipe would choose by the machine: two processes may be shown larger images.
@@ -329,6 +331,39 @@ def test_what_looks_across_images_takes_the_same_steps_on_two_processes(task, pa
     mine, theirs = losses(one), losses(two)
     assert list(mine) == list(theirs)
     assert max(abs(theirs[step] / mine[step] - 1) for step in mine) < 1e-6
+
+
+_FEATURES = shlex.split(
+    "samples:emoji --model vit_mini16 --model.image-size 32 32 --model.patch 8 8 "
+    "--model.stem patch --model.depth 1 --model.width 32 --model.heads 2 --model.mlp 64 --data.batch-size 32 "
+    "--minutes None --epochs 0.2 --precision float32 --evaluations 1 --device cpu"
+)
+_OF_FEATURES = {
+    "lejepa": "--lejepa.hidden 32 --lejepa.locals 1",
+    "mae": "--mae.decoder.depth 1 --mae.decoder.width 32 --mae.decoder.heads 2",
+    "distill-features": "--distill.teacher",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("task", _OF_FEATURES)
+def test_features_take_the_same_steps_on_two_processes(task, parallel, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    flags = [*_FEATURES, "--task", task, *_OF_FEATURES[task].split()]
+    if task == "distill-features":
+        shape = ViTConfig(
+            depth=1, width=24, heads=2, mlp=48, patch=(4, 4), image_size=(16, 16), classes=0
+        )
+        flags.append(str(tmp_path / "teacher.safetensors"))
+        save_weights(Path(flags[-1]), shape, build(shape).state_dict())
+    assert finish(start(*flags, "--out", str(one)))[0] == 0
+    args = ("--devices", "2", "--parallel", parallel, "--out", str(two))
+    code, words = finish(start(*flags, *args))
+    assert code == 0, words
+    mine, theirs = losses(one), losses(two)
+    assert list(mine) == list(theirs)
+    assert max(abs(theirs[step] / mine[step] - 1) for step in mine) < 2e-6
 
 
 @pytest.mark.slow

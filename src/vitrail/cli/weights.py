@@ -94,7 +94,8 @@ class ConvertArgs(ShowArgs):
     out: Annotated[Path, tyro.conf.Positional]
     """The file to write: .safetensors, or .npz for google."""
     to: str
-    """vitrail, timm, huggingface, google, or eomt: its authors', of a ViT with queries."""
+    """vitrail, timm, huggingface, google; eomt: its authors', of a ViT with queries; mae: Meta's,
+    of an encoder with its decoder."""
     overwrite: bool = False
     both: bool = False
     """Of a model with a text tower, both: huggingface, open_clip, or google (LiT's)."""
