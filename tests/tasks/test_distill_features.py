@@ -150,6 +150,17 @@ def test_only_the_student_learns(form: str) -> None:
     assert not task.train().teacher.model.training
 
 
+@pytest.mark.parametrize("form", ["v1", "v2", "v3"])
+def test_all_that_learns_has_a_gradient_for_which_processes_wait(form: str) -> None:
+    torch.manual_seed(0)
+    model, teacher = build(replace(STUDENT, pool="map")), Teacher(build(TEACHER), SHOWN, SEES)
+    config = replace(PLAIN, form=form)
+    task = DistillFeatures(model, config, Nothing(9), EmbedConfig(), teacher, seed=0)
+    task.loss(batch_of()).total.backward()
+    without = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
 def test_pairs_are_mixed_by_one_share_of_the_step_for_both_to_see() -> None:
     task, batch = task_of(replace(PLAIN, mixup=True)), batch_of(5)
     share = float(keyed.uniform(0, 0, np.array([0]), "share", 1)[0, 0])

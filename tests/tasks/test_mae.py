@@ -257,6 +257,14 @@ def test_all_patches_shown_are_the_models_features() -> None:
         close(model.shown(images, everywhere), torch.cat([features.prefix, features.patches], 1))
 
 
+@pytest.mark.parametrize("change", [{}, {"pool": "map"}, {"pool": "mean", "pool_norm": True}])
+def test_all_that_learns_has_a_gradient_for_which_processes_wait(change: dict) -> None:
+    task = task_of(model=replace(TINY, **change))
+    task.loss(batch_of()).total.backward()
+    without = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
 def test_images_of_another_size_than_the_models() -> None:
     task = task_of()
     assert task.loss(batch_of(2, (48, 40))).total.isfinite()

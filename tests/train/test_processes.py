@@ -335,8 +335,9 @@ def test_what_looks_across_images_takes_the_same_steps_on_two_processes(task, pa
 
 _FEATURES = shlex.split(
     "samples:emoji --model vit_mini16 --model.image-size 32 32 --model.patch 8 8 "
-    "--model.stem patch --model.depth 1 --model.width 32 --model.heads 2 --model.mlp 64 --data.batch-size 32 "
-    "--minutes None --epochs 0.2 --precision float32 --evaluations 1 --device cpu"
+    "--model.stem patch --model.depth 1 --model.width 32 --model.heads 2 --model.mlp 64 "
+    "--data.batch-size 32 --minutes None --epochs 0.2 --precision float32 --evaluations 1 "
+    "--device cpu"
 )
 _OF_FEATURES = {
     "lejepa": "--lejepa.hidden 32 --lejepa.locals 1",

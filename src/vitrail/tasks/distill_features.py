@@ -39,7 +39,7 @@ from vitrail.heads.backbone import Backbone, shapes_of
 from vitrail.models import ViT
 from vitrail.nn import Features, full_precision, normal_, tokens_to_map
 from vitrail.tasks.distill import Teacher
-from vitrail.tasks.embed import Embed, EmbedConfig
+from vitrail.tasks.embed import Embed, EmbedConfig, freeze_pooling
 from vitrail.tasks.gathering import gathered
 from vitrail.tasks.kept import KeptMaps
 from vitrail.tasks.task import Losses
@@ -133,6 +133,7 @@ class DistillFeatures(Embed):
                     f"take v1 or v3"
                 )
             teacher.model.check_whole("taps")
+            freeze_pooling(model)
             self.patches = _linear(own.patches.shape[2], 2 * patch)
         else:
             self.image = _linear(own.pooled.shape[1], image)

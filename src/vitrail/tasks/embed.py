@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.data.batches.batch import Batch
 from vitrail.data.targets import Classes, Targets
@@ -223,6 +223,15 @@ class Embed(Task):
         """What features are judged by."""
         several = isinstance(self.targets, Classes) and self.targets.several
         return {"classes": list(self.targets.names), "multi_label": several}
+
+
+def freeze_pooling(model: Model) -> None:
+    """Leave alone what makes an image's one vector, where a loss reads the patches and gives it no
+    gradient: several processes would wait for that.
+    """
+    for name in model.pooling:
+        if isinstance(part := getattr(model, name), nn.Module):
+            part.requires_grad_(False)
 
 
 def _remedy() -> str:

@@ -30,7 +30,7 @@ from vitrail.errors import UsageError, setting
 from vitrail.heads.masked import DecoderConfig, PatchDecoder, patch_pixels
 from vitrail.models import ViT
 from vitrail.nn import pad_to_patches, patch_grid
-from vitrail.tasks.embed import Embed, EmbedConfig
+from vitrail.tasks.embed import Embed, EmbedConfig, freeze_pooling
 from vitrail.tasks.task import Losses
 from vitrail.weights import Opened
 
@@ -78,6 +78,7 @@ class Mae(Embed):
                 f"family '{model.config.family}'"
             )
         model.check_whole("some patches")
+        freeze_pooling(model)
         self.config = config
         self.seed = seed
         shape = model.config
