@@ -368,7 +368,7 @@ def _open_other(
     """Other images: the part that their maker has set apart for tests, or all."""
     if not any(columns or ()) and list_file(Path(data).expanduser()):
         own = config.data
-        columns = Columns(own.image_column, own.label_column, own.split_column)
+        columns = Columns(own.image_column, own.label_column, own.split_column, own.caption_column)
     changed = {name: x for name, x in vars(masks).items() if x != getattr(AS_THEY_SAY, name)}
     source: PartedSource = open_data(
         data,

@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from vitrail.cli.dataset import ALL_AS_FOUND, AS_FOUND, OfAnyData, OfData
@@ -25,7 +26,7 @@ from vitrail.data.sources.shards import changed_shards
 from vitrail.data.sources.write_boxes import write_boxes
 from vitrail.data.sources.write_shards import write_shards
 from vitrail.data.split import task_of
-from vitrail.data.targets import Boxes, Masks
+from vitrail.data.targets import Boxes, Masks, Texts
 from vitrail.errors import DataError
 from vitrail.units import bytes_text
 
@@ -136,8 +137,20 @@ def _check(args: Sequence[str]) -> dict[str, Any]:
         "boxes": [asdict(finding) for finding in boxes.findings] if boxes else [],
         "box_classes": [each._asdict() for each in boxes.classes] if boxes else [],
         "box_counts": _box_counts(boxes) if boxes else None,
+        "texts": _texts(source.targets) if isinstance(source.targets, Texts) else None,
         "changed_shards": list(changed),
         "exit_code": 3 if report.unreadable or changed or unusable else 0,
+    }
+
+
+def _texts(texts: Texts) -> dict[str, int]:
+    """How many there are, and how many images have one that another has as well."""
+    counts = np.bincount(texts.own[texts.own >= 0], minlength=len(texts.table))
+    shared = ((texts.own >= 0) & (counts[texts.own] > 1)).any(axis=1)
+    return {
+        "different": texts.different(),
+        "most": texts.own.shape[1],
+        "shared": int(shared.sum()),
     }
 
 
@@ -229,6 +242,12 @@ def _print_report(report: CheckReport, parts: Mapping[str, int], source: PartedS
         kind, names = source.targets.kind, source.targets.names
         said = f"with {kind} of {len(names)} classes" if names else f"with {kind}"
         print(f"{report.images} images {said}")
+    if isinstance(source.targets, Texts):
+        found = _texts(source.targets)
+        print(
+            f"texts     {found['different']:,} different ones, at most {found['most']} an image; "
+            f"{found['shared']:,} images have one that another has as well"
+        )
     for label, count in report.counts.items():
         print(f"  {count:>7}  {label}")
     if report.width and report.height:
@@ -261,7 +280,7 @@ def _print_list(what: str, lines: Sequence[str]) -> None:
 def _shard(args: Sequence[str]) -> dict[str, Any]:
     given = parse(ShardArgs, args, "data shard", "Write a data set as tar files (WebDataset).")
     if (task := task_of(given.data)) != "classify":
-        kind = {"segment": "masks", "detect": "boxes"}[task]
+        kind = {"segment": "masks", "detect": "boxes", "clip": "texts"}[task]
         raise DataError(
             f"{given.data} holds images with {kind}, and shards hold classes: train on it as it is"
         )

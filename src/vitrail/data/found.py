@@ -9,7 +9,7 @@ from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
 from vitrail.data.sources.source import PartedSource
 from vitrail.data.sources.unlabelled import open_unlabelled
 from vitrail.data.split import open_data, task_of, why_bare
-from vitrail.data.targets import Boxes, Classes, Masks
+from vitrail.data.targets import Boxes, Classes, Masks, Texts
 from vitrail.errors import DataError
 
 
@@ -19,7 +19,7 @@ def open_found(
     rules: FolderRules = USUAL,
     masks: MaskRules = AS_THEY_SAY,
 ) -> PartedSource:
-    """Open the data set at `data`, as `open_data` does: with masks or boxes where it has some, or
+    """Open the data set at `data`, as `open_data` does: with masks, boxes or texts where it has some, or
     else with classes; a folder of images that is in neither way labelled, with nothing.
 
     Raises as `open_data` does.
@@ -29,6 +29,8 @@ def open_found(
         return open_data(data, columns, rules, masks=masks, targets=Masks)
     if task == "detect":
         return open_data(data, columns, rules, targets=Boxes)
+    if task == "clip" or (columns and columns.caption):
+        return open_data(data, columns, rules, targets=Texts)
     try:
         return open_data(data, columns, rules, targets=Classes)
     except DataError as no_labels:

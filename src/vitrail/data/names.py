@@ -29,6 +29,19 @@ def label_name(label: str) -> str:
     return unicodedata.normalize("NFC", label.strip())
 
 
+def text_line(text: object) -> str:
+    r"""A text in its one spelling: on one line, without blanks around it, halves of letters as
+    question marks. Empty for what is no text.
+
+    >>> text_line(" a  red\ncar "), text_line(None)
+    ('a red car', '')
+    """
+    if not isinstance(text, str):
+        return ""
+    whole = text.encode("utf-8", "replace").decode()
+    return " ".join(unicodedata.normalize("NFC", whole).split())
+
+
 def printable(path: str) -> str:
     r"""The path with bytes that are not UTF-8 as \xff, and \ doubled so that no two paths meet."""
     text = path.replace("\\", "\\\\").encode("utf-8", "surrogateescape")

@@ -21,18 +21,32 @@ from vitrail.data.sources.arrays import has_idx, open_idx, open_npz
 from vitrail.data.sources.boxed import BoxedSource, has_boxes
 from vitrail.data.sources.csvfile import Columns, CsvSource, NoImageColumn, list_file
 from vitrail.data.sources.folder import FolderSource
-from vitrail.data.sources.hub import HUB_PREFIX, STREAM_PREFIX, has_tables, open_hub, open_streams
+from vitrail.data.sources.hub import (
+    HUB_PREFIX,
+    STREAM_PREFIX,
+    has_tables,
+    open_hub,
+    open_hub_pairs,
+    open_streams,
+)
 from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
 from vitrail.data.sources.mask_told import idle_masks
 from vitrail.data.sources.mask_told import told as mask_told
 from vitrail.data.sources.masked import MaskedSource, has_masks
-from vitrail.data.sources.samples import BOXED_SAMPLES, MASKED_SAMPLES, SAMPLES, open_sample
-from vitrail.data.sources.shards import ShardSource, UnlabelledShards, has_shards
+from vitrail.data.sources.pairs import has_texts, open_coco_captions, pair_table, read_pairs
+from vitrail.data.sources.samples import (
+    BOXED_SAMPLES,
+    MASKED_SAMPLES,
+    PAIRED_SAMPLES,
+    SAMPLES,
+    open_sample,
+)
+from vitrail.data.sources.shards import PairShards, ShardSource, UnlabelledShards, has_shards
 from vitrail.data.sources.source import PARTS, PartedSource, Source, Subset, Tally
 from vitrail.data.sources.stream import HeldImages, StreamSettings, StreamSource
 from vitrail.data.sources.unlabelled import UnlabelledFiles, open_unlabelled
-from vitrail.data.targets import Boxes, Classes, Masks, Nothing, Targets
+from vitrail.data.targets import Boxes, Classes, Masks, Nothing, Targets, Texts
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.units import bytes_text
 
@@ -81,6 +95,7 @@ def open_splits(
     image_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
+    caption_column: str | None = None,
     rules: FolderRules = USUAL,
     masks: MaskRules = AS_THEY_SAY,
     targets: type[Targets] = Classes,
@@ -101,7 +116,7 @@ def open_splits(
         raise UsageError(
             f"{setting('val_fraction')} is {val_fraction}: it must be at least 0 and less than 1"
         )
-    columns = Columns(image_column, label_column, split_column)
+    columns = Columns(image_column, label_column, split_column, caption_column)
     if source is None:
         source = open_data(data, columns, rules, masks=masks, targets=targets)
     _refuse_unlearnable(data, source)
@@ -204,8 +219,9 @@ def open_data(
     With `Masks`: a folder of images and their masks (`vitrail.data.sources.masked`), or a sample
     set that has some; `masks` says how they are understood. With `Boxes`: a folder of images and
     of what tells their boxes, or a file in it that does (`vitrail.data.sources.boxed`), or a sample
-    set that has some. With `Nothing`: whatever holds images; where they have classes, these are
-    kept. With `Classes` as follows.
+    set that has some. With `Texts`: images and what is written of them
+    (`vitrail.data.sources.pairs`). With `Nothing`: whatever holds images; where they have classes,
+    these are kept. With `Classes` as follows.
 
     It is a folder of class folders, or of train/, val/ and test/ with class folders; a folder with
     a labels.csv; a .csv, .tsv or .txt file that lists images; a .npz file of MedMNIST's layout; a
@@ -218,6 +234,8 @@ def open_data(
     try:
         if targets is Boxes and not name.startswith(_SAMPLES_PREFIX):
             return _open_boxed(name, columns, rules, masks)
+        if targets is Texts:
+            return _open_pairs(name, columns, rules, masks)
         if targets is Masks and not name.startswith(_SAMPLES_PREFIX):
             return _open_masked(name, columns, rules, masks)
         if masks != AS_THEY_SAY:
@@ -228,9 +246,8 @@ def open_data(
     except OSError as error:
         raise DataError(f"cannot open {data}: {error.strerror}") from error
     if targets is not Nothing and not isinstance(source.targets, targets):
-        task = {"masks": "segment", "classes": "classify", "boxes": "detect"}.get(
-            source.targets.kind, "mocov3"
-        )
+        tasks = {"masks": "segment", "classes": "classify", "boxes": "detect", "texts": "clip"}
+        task = tasks.get(source.targets.kind, "mocov3")
         raise DataError(
             f"{data} comes with {source.targets.kind}, not with {targets.kind}: learn that with "
             f"{setting('task', task)}"
@@ -255,6 +272,35 @@ def _open_boxed(name: str, columns: Columns, rules: FolderRules, masks: MaskRule
     if not os.path.exists(name):
         raise _no_data_set(Path(name))
     return BoxedSource(name, rules)
+
+
+def _open_pairs(name: str, columns: Columns, rules: FolderRules, masks: MaskRules) -> PartedSource:
+    if masks != AS_THEY_SAY or rules != USUAL:
+        raise UsageError(
+            f"{setting('data.masks')}, {setting('data.parts')} and {setting('data.follow_links')} "
+            f"are for folders of images, and {name} is to say texts of them"
+        )
+    path = Path(name)
+    if (table := pair_table(path)) is not None:
+        return read_pairs(table, columns, whole_folder=path.is_dir())
+    if name.startswith(HUB_PREFIX) or has_tables(path):
+        return open_hub_pairs(name.removeprefix(HUB_PREFIX), columns)
+    if any(columns):
+        raise UsageError(f"a column is named, but {name} is no table or Hugging Face data set")
+    if name.removeprefix(_SAMPLES_PREFIX) in PAIRED_SAMPLES:
+        return open_sample(name.removeprefix(_SAMPLES_PREFIX))
+    shards = has_shards(path) if path.is_dir() else path.suffix.lower() == ".tar"
+    if shards and path.exists():
+        return PairShards(path)
+    if has_texts(path):
+        return open_coco_captions(path)
+    if path.exists() or name.startswith(_SAMPLES_PREFIX):
+        raise DataError(
+            f"{name} says no texts of images: give a .csv or .tsv with a column of files and one "
+            f"of texts, COCO's captions, tar files of WebDataset with KEY.jpg and KEY.txt, hf:NAME "
+            f"or samples:{PAIRED_SAMPLES[0]}"
+        )
+    raise _no_data_set(path)
 
 
 def _open_masked(name: str, columns: Columns, rules: FolderRules, masks: MaskRules) -> PartedSource:
@@ -286,7 +332,7 @@ def why_bare(error: DataError) -> str:
 
 def task_of(data: str, masks: MaskRules = AS_THEY_SAY) -> str:
     """The task that data asks for by what it holds: segment where there are masks, or where it is
-    said how they are understood; detect where there are boxes alone.
+    said how they are understood; detect where there are boxes alone; clip where texts are.
     """
     if masks != AS_THEY_SAY:
         return "segment"
@@ -294,11 +340,15 @@ def task_of(data: str, masks: MaskRules = AS_THEY_SAY) -> str:
         name = data.removeprefix(_SAMPLES_PREFIX)
         if name in MASKED_SAMPLES:
             return "segment"
+        if name in PAIRED_SAMPLES:
+            return "clip"
         return "detect" if name in BOXED_SAMPLES else "classify"
     place = os.path.expanduser(data)
     if has_masks(place):
         return "segment"
-    return "detect" if has_boxes(place) else "classify"
+    if has_boxes(place):
+        return "detect"
+    return "clip" if has_texts(place) else "classify"
 
 
 def _open(name: str, columns: Columns, rules: FolderRules) -> PartedSource:
@@ -307,7 +357,7 @@ def _open(name: str, columns: Columns, rules: FolderRules) -> PartedSource:
     if listed is None:
         return _open_unlisted(name, columns, rules)
     try:
-        return CsvSource(listed, *columns, whole_folder=path.is_dir())
+        return CsvSource(listed, *columns[:3], whole_folder=path.is_dir())
     except NoImageColumn as no_list:
         if not path.is_dir() or any(columns):
             raise
@@ -371,6 +421,13 @@ def _refuse_unlearnable(data: Path | str, source: PartedSource) -> None:
             raise DataError(
                 f"no image of {data} to train with has an object that counts: look at it with: "
                 f"vitrail data check {data}"
+            )
+    if isinstance(source.targets, Texts):
+        learned = source.targets.rows(np.flatnonzero(source.part == _TRAIN))
+        if learned.different() < 2:
+            raise DataError(
+                f"the images of {data} to train with have the same text, or there is only one: to "
+                f"tell which text is whose takes at least two"
             )
     if isinstance(source.targets, Masks) and len(source.targets.names) < 2:
         only = ", ".join(source.targets.names) or "none"

@@ -67,6 +67,8 @@ class DataConfig:
     """Its name; in a list without a header its number, from 1."""
     label_column: str | None = None
     split_column: str | None = None
+    caption_column: str | None = None
+    """Of images with texts."""
     parts: str = "auto"
     """Which folders of a folder are its parts. auto: by their names; none: all are classes; or as
     train=DIR,val=DIR,test=DIR, where a part may be given twice."""

@@ -52,6 +52,7 @@ def open_data_of(
         image_column=config.data.image_column,
         label_column=config.data.label_column,
         split_column=config.data.split_column,
+        caption_column=config.data.caption_column,
         rules=config.data.rules(),
         masks=config.data.masks,
         targets=TASKS[config.task].targets,

@@ -39,6 +39,8 @@ class Columns(NamedTuple):
     image: str | None = None
     label: str | None = None
     split: str | None = None
+    caption: str | None = None
+    """Of images with texts."""
 
 
 class NoImageColumn(DataError):
@@ -122,7 +124,7 @@ def _places(file: Path, table: Table, asked: Columns, files: ListedFiles) -> _Pl
         raise DataError(f"{file} lists no images: it is empty")
     image, label, split = (
         None if name is None else _place(file, table, kind, name)
-        for kind, name in asked._asdict().items()
+        for kind, name in zip(_Places._fields, asked, strict=False)
     )
     free = [i for i, name in enumerate(table.columns) if name and i not in (image, label, split)]
 
@@ -221,7 +223,7 @@ def _assumed(file: Path, table: Table, asked: Columns, places: _Places) -> tuple
     """A note of the columns that were not told by the user or by their names."""
     told = [
         f"the {kind}s in column '{table.columns[i]}'"
-        for kind, i, name in zip(Columns._fields, places, asked, strict=True)
+        for kind, i, name in zip(_Places._fields, places, asked[:3], strict=True)
         if i is not None and name is None
         if not table.headed or table.columns[i].lower() not in COLUMN_NAMES[kind]
     ]

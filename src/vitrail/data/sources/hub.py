@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vitrail.data.names import label_name
+from vitrail.data.names import label_name, text_line
 from vitrail.data.pixels.decode import UnreadableImage, read_image
 from vitrail.data.sources.csvfile import Columns
 from vitrail.data.sources.parts import most_usual, part_within
@@ -36,7 +36,7 @@ from vitrail.data.sources.shards import class_table, read_class_names
 from vitrail.data.sources.source import PARTS, LeftOut, PartedSource, Tally, file_stamp
 from vitrail.data.sources.stream import Label, StreamSettings, StreamSource
 from vitrail.data.sources.switches import switched
-from vitrail.data.targets import Classes
+from vitrail.data.targets import Classes, Texts
 from vitrail.errors import DataError, UsageError, setting
 
 HUB_PREFIX = "hf:"
@@ -45,6 +45,7 @@ STREAM_PREFIX = "hf-stream:"
 _BUILDERS = ("imagefolder", "parquet", "arrow", "webdataset")
 _SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
+_TEXT_NAMES = ("caption", "captions", "text", "texts", "txt", "title", "sentence", "sentences")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "cls", "fine_label", "txt")
 _PROXIES = ("https_proxy", "http_proxy", "all_proxy")
 
@@ -74,6 +75,17 @@ def open_hub(name: str, columns: Columns) -> PartedSource:
     the one of classes, or what is usually called so. Raises UsageError for a name or a column that
     cannot be, DataError where the data cannot be had, saying what would do.
     """
+    tables, left_out = _tables(name)
+    return HubSource(name, tables, columns, left_out)
+
+
+def open_hub_pairs(name: str, columns: Columns) -> PartedSource:
+    """As `open_hub`, with a column of texts, of which each may be a list."""
+    tables, left_out = _tables(name)
+    return HubPairs(name, tables, columns, left_out)
+
+
+def _tables(name: str) -> "tuple[_Tables, tuple[LeftOut, ...]]":
     datasets = _library()
     with _opening(datasets, name) as place:
         if place.is_saved:
@@ -84,8 +96,7 @@ def open_hub(name: str, columns: Columns) -> PartedSource:
             found = builder.as_dataset()
     splits = found if isinstance(found, Mapping) else {"train": found}
     chosen, left_out = _parts(name, splits)
-    tables = {part: (split, splits[split]) for part, split in chosen.items()}
-    return HubSource(name, tables, columns, left_out)
+    return {part: (split, splits[split]) for part, split in chosen.items()}, left_out
 
 
 def place_of(data: str) -> tuple[str, Path]:
@@ -151,52 +162,26 @@ def open_streams(name: str, columns: Columns, *, seed: int, settings: StreamSett
     return Streams(streams, left_out)
 
 
-class HubSource:
-    """A data set in Arrow tables, memory-mapped: one table a part.
+_Tables = Mapping[str, tuple[str, Any]]
+"""By the part, which is in PARTS: the split's own name, and its table."""
 
-    Rows without a label are left out, and told in `left_out`.
+
+class HubImages:
+    """The images of Arrow tables, memory-mapped, one table a part: those rows of each of which
+    something is said.
     """
 
-    def __init__(
-        self,
-        name: str,
-        tables: Mapping[str, tuple[str, Any]],
-        columns: Columns,
-        left_out: tuple[LeftOut, ...],
-    ) -> None:
+    def __init__(self, tables: _Tables, image: str, rows: Mapping[str, list[int]]) -> None:
         datasets = _library()
-        self._image = ""
-        self._tables: list[Any] = []
-        self._splits: list[str] = []
-        labels: list[tuple[str, ...]] = []
-        table_of, row_of, part_of = [], [], []
-        names: tuple[str, ...] | None = None
-        several, unused = False, Tally()
-        for part, (split, table) in tables.items():
-            self._image, label = _columns(name, table.features, columns)
-            read = _Labels(name, label, table.features[label], None)
-            if self._tables and (read.names, read.several) != (names, several):
-                raise DataError(f"the splits of {name} have different classes in '{label}'")
-            names, several = read.names, read.several
-            found = [read(value) for value in _values(table, label)]
-            rows = [row for row, one in enumerate(found) if one is not None]
-            unlabelled = [f"{split}/{row}" for row, one in enumerate(found) if one is None]
-            unused.add("rows", "they have no label", *unlabelled)
-            labels += [one for one in found if one is not None]
-            table_of += [len(self._tables)] * len(rows)
-            row_of += rows
-            part_of += [PARTS.index(part)] * len(rows)
-            self._tables.append(_undecoded(datasets, table, self._image, label))
-            self._splits.append(split)
-        if not labels:
-            raise DataError(f"no row of {name} has a label")
-        self.left_out = (*left_out, *unused.told())
+        self._image = image
+        self._splits = [split for split, _ in tables.values()]
+        self._tables = [_undecoded(datasets, table, image) for _, table in tables.values()]
         self.notes: tuple[str, ...] = ()
-        known = class_table(name, labels) if names is None else names
-        self.targets = Classes.named(known, labels, several=several)
-        self.part: UInt8[np.ndarray, " n"] = np.array(part_of, np.uint8)
-        self._table = np.array(table_of, np.uint8)
-        self._row = np.array(row_of, np.int64)
+        counts = [len(rows[part]) for part in tables]
+        numbers = np.array([PARTS.index(part) for part in tables], np.uint8)
+        self.part: UInt8[np.ndarray, " n"] = np.repeat(numbers, counts)
+        self._table = np.repeat(np.arange(len(tables), dtype=np.uint8), counts)
+        self._row = np.array([row for part in tables for row in rows[part]], np.int64)
 
     def __len__(self) -> int:
         return len(self._row)
@@ -233,6 +218,65 @@ class HubSource:
             return file_stamp(content)
         files = (file["filename"] for file in self._tables[self._table[i]].cache_files)
         return " ".join([*(file_stamp(Path(file)) for file in files), str(self._row[i])])
+
+
+class HubSource(HubImages):
+    """A data set with labels. Rows without one are left out, and told in `left_out`."""
+
+    def __init__(
+        self, name: str, tables: _Tables, columns: Columns, left_out: tuple[LeftOut, ...]
+    ) -> None:
+        image, labels, kept = "", list[tuple[str, ...]](), dict[str, list[int]]()
+        names: tuple[str, ...] | None = None
+        several, unused = False, Tally()
+        for part, (split, table) in tables.items():
+            image, label = _columns(name, table.features, columns)
+            read = _Labels(name, label, table.features[label], None)
+            if kept and (read.names, read.several) != (names, several):
+                raise DataError(f"the splits of {name} have different classes in '{label}'")
+            names, several = read.names, read.several
+            found = [read(value) for value in _values(table, label)]
+            kept[part] = [row for row, one in enumerate(found) if one is not None]
+            unlabelled = [f"{split}/{row}" for row, one in enumerate(found) if one is None]
+            unused.add("rows", "they have no label", *unlabelled)
+            labels += [one for one in found if one is not None]
+        if not labels:
+            raise DataError(f"no row of {name} has a label")
+        super().__init__(tables, image, kept)
+        self.left_out = (*left_out, *unused.told())
+        known = class_table(name, labels) if names is None else names
+        self.targets = Classes.named(known, labels, several=several)
+
+
+class HubPairs(HubImages):
+    """A data set with texts. Rows without one are left out, and told in `left_out`."""
+
+    def __init__(
+        self, name: str, tables: _Tables, columns: Columns, left_out: tuple[LeftOut, ...]
+    ) -> None:
+        image, texts, kept = "", list[tuple[str, ...]](), dict[str, list[int]]()
+        unused = Tally()
+        for part, (split, table) in tables.items():
+            image = _image_column(name, table.features, columns)
+            named = [each for each in table.features if each.lower() in _TEXT_NAMES]
+            text = _column(name, table.features, "caption", columns.caption, named, _TEXT_NAMES)
+            found = [_texts(value) for value in _values(table, text)]
+            kept[part] = [row for row, one in enumerate(found) if one]
+            empty = [f"{split}/{row}" for row, one in enumerate(found) if not one]
+            unused.add("rows", "they have no text", *empty)
+            texts += filter(None, found)
+        if not texts:
+            raise DataError(f"no row of {name} has a text")
+        super().__init__(tables, image, kept)
+        self.left_out = (*left_out, *unused.told())
+        self.notes = (f"images in column '{image}', texts in '{text}'",)
+        self.targets = Texts.written(texts)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Of one row, which may have a list of them."""
+    lines = map(text_line, value if isinstance(value, list) else [value])
+    return tuple(filter(None, lines))
 
 
 def _library() -> Any:
@@ -364,10 +408,7 @@ def _parts(name: str, splits: Iterable[str]) -> tuple[dict[str, str], tuple[Left
 
 def _columns(name: str, features: Any, columns: Columns) -> tuple[str, str]:
     """The columns of the image and of the label."""
-    if columns.split is not None:
-        raise UsageError(f"{name} has splits of its own: no column can be named for that")
-    images = [column for column, feature in features.items() if _is_image(feature)]
-    image = _column(name, features, "image", columns.image, images, _IMAGE_NAMES)
+    image = _image_column(name, features, columns)
     classes = [
         column
         for column, feature in features.items()
@@ -376,6 +417,13 @@ def _columns(name: str, features: Any, columns: Columns) -> tuple[str, str]:
     named = [column for column in features if column.lower() in _LABEL_NAMES and column != image]
     label = _column(name, features, "label", columns.label, classes or named, _LABEL_NAMES)
     return image, label
+
+
+def _image_column(name: str, features: Any, columns: Columns) -> str:
+    if columns.split is not None:
+        raise UsageError(f"{name} has splits of its own: no column can be named for that")
+    images = [column for column, feature in features.items() if _is_image(feature)]
+    return _column(name, features, "image", columns.image, images, _IMAGE_NAMES)
 
 
 def _column(
@@ -468,9 +516,9 @@ def _values(table: Any, column: str) -> list[Any]:
     return list(arrow.column(column).to_pylist())
 
 
-def _undecoded(datasets: Any, table: Any, image: str, label: str) -> Any:
-    """The two columns, with images as they are stored."""
-    narrow = table.select_columns([image, label])
+def _undecoded(datasets: Any, table: Any, image: str, *others: str) -> Any:
+    """The image column, and others, with images as they are stored."""
+    narrow = table.select_columns([image, *others])
     return narrow.cast_column(image, datasets.Image(decode=False))
 
 

@@ -7,12 +7,12 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from vitrail.data.names import label_name, printable
+from vitrail.data.names import label_name, printable, text_line
 from vitrail.data.sources.formats import FORMATS, HEAD_BYTES, IMAGE_EXTENSIONS, image_format
 from vitrail.data.sources.kept import keep, kept_place, read_kept
 from vitrail.data.sources.source import file_stamp
@@ -20,8 +20,17 @@ from vitrail.data.sources.tar import TarReader
 
 _VERSION = 2  # of what is cached
 _MOST_LABEL_BYTES = 64 << 10
-_LABEL_FIELDS = ("cls", "json", "txt")  # the first that an image has is taken
+Said: TypeAlias = Literal["labels", "texts", "nothing"]
+"""What of that which is said of images counts."""
+
+# The first that an image has is taken.
+_FIELDS = {
+    "labels": ("cls", "json", "txt"),
+    "texts": ("txt", "caption", "text", "json"),
+    "nothing": ("cls", "json", "txt"),
+}
 _JSON_LABELS = ("labels", "label", "cls", "class", "class_name", "category")
+_JSON_TEXTS = ("captions", "caption", "texts", "text", "TEXT", "title")
 
 
 LEFT_OUT = {
@@ -34,6 +43,9 @@ LEFT_OUT = {
     "bytes behind the end mark": "another tar file? Write it to a file of its own",
     "labels without an image": "KEY.cls needs KEY.jpg or the like beside it",
     "images without a label": "KEY.jpg needs KEY.cls, KEY.txt or KEY.json beside it",
+    "images without a text": "KEY.jpg needs KEY.txt, or KEY.json with a caption, beside it",
+    "images whose text is empty": "there is nothing to learn from",
+    "images whose text is not UTF-8": "nobody says what it is: save it as UTF-8",
 }
 """What of a tar file may be left out, and why."""
 
@@ -55,28 +67,31 @@ class Listing(NamedTuple):
     """Endings of members."""
 
 
-def listed(file: Path, *, labelled: bool = True) -> Listing:
+def listed(file: Path, said: Said = "labels") -> Listing:
     """The listing of a tar file, from the cache where it is known there as it is now.
 
-    `labelled`: only what has a label is an image of the data set; else every image is, and what is
-    said of it does not count.
+    `said`: only what has a label, or a text, is an image of the data set; with nothing every image
+    is, and what is said of it does not count. Texts are in the place of labels.
     """
     digest = hashlib.blake2b(os.fsencode(file), digest_size=16).hexdigest()
-    place = kept_place("shards", f"{digest}{'' if labelled else '-bare'}")
+    place = kept_place("shards", f"{digest}{_ENDINGS[said]}")
     stamp = f"{_VERSION} {' '.join(FORMATS)} {file_stamp(file)}"
     if (known := _read_listing(place, stamp)) is not None:
         return known
-    listing = list_images(file, labelled=labelled)
+    listing = list_images(file, said=said)
     _keep_listing(place, stamp, listing)
     return listing
 
 
-def list_images(file: Path, *, labelled: bool = True) -> Listing:
+_ENDINGS = {"labels": "", "texts": "-texts", "nothing": "-bare"}
+
+
+def list_images(file: Path, said: Said = "labels") -> Listing:
     """List a tar file by its headers, of what `listed` says.
 
     Raises DataError where it is damaged or cut short.
     """
-    found = _Found()
+    found = _Found(said)
     with TarReader(file) as tar:
         for name, kind, offset, size in tar.members():
             while name.startswith("./"):
@@ -97,7 +112,7 @@ def list_images(file: Path, *, labelled: bool = True) -> Listing:
             field = field.lower()
             if f".{field}" in IMAGE_EXTENSIONS:
                 found.add_image(folder + slash + stem, name, offset, size)
-            elif field in _LABEL_FIELDS and size <= _MOST_LABEL_BYTES:
+            elif field in _FIELDS[said] and size <= _MOST_LABEL_BYTES:
                 found.add_label(folder + slash + stem, field, tar.read(offset, size))
             else:
                 form = image_format(tar.read(offset, min(size, HEAD_BYTES)), name)
@@ -105,7 +120,7 @@ def list_images(file: Path, *, labelled: bool = True) -> Listing:
             found.fields.add(field.rpartition(".")[2][:20])
         if tar.trailing:
             found.leave_out("bytes behind the end mark", str(tar.trailing))
-    return found.listing() if labelled else found.bare_listing()
+    return found.bare_listing() if said == "nothing" else found.listing()
 
 
 def _kind(form: str | None) -> str:
@@ -118,11 +133,12 @@ def _kind(form: str | None) -> str:
 class _Found:
     """What has been seen of a tar file so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, said: Said) -> None:
+        self._said = said
         self._row: dict[str, int] = {}
         self._offset: list[int] = []
         self._size: list[int] = []
-        self._label: list[tuple[int, bytes]] = []  # rank in _LABEL_FIELDS, content
+        self._label: list[tuple[int, bytes]] = []  # rank in _FIELDS, content
         self._left_out: dict[str, list[str]] = {}
         self.fields: set[str] = set()
 
@@ -131,7 +147,7 @@ class _Found:
         if row == len(self._offset):
             self._offset.append(-1)
             self._size.append(0)
-            self._label.append((len(_LABEL_FIELDS), b""))
+            self._label.append((len(_FIELDS[self._said]), b""))
         return row
 
     def add_image(self, key: str, name: str, offset: int, size: int) -> None:
@@ -142,7 +158,7 @@ class _Found:
             self._offset[row], self._size[row] = offset, size
 
     def add_label(self, key: str, field: str, content: bytes) -> None:
-        row, rank = self._at(key), _LABEL_FIELDS.index(field)
+        row, rank = self._at(key), _FIELDS[self._said].index(field)
         if rank < self._label[row][0]:
             self._label[row] = rank, content
 
@@ -160,13 +176,13 @@ class _Found:
         for key, row in self._row.items():
             label = self._label[row]
             if label not in known:
-                known[label], is_list = _parsed(*label)
+                known[label], is_list = _parsed(self._said, *label)
                 several |= is_list
             labels = known[label]
             if self._offset[row] < 0:
                 self.leave_out("labels without an image", key)
             elif labels is None:
-                self.leave_out("images without a label", key)
+                self.leave_out(_lacking(self._said, *label), key)
             else:
                 keys.append(key)
                 rows.append(row)
@@ -198,18 +214,34 @@ class _Found:
         )
 
 
-def _parsed(rank: int, content: bytes) -> tuple[tuple[str, ...] | None, bool]:
-    """The labels in the content of a field, None for none; and whether they were a list."""
-    if rank == len(_LABEL_FIELDS):
+def _lacking(said: Said, rank: int, content: bytes) -> str:
+    """Why an image has no label or text, by a key of LEFT_OUT."""
+    if said == "labels":
+        return "images without a label"
+    try:
+        empty = rank < len(_FIELDS[said]) and not content.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return "images whose text is not UTF-8"
+    return "images whose text is empty" if empty else "images without a text"
+
+
+def _parsed(said: Said, rank: int, content: bytes) -> tuple[tuple[str, ...] | None, bool]:
+    """The labels, or the texts, in the content of a field, None for none; and whether they were a
+    list.
+    """
+    if rank == len(_FIELDS[said]):
         return None, False
     try:
         found: Any = content.decode("utf-8")
-        if _LABEL_FIELDS[rank] == "json":
-            record = json.loads(found)
-            found = next((record[name] for name in _JSON_LABELS if name in record), None)
+        if _FIELDS[said][rank] == "json":
+            record, names = json.loads(found), _JSON_TEXTS if said == "texts" else _JSON_LABELS
+            found = next((record[name] for name in names if name in record), None)
     except (ValueError, RecursionError, TypeError):
         return None, False
     is_list = isinstance(found, list)
+    if said == "texts":
+        texts = [text_line(each) for each in (found if is_list else [found])]
+        return tuple(dict.fromkeys(filter(None, texts))) or None, is_list
     labels = [_label_text(label) for label in (found if is_list else [found])]
     kept = tuple(sorted({label for label in labels if label}))
     if None in labels or not (kept or is_list):

@@ -1,6 +1,7 @@
 """The sample sets: real data that ships with vitrail, or that it fetches once into a cache.
 
-`samples:emoji` lies inside the package. `samples:fashion-mnist` is brought by `fetch` out of
+`samples:emoji` lies inside the package, and `samples:emoji-names` are the same pictures, each with
+its name as a text. `samples:fashion-mnist` is brought by `fetch` out of
 Debian's archive, or put into the cache by hand; its split is the official one. Those with masks,
 `samples:scenes`, `samples:brain` and `samples:scratch`, and those with boxes, `samples:trees` and
 the scenes again, are made of what wheels on PyPI hold.
@@ -17,7 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from vitrail.data.sources.arrays import open_idx
-from vitrail.data.sources.csvfile import CsvSource
+from vitrail.data.sources.csvfile import Columns, CsvSource
+from vitrail.data.sources.pairs import read_pairs
 from vitrail.data.sources.scans import SCANS, fetch_scan, open_scan
 from vitrail.data.sources.scenes import SceneSource, fetch_photographs
 from vitrail.data.sources.source import PartedSource
@@ -27,7 +29,8 @@ from vitrail.errors import DataError, unknown_name
 
 MASKED_SAMPLES = ("scenes", *SCANS)
 BOXED_SAMPLES = ("scenes", "trees")
-SAMPLES = ("emoji", "fashion-mnist", *MASKED_SAMPLES, "trees")
+PAIRED_SAMPLES = ("emoji-names",)
+SAMPLES = ("emoji", *PAIRED_SAMPLES, "fashion-mnist", *MASKED_SAMPLES, "trees")
 
 _EMOJI = Path(__file__).parent / "emoji" / "labels.csv"
 _FASHION_PACKAGE = "dataset-fashion-mnist"
@@ -71,6 +74,8 @@ def open_sample(name: str, *, boxes: bool = False) -> PartedSource:
         raise unknown_name("sample set", name, SAMPLES)
     if name == "emoji":
         return CsvSource(_EMOJI)
+    if name == "emoji-names":
+        return read_pairs(_EMOJI, Columns(caption="name"))
     if name == "scenes":
         return SceneSource(cache_folder() / "data" / name, boxes=boxes)
     if name == "trees":
@@ -95,7 +100,7 @@ def fetch(name: str, progress: Callable[[str], None]) -> Path:
     """
     if name not in SAMPLES:
         raise unknown_name("sample set", name, SAMPLES)
-    if name == "emoji":
+    if name.startswith("emoji"):
         return _EMOJI.parent
     if name != "fashion-mnist":
         return _fetch_wheel(name, progress)

@@ -28,11 +28,11 @@ from PIL import Image
 from vitrail.data.names import PackedNames, label_name, printable, shortened
 from vitrail.data.pixels.decode import Slice, UnreadableImage, read_image
 from vitrail.data.sources.formats import unread
-from vitrail.data.sources.listing import LEFT_OUT, Listing, listed
+from vitrail.data.sources.listing import LEFT_OUT, Listing, Said, listed
 from vitrail.data.sources.parts import part_named, part_within
 from vitrail.data.sources.source import PARTS, LeftOut, Tally, file_stamp
 from vitrail.data.sources.walk import HIDDEN, is_hidden
-from vitrail.data.targets import Classes, Nothing
+from vitrail.data.targets import Classes, Nothing, Texts
 from vitrail.disk import sha256
 from vitrail.errors import DataError
 
@@ -123,7 +123,7 @@ class ShardSource(ShardImages):
 
     def __init__(self, root: Path | str) -> None:
         place = Path(os.path.abspath(root))
-        files, listings, about = _read(place, labelled=True)
+        files, listings, about = _read(place, "labels")
         if not any(len(listing.offsets) for listing in listings):
             raise DataError(_nothing_found(place, listings))
         super().__init__(place, files, listings, ours=about is not None)
@@ -139,19 +139,37 @@ class UnlabelledShards(ShardImages):
 
     def __init__(self, root: Path | str) -> None:
         place = Path(os.path.abspath(root))
-        files, listings, about = _read(place, labelled=False)
+        files, listings, about = _read(place, "nothing")
         if not any(len(listing.offsets) for listing in listings):
             raise DataError(f"no image is in the tar files of {place}: KEY.jpg, KEY.png and so on")
         super().__init__(place, files, listings, ours=about is not None)
         self.targets = Nothing(len(self))
 
 
-def _read(place: Path, *, labelled: bool) -> tuple[list[Path], list[Listing], "_About | None"]:
+class PairShards(ShardImages):
+    """The images of such files that have a text: KEY.txt or KEY.caption, or in KEY.json a caption
+    or several (what img2dataset writes).
+
+    Raises DataError as `ShardSource`, and where no image has a text.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        place = Path(os.path.abspath(root))
+        files, listings, about = _read(place, "texts")
+        if not any(len(listing.offsets) for listing in listings):
+            told = "".join(f"; {one.sentence()}" for one in _left_out(files, listings))
+            raise DataError(f"no image with a text is in the tar files of {place}{told}")
+        super().__init__(place, files, listings, ours=about is not None)
+        texts = (listing.labels[code] for listing in listings for code in listing.codes.tolist())
+        self.targets = Texts.written(texts).rows(self._order)
+
+
+def _read(place: Path, said: Said) -> tuple[list[Path], list[Listing], "_About | None"]:
     """The tar files of a data set, what they hold, and our own index of them, to which they fit."""
     files = _shard_files(place)
     if not files:
         raise DataError(_no_shards(place))
-    listings = [listed(file, labelled=labelled) for file in files]
+    listings = [listed(file, said) for file in files]
     about = _read_about(place)
     if about is not None:
         _check_against(about, files, listings)

@@ -1,4 +1,4 @@
-"""What is said of images: classes, masks, boxes, nothing; one file a kind."""
+"""What is said of images: classes, masks, boxes, texts, nothing; one file a kind."""
 
 from vitrail.data.targets.boxes import ANY as ANY
 from vitrail.data.targets.boxes import NO_BOXES as NO_BOXES
@@ -15,3 +15,4 @@ from vitrail.data.targets.nothing import Nothing as Nothing
 from vitrail.data.targets.targets import Targets as Targets
 from vitrail.data.targets.targets import blank_rows as blank_rows
 from vitrail.data.targets.targets import stacked as stacked
+from vitrail.data.targets.texts import Texts as Texts
