@@ -32,7 +32,7 @@ from vitrail.data.sources.layout import USUAL, FolderRules
 from vitrail.data.sources.mask_meaning import AS_THEY_SAY, MaskRules
 from vitrail.data.sources.mask_told import held as held_by
 from vitrail.data.sources.source import PARTS, Joined, PartedSource, Subset, encoded
-from vitrail.data.targets import Masks, Nothing
+from vitrail.data.targets import Masks, Nothing, Texts
 from vitrail.deploy.bundle import Bundle
 from vitrail.deploy.engines import engine_of
 from vitrail.deploy.exported import levels, measure, task_of
@@ -182,7 +182,8 @@ def evaluate(
         if data
         else _choose_own(loaded.run, loaded.config, splits, split, told=(columns, rules, masks))
     )
-    if data and loaded.task.banked:  # no label was learned from: these are only to measure by
+    texts = isinstance(chosen.source.targets, Texts)
+    if texts or (data and loaded.task.banked):  # no label was learned from: only to measure by
         judge = TASKS[loaded.config.task].judge
         task = judge(loaded.model, loaded.config, chosen.source.targets, tta).eval()
         loaded = loaded._replace(task=task)

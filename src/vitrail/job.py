@@ -31,12 +31,15 @@ from vitrail.runs.machine import left_as_found
 from vitrail.runs.parts import (
     model_of,
     opened_start,
+    opened_text,
     prepare,
     start,
+    start_text,
     task_of,
     train_loader,
     val_loader,
 )
+from vitrail.runs.start import OpenedText
 from vitrail.runs.teacher import RECORD as TEACHER
 from vitrail.runs.teacher import FoundTeacher, open_teacher, reopen_teacher
 from vitrail.runs.world import ALONE, World
@@ -59,7 +62,8 @@ class Outcome(NamedTuple):
     checkpoint: Path
     evaluation: Evaluation
     """Its `metrics.summary` has the numbers: `top1` and others of classify, `miou` and others of
-    segment, `rankme` of features (and `knn` and `probe`, where classes are known).
+    segment, `rankme` of features (and `knn` and `probe`, where classes are known),
+    `image_to_text_r1` and others of clip, siglip and lit.
     """
     report: Path
     skipped: dict[str, str]
@@ -131,11 +135,13 @@ def find_lr(
             f"{setting('method', 'probe')} has no learning rate to find: use "
             f"{setting('method', 'gradient')}"
         )
-    config, splits, found, opened = _begin(config, source, weights, ALONE, auto, notify)
+    config, splits, found, opened, text = _begin(config, source, weights, ALONE, auto, notify)
     device = prepare(config)
     model = model_of(config, splits)
     if opened:
         start(model, config, opened, splits.train.targets.names, notify)
+    if text:
+        start_text(model, text, splits.train.targets.table, notify)
     task = task_of(model, config, splits, found and found.teacher).to(device)
     return sweep(task, train_loader(config, splits, device), config)
 
@@ -155,14 +161,14 @@ def plan(
 
     `out` is where its folder would be. Raises as `train` does.
     """
-    config, splits, found, opened = _begin(config, source, weights, ALONE, ALL_GIVEN, notify)
+    config, splits, found, opened, text = _begin(config, source, weights, ALONE, ALL_GIVEN, notify)
     for note in splits.notes:
         notify(note)
     device = prepare(config)
     place = Path(out or free_folder(config.data.path)).absolute()
     while not place.exists():
         place = place.parent
-    makers = makers_of(config, splits, found and found.teacher, opened, device)
+    makers = makers_of(config, splits, found and found.teacher, opened, text, device)
     room = room_for(device, config.devices)._replace(disk=shutil.disk_usage(place).free)
     return make_plan(
         config, splits, makers, device, room, cluster or Cluster(), auto=auto, notify=notify
@@ -176,6 +182,7 @@ class _Begun(NamedTuple):
     splits: Splits
     teacher: FoundTeacher | None
     weights: Opened | None = None
+    text: OpenedText | None = None
 
 
 def _begin(
@@ -202,13 +209,14 @@ def _begin(
     check_kept_maps(config, splits, found and found.teacher, world)
     same = weights is not None and weights.source == config.weights
     opened = weights if same else opened_start(config, notify)
-    config = with_numbers(auto, config, splits, found and found.teacher, opened, world, notify)
+    text, teacher = opened_text(config, notify), found and found.teacher
+    config = with_numbers(auto, config, splits, teacher, opened, text, world, notify)
     if opened is None and len(splits.train) < FEW and (advice := TASKS[config.task].few()):
         notify(
             f"{len(splits.train):,} images are few to learn features from nothing. What has been "
             f"seen to serve better, the best first: {advice}"
         )
-    return _Begun(config, splits, found, opened)
+    return _Begun(config, splits, found, opened, text)
 
 
 def resume(
@@ -255,7 +263,8 @@ def _resume(
         _note(run, splits, now)  # without what is gone
     teacher = reopen_teacher(run, config, splits.train.targets, notify=notify)
     weights = opened_start(config, notify) if anew else None
-    begun = _Begun(config, splits, teacher, weights)
+    text = opened_text(config, notify) if anew else None
+    begun = _Begun(config, splits, teacher, weights, text)
     return _work(run, begun, world, resume=not anew, listen=listen, notify=notify)
 
 
@@ -276,7 +285,7 @@ def _work(
     notify: Notify,
 ) -> Outcome:
     started = time.perf_counter()
-    config, splits, found, weights = begun
+    config, splits, found, weights, text = begun
     for note in splits.notes:
         notify(note)
     device = prepare(config, world)
@@ -288,6 +297,8 @@ def _work(
             run.write("weights.json", record)
         if warning := lr_warning(config):
             notify(warning)
+    if text:
+        start_text(model, text, splits.train.targets.table, notify)
     if found and world.lead:
         run.write(TEACHER, json.dumps(found.record, indent=1))
     task = task_of(model, config, splits, found and found.teacher).to(device)

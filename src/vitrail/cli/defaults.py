@@ -29,13 +29,15 @@ from vitrail.planning.auto import AUTO, Auto
 from vitrail.recipes import LOOKED_AT, RECIPES, Facts, facts, usual_recipe
 from vitrail.runs import Run, TrainConfig
 from vitrail.runs.config import read_changes, with_changes
-from vitrail.runs.start import open_start
+from vitrail.runs.start import open_start, open_text_source
 from vitrail.tasks import TASKS
+from vitrail.text import text_config
 from vitrail.weights import Opened
 from vitrail.weights.fit import check_structure
 
 _DECIDING = (
     *("model", "recipe", "config", "resume", "tokens", "weights", "devices"),
+    *("text", "text_weights"),
     *("task", *(f"data.masks.{item.name}" for item in fields(MaskRules))),
     *("data.resize", "data.parts", "data.follow_links", "data.stream.classes", "data.stream.epoch"),
     *(f"data.{kind}_column" for kind in Columns._fields),
@@ -112,6 +114,7 @@ def defaults(args: Sequence[str]) -> Defaults:
     config = RECIPES[name].config(found)
     if row is not None:
         config = replace(config, model=_model(row, config, start), row=row)
+    config = _with_text(config, asked["text"] or changes.get("text_row"), said("text_weights"))
     if asked["tokens"] is not None:
         config = replace(config, model=with_tokens(config.model, asked["tokens"]))
     if said("data.resize") in ("pad", "native"):
@@ -177,6 +180,22 @@ def _opened(data: str | None, said: _Said, masks: MaskRules, task: str) -> Parte
     if data is None or data.startswith(STREAM_PREFIX):
         return None
     return open_data(data, _columns(said), _rules(said), masks=masks, targets=TASKS[task].targets)
+
+
+def _with_text(config: TrainConfig, row: str | None, weights: str | None) -> TrainConfig:
+    """With the text tower that is named, or that of the weights that are."""
+    if config.text is None:
+        for name, value in (("text", row), ("text_weights", weights)):
+            if value:
+                raise UsageError(
+                    f"{setting(name, value)} is for images with texts: add {setting('task', 'lit')}"
+                )
+        return config
+    if weights is not None:
+        return replace(config, text=open_text_source(weights, say).config, text_row=row or "")
+    if row:
+        return replace(config, text=text_config(row), text_row=row)
+    return config
 
 
 def _columns(said: _Said) -> Columns:

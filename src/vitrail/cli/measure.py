@@ -17,6 +17,7 @@ from vitrail.errors import UsageError, setting
 from vitrail.evaluation import Evaluation, evaluate_bundle
 from vitrail.evaluation import evaluate as measure
 from vitrail.metrics import MEASURES
+from vitrail.metrics.retrieval import NUMBERS
 from vitrail.runs import Run
 from vitrail.runs.config import from_dict
 
@@ -153,9 +154,10 @@ _OTHERS = (
     *("miou", "pixel_accuracy", "mean_accuracy", "boundary_iou"),
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar", "f1"),
     *("knn", "probe", "std", "rankme", "alpha_req"),
+    *NUMBERS,
 )
-"""The numbers of masks, of boxes, and of features."""
+"""The numbers of masks, of boxes, of features, and of images with texts."""
 _LIMITS = ("max_detections",)
 """Numbers that others are measured under."""
-_HOW = ("mode", "neighbours", "temperature", "bank", "chance", "dimensions")
+_HOW = ("mode", "neighbours", "temperature", "bank", "chance", "dimensions", "texts")
 """What numbers of masks, and of features, have to be read with."""

@@ -35,10 +35,10 @@ _ABOUT = """Train on DATA, measure on the held-out images, and write a report.
 DATA comes first: a folder with one folder of images a class, with images and their masks or their
 boxes (COCO, VOC, YOLO, BDD100K, CSV), a .csv or .txt that lists files and labels, a .npz, a folder
 of IDX files, tar shards, samples:emoji or another of `vitrail data list`, any images where --task
-learns without labels; or a Hugging Face data set, hf:NAME, or hf-stream:NAME to read it while
-training. With --weights the model starts from a published checkpoint. A recipe fits
-the defaults below to all that; a YAML file (--config) changes them, and flags have the last
-word."""
+learns without labels, images and their texts with --task clip, siglip or lit; or a Hugging Face
+data set, hf:NAME, or hf-stream:NAME to read it while training. With --weights the model starts
+from a published checkpoint. A recipe fits the defaults below to all that; a YAML file (--config)
+changes them, and flags have the last word."""
 
 _OF_LENGTH = {"epochs", "minutes", "patience", "evaluations", "device", "threads", "data.workers"}
 _OF_LENGTH |= {"distill.teacher"}  # the same one in another place, which is checked
@@ -57,6 +57,9 @@ class TrainArgs:
     """The images."""
     model: str | None = None
     """A name that `vitrail models` lists. Default: the weights' own, or the recipe's choice."""
+    text: str | None = None
+    """A name of a text tower, for --task clip, siglip and lit (`vitrail.text.TEXTS`). Default: that
+    of --text-weights, or the recipe's choice."""
     recipe: str = "scratch"
     """A name in vitrail.recipes. With --weights the default is finetune; others are probe,
     last-blocks, lora and vit-sgd."""

@@ -19,8 +19,8 @@ def open_found(
     rules: FolderRules = USUAL,
     masks: MaskRules = AS_THEY_SAY,
 ) -> PartedSource:
-    """Open the data set at `data`, as `open_data` does: with masks, boxes or texts where it has some, or
-    else with classes; a folder of images that is in neither way labelled, with nothing.
+    """Open the data set at `data`, as `open_data` does: with masks, boxes or texts where it has
+    some, or else with classes; a folder of images that is in no way labelled, with nothing.
 
     Raises as `open_data` does.
     """

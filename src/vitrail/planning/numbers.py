@@ -19,7 +19,16 @@ from vitrail.planning.paper import teacher_on_paper
 from vitrail.planning.plan import Room, kept_maps, make_plan
 from vitrail.planning.tryout import Makers
 from vitrail.runs import TrainConfig
-from vitrail.runs.parts import model_of, prepare, start, task_of, train_loader, val_loader
+from vitrail.runs.parts import (
+    model_of,
+    prepare,
+    start,
+    start_text,
+    task_of,
+    train_loader,
+    val_loader,
+)
+from vitrail.runs.start import OpenedText
 from vitrail.runs.world import World
 from vitrail.tasks import Task, Teacher
 from vitrail.units import bytes_text
@@ -37,6 +46,7 @@ def with_numbers(
     splits: Splits,
     teacher: Teacher | None,
     weights: Opened | None,
+    text: OpenedText | None,
     world: World,
     notify: Notify,
 ) -> TrainConfig:
@@ -51,7 +61,7 @@ def with_numbers(
         room = Room(
             *(min(known) if None not in known else None for known in zip(*rooms, strict=True))
         )
-        makers = makers_of(config, splits, teacher, weights, device)
+        makers = makers_of(config, splits, teacher, weights, text, device)
         shared = replace(config, devices=world.size)
         tried = make_plan(
             shared, splits, makers, device, room, Cluster(), auto=auto, seconds=_SECONDS,
@@ -108,6 +118,7 @@ def makers_of(
     splits: Splits,
     teacher: Teacher | None,
     weights: Opened | None,
+    text: OpenedText | None,
     device: torch.device,
 ) -> Makers:
     """How a try-out of the run makes its parts; it keeps no maps, so its steps are the first."""
@@ -122,6 +133,8 @@ def makers_of(
         model = model_of(config, splits)
         if weights:
             start(model, config, weights, splits.train.targets.names, lambda sentence: None)
+        if text:
+            start_text(model, text, (), lambda sentence: None)
         return _alone(task_of(model, config, splits, teacher)).to(device)
 
     def for_training(batch: int) -> Loader:

@@ -6,7 +6,7 @@ Each docstring says where it comes from, the command, and what it reached.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from vitrail.recipes import deit, detect, finetune, pretrain, scratch, segment
+from vitrail.recipes import deit, detect, finetune, pairs, pretrain, scratch, segment
 from vitrail.recipes.facts import LOOKED_AT as LOOKED_AT
 from vitrail.recipes.facts import Facts as Facts
 from vitrail.recipes.facts import facts as facts
@@ -45,6 +45,9 @@ RECIPES: Mapping[str, Recipe] = {
     "lejepa": Recipe(pretrain.lejepa, task="lejepa"),
     "mae": Recipe(pretrain.mae, task="mae"),
     "distill-features": Recipe(pretrain.distill_features, task="distill-features"),
+    "clip": Recipe(pairs.clip, task="clip"),
+    "siglip": Recipe(pairs.siglip, task="siglip"),
+    "lit": Recipe(pairs.lit, task="lit"),
 }
 """Name -> recipe, for `vitrail train --recipe NAME`."""
 

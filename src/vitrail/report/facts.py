@@ -76,6 +76,10 @@ def _model(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     else:
         (down, right) = config.stride
         yield "last map", f"{gh} {_BY} {gw}, one cell for {down} {_BY} {right} pixels"
+    if evaluation.loaded.config.text is not None:
+        name, text = evaluation.loaded.config.text_row, model.text.config
+        yield "text tower", f"{name or text.family}: {text.shape}"
+        yield "compared", f"vectors of {model.width} numbers"
     if evaluation.loaded.config.task == "segment":
         yield "head", evaluation.loaded.config.segment.head
     if evaluation.loaded.config.task == "detect":

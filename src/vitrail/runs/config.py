@@ -35,9 +35,14 @@ from vitrail.tasks import (
     LejepaConfig,
     MaeConfig,
     MocoConfig,
+    PairConfig,
     PruneConfig,
     SegmentConfig,
 )
+from vitrail.text import TextConfig
+
+PAIRS = ("clip", "siglip", "lit")
+"""The tasks of images with texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,11 +268,21 @@ class TrainConfig:
     weights: str | None = None
     """Published weights to start from: a name that `vitrail weights` lists, a file, an https
     address, hf:OWNER/NAME, or a run folder. None starts at random."""
+    text: Annotated[TextConfig | None, Discriminator("family")] = None
+    """The text tower, of clip, siglip and lit."""
+    text_row: str = ""
+    """The name in TEXTS that `text` started from."""
+    text_weights: str | None = None
+    """Published weights of the text tower to start from: a name that `vitrail weights` lists, or a
+    file. None starts at random."""
     task: Literal[
-        "classify", "segment", "detect", "mocov3", "dino", "lejepa", "mae", "distill-features"
+        *("classify", "segment", "detect"),
+        *("mocov3", "dino", "lejepa", "mae", "distill-features"),
+        *("clip", "siglip", "lit"),
     ] = "classify"
-    """What is learned: classes of images or of pixels, boxes of objects, or features from images
-    without labels. Without the flag the data decides: masks are for segment, boxes for detect."""
+    """What is learned: classes of images or of pixels, boxes of objects, features from images
+    without labels, or which text goes with which image. Without the flag the data decides: masks
+    are for segment, boxes for detect, texts for clip."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
@@ -277,6 +292,7 @@ class TrainConfig:
     dino: DinoConfig = field(default_factory=DinoConfig)
     lejepa: LejepaConfig = field(default_factory=LejepaConfig)
     mae: MaeConfig = field(default_factory=MaeConfig)
+    pair: PairConfig = field(default_factory=PairConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     distill_features: DistillFeaturesConfig = field(default_factory=DistillFeaturesConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
@@ -454,6 +470,42 @@ class TrainConfig:
         for view in self.views():
             if view.size is not None:
                 self.model.check_size(view.size)
+
+    @property
+    def locked(self) -> bool:
+        """Whether the image tower stays as it is, and looks at each image once."""
+        return self.task == "lit"
+
+    def asked_of_pairs(self) -> dict[str, bool]:
+        """What images and texts cannot follow; what they need is refused with its own words."""
+        name = setting("task", self.task)
+        if self.text is None:
+            raise UsageError(
+                f"{name} needs a text tower: name one with {setting('text', 'minilm_l6')} or "
+                f"{setting('text_weights', 'minilm_l6')}"
+            )
+        needed = {"clip": "softmax", "siglip": "sigmoid"}.get(self.task, self.pair.loss)
+        if self.pair.loss != needed:
+            raise UsageError(
+                f"{name} learns by {needed}: leave out {setting('pair.loss', self.pair.loss)}, or "
+                f"use {setting('task', 'siglip' if self.task == 'clip' else 'clip')}"
+            )
+        if self.data.batch_size < 2:
+            raise UsageError(
+                f"{name} tells the texts of a batch apart, and "
+                f"{setting('data.batch_size', self.data.batch_size)} has one: give a larger one"
+            )
+        if self.locked and self.augment != AugmentConfig.off():
+            raise UsageError(
+                f"{name} locks the image tower, which looks at each image once, as it is: leave "
+                f"out augment"
+            )
+        return {
+            "tune, but for freeze": self.tune != TuneConfig(freeze=self.tune.freeze),
+            setting("augment.scale"): self.augment.scale is not None,
+            f"{setting('data.resize')} {self.data.resize}": self.data.resize
+            not in ("crop", "squash"),
+        }
 
     def _check_channels(self) -> None:
         channels = self.model.channels

@@ -102,6 +102,7 @@ def settled(config: TrainConfig, splits: Splits) -> TrainConfig:
         ),
         detect=detect,
         weights=config.weights and anywhere(config.weights),
+        text_weights=config.text_weights and anywhere(config.text_weights),
         distill=replace(
             config.distill, teacher=config.distill.teacher and anywhere(config.distill.teacher)
         ),

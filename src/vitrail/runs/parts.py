@@ -1,7 +1,7 @@
 """The parts of a run, as its config describes them: model, task, loaders, what it starts from."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,14 +11,17 @@ from vitrail.data import Source, Splits
 from vitrail.data.batches.loader import EvalLoader, TrainLoader
 from vitrail.data.batches.making import Loader
 from vitrail.data.batches.stream_loader import StreamLoader
+from vitrail.data.names import shortened
+from vitrail.data.sources.blank import Blank
 from vitrail.data.sources.tiled import Tiled
 from vitrail.errors import UsageError, setting
 from vitrail.heads import Detector, Segmenter
 from vitrail.runs.config import TrainConfig
 from vitrail.runs.machine import keep_freed_memory
-from vitrail.runs.start import open_start
+from vitrail.runs.start import OpenedText, open_start, open_text
 from vitrail.runs.world import ALONE, World
-from vitrail.tasks import TASKS, Task, Teacher, backbone_of
+from vitrail.tasks import TASKS, Pair, Task, Teacher, backbone_of
+from vitrail.text.two_towers import TwoTowers
 from vitrail.weights import Opened, load_into
 from vitrail.weights.box_heads import load_box_head
 from vitrail.weights.heads import load_head
@@ -50,11 +53,18 @@ def task_of(
     model: Any, config: TrainConfig, splits: Splits, teacher: Teacher | None = None
 ) -> Task:
     """The task as it is trained."""
-    return TASKS[config.task].learn(model, config, splits.train.targets, teacher)
+    task = TASKS[config.task].learn(model, config, splits.train.targets, teacher)
+    if isinstance(task, Pair) and config.locked:
+        task.keep(lambda device: val_loader(config, splits.parts["train"], device))
+    return task
 
 
 def train_source(config: TrainConfig, splits: Splits) -> Any:
-    """What an epoch shows: the training images, or their tiles; a `Source` or a `StreamSource`."""
+    """What an epoch shows: the training images, or their tiles; a `Source` or a `StreamSource`.
+    Of images that are looked at once, and before, nothing is to be seen.
+    """
+    if config.locked:
+        return Blank(splits.parts["train"])
     if config.data.resize == "tiles":
         return Tiled(splits.parts["train"], config.tile)
     return splits.train
@@ -81,6 +91,11 @@ def train_loader(
     }
     source = train_source(config, splits)
     if splits.stream is None:
+        if config.data.batch_size > len(source):
+            notify(
+                f"{setting('data.batch_size', config.data.batch_size)} is more than there is to "
+                f"learn from: a batch has all {len(source):,} images"
+            )
         return TrainLoader(source, preprocess, views, kept_views=kept, **how)
     if kept:
         raise UsageError(
@@ -115,6 +130,35 @@ def opened_start(config: TrainConfig, notify: Notify) -> Opened | None:
     if config.weights is None:
         return None
     return open_start(config.weights, wanted=asdict(config.model), notify=notify)
+
+
+def opened_text(config: TrainConfig, notify: Notify) -> OpenedText | None:
+    """What the text tower of a run starts from; None of a run without texts."""
+    return None if config.text is None else open_text(config, notify)
+
+
+def start_text(model: TwoTowers, opened: OpenedText, texts: Sequence[str], notify: Notify) -> None:
+    """Give the text tower its tokenizer, and its weights if there are any; say what becomes of the
+    `texts` that it will read.
+    """
+    model.words.keep(opened.tokenizer)
+    if opened.state is not None:
+        own, kept = model.text.state_dict(), opened.state
+        fitting = {k: x for k, x in kept.items() if k in own and own[k].shape == x.shape}
+        model.text.load_state_dict(own | fitting)
+        notes = [*opened.notes]
+        if new := sorted({*own} - {*fitting}):
+            notes.append(f"new: {shortened(new)}")
+        for words in notes:
+            notify(f"text      {words}")
+    some = texts[:: max(1, len(texts) // _TEXTS_READ)]
+    if cut := opened.tokenizer(some).cut if some else 0:
+        context = opened.tokenizer.context
+        notify(f"text      {cut:,} of {len(some):,} texts are longer than {context} tokens, and cut")
+
+
+_TEXTS_READ = 10_000
+"""Texts that are looked at to say how many are too long."""
 
 
 def start(

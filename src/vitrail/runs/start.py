@@ -2,19 +2,75 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from vitrail.errors import UsageError, setting
 from vitrail.heads import Detector, Segmenter
 from vitrail.runs.checkpoint import read_checkpoint
+from vitrail.runs.config import TrainConfig
 from vitrail.runs.folder import Run
 from vitrail.runs.load import LoadedRun, load
 from vitrail.tasks import backbone_of
+from vitrail.text import TextConfig, Tokenizer, open_tokenizer
+from vitrail.text.two_towers import TwoTowers
 from vitrail.weights import OURS, Opened, open_weights
 from vitrail.weights.box_heads import box_head_of
 from vitrail.weights.heads import head_of
 from vitrail.weights.load import check_told
 from vitrail.weights.mae import DecoderWeights
 from vitrail.weights.unseen import UNSEEN, lines
+
+
+class OpenedText(NamedTuple):
+    """What a text tower starts from."""
+
+    config: TextConfig
+    tokenizer: Tokenizer
+    state: Mapping[str, Tensor] | None
+    """None: random weights."""
+    notes: tuple[str, ...] = ()
+
+
+def open_text(config: TrainConfig, notify: Callable[[str], None]) -> OpenedText:
+    """What `--text-weights` names, a run of our own with texts among them; or else the tokenizer
+    alone, where it is known.
+    """
+    assert config.text is not None
+    if config.text_weights is None:
+        return OpenedText(config.text, open_tokenizer(config.text), None)
+    return open_text_source(config.text_weights, notify)
+
+
+def open_text_source(
+    source: str, notify: Callable[[str], None] = lambda sentence: None
+) -> OpenedText:
+    """Weights of a text tower by name, file or run, with their tokenizer. Raises `DataError` for
+    what is none, and where there is no tokenizer.
+    """
+    folder = Path(source).expanduser()
+    if (folder / "config.yaml").is_file():
+        model = load(Run(folder)).model
+        if not isinstance(model, TwoTowers):
+            raise UsageError(
+                f"{setting('text_weights', source)}: that run has learned without texts"
+            )
+        state = model.text.state_dict()
+        return OpenedText(model.text.config, model.words.tokenizer, state)
+    return _published(source, notify)
+
+
+def _published(source: str, notify: Callable[[str], None]) -> OpenedText:
+    from vitrail.weights import open_text_weights
+
+    config, state, tokenizer = open_text_weights(source)
+    if tokenizer is None:
+        raise UsageError(
+            f"{setting('text_weights', source)} has no tokenizer beside it, and without its own a "
+            f"text tower reads nothing: put its file there"
+        )
+    return OpenedText(config, tokenizer, state)
 
 
 def open_start(

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from vitrail.tasks.mae import MaeConfig as MaeConfig
     from vitrail.tasks.moco import Moco as Moco
     from vitrail.tasks.moco import MocoConfig as MocoConfig
+    from vitrail.tasks.pair import Pair as Pair
+    from vitrail.tasks.pair import PairConfig as PairConfig
     from vitrail.tasks.prune import Prune as Prune
     from vitrail.tasks.prune import PruneConfig as PruneConfig
     from vitrail.tasks.segment import Segment as Segment
@@ -53,6 +55,7 @@ _ROOMS = {
     "lejepa": ("Lejepa", "LejepaConfig"),
     "mae": ("Mae", "MaeConfig"),
     "moco": ("Moco", "MocoConfig"),
+    "pair": ("Pair", "PairConfig"),
     "prune": ("Prune", "PruneConfig"),
     "segment": ("Segment", "SegmentConfig"),
     "table": ("TASKS", "Kind", "backbone_of"),

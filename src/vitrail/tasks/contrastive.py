@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from vitrail.tasks.moco import full_precision, gathered
+from vitrail.nn import full_precision
+from vitrail.tasks.gathering import alone, gathered, gathered_with_gradient
 
 _CHUNK = 2**22
 """Likenesses of the sigmoid loss that are there at once: 16 MB."""
@@ -51,7 +52,7 @@ def softmax_loss(
     Vectors are of length 1; texts of one code are the same words.
     """
     images, texts = images.float(), texts.float()
-    every = _gathered(torch.cat([images, texts], dim=1))
+    every, _ = gathered_with_gradient(torch.cat([images, texts], dim=1))
     others, _ = gathered(codes[:, None])
     right = (codes[:, None] == others[None, :, 0]).to(every.dtype)
     shares = right / right.sum(dim=1, keepdim=True)
@@ -78,32 +79,6 @@ def sigmoid_loss(
     """SigLIP's loss of this process's images with the texts of all; 0 where it has none."""
     summed: Any = _Ring.apply(images.float(), texts.float(), codes, scale.float(), bias.float())
     return summed / max(len(images), 1)
-
-
-def _gathered(rows: Float[Tensor, "b d"]) -> Float[Tensor, "n d"]:
-    """The rows of all processes, and the gradient finds its way back."""
-    every: Any = _Gather.apply(rows) if _several() else rows
-    return every
-
-
-def _several() -> bool:
-    return dist.is_initialized() and dist.get_world_size() > 1
-
-
-class _Gather(torch.autograd.Function):
-    """Everybody's rows; to each row comes what every process has found for it."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        every, first = gathered(rows)
-        ctx.mine = slice(first, first + len(rows))
-        return every
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad[ctx.mine]
 
 
 class _Ring(torch.autograd.Function):
@@ -161,7 +136,7 @@ class _Block(NamedTuple):
 def _block(texts: Tensor, codes: Tensor) -> _Block:
     """This process's own, as large as the largest."""
     most = len(texts)
-    if _several():
+    if not alone():
         largest = torch.tensor([most], device=texts.device)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         most = int(largest)
@@ -171,12 +146,12 @@ def _block(texts: Tensor, codes: Tensor) -> _Block:
 
 
 def _size() -> int:
-    return dist.get_world_size() if _several() else 1
+    return dist.get_world_size() if not alone() else 1
 
 
 def _passed_on(block: _Block) -> _Block:
     """The block of the process before this one, to whom the next one sends its own."""
-    if not _several():
+    if alone():
         return block
     rank, size = dist.get_rank(), dist.get_world_size()
     came = _Block(*(torch.empty_like(each) for each in block))

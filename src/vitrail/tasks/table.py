@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from vitrail.data.targets import Boxes, Classes, Coding, MaskArrays, Masks, Nothing, Targets
+from vitrail.data.targets import (
+    Boxes,
+    Classes,
+    Coding,
+    MaskArrays,
+    Masks,
+    Nothing,
+    Targets,
+    Texts,
+)
 from vitrail.data.views.augment import AugmentConfig
 from vitrail.data.views.dino import dino_views, small_size
 from vitrail.data.views.moco import moco_views
@@ -23,10 +32,13 @@ from vitrail.tasks.embed import Embed
 from vitrail.tasks.kept import KeptMaps
 from vitrail.tasks.lejepa import Lejepa, lejepa_views
 from vitrail.tasks.mae import Mae
-from vitrail.tasks.moco import Moco, draw_as_moco
+from vitrail.tasks.moco import Moco, draw_as_moco, pooled_width
+from vitrail.tasks.pair import Pair
 from vitrail.tasks.prune import Prune
 from vitrail.tasks.segment import Segment
 from vitrail.tasks.task import Task
+from vitrail.text import TextConfig, build_text
+from vitrail.text.two_towers import TwoTowers
 
 if TYPE_CHECKING:
     from vitrail.runs import TrainConfig
@@ -280,6 +292,57 @@ def _better_than_from_scratch() -> str:
     return ", then ".join(["published features as they are (weights and a probe)", *known])
 
 
+def text_of(config: "TrainConfig", pooled: int) -> TextConfig:
+    """The text tower of a config, whose own projection brings it to what is compared."""
+    assert config.text is not None
+    width = config.pair.width or pooled
+    same = (config.text.out or config.text.width) == width
+    return config.text if same else replace(config.text, out=width)
+
+
+def _towers(config: "TrainConfig", targets: Targets) -> TwoTowers:
+    image = build(config.model)
+    pooled = pooled_width(image)
+    return TwoTowers(
+        image,
+        build_text(text_of(config, pooled)),
+        pooled,
+        projected=config.pair.width is not None,
+        scale=config.pair.scale,
+        bias=config.pair.bias if config.pair.loss == "sigmoid" else None,
+    )
+
+
+def _pair(model: Any, config: "TrainConfig", targets: Targets, teacher: Teacher | None) -> Task:
+    return Pair(model, config.pair, targets, config.seed, locked=config.locked)
+
+
+def _paired(model: Any, config: "TrainConfig", targets: Targets, tta: str) -> Task:
+    if tta != "none":
+        raise UsageError(
+            f"{setting('tta', tta)} averages what is said of classes, and {config.task} gives "
+            f"vectors, of one look at an image: leave it out"
+        )
+    return Pair(model, config.pair, targets, config.seed)
+
+
+def _texts(state: Mapping[str, Any]) -> Texts:
+    none = np.zeros((0, 1), np.int32)
+    return Texts((), none, _classes(state) if state["classes"] else None)
+
+
+def _pair_facts(config: "TrainConfig") -> Iterable[tuple[str, str]]:
+    locked = ", the image tower locked" if config.locked else ""
+    yield "loss", f"{config.pair.loss} over {config.data.batch_size} images and texts{locked}"
+
+
+_PAIRS = Kind(
+    *(Texts, False, _towers, _pair, _paired, _texts),
+    why="it is learned which text goes with which image",
+    refused=lambda config: config.asked_of_pairs(),
+    facts=_pair_facts,
+)
+
 TASKS: Mapping[str, Kind] = {
     "classify": Kind(
         *(Classes, True, _classifier, _classify, _classified, _classes), teacher="answers"
@@ -329,6 +392,9 @@ TASKS: Mapping[str, Kind] = {
         facts=_distilled_facts,
         teacher="features",
     ),
+    "clip": _PAIRS,
+    "siglip": _PAIRS,
+    "lit": _PAIRS,
 }
 """Name -> kind, as in `--task NAME`."""
 

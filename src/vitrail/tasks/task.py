@@ -6,8 +6,9 @@ and prediction know nothing else of it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -26,6 +27,21 @@ class Losses(NamedTuple):
 
     total: Float[Tensor, ""]
     parts: dict[str, Float[Tensor, ""]]
+
+
+@runtime_checkable
+class ByVectors(Protocol):
+    """A task whose loss looks across images, but only at vectors of each: so a batch of it can be
+    computed in parts. `loss` is `of_vectors(batch, vectors(batch))`.
+    """
+
+    def vectors(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Of a part of a batch: rows `[b ...]`, or `[1]` for what the parts have in common."""
+        ...
+
+    def of_vectors(self, batch: Batch, vectors: Any) -> Losses:
+        """The loss of a batch, of whose parts these are the rows one after another."""
+        ...
 
 
 class Metrics(Protocol):
@@ -150,6 +166,12 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def answer(self, batch: Batch, seen: Sequence[Seen]) -> list[Any]:
         """What a user wants to know of each image, of which `seen` is how its view lies in it."""
+
+    def prepare(self, device: torch.device) -> dict[str, str]:
+        """Before the first step: what is computed once, on this device. Key and reason of images
+        that it has found unreadable.
+        """
+        return {}
 
     def enter(self, done: float) -> None:
         """Before a step, of a run of which `done` (0 to 1) is over."""

@@ -28,6 +28,7 @@ from vitrail.nn.conv import StdConv2d
 from vitrail.runs import TrainConfig
 from vitrail.runs.world import ALONE, World
 from vitrail.tasks import Task
+from vitrail.tasks.task import ByVectors
 
 _PRECISE = (_BatchNorm, StdConv2d)
 """What stays float32: statistics, and what is computed from weights before they are used."""
@@ -161,7 +162,7 @@ class Engine:
         most = max(len(batch.indices) for batch in batches)
         at_once = min(self.micro or most, most)
         text = f"not enough memory for {at_once} images at once on {self.device}"
-        if self.task.coupled:
+        if self.task.coupled and not isinstance(self.task, ByVectors):
             raise DataError(
                 f"{text}, and a batch is not cut, for its loss looks across its images: take "
                 f"{setting('data.batch_size', max(1, at_once // 2))}, "
@@ -197,6 +198,11 @@ class Engine:
         found: dict[str, Tensor] = {}
         for batch in batches:
             with self.cut(batch, images) as pieces:
+                if len(pieces) > 1 and isinstance(self.working, ByVectors):
+                    share = self.task.weight(batch) / weight
+                    total, parts = self._by_vectors(batch, pieces, share, batch is batches[-1])
+                    _add(found, total, parts, share)
+                    continue
                 for piece in pieces:
                     last = batch is batches[-1] and piece is pieces[-1]
                     share = self.task.weight(piece) / weight if len(piece.indices) else 0.0
@@ -206,14 +212,55 @@ class Engine:
                             total, parts = self._share(piece, share * self.world.size)
                         with record_function("vitrail/backward"):
                             total.backward()
-                    for name, value in {"": total.detach() / self.world.size, **parts}.items():
-                        value = value.detach().float() * (share if name else 1)
-                        found[name] = found[name] + value if name in found else value
+                    _add(found, total / self.world.size, parts, share)
         if self.working is not self.task and self.world.size > 1:
             self._bring_home()
         values = self.world.sum(torch.stack(list(found.values())))
         named = dict(zip(found, values.tolist(), strict=True))
         return StepLoss(named.pop(""), named)
+
+    def _by_vectors(
+        self, batch: Batch, pieces: Sequence[Batch], share: float, last: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The gradient of a loss that looks across a batch, whose pieces are computed one by one:
+        first their vectors, then the loss of all of these, then each piece again with the gradient
+        of its own (GradCache, arXiv 2101.06983). Twice the forward pass, and no negative is lost.
+        """
+        seeds = [int(seed) for seed in torch.randint(2**31, (len(pieces),))]
+        made = []
+        with torch.no_grad(), record_function("vitrail/forward"), self.autocast():
+            for seed, piece in zip(seeds, pieces, strict=True):
+                torch.manual_seed(seed)  # what is dropped is the same both times
+                made.append(self.working.vectors(piece))
+        counts = [[len(rows) for rows in vectors] for vectors in made]
+        common = [bool(rows.shape == (1,)) for rows in made[0]]
+        whole = [
+            (rows[0] if one else torch.cat(rows)).detach().requires_grad_()
+            for one, rows in zip(common, zip(*made, strict=True), strict=True)
+        ]
+        with record_function("vitrail/forward"), self.autocast():
+            losses = self.working.of_vectors(batch, type(made[0])(*whole))
+        grads = torch.autograd.grad(
+            losses.total * share * self.world.size, whole, allow_unused=True
+        )
+        grads = [g if g is not None else torch.zeros_like(w) for g, w in zip(grads, whole)]
+        starts = [0] * len(whole)
+        for number, (seed, piece) in enumerate(zip(seeds, pieces, strict=True)):
+            end = number + 1 == len(pieces)
+            of_piece = []
+            for k, grad in enumerate(grads):
+                if common[k]:
+                    of_piece.append(grad if end else torch.zeros_like(grad))
+                else:
+                    of_piece.append(grad[starts[k] : starts[k] + counts[number][k]])
+                    starts[k] += counts[number][k]
+            torch.manual_seed(seed)
+            with self._unsynchronised(last and end):
+                with record_function("vitrail/forward"), self.autocast():
+                    total, _ = self._share(piece, 1.0, grads=of_piece)
+                with record_function("vitrail/backward"):
+                    total.backward()
+        return losses.total * share, losses.parts
 
     def _bring_home(self) -> None:
         """With DDP the copy's gradients are whole only when all processes have exchanged them."""
@@ -303,9 +350,30 @@ class _Share(nn.Module):
         super().__init__()
         self.task = task
 
-    def forward(self, batch: Batch, share: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self,
+        batch: Batch,
+        share: float,
+        grads: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss times `share`, and its parts; with the `grads` of vectors the product of both,
+        whose gradient is that of the loss they are from.
+        """
+        if grads is not None:
+            assert isinstance(self.task, ByVectors)
+            made = zip(self.task.vectors(batch), grads, strict=True)
+            return torch.stack([(vectors * grad).sum() for vectors, grad in made]).sum(), {}
         losses = self.task.loss(batch)
         return losses.total * share, losses.parts
+
+
+def _add(
+    found: dict[str, Tensor], total: Tensor, parts: dict[str, Tensor], share: float
+) -> None:
+    """What a piece adds to a step's loss and to its parts, of which each has its share."""
+    for name, value in {"": total, **parts}.items():
+        value = value.detach().float() * (share if name else 1)
+        found[name] = found[name] + value if name in found else value
 
 
 def _in_bfloat16(task: Task) -> Task:
@@ -355,7 +423,7 @@ def _shard(task: Task, device: torch.device, *, half: bool) -> None:
     for name in model.block_names():
         fully_shard(model.get_submodule(name), mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    for method in ("features", "logits", "predictions", "shown", "taps"):
+    for method in ("features", "logits", "predictions", "shown", "taps", "both", "texts"):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
     for name, beside in task.named_children():

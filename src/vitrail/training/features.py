@@ -5,11 +5,8 @@ shape, the preprocessing, the precision, and every image by key and stamp. So wh
 never served stale, and there is nothing to invalidate; the folder may be emptied at any time.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +19,10 @@ from vitrail.data.sources.kept import keep, kept_place, read_kept
 from vitrail.data.views.canvas import Canvas
 from vitrail.errors import DataError, UsageError, setting
 from vitrail.models import Model
+from vitrail.tasks.kept import key_of
 from vitrail.tasks.tta import Look, seen, whole_of
 
-_FORMAT = "vitrail features 2"
+_FORMAT = "vitrail features 3"
 HEADS = ("head", "head_distilled")
 """What a model calls its linear classifiers."""
 _LOOKS = (Look(), Look(mirrored=True))
@@ -68,7 +66,9 @@ def head_inputs(
     The model is left in evaluation mode. A cache that is damaged, or cannot be written, costs the
     time to compute anew and nothing else.
     """
-    file = kept_place("features", _key(model, loader, precision, mirrored))
+    facts = (_FORMAT, precision, mirrored)
+    key = key_of(model, loader.preprocess, loader.source, facts, without=HEADS)
+    file = kept_place("features", key)
     if known := read_kept(file):
         loader.skipped.update(known.about)
         values = torch.from_numpy(known.arrays["values"])
@@ -109,24 +109,3 @@ def _listening(listened: list[nn.Linear]) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _key(model: Model, loader: EvalLoader, precision: str, mirrored: bool) -> str:
-    """The SHA-256 of everything that the inputs of the head follow from."""
-    digest = hashlib.sha256()
-    # What acts in training only, or comes after the features, makes no other features.
-    shape = asdict(model.config) | {"classes": 0, "dropout": 0.0, "drop_path": 0.0}
-    facts = [_FORMAT, shape, loader.preprocess.to_dict(), precision, mirrored]
-    digest.update(json.dumps(facts).encode())
-    for name, tensor in model.state_dict().items():
-        if name.split(".")[0] not in HEADS:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(_bytes(tensor))
-    source = loader.source
-    for i in range(len(source)):
-        digest.update(json.dumps([source.key(i), source.stamp(i)]).encode())
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

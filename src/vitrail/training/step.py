@@ -54,6 +54,8 @@ class Learner:
             task.model, config.optim, self.tuning.scale, beside=task.named_beside()
         )
         self.average = Average(task.model, config.ema) if config.ema else None
+        self.skipped = task.prepare(device)
+        """Key and reason of images that a look at all of them has found unreadable."""
 
     def enter(self, done: float) -> float:
         """Let learn what learns when `done` (0 to 1) of the steps are over; how much of its part

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from vitrail.evaluation import Evaluation
-from vitrail.report.pages import classify, detect, features, segment
+from vitrail.report.pages import classify, detect, features, pairs, segment
 
 
 class Page(NamedTuple):
@@ -21,6 +21,14 @@ class Page(NamedTuple):
     score: Callable[[Evaluation], str]
     """The title of the chart of `val_...`, the number that training watched."""
 
+
+_PAIRS = Page(
+    "pairs.html.jinja",
+    pairs.content,
+    answers="features",
+    rows="Each image's nearest text is",
+    score=lambda evaluation: "Held-out R@1, mean of both ways",
+)
 
 PAGES: Mapping[str, Page] = {
     "classify": Page(
@@ -51,4 +59,7 @@ PAGES: Mapping[str, Page] = {
         rows="Each image's nearest one is",
         score=features.score,
     ),
+    "clip": _PAIRS,
+    "siglip": _PAIRS,
+    "lit": _PAIRS,
 }
