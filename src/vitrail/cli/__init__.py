@@ -44,6 +44,12 @@ def _predict(args: Sequence[str]) -> Result:
     return predict(args)
 
 
+def _search(args: Sequence[str]) -> Result:
+    from vitrail.cli.search import search
+
+    return search(args)
+
+
 def _export(args: Sequence[str]) -> Result:
     from vitrail.cli.export import export_run
 
@@ -90,6 +96,7 @@ VERBS = {
     "train": Verb(_train, "train on a folder of images, measure, write a report"),
     "evaluate": Verb(_evaluate, "measure a run again, or on other images"),
     "predict": Verb(_predict, "label images with a run, or an exported model"),
+    "search": Verb(_search, "find images by words, or by an image"),
     "export": Verb(_export, "write a run's model for another runtime, and prove it the same"),
     "serve": Verb(_serve, "answer about images over HTTP"),
     "bench": Verb(_bench, "compare models, measure speed and memory, count what they cost"),

@@ -19,6 +19,7 @@ from vitrail.deploy.boxes import NUMBERED, RESULTS, USUAL_SCORE, Boxed, write_re
 from vitrail.errors import DataError, UsageError
 from vitrail.report.words import tail
 from vitrail.tasks.answers import Detections, Prediction, Segmentation
+from vitrail.tasks.zero_shot import AS_THEY_ARE
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class PredictArgs:
     checkpoint: str | None = None
     tta: str = "none"
     """Average several looks at each image: flip, scales or flip+scales."""
+    labels: tuple[str, ...] = ()
+    """Of a run that learned from images and texts: classes in words, "a cat" "a dog"; or a file of
+    them, one a line."""
+    templates: tuple[str, ...] = AS_THEY_ARE
+    """Sentences around labels, of which the mean is taken: "a photo of {}" "a drawing of {}"."""
     tokens: str | None = None
     """Work with fewer tokens: tome:r=13 merges so many in each block of any ViT."""
 
@@ -64,7 +70,10 @@ def predict(args: Sequence[str]) -> dict[str, Any]:
     if given.top < 1:
         raise UsageError(f"--top must be at least 1, not {given.top}")
     named, left_out = _files(given.images, given.follow_links)
-    predictor = Predictor(given.run, given.checkpoint, given.tta, given.tokens)
+    predictor = Predictor(
+        given.run, given.checkpoint, given.tta, given.tokens,
+        labels=_labels(given), templates=given.templates,
+    )  # fmt: skip
     shown = _shown(predictor, given)
     places = {} if given.out is None else _places(predictor, named, given.out)
     rows: list[dict[str, Any]] = []
@@ -102,6 +111,20 @@ def predict(args: Sequence[str]) -> dict[str, Any]:
         "left_out": [asdict(one) for one in left_out],
         "exit_code": 3 if failed else 0,
     }
+
+
+def _labels(given: PredictArgs) -> tuple[str, ...]:
+    """As they are given, or the lines of the one file that is."""
+    if given.templates != AS_THEY_ARE and not given.labels:
+        raise UsageError("--templates are for --labels: give some")
+    if len(given.labels) != 1 or not Path(given.labels[0]).expanduser().is_file():
+        return given.labels
+    file = Path(given.labels[0]).expanduser()
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the labels in {file}: it must be text in UTF-8") from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _print_answer(found: Any, file: Path, top: int) -> None:

@@ -68,8 +68,9 @@ class Predictor:
       as an index into `names`; and `shares`, how much of the image each class has
     - detect: `Detections`: `boxes`, (left, top, right, bottom) in the image's own pixels (upright),
       with their `labels`, indices into `names`, and `scores`, the best first
-    - without labels (mocov3, dino): an `Embedding`: `features`, a vector of length 1; the
-      product of two is how alike the images are
+    - without labels (mocov3, dino, ...), and clip, siglip and lit: an `Embedding`: `features`, a
+      vector of length 1; the product of two is how alike the images are. With `labels`, of the
+      last three: a `Prediction`
 
     A picture is a path, a file's bytes, a file opened with 'rb', an image of Pillow's in any mode,
     or an array of pixels, rows first (uint8, RGB where it has colours): `read_image` says it all.
@@ -87,6 +88,8 @@ class Predictor:
         tokens: str | None = None,
         *,
         many: bool = False,
+        labels: Sequence[str] = (),
+        templates: Sequence[str] = ("{}",),
     ) -> None:
         """`place`: the folder of a run, or of a bundle that `vitrail export` wrote. `many`: that a
         bundle will be asked about many images at once, so that it is worth some seconds to measure
@@ -95,13 +98,16 @@ class Predictor:
         `checkpoint`: last or best; the default is the one that the run's report judges.
         `tta`: what several looks at an image are averaged, a name in `vitrail.tasks.tta.LOOKS`.
         `tokens`: with how many fewer of them, `tome:r=13` for instance.
+        `labels`: of a run that learned from images and texts, classes in words, which it then tells
+        apart; `templates` are sentences around them, `{}`.
 
         Raises `DataError` for what is neither, or is damaged; `UsageError` where a bundle is asked
         for what was settled when it was made.
         """
         self._model: Asked
         if is_bundle(place):
-            told = {"checkpoint": checkpoint, "tta": None if tta == "none" else tta}
+            told: dict[str, Any] = {"checkpoint": checkpoint, "labels": labels or None}
+            told["tta"] = None if tta == "none" else tta
             for name, value in (told | {"tokens": tokens}).items():
                 if value is not None:
                     raise UsageError(
@@ -112,7 +118,7 @@ class Predictor:
         else:
             from vitrail.deploy.running import Running  # with torch, which a bundle does without
 
-            self._model = Running(place, checkpoint, tta, tokens)
+            self._model = Running(place, checkpoint, tta, tokens, labels, templates)
         self.preprocess = self._model.preprocess
 
     @property

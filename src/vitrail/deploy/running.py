@@ -13,6 +13,7 @@ from vitrail.data.views.canvas import canvas_of
 from vitrail.runs import Run
 from vitrail.runs.load import LoadedRun, load
 from vitrail.tasks.tta import looks
+from vitrail.tasks.zero_shot import AS_THEY_ARE, ZeroShot
 
 if TYPE_CHECKING:
     from vitrail.deploy.predict import Shown
@@ -24,12 +25,20 @@ class Running:
     coupled = False
 
     def __init__(
-        self, run: Path | str, checkpoint: str | None, tta: str, tokens: str | None
+        self,
+        run: Path | str,
+        checkpoint: str | None,
+        tta: str,
+        tokens: str | None,
+        labels: Sequence[str] = (),
+        templates: Sequence[str] = AS_THEY_ARE,
     ) -> None:
         looks(tta)  # so that a wrong name is told at once
         self._loaded = load(run, checkpoint, tokens, tta)
+        task = self._loaded.task
+        self._asked = ZeroShot(task, labels, templates) if labels else task
         self.preprocess = self._loaded.preprocess
-        self.reading = self._loaded.task.reading
+        self.reading = self._asked.reading
         self.card = card_of(self._loaded)
         self.threshold = threshold_in(measured_of(self._loaded.run))
 
@@ -37,7 +46,7 @@ class Running:
     def answers(self, shown: Sequence["Shown"]) -> list[Any]:
         canvas = canvas_of(self.preprocess, [one.pixels for one in shown])
         batch = Batch((canvas,), {}, np.arange(len(shown)))
-        return self._loaded.task.answer(batch, [one.seen for one in shown])
+        return self._asked.answer(batch, [one.seen for one in shown])
 
 
 def card_of(loaded: LoadedRun) -> dict[str, Any]:
