@@ -15,7 +15,7 @@ from vitrail.runs.load import LoadedRun, load
 from vitrail.tasks import backbone_of
 from vitrail.text import TextConfig, Tokenizer, open_tokenizer
 from vitrail.text.two_towers import TwoTowers
-from vitrail.weights import OURS, Opened, open_weights
+from vitrail.weights import OURS, Opened, open_text_weights, open_weights
 from vitrail.weights.box_heads import box_head_of
 from vitrail.weights.heads import head_of
 from vitrail.weights.load import check_told
@@ -58,13 +58,7 @@ def open_text_source(
             )
         state = model.text.state_dict()
         return OpenedText(model.text.config, model.words.tokenizer, state)
-    return _published(source, notify)
-
-
-def _published(source: str, notify: Callable[[str], None]) -> OpenedText:
-    from vitrail.weights import open_text_weights
-
-    config, state, tokenizer = open_text_weights(source)
+    config, state, tokenizer = open_text_weights(source, notify=notify)
     if tokenizer is None:
         raise UsageError(
             f"{setting('text_weights', source)} has no tokenizer beside it, and without its own a "

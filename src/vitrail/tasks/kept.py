@@ -78,7 +78,9 @@ class KeptVectors:
         """Which images could be read."""
         return self._rows >= 0
 
-    def look(self, model: Model, device: torch.device) -> dict[str, str]:
+    def look(
+        self, model: Model, device: torch.device, notify: Callable[[str], None]
+    ) -> dict[str, str]:
         """Look at every image, or read what another run has seen; key and reason of those that
         cannot be read. Raises `DataError` where none can.
         """
@@ -89,6 +91,7 @@ class KeptVectors:
             self._values = torch.from_numpy(known.arrays["values"])
             indices, skipped = known.arrays["indices"], dict(known.about)
         else:
+            notify(f"the image tower is locked: it looks at {len(loader.source):,} images, once")
             parts, places = [], []
             was = model.training
             model.eval()

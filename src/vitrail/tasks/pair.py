@@ -118,9 +118,13 @@ class Pair(Task):
         """Of a locked image tower: the images to learn from, as they are measured."""
         self._kept = KeptVectors(loader)
 
-    def prepare(self, device: torch.device) -> dict[str, str]:
+    def prepare(
+        self, device: torch.device, notify: Callable[[str], None] = lambda sentence: None
+    ) -> dict[str, str]:
         """Look at all images, where the image tower is locked."""
-        return {} if self._kept is None else self._kept.look(self.model.backbone, device)
+        if self._kept is None:
+            return {}
+        return self._kept.look(self.model.backbone, device, notify)
 
     def weight(self, batch: Batch) -> float:
         """Its images, of those that can be read."""

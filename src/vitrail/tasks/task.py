@@ -5,7 +5,7 @@ and prediction know nothing else of it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -167,9 +167,11 @@ class Task(nn.Module, ABC):
     def answer(self, batch: Batch, seen: Sequence[Seen]) -> list[Any]:
         """What a user wants to know of each image, of which `seen` is how its view lies in it."""
 
-    def prepare(self, device: torch.device) -> dict[str, str]:
-        """Before the first step: what is computed once, on this device. Key and reason of images
-        that it has found unreadable.
+    def prepare(
+        self, device: torch.device, notify: Callable[[str], None] = lambda sentence: None
+    ) -> dict[str, str]:
+        """Before the first step, and before time is counted: what is computed once, on this device.
+        Key and reason of images that it has found unreadable.
         """
         return {}
 

@@ -43,7 +43,7 @@ class Vectors(NamedTuple):
 
 
 class Words(nn.Module):
-    """A tokenizer as a part of a model's state."""
+    """A tokenizer as a part of a model's state. Nothing learns it, and copies of a model share it."""
 
     content: Tensor
 
@@ -51,6 +51,9 @@ class Words(nn.Module):
         super().__init__()
         self.register_buffer("content", torch.zeros(0, dtype=torch.uint8))
         self._read: Tokenizer | None = None
+
+    def __deepcopy__(self, memo: object) -> "Words":
+        return self
 
     def keep(self, tokenizer: Tokenizer) -> None:
         """Take this one from now on."""
@@ -77,7 +80,7 @@ class Words(nn.Module):
     ) -> None:
         """Of any length, whatever the one before was."""
         if (found := state_dict.get(f"{prefix}content")) is not None:
-            self.content.resize_(found.shape)  # in place: a copy of the model may share it
+            self.content = self.content.new_empty(found.shape)
             self._read = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

@@ -70,17 +70,16 @@ def fit(
 
     Raises `DataError` when the loss is no longer a number, `Interrupted` after a signal.
     """
-    at, started = Progress(), time.perf_counter()
-    looks_first = config.tune.head_init == "probe" or config.locked
+    at = Progress()
     if config.tune.head_init == "probe" and not resume:
+        started = time.perf_counter()
         solve_head(task, train, config)
         world.align(task.state_dict().values())
+        seconds = time.perf_counter() - started
+        at = at._replace(seconds=seconds, head_seconds=seconds)
     learner = Learner(task, config, torch.device(train.device), world, notify)
     if learner.skipped:
         train.leave_out(learner.skipped)
-    if looks_first and not resume:
-        seconds = time.perf_counter() - started
-        at = at._replace(seconds=seconds, head_seconds=seconds)
     steps_per_epoch = len(train) // config.accumulate
     if not steps_per_epoch:
         raise UsageError(

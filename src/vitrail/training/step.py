@@ -54,7 +54,7 @@ class Learner:
             task.model, config.optim, self.tuning.scale, beside=task.named_beside()
         )
         self.average = Average(task.model, config.ema) if config.ema else None
-        self.skipped = task.prepare(device)
+        self.skipped = task.prepare(device, notify)
         """Key and reason of images that a look at all of them has found unreadable."""
 
     def enter(self, done: float) -> float:
