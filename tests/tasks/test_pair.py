@@ -28,9 +28,7 @@ from vitrail.text.two_towers import TwoTowers
 from vitrail.training.engine import Engine
 from vitrail.training.step import Learner
 
-TINY = ViTConfig(
-    depth=2, width=16, heads=2, mlp=32, patch=(8, 8), image_size=(16, 16), classes=0
-)
+TINY = ViTConfig(depth=2, width=16, heads=2, mlp=32, patch=(8, 8), image_size=(16, 16), classes=0)
 TEXT = text_config("clip_s32_alt", depth=1, width=16, heads=2, mlp=32, context=12)
 WORDS = ("a cat", "a dog", "a red car", "two owls", "a pet")
 
@@ -202,7 +200,7 @@ def locked(source, **changes) -> Pair:
 def test_a_locked_tower_looks_at_each_image_once(photos):
     task = locked(photos, pair=PairConfig())
     learner = Learner(task, config_of(), torch.device("cpu"))
-    assert Photos.loaded == 8 and learner.skipped == {}
+    assert learner.begin() == {} and Photos.loaded == 8
     batch = batch_of(photos.targets)
     expected = torch.cat(
         [task.model.backbone(b.images) for b in EvalLoader(photos, Preprocess(size=(16, 16)))]
@@ -301,7 +299,11 @@ def test_classes_that_are_told_in_words(kind):
     assert told.reading.names == ("a cat", "a red car")
     answers = told.answer(batch, [Seen(np.eye(3), (16, 16), (16, 16))] * 8)
     with torch.no_grad():
-        logits = task.model.scale.exp() * task.model(batch.images) @ task.named(["a cat", "a red car"], ("{}",)).T
+        logits = (
+            task.model.scale.exp()
+            * task.model(batch.images)
+            @ task.named(["a cat", "a red car"], ("{}",)).T
+        )
     logits = logits + (task.model.bias if kind == "siglip" else 0)
     expected = logits.sigmoid() if kind == "siglip" else logits.softmax(dim=1)
     for answer, row in zip(answers, expected.tolist(), strict=True):
@@ -352,7 +354,10 @@ def test_what_a_run_cannot_be(task, changes, words):
 def test_a_step_can_be_had_on_paper():
     with torch.device("meta"):
         task = task_of_meta()
-        blank = {k: torch.from_numpy(x).expand(4, *x.shape).to("meta") for k, x in texts_of().blank((16, 16)).items()}
+        blank = {
+            k: torch.from_numpy(x).expand(4, *x.shape).to("meta")
+            for k, x in texts_of().blank((16, 16)).items()
+        }
         batch = Batch((Canvas(torch.empty(4, 3, 16, 16), None),), blank, np.arange(4))
         task.loss(batch).total.backward()
     assert task.model.text.tokens.weight.grad.is_meta

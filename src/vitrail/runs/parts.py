@@ -154,7 +154,9 @@ def start_text(model: TwoTowers, opened: OpenedText, texts: Sequence[str], notif
     some = texts[:: max(1, len(texts) // _TEXTS_READ)]
     if cut := opened.tokenizer(some).cut if some else 0:
         context = opened.tokenizer.context
-        notify(f"text      {cut:,} of {len(some):,} texts are longer than {context} tokens, and cut")
+        notify(
+            f"text      {cut:,} of {len(some):,} texts are longer than {context} tokens, and cut"
+        )
 
 
 _TEXTS_READ = 10_000

@@ -2,8 +2,8 @@
 
 With x_i and t_j of length 1, s the scale, c the bias, b images of this process and n of all:
 
-    softmax (CLIP, arXiv 2103.00020, figure 3)   1/2 mean_i [CE(s x_i . t, P_i) + CE(s t_i . x, P_i)]
-    sigmoid (SigLIP, 2303.15343, algorithm 1)    -1/b sum_ij log sigmoid(y_ij (s x_i . t_j + c))
+    softmax (CLIP, 2103.00020, figure 3)       1/2 mean_i [CE(s x_i . t, P_i) + CE(s t_i . x, P_i)]
+    sigmoid (SigLIP, 2303.15343, algorithm 1)  -1/b sum_ij log sigmoid(y_ij (s x_i . t_j + c))
 
 The same words may stand under several images of a batch. Then each of these texts is right for each
 of these images: P_i gives them equal shares (UniCL, 2204.03610), and y_ij is 1 for all of them. In

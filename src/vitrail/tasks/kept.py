@@ -111,6 +111,7 @@ class KeptVectors:
 
     def of(self, batch: Batch) -> Float[Tensor, "b d"]:
         """Those of a batch, on the CPU; of what cannot be read, another's."""
+        assert self.looked, "a locked tower looks at its images before the first step"
         return self._values[self._rows[batch.indices].clip(min=0)]
 
 

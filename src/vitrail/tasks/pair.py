@@ -31,7 +31,7 @@ from vitrail.data.batches.loader import EvalLoader
 from vitrail.data.targets import Classes, Targets, Texts
 from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError, setting
-from vitrail.metrics.retrieval import RetrievalMetrics, judged
+from vitrail.metrics.retrieval import RetrievalMetrics, judged, ranks
 from vitrail.tasks.answers import Embedding, Reading
 from vitrail.tasks.contrastive import sigmoid_loss, softmax_loss
 from vitrail.tasks.kept import KeptVectors
@@ -205,8 +205,8 @@ class Pair(Task):
     def named(
         self, names: Sequence[str], templates: Sequence[str] | None = None
     ) -> Float[Tensor, "c d"]:
-        """The vectors of classes: each name in all templates, each of length 1, their mean, again of
-        length 1.
+        """The vectors of classes: of each name in all templates the mean, of vectors of length 1,
+        and again of length 1.
         """
         templates = templates or self.config.templates
         said = [each.replace("{}", name) for name in names for each in templates]
@@ -215,7 +215,9 @@ class Pair(Task):
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """`vectors [b d]` of images, `texts [b k]`, and `classes [b c]` where they are known."""
-        known = {name: batch.targets[name] for name in ("texts", "classes") if name in batch.targets}
+        known = {
+            name: batch.targets[name] for name in ("texts", "classes") if name in batch.targets
+        }
         return {"vectors": self._measured(batch), **known}
 
     def _measured(self, batch: Batch) -> Float[Tensor, "b d"]:
@@ -296,14 +298,15 @@ class Pair(Task):
         if labels:
             names = self.targets.names
             best = (images @ self.named([spoken(name) for name in names]).T).argmax(dim=1).tolist()
-            there = [[n for n, one in zip(names, row) if one] for row in rows["classes"].tolist()]
-            said = [("|".join(of), names[k]) for of, k in zip(there, best, strict=True)]
-        for image, mine, more in zip(images, own, said, strict=True):
+            said = [
+                ("|".join(n for n, one in zip(names, row, strict=True) if one), names[k])
+                for row, k in zip(rows["classes"].tolist(), best, strict=True)
+            ]
+        places = ranks(images, vectors, own).of_images.tolist()
+        for image, mine, rank, more in zip(images, own, places, said, strict=True):
             alike = vectors @ image
-            mine = mine[mine >= 0]
-            nearest, best = int(alike.argmax()), alike[mine].max()
-            ahead = int((alike >= best).sum()) - int((alike[mine] >= best).sum())
-            yield (texts[int(mine[0])], texts[nearest], f"{alike[nearest]:.6f}", f"{ahead + 1}", *more)
+            nearest, first = int(alike.argmax()), int(mine[mine >= 0][0])
+            yield (texts[first], texts[nearest], f"{alike[nearest]:.6f}", f"{rank + 1}", *more)
 
     def outputs(
         self, images: Float[Tensor, "b c h w"], extent: Int64[Tensor, "b 2"] | None = None

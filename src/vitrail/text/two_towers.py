@@ -43,7 +43,7 @@ class Vectors(NamedTuple):
 
 
 class Words(nn.Module):
-    """A tokenizer as a part of a model's state. Nothing learns it, and copies of a model share it."""
+    """A tokenizer as a part of a model's state. Copies of a model share it."""
 
     content: Tensor
 
@@ -57,7 +57,9 @@ class Words(nn.Module):
 
     def keep(self, tokenizer: Tokenizer) -> None:
         """Take this one from now on."""
-        files = {name: np.frombuffer(content, np.uint8) for name, content in tokenizer.files.items()}
+        files = {
+            name: np.frombuffer(content, np.uint8) for name, content in tokenizer.files.items()
+        }
         said = np.frombuffer(json.dumps(tokenizer.state()).encode(), np.uint8)
         whole = bytearray(save({_STATE: said, **files}))
         self.content = torch.frombuffer(whole, dtype=torch.uint8).clone().to(self.content.device)

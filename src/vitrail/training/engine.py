@@ -243,7 +243,7 @@ class Engine:
         grads = torch.autograd.grad(
             losses.total * share * self.world.size, whole, allow_unused=True
         )
-        grads = [g if g is not None else torch.zeros_like(w) for g, w in zip(grads, whole)]
+        grads = [torch.zeros_like(w) if g is None else g for g, w in zip(grads, whole, strict=True)]
         starts = [0] * len(whole)
         for number, (seed, piece) in enumerate(zip(seeds, pieces, strict=True)):
             end = number + 1 == len(pieces)
@@ -367,9 +367,7 @@ class _Share(nn.Module):
         return losses.total * share, losses.parts
 
 
-def _add(
-    found: dict[str, Tensor], total: Tensor, parts: dict[str, Tensor], share: float
-) -> None:
+def _add(found: dict[str, Tensor], total: Tensor, parts: dict[str, Tensor], share: float) -> None:
     """What a piece adds to a step's loss and to its parts, of which each has its share."""
     for name, value in {"": total, **parts}.items():
         value = value.detach().float() * (share if name else 1)

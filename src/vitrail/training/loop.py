@@ -78,8 +78,6 @@ def fit(
         seconds = time.perf_counter() - started
         at = at._replace(seconds=seconds, head_seconds=seconds)
     learner = Learner(task, config, torch.device(train.device), world, notify)
-    if learner.skipped:
-        train.leave_out(learner.skipped)
     steps_per_epoch = len(train) // config.accumulate
     if not steps_per_epoch:
         raise UsageError(
@@ -116,6 +114,8 @@ def fit(
             notify(f"going on from step {at.step}")
         if world.lead:
             run.forget_after(at.step)
+        if skipped := learner.begin():
+            train.leave_out(skipped)
         if not resume:
             keeper.save(at)
         elif done(at) < 1 and done(at) * config.evaluations >= at.evaluations + 1:

@@ -54,8 +54,11 @@ class Learner:
             task.model, config.optim, self.tuning.scale, beside=task.named_beside()
         )
         self.average = Average(task.model, config.ema) if config.ema else None
-        self.skipped = task.prepare(device, notify)
-        """Key and reason of images that a look at all of them has found unreadable."""
+        self.notify = notify
+
+    def prepare(self) -> dict[str, str]:
+        """Before the first step, with the weights that it will be taken from: see `Task.prepare`."""
+        return self.task.prepare(self.device, self.notify)
 
     def enter(self, done: float) -> float:
         """Let learn what learns when `done` (0 to 1) of the steps are over; how much of its part

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vitrail.evaluation import Evaluation
-from vitrail.metrics.retrieval import KS, RetrievalMetrics
+from vitrail.metrics.retrieval import KS, RetrievalMetrics, ranks
 from vitrail.report import words
 from vitrail.report.numbers import numbers
 from vitrail.report.pictures import Picture, thumbnail
@@ -65,11 +65,11 @@ def _found(evaluation: Evaluation) -> list[Found]:
     """
     vectors, own, texts = evaluation.loaded.task.found(evaluation.rows)
     images = evaluation.rows["vectors"].float()
-    ranks = torch.cat([_ranks(x, vectors, o) for x, o in zip(images.split(512), own.split(512))])
-    right, wrong = (ranks == 1).nonzero()[:, 0], ranks.argsort(descending=True, stable=True)
+    places = ranks(images, vectors, own).of_images + 1
+    right, wrong = (places == 1).nonzero()[:, 0], places.argsort(descending=True, stable=True)
     chosen = [
         *right[torch.linspace(0, len(right) - 1, min(_SHOWN, len(right))).long()].tolist(),
-        *(k for k in wrong[:_SHOWN].tolist() if ranks[k] > 1),
+        *(k for k in wrong[:_SHOWN].tolist() if places[k] > 1),
     ]
     found = []
     for k in chosen:
@@ -85,16 +85,8 @@ def _found(evaluation: Evaluation) -> list[Found]:
                 evaluation.source.key(i),
                 picture,
                 texts[min(mine)],
-                int(ranks[k]),
+                int(places[k]),
                 tuple(Text(texts[j], f"{alike[j]:.2f}", j in mine) for j in order),
             )
         )
     return found
-
-
-def _ranks(images: torch.Tensor, vectors: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Of the best own text of each of some images, from 1."""
-    alike = images @ vectors.T
-    mine = alike.gather(1, own.clamp(min=0)).masked_fill(own < 0, -torch.inf)
-    ahead = (alike >= mine.max(dim=1, keepdim=True).values).sum(dim=1)
-    return ahead - (mine >= mine.max(dim=1, keepdim=True).values).sum(dim=1) + 1
