@@ -1,11 +1,14 @@
 """Images and texts: what a task of two towers computes, in parts, once, and with several texts."""
 
 import copy
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +23,7 @@ from vitrail.data.views.seen import Seen
 from vitrail.errors import DataError, UsageError
 from vitrail.models import ViTConfig, build
 from vitrail.runs import DataConfig, OptimConfig, TrainConfig
+from vitrail.runs.world import World
 from vitrail.tasks import TASKS, Pair, PairConfig
 from vitrail.tasks.pair import spoken
 from vitrail.tasks.zero_shot import ZeroShot
@@ -371,3 +375,40 @@ def task_of_meta() -> Pair:
 def test_two_towers_need_one_width():
     with pytest.raises(AssertionError):
         TwoTowers(build(TINY), TASKS["clip"].model(config_of(), texts_of()).text, 16)
+
+
+def _learn(rank: int, folder: Path, counts: tuple[int, int], how: str, micro: int | None) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/met", rank=rank, world_size=2)
+    targets = texts_of()
+    task, config = task_of(how, targets), config_of(how, micro_batch=micro)
+    engine = Engine(task, config, torch.device("cpu"), World(rank, 2, rank))
+    task.train()
+    engine.enter()
+    start = counts[0] * rank
+    rows = np.arange(start, start + counts[rank])
+    found = engine.gradients([batch_of(targets).rows(rows)], float(sum(counts)), share=4)
+    torch.save({"loss": found.total, "grads": gradients(task)}, folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)  # gloo's thread may still let go of a tensor, for which it needs the interpreter
+
+
+@pytest.mark.parametrize("how", ["clip", "siglip"])
+@pytest.mark.parametrize(("counts", "micro"), [((4, 4), None), ((4, 3), 2), ((4, 1), 2)])
+def test_two_processes_step_as_one(how, counts, micro, tmp_path: Path) -> None:
+    """With all negatives, in parts or whole, and where one has fewer images than the other."""
+    start = torch.multiprocessing.start_processes
+    start(_learn, (tmp_path, counts, how, micro), nprocs=2, start_method="fork")
+    targets = texts_of()
+    task = task_of(how, targets)
+    loss = task.loss(batch_of(targets).rows(np.arange(sum(counts)))).total
+    loss.backward()
+    whole = gradients(task)
+    size = largest(whole.values())
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert found["loss"] == pytest.approx(loss.item(), rel=1e-6)
+        assert found["grads"].keys() == whole.keys()
+        for name, grad in found["grads"].items():
+            close(grad, whole[name], 1e-5, size=size, msg=name)

@@ -166,11 +166,15 @@ def test_one_start_for_another(run, pairs, tmp_path, capfd):
     """A run's towers are what `--weights` and `--text-weights` name."""
     other = tmp_path / "other"
     args = ("train", pairs, "--task", "siglip", "--weights", run, "--text-weights", run)
-    args += ("--epochs", 1, "--minutes", "None", "--data.batch-size", "100", "--pair.width", "8")
-    code, _, said = vitrail(capfd, *args, "--threads", 1, "--out", other)
+    args += ("--epochs", 1, "--minutes", "None", "--data.batch-size", "100", "--optim.lr", "1e-9")
+    size = ("--model.image-size", "32", "32")
+    code, _, said = vitrail(capfd, *args, *size, "--threads", 1, "--out", other)
     assert code == 0, said
     assert "a batch has all 25 images" in " ".join(said.split())
-    assert load(other).model.text.config == load(run).model.text.config
+    first, second = load(run), load(other)
+    assert second.model.text.config == first.model.text.config and second.config.pair.width == 8
+    for name, x in first.model.state_dict().items():  # projection and scale among them
+        torch.testing.assert_close(second.model.state_dict()[name], x, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -212,3 +216,33 @@ def test_who_knows_no_words_says_so(pairs, tmp_path, capfd):
         capfd, "train", pairs.parent, "--text", "clip_b32", "--task", "mocov3", *TINY
     )
     assert code == 2 and "is for images with texts" in " ".join(err.split())
+
+
+def test_a_published_pair_starts_as_it_was(pairs, cached, tmp_path, capfd):
+    """Both towers of one file, with the projection, the scale, and what they say."""
+    theirs = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "projection_dim": 8}
+    clip = theirs.CLIPModel(
+        theirs.CLIPConfig(
+            text_config={**sizes, "vocab_size": 49408, "max_position_embeddings": 12},
+            vision_config={**sizes, "image_size": 32, "patch_size": 8},
+            projection_dim=8,
+            logit_scale_init_value=3.0,
+        )
+    ).eval()
+    clip.save_pretrained(tmp_path / "clip")
+    file, out = tmp_path / "clip" / "model.safetensors", tmp_path / "out"
+    args = ("train", pairs, "--task", "clip", "--weights", file, "--text-weights", file)
+    args += ("--epochs", 1, "--minutes", "None", "--optim.lr", "1e-9", "--model.image-size", 32, 32)
+    code, _, said = vitrail(capfd, *args, "--precision", "float32", "--threads", 1, "--out", out)
+    assert code == 0, said
+    task = load(out).task
+    assert task.model.scale.item() == pytest.approx(3.0, abs=1e-4) and task.config.width == 8
+    texts, x = ["a red square", "blue"], torch.randn(2, 3, 32, 32)
+    ids, mask = task.read(texts, torch.device("cpu"))
+    with torch.no_grad():
+        expected = clip(input_ids=ids, pixel_values=x, attention_mask=mask)
+        torch.testing.assert_close(task.model(x), expected.image_embeds, atol=1e-4, rtol=0)
+        torch.testing.assert_close(task.embedded(texts), expected.text_embeds, atol=1e-4, rtol=0)

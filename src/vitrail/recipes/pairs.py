@@ -13,7 +13,7 @@ from vitrail.recipes.scratch import batch_size, precision
 from vitrail.runs import DataConfig, OptimConfig, TrainConfig
 from vitrail.tasks import PairConfig
 from vitrail.text import text_config
-from vitrail.weights import started
+from vitrail.weights import Opened, started
 
 _TOKENS = 8
 """Along a side, on a CPU, where the image tower learns."""
@@ -76,10 +76,17 @@ def lit(facts: Facts) -> TrainConfig:
     return replace(
         config,
         task="lit",
-        pair=PairConfig(),
+        pair=replace(config.pair, loss="softmax"),
         augment=AugmentConfig.off(),
         minutes=30 if facts.gpu else 5,
     )
+
+
+def _joint_width(opened: Opened) -> int | None:
+    """Of a CLIP's image tower, what its projection gives: it is kept. None: there is none."""
+    config = opened.config
+    projects = isinstance(config, ViTConfig) and not config.head_bias and not opened.classes
+    return config.classes or None if projects else None
 
 
 def _from_weights(config: TrainConfig, facts: Facts, tokens: int, lr: float) -> TrainConfig:
@@ -99,6 +106,6 @@ def _from_weights(config: TrainConfig, facts: Facts, tokens: int, lr: float) -> 
         model=model,
         row=row_of(opened),
         weights=opened.source,
-        pair=replace(config.pair, width=None),
+        pair=replace(config.pair, width=_joint_width(opened)),
         optim=replace(config.optim, lr=lr),
     )

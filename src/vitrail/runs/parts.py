@@ -1,11 +1,13 @@
 """The parts of a run, as its config describes them: model, task, loaders, what it starts from."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import nn
 
 from vitrail.data import Source, Splits
 from vitrail.data.batches.loader import EvalLoader, TrainLoader
@@ -146,11 +148,14 @@ def start_text(model: TwoTowers, opened: OpenedText, texts: Sequence[str], notif
         own, kept = model.text.state_dict(), opened.state
         fitting = {k: x for k, x in kept.items() if k in own and own[k].shape == x.shape}
         model.text.load_state_dict(own | fitting)
-        notes = [*opened.notes]
         if new := sorted({*own} - {*fitting}):
-            notes.append(f"new: {shortened(new)}")
-        for words in notes:
-            notify(f"text      {words}")
+            notify(f"text      new: {shortened(new)}")
+    for number, value in (
+        (model.scale, opened.scale and math.log(opened.scale)),
+        (model.bias, opened.bias),
+    ):
+        if number is not None and value is not None:
+            nn.init.constant_(number, value)
     some = texts[:: max(1, len(texts) // _TEXTS_READ)]
     if cut := opened.tokenizer(some).cut if some else 0:
         context = opened.tokenizer.context
@@ -178,6 +183,11 @@ def start(
         notes += load_box_head(model, opened.boxes, classes)
     elif opened.boxes:
         notes.append(f"the head of detection is left out: {opened.boxes.line}")
+    if isinstance(model, TwoTowers) and model.projection is not None:
+        head = opened.state.get("head.weight")
+        if head is not None and head.shape == model.projection.weight.shape:
+            model.projection.load_state_dict({"weight": head})
+            notes.append("projection: that of the weights, to what texts are compared with")
     if "probe" in (config.method, config.tune.head_init):
         notes.append("head: to begin with, it is solved as a linear probe of the data")
     for words in (*(f"assumed: {each}" for each in opened.assumed), *notes):

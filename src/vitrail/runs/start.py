@@ -10,6 +10,7 @@ from vitrail.errors import UsageError, setting
 from vitrail.heads import Detector, Segmenter
 from vitrail.runs.checkpoint import read_checkpoint
 from vitrail.runs.config import TrainConfig
+from vitrail.models import ViTConfig
 from vitrail.runs.folder import Run
 from vitrail.runs.load import LoadedRun, load
 from vitrail.tasks import backbone_of
@@ -30,7 +31,9 @@ class OpenedText(NamedTuple):
     tokenizer: Tokenizer
     state: Mapping[str, Tensor] | None
     """None: random weights."""
-    notes: tuple[str, ...] = ()
+    scale: float | None = None
+    """What likenesses were multiplied with, where its image tower is the run's start as well."""
+    bias: float | None = None
 
 
 def open_text(config: TrainConfig, notify: Callable[[str], None]) -> OpenedText:
@@ -40,7 +43,10 @@ def open_text(config: TrainConfig, notify: Callable[[str], None]) -> OpenedText:
     assert config.text is not None
     if config.text_weights is None:
         return OpenedText(config.text, open_tokenizer(config.text), None)
-    return open_text_source(config.text_weights, notify)
+    opened = open_text_source(config.text_weights, notify)
+    if opened.scale is not None and config.weights != config.text_weights:
+        return opened._replace(scale=None, bias=None)  # of another pair
+    return opened
 
 
 def open_text_source(
@@ -56,8 +62,9 @@ def open_text_source(
             raise UsageError(
                 f"{setting('text_weights', source)}: that run has learned without texts"
             )
-        state = model.text.state_dict()
-        return OpenedText(model.text.config, model.words.tokenizer, state)
+        bias = None if model.bias is None else model.bias.item()
+        opened = OpenedText(model.text.config, model.words.tokenizer, model.text.state_dict())
+        return opened._replace(scale=model.scale.exp().item(), bias=bias)
     config, state, tokenizer = open_text_weights(source, notify=notify)
     if tokenizer is None:
         raise UsageError(
@@ -83,12 +90,17 @@ def open_start(
         return open_weights(source, told, row=row, wanted=wanted, notify=notify)
     loaded = load(Run(folder))
     check_told(told or {}, loaded.config.model, source)
+    config, state = loaded.config.model, backbone_of(loaded.model).state_dict()
+    projection = getattr(loaded.model, "projection", None)
+    if projection is not None and isinstance(config, ViTConfig):  # as in a file of CLIP's
+        config = replace(config, classes=projection.out_features, head_bias=False)
+        state = {**state, "head.weight": projection.weight.detach()}
     return Opened(
         source=source,
         sha256=loaded.sha256,
         layout=OURS,
-        config=loaded.config.model,
-        state=backbone_of(loaded.model).state_dict(),
+        config=config,
+        state=state,
         preprocess=loaded.preprocess,
         classes=loaded.names,
         notes=(),
