@@ -204,7 +204,7 @@ def locked(source, **changes) -> Pair:
 def test_a_locked_tower_looks_at_each_image_once(photos):
     task = locked(photos, pair=PairConfig())
     learner = Learner(task, config_of(), torch.device("cpu"))
-    assert learner.begin() == {} and Photos.loaded == 8
+    assert learner.prepare() == {} and Photos.loaded == 8
     batch = batch_of(photos.targets)
     expected = torch.cat(
         [task.model.backbone(b.images) for b in EvalLoader(photos, Preprocess(size=(16, 16)))]

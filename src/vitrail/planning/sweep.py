@@ -60,7 +60,7 @@ def find_lr(task: Task, train: Loader, config: TrainConfig, *, seconds: float = 
     if config.tune.head_init == "probe":
         solve_head(task, train, config)
     learner = Learner(task, config, torch.device(train.device))
-    learner.begin()
+    learner.prepare()
     low, high = _DECADES[config.optim.name]
     rates: list[float] = []
     losses: list[float] = []

@@ -116,7 +116,7 @@ def try_out(
     images = max(len(batch.indices) for batch in batches)
     meter = Meter(device)
     learner = Learner(makers.task(), config, device)
-    learner.begin()
+    learner.prepare()
     warm, compute, update = _steps(learner, batches, ends)
     measured = meter.grown()
     judge, judge_read, judge_read_again = _judge(
@@ -125,7 +125,7 @@ def try_out(
     at_once = min(learner.engine.micro or images, images)
     if config.compile:  # what a compiled block allocates cannot be counted
         learner = Learner(makers.task(), replace(config, compile=False), device)
-        learner.begin()
+        learner.prepare()
     activations = _activations(learner, batches[0])
     return Tryout(
         images=images,

@@ -41,6 +41,19 @@ from vitrail.tasks import (
 )
 from vitrail.text import TextConfig
 
+TaskName = Literal[
+    "classify",
+    "segment",
+    "detect",
+    "mocov3",
+    "dino",
+    "lejepa",
+    "mae",
+    "distill-features",
+    "clip",
+    "siglip",
+    "lit",
+]
 PAIRS = ("clip", "siglip", "lit")
 """The tasks of images with texts."""
 
@@ -275,11 +288,7 @@ class TrainConfig:
     text_weights: str | None = None
     """Published weights of the text tower to start from: a name that `vitrail weights` lists, or a
     file. None starts at random."""
-    task: Literal[
-        *("classify", "segment", "detect"),
-        *("mocov3", "dino", "lejepa", "mae", "distill-features"),
-        *("clip", "siglip", "lit"),
-    ] = "classify"
+    task: TaskName = "classify"
     """What is learned: classes of images or of pixels, boxes of objects, features from images
     without labels, or which text goes with which image. Without the flag the data decides: masks
     are for segment, boxes for detect, texts for clip."""

@@ -1,6 +1,7 @@
 """Where a run may start from: published weights, a file, or another run."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,9 +9,9 @@ from torch import Tensor
 
 from vitrail.errors import UsageError, setting
 from vitrail.heads import Detector, Segmenter
+from vitrail.models import ViTConfig
 from vitrail.runs.checkpoint import read_checkpoint
 from vitrail.runs.config import TrainConfig
-from vitrail.models import ViTConfig
 from vitrail.runs.folder import Run
 from vitrail.runs.load import LoadedRun, load
 from vitrail.tasks import backbone_of

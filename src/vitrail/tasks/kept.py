@@ -50,7 +50,7 @@ class KeptMaps:
                     found = say(batch.rows(slice(i, i + 1)))
                 self._kept[key] = tuple(each[0].cpu() for each in found)
             rows.append(self._kept[key])
-        return tuple(torch.stack(maps).to(images.device) for maps in zip(*rows, strict=True))
+        return tuple(torch.stack(maps).to(batch.images.device) for maps in zip(*rows, strict=True))
 
 
 class KeptVectors:

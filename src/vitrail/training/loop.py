@@ -114,7 +114,7 @@ def fit(
             notify(f"going on from step {at.step}")
         if world.lead:
             run.forget_after(at.step)
-        if skipped := learner.begin():
+        if skipped := learner.prepare():
             train.leave_out(skipped)
         if not resume:
             keeper.save(at)

@@ -57,7 +57,7 @@ class Learner:
         self.notify = notify
 
     def prepare(self) -> dict[str, str]:
-        """Before the first step, with the weights that it will be taken from: see `Task.prepare`."""
+        """Before the first step, with the weights that it is taken from: see `Task.prepare`."""
         return self.task.prepare(self.device, self.notify)
 
     def enter(self, done: float) -> float:
