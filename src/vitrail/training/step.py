@@ -122,7 +122,7 @@ def cut_each(parameters: Iterable[nn.Parameter], most: float) -> float:
         if parameter.grad is not None:
             norm, rows = torch.linalg.vector_norm(parameter.grad), parameter.grad
             if isinstance(rows, DTensor):  # this process's, of which the whole's norm decides
-                norm, rows = norm.full_tensor(), rows.to_local()  # type: ignore[attr-defined]
+                norm, rows = norm.full_tensor(), rows.to_local()
             rows.mul_((most / (norm + 1e-6)).clamp(max=1))
             squares = squares + norm.double() ** 2
     return float(squares) ** 0.5
