@@ -217,7 +217,7 @@ def test_a_locked_tower_looks_at_each_image_once(photos):
     assert learning == {"text", "scale"} and not task.model.backbone.training
     loaded = Photos.loaded
     again = locked(photos, pair=PairConfig())
-    again.begin(torch.device("cpu"))  # from the cache
+    again.prepare(torch.device("cpu"))  # from the cache
     assert Photos.loaded == loaded
     assert torch.equal(again.vectors(batch).images, found.images)
     assert copy.deepcopy(task)._kept is task._kept
@@ -226,7 +226,7 @@ def test_a_locked_tower_looks_at_each_image_once(photos):
 def test_an_image_that_cannot_be_read_is_left_out_of_a_locked_run(photos):
     photos.broken = 2
     task = locked(photos, pair=PairConfig())
-    (why,) = task.begin(torch.device("cpu")).values()
+    (why,) = task.prepare(torch.device("cpu")).values()
     assert why.endswith("it is damaged")
     batch = batch_of(photos.targets)
     assert task.weight(batch) == 7 and len(task.vectors(batch).images) == 7

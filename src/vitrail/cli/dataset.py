@@ -18,8 +18,6 @@ class DataFlags:
     """Its name; in a list without a header its number, from 1."""
     label_column: Annotated[str | None, tyro.conf.arg(aliases=("--label-column",))] = None
     split_column: Annotated[str | None, tyro.conf.arg(aliases=("--split-column",))] = None
-    caption_column: Annotated[str | None, tyro.conf.arg(aliases=("--caption-column",))] = None
-    """Of images with texts."""
     parts: Annotated[str, tyro.conf.arg(aliases=("--parts",))] = USUAL.parts
     """Which folders of a folder are its parts. auto: by their names; none: all are classes; or as
     train=DIR,val=DIR,test=DIR, where a part may be given twice."""
@@ -29,7 +27,7 @@ class DataFlags:
 
     def columns(self) -> Columns:
         """As `open_data` takes them."""
-        return Columns(self.image_column, self.label_column, self.split_column, self.caption_column)
+        return Columns(self.image_column, self.label_column, self.split_column)
 
     def rules(self) -> FolderRules:
         """As `open_data` takes them."""
@@ -40,8 +38,13 @@ class DataFlags:
 class AnyDataFlags(DataFlags):
     """The same for verbs that look at whatever is there, masks as well."""
 
+    caption_column: Annotated[str | None, tyro.conf.arg(aliases=("--caption-column",))] = None
+    """Of images with texts."""
     masks: MaskRules = AS_THEY_SAY
     """How masks are understood, where that is not as they say themselves."""
+
+    def columns(self) -> Columns:
+        return super().columns()._replace(caption=self.caption_column)
 
 
 OfData = Annotated[DataFlags, tyro.conf.arg(name="data")]

@@ -70,9 +70,10 @@ def spell_flags(kind: type[Any], *, flags: bool = False) -> None:
     def flag(name: str, value: tuple[object, ...]) -> str:
         known = _known(kind, flags)  # type: ignore[arg-type]  # a class can be a key
         same = [path for path in known if path == name or path.endswith(f".{name}")]
-        path = min(
-            same or [path for path in known if name.endswith(f".{path}")], key=len, default=""
-        )
+        others = [path for path in known if name.endswith(f".{path}")]
+        # A bare name is one of a model's config, of which a text tower's has some too.
+        nearest = sorted(same or others, key=lambda path: (path.startswith("text."), len(path)))
+        path = nearest[0] if nearest else ""
         words = [f"--{path.replace('_', '-')}" if path else name.rpartition(".")[2]]
         if value != (True,) or not known.get(path):
             for each in value:

@@ -52,11 +52,11 @@ class BertConfig(TowerConfig):
             raise unknown_name("pool", str(self.pool), get_args(BertPool))
         if not self.context <= self.positions:
             raise UsageError(
-                f"{setting('context', self.context)} is more than there are positions: "
-                f"{setting('positions', self.positions)}"
+                f"{setting('text.context', self.context)} is more than there are positions: "
+                f"{setting('text.positions', self.positions)}"
             )
         if self.segments < 1:
-            raise UsageError(f"{setting('segments')} must be at least 1, not {self.segments}")
+            raise UsageError(f"{setting('text.segments')} must be at least 1, not {self.segments}")
 
 
 class PostNormBlock(nn.Module):

@@ -83,7 +83,7 @@ class SiglipText(Tower):
         if tokens.shape[1] != self.config.context:
             raise UsageError(
                 f"this tower reads its last place: texts have to be padded to "
-                f"{setting('context', self.config.context)} tokens, and these have "
+                f"{setting('text.context', self.config.context)} tokens, and these have "
                 f"{tokens.shape[1]}; its own tokenizer does it"
             )
         x = self.tokens(tokens) + self.position

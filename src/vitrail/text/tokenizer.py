@@ -73,7 +73,7 @@ def padded(
 def check_context(context: int, least: int) -> None:
     """Raise `UsageError` for a context without room for a text's ends and a word."""
     if context < least:
-        raise UsageError(f"{setting('context')} must be at least {least}, not {context}")
+        raise UsageError(f"{setting('text.context')} must be at least {least}, not {context}")
 
 
 def check_fits(tokenizer: Tokenizer, rows: int, where: str) -> None:

@@ -51,11 +51,12 @@ class TowerConfig(ABC):
             raise unknown_name("activation", str(self.activation), ACTIVATIONS)
         for field in ("vocabulary", "context", "depth", "width", "heads", "mlp"):
             if getattr(self, field) < 1:
-                raise UsageError(f"{setting(field)} must be at least 1, not {getattr(self, field)}")
+                name = setting(f"text.{field}")
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, field)}")
         if self.out < 0:
-            raise UsageError(f"{setting('out')} cannot be negative")
+            raise UsageError(f"{setting('text.out')} cannot be negative")
         if not 0 < self.norm_eps < 1:
-            raise UsageError(f"{setting('norm_eps')} must be in (0, 1), not {self.norm_eps}")
+            raise UsageError(f"{setting('text.norm_eps')} must be in (0, 1), not {self.norm_eps}")
         if self.width % self.heads:
             raise UsageError(f"width {self.width} is not divisible by {self.heads} heads")
 
@@ -98,7 +99,7 @@ class Tower(nn.Module, ABC):
         if tokens.shape[1] > self.config.context:
             raise UsageError(
                 f"texts of {tokens.shape[1]} tokens are too long for a tower of "
-                f"{setting('context', self.config.context)}: its own tokenizer cuts them"
+                f"{setting('text.context', self.config.context)}: its own tokenizer cuts them"
             )
         found = self.pooled(tokens, mask)
         return found if self.head is None else self.head(found)
