@@ -10,10 +10,7 @@ demo: .venv/core            ## fine-tune on the sample set, measure it, write a 
 	$(BIN)/vitrail train samples:emoji --recipe demo
 
 test: .venv/dev             ## the default tests: about 11 minutes of CPU time
-	# Runtimes keep threads of their own: what trains afterwards, in a process that has had them all,
-	# was seen to crash.
-	$(BIN)/pytest -m "not slow and not gpu" tests/deploy
-	$(BIN)/pytest -m "not slow and not gpu" --ignore=tests/deploy
+	$(BIN)/pytest -m "not slow and not gpu"
 
 test-slow: .venv/dev        ## the tests that take minutes
 	$(BIN)/pytest -m slow

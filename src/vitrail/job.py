@@ -141,7 +141,7 @@ def find_lr(
     if opened:
         start(model, config, opened, splits.train.targets.names, notify)
     if text:
-        start_text(model, text, splits.train.targets.table, notify)
+        start_text(model, text, splits.train.targets, notify)
     task = task_of(model, config, splits, found and found.teacher).to(device)
     return sweep(task, train_loader(config, splits, device), config)
 
@@ -298,7 +298,7 @@ def _work(
         if warning := lr_warning(config):
             notify(warning)
     if text:
-        start_text(model, text, splits.train.targets.table, notify)
+        start_text(model, text, splits.train.targets, notify)
     if found and world.lead:
         run.write(TEACHER, json.dumps(found.record, indent=1))
     task = task_of(model, config, splits, found and found.teacher).to(device)

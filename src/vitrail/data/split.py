@@ -423,8 +423,8 @@ def _refuse_unlearnable(data: Path | str, source: PartedSource) -> None:
                 f"vitrail data check {data}"
             )
     if isinstance(source.targets, Texts):
-        learned = source.targets.rows(np.flatnonzero(source.part == _TRAIN))
-        if learned.different() < 2:
+        texts = source.targets.rows(np.flatnonzero(source.part == _TRAIN))
+        if texts.different() < 2:
             raise DataError(
                 f"the images of {data} to train with have the same text, or there is only one: to "
                 f"tell which text is whose takes at least two"

@@ -122,8 +122,8 @@ def judged(
         summary["zero_shot"] = None
         if known.any():
             best = (images[known] @ named.T).argmax(dim=1, keepdim=True)
-            right = (classes[known].gather(1, best) > 0).double().mean().item()
-            summary["zero_shot"] = share(right, int(known.sum()))
+            hits = (classes[known].gather(1, best) > 0).double().mean().item()
+            summary["zero_shot"] = share(hits, int(known.sum()))
             chance["zero_shot"] = (classes[known] > 0).double().mean(dim=0).max().item()
     return RetrievalMetrics(n, m, chance, summary)
 

@@ -134,7 +134,7 @@ def makers_of(
         if weights:
             start(model, config, weights, splits.train.targets.names, lambda sentence: None)
         if text:
-            start_text(model, text, (), lambda sentence: None)
+            start_text(model, text, splits.train.targets, lambda sentence: None)
         return _alone(task_of(model, config, splits, teacher)).to(device)
 
     def for_training(batch: int) -> Loader:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +16,7 @@ from vitrail.data.batches.stream_loader import StreamLoader
 from vitrail.data.names import shortened
 from vitrail.data.sources.blank import Blank
 from vitrail.data.sources.tiled import Tiled
+from vitrail.data.targets import Targets, Texts
 from vitrail.errors import UsageError, setting
 from vitrail.heads import Detector, Segmenter
 from vitrail.runs.config import TrainConfig
@@ -139,10 +140,11 @@ def opened_text(config: TrainConfig, notify: Notify) -> OpenedText | None:
     return None if config.text is None else open_text(config, notify)
 
 
-def start_text(model: TwoTowers, opened: OpenedText, texts: Sequence[str], notify: Notify) -> None:
+def start_text(model: Any, opened: OpenedText, targets: Targets, notify: Notify) -> None:
     """Give the text tower its tokenizer, and its weights if there are any; say what becomes of the
-    `texts` that it will read.
+    texts that it will read.
     """
+    assert isinstance(model, TwoTowers) and isinstance(targets, Texts)
     model.words.keep(opened.tokenizer)
     if opened.state is not None:
         own, kept = model.text.state_dict(), opened.state
@@ -156,7 +158,7 @@ def start_text(model: TwoTowers, opened: OpenedText, texts: Sequence[str], notif
     ):
         if number is not None and value is not None:
             nn.init.constant_(number, value)
-    some = texts[:: max(1, len(texts) // _TEXTS_READ)]
+    some = targets.table[:: max(1, len(targets.table) // _TEXTS_READ)]
     if cut := opened.tokenizer(some).cut if some else 0:
         context = opened.tokenizer.context
         notify(

@@ -17,7 +17,7 @@ from vitrail.runs.load import LoadedRun, load
 from vitrail.tasks import backbone_of
 from vitrail.text import TextConfig, Tokenizer, open_tokenizer
 from vitrail.text.two_towers import TwoTowers
-from vitrail.weights import OURS, Opened, open_text_weights, open_weights
+from vitrail.weights import OURS, Opened, open_pair, open_text_weights, open_weights
 from vitrail.weights.box_heads import box_head_of
 from vitrail.weights.heads import head_of
 from vitrail.weights.load import check_told
@@ -45,8 +45,11 @@ def open_text(config: TrainConfig, notify: Callable[[str], None]) -> OpenedText:
     if config.text_weights is None:
         return OpenedText(config.text, open_tokenizer(config.text), None)
     opened = open_text_source(config.text_weights, notify)
-    if opened.scale is not None and config.weights != config.text_weights:
+    if config.weights != config.text_weights:
         return opened._replace(scale=None, bias=None)  # of another pair
+    if opened.scale is None:
+        whole = open_pair(config.text_weights)
+        return opened._replace(scale=whole.scale, bias=whole.bias)
     return opened
 
 

@@ -77,7 +77,8 @@ def sigmoid_loss(
     bias: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
     """SigLIP's loss of this process's images with the texts of all; 0 where it has none."""
-    summed: Any = _Ring.apply(images.float(), texts.float(), codes, scale.float(), bias.float())
+    vectors = images.float(), texts.float()
+    summed: Any = _Ring.apply(*vectors, codes, scale.float(), bias.float())  # type: ignore[no-untyped-call]
     return summed / max(len(images), 1)
 
 
@@ -105,7 +106,7 @@ class _Ring(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, texts, codes, scale, bias = ctx.saved_tensors
         of_images = torch.zeros_like(images)
         of_scale, of_bias = torch.zeros_like(scale), torch.zeros_like(bias)

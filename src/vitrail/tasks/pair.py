@@ -89,6 +89,10 @@ class Pair(Task):
     coupled = True
     score_name = "retrieval"
     model: TwoTowers
+    targets: Texts
+    config: PairConfig
+    seed: int
+    locked: bool
 
     def __init__(
         self,
@@ -106,7 +110,7 @@ class Pair(Task):
         assert isinstance(targets, Texts)
         self.model = model
         self.config = config
-        self.targets: Texts = targets.rows(np.arange(0))
+        self.targets = targets.rows(np.arange(0))
         self.seed = seed
         self.locked = locked
         self._kept: KeptVectors | None = None
@@ -294,7 +298,7 @@ class Pair(Task):
         images = rows["vectors"].float()
         labels = "classes" in rows and bool(self.targets.names)
         yield ("text", "nearest", "likeness", "rank", *(("label", "predicted") if labels else ()))
-        said = [()] * len(images)
+        said: list[tuple[str, ...]] = [()] * len(images)
         if labels:
             names = self.targets.names
             best = (images @ self.named([spoken(name) for name in names]).T).argmax(dim=1).tolist()

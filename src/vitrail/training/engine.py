@@ -226,38 +226,36 @@ class Engine:
         first their vectors, then the loss of all of these, then each piece again with the gradient
         of its own (GradCache, arXiv 2101.06983). Twice the forward pass, and no negative is lost.
         """
-        seeds = [int(seed) for seed in torch.randint(2**31, (len(pieces),))]
-        made = []
+        task, made = self.working, []
+        assert isinstance(task, ByVectors)
+        seeds = torch.randint(2**31, (len(pieces),)).tolist()
         with torch.no_grad(), record_function("vitrail/forward"), self.autocast():
             for seed, piece in zip(seeds, pieces, strict=True):
                 torch.manual_seed(seed)  # what is dropped is the same both times
-                made.append(self.working.vectors(piece))
-        counts = [[len(rows) for rows in vectors] for vectors in made]
-        common = [bool(rows.shape == (1,)) for rows in made[0]]
+                made.append(task.vectors(piece))
+        rows = list(zip(*made, strict=True))
+        common = [each[0].shape == (1,) for each in rows]
         whole = [
-            (rows[0] if one else torch.cat(rows)).detach().requires_grad_()
-            for one, rows in zip(common, zip(*made, strict=True), strict=True)
+            (each[0] if one else torch.cat(each)).detach().requires_grad_()
+            for one, each in zip(common, rows, strict=True)
         ]
         with record_function("vitrail/forward"), self.autocast():
-            losses = self.working.of_vectors(batch, type(made[0])(*whole))
-        grads = torch.autograd.grad(
+            losses = task.of_vectors(batch, type(made[0])(*whole))
+        found = torch.autograd.grad(
             losses.total * share * self.world.size, whole, allow_unused=True
         )
-        grads = [torch.zeros_like(w) if g is None else g for g, w in zip(grads, whole, strict=True)]
-        starts = [0] * len(whole)
-        for number, (seed, piece) in enumerate(zip(seeds, pieces, strict=True)):
-            end = number + 1 == len(pieces)
-            of_piece = []
-            for k, grad in enumerate(grads):
-                if common[k]:
-                    of_piece.append(grad if end else torch.zeros_like(grad))
-                else:
-                    of_piece.append(grad[starts[k] : starts[k] + counts[number][k]])
-                    starts[k] += counts[number][k]
+        parts = []
+        for one, vectors, each, grad in zip(common, whole, rows, found, strict=True):
+            grad = torch.zeros_like(vectors) if grad is None else grad
+            if one:  # what the pieces have in common learns with the first of them
+                parts.append([grad, *[torch.zeros_like(grad)] * (len(pieces) - 1)])
+            else:
+                parts.append([*grad.split([len(some) for some in each])])
+        for seed, piece, grads in zip(seeds, pieces, zip(*parts, strict=True), strict=True):
             torch.manual_seed(seed)
-            with self._unsynchronised(last and end):
+            with self._unsynchronised(last and piece is pieces[-1]):
                 with record_function("vitrail/forward"), self.autocast():
-                    total, _ = self._share(piece, 1.0, grads=of_piece)
+                    total, _ = self._share(piece, 1.0, grads)
                 with record_function("vitrail/backward"):
                     total.backward()
         return losses.total * share, losses.parts

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt64
+from jaxtyping import Int, Int32, Int64, UInt64
 
 from vitrail.data.targets.classes import Classes
 from vitrail.data.targets.targets import PADDING
@@ -26,6 +26,8 @@ class Texts:
 
     kind: ClassVar[str] = "texts"
     placed: ClassVar[bool] = False
+    names: tuple[str, ...]
+    """Of the classes; none where no image has one."""
 
     def __init__(
         self, table: tuple[str, ...], own: Int32[np.ndarray, "n k"], classes: Classes | None = None
@@ -36,6 +38,7 @@ class Texts:
         self.table = table
         self.own = own
         self.classes = classes
+        self.names = () if classes is None else classes.names
 
     @classmethod
     def written(cls, texts: Iterable[Sequence[str]], classes: Classes | None = None) -> "Texts":
@@ -49,11 +52,6 @@ class Texts:
         for place, row in zip(own, rows, strict=True):
             place[: len(row)] = row
         return cls(tuple(table), own, classes)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the classes; none where no image has one."""
-        return () if self.classes is None else self.classes.names
 
     def __len__(self) -> int:
         return len(self.own)
@@ -95,7 +93,7 @@ class Texts:
         said = {} if self.classes is None else self.classes.blank(size)
         return {"texts": np.full(self.own.shape[1], PADDING, np.int64), **said}
 
-    def strata(self) -> Int[np.ndarray, " n"] | None:
+    def strata(self) -> Int64[np.ndarray, " n"] | None:
         """The class, where it is known."""
         return None if self.classes is None else self.classes.strata()
 

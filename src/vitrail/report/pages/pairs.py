@@ -9,6 +9,7 @@ from vitrail.metrics.retrieval import KS, RetrievalMetrics, ranks
 from vitrail.report import words
 from vitrail.report.numbers import numbers
 from vitrail.report.pictures import Picture, thumbnail
+from vitrail.tasks import Pair
 
 _SHOWN = 12
 _TEXTS = 5
@@ -63,7 +64,9 @@ def _found(evaluation: Evaluation) -> list[Found]:
     """Some images that find a text of theirs at once, evenly spread, and some that find another
     first, the worst of them.
     """
-    vectors, own, texts = evaluation.loaded.task.found(evaluation.rows)
+    task = evaluation.loaded.task
+    assert isinstance(task, Pair)
+    vectors, own, texts = task.found(evaluation.rows)
     images = evaluation.rows["vectors"].float()
     places = ranks(images, vectors, own).of_images + 1
     right, wrong = (places == 1).nonzero()[:, 0], places.argsort(descending=True, stable=True)
