@@ -41,6 +41,7 @@ format: .venv/dev
 
 .venv/dev: .venv/core
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps lightly  # losses to compare with; what it needs besides is not used
 	@touch $@
 
 clean:
