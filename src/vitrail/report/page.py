@@ -20,7 +20,7 @@ from vitrail.nn import patch_grid
 from vitrail.report import charts, words
 from vitrail.report.facts import facts, unreadable
 from vitrail.report.pages import positions
-from vitrail.report.pages.table import PAGES, Page
+from vitrail.report.pages.table import Page, page_of
 from vitrail.report.pictures import Picture, cut, embed, seen
 from vitrail.runs import Run
 
@@ -53,7 +53,7 @@ def write_report(run: Run, evaluation: Evaluation) -> Path:
 
 def render(run: Run, evaluation: Evaluation) -> str:
     """The page's text."""
-    page = PAGES[evaluation.loaded.task.reading.kind]
+    page = page_of(evaluation.loaded)
     content = _content(run, evaluation, page) | page.content(evaluation)
     return templates().get_template(page.template).render(**content)
 

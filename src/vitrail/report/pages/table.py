@@ -1,10 +1,11 @@
-"""The pages by the kind of what a model says (`Reading.kind`)."""
+"""The pages: of a task, or of what its model says."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from vitrail.evaluation import Evaluation
 from vitrail.report.pages import classify, detect, features, pairs, segment
+from vitrail.runs.load import LoadedRun
 
 
 class Page(NamedTuple):
@@ -63,3 +64,9 @@ PAGES: Mapping[str, Page] = {
     "siglip": _PAIRS,
     "lit": _PAIRS,
 }
+"""By the name of a task, or else by the kind of what its model says (`Reading.kind`)."""
+
+
+def page_of(loaded: LoadedRun) -> Page:
+    """A run's."""
+    return PAGES.get(loaded.config.task) or PAGES[loaded.task.reading.kind]
