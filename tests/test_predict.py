@@ -152,5 +152,5 @@ def test_features_from_the_command_line_and_from_python(scenes, tmp_path, capfd)
     found = toolkit.Predictor(run)(image)
     assert np.linalg.norm(found.features) == pytest.approx(1, rel=1e-5)
     outcome = toolkit.train(toolkit.Run(run).config(), tmp_path / "again")
-    assert set(outcome.evaluation.metrics.values()) == {"std", "rankme"}
+    assert set(outcome.evaluation.metrics.values()) == {"std", "rankme", "alpha_req"}
     assert toolkit.evaluate(toolkit.Run(run)).metrics.headline == "rankme"

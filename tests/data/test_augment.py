@@ -475,7 +475,7 @@ def test_every_field_has_an_effect() -> None:
         "fill": (replace(OFF, shift=2), 0),
     }
     # Of views with a mask or boxes: test_scaled.py and test_box_views.py.
-    elsewhere = ("scale", "dominance", "mosaic", "blend", "calm")
+    elsewhere = ("size", "scale", "dominance", "mosaic", "blend", "calm")
     assert [*changes, *elsewhere] == sorted(
         (field.name for field in fields(AugmentConfig)), key=lambda name: name in elsewhere
     )

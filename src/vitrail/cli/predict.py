@@ -18,8 +18,7 @@ from vitrail.deploy.answers import Masked, Place, refuse_there, told
 from vitrail.deploy.boxes import NUMBERED, RESULTS, USUAL_SCORE, Boxed, write_results
 from vitrail.errors import DataError, UsageError
 from vitrail.report.words import tail
-from vitrail.tasks.answers import Detections, Prediction, Segmentation
-from vitrail.tasks.zero_shot import AS_THEY_ARE
+from vitrail.tasks.answers import AS_THEY_ARE, Detections, Prediction, Segmentation
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from vitrail.data.batches.batch import Batch
 from vitrail.data.views.canvas import canvas_of
 from vitrail.runs import Run
 from vitrail.runs.load import LoadedRun, load
+from vitrail.tasks.answers import AS_THEY_ARE
 from vitrail.tasks.tta import looks
-from vitrail.tasks.zero_shot import AS_THEY_ARE, ZeroShot
+from vitrail.tasks.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
     from vitrail.deploy.predict import Shown

@@ -29,6 +29,8 @@ View = Num[np.ndarray, "c _h _w"]
 Outputs = Mapping[str, np.ndarray]
 Look = Callable[[Sequence[Any]], Outputs]
 """What a model says of views, each `[c h w]`, of one size unless the model takes several."""
+AS_THEY_ARE = ("{}",)
+"""Of labels in words that say all themselves: the template that they are put into."""
 
 _AT_ONCE = 8
 """Windows of an image that are looked at together."""

@@ -13,12 +13,9 @@ from vitrail.data.batches.batch import Batch
 from vitrail.data.names import text_line
 from vitrail.data.views.seen import Seen
 from vitrail.errors import UsageError, setting
-from vitrail.tasks.answers import Prediction, Reading, read_classes
+from vitrail.tasks.answers import AS_THEY_ARE, Prediction, Reading, read_classes
 from vitrail.tasks.pair import Pair, check_templates
 from vitrail.tasks.task import Task
-
-AS_THEY_ARE = ("{}",)
-"""The template of labels that say all themselves."""
 
 
 class ZeroShot:
