@@ -172,8 +172,9 @@ def test_one_start_for_another(run, pairs, tmp_path, capfd):
     assert "a batch has all 25 images" in " ".join(said.split())
     first, second = load(run), load(other)
     assert second.model.text.config == first.model.text.config and second.config.pair.width == 8
-    for name, x in first.model.state_dict().items():  # projection and scale among them
-        torch.testing.assert_close(second.model.state_dict()[name], x, atol=1e-5, rtol=1e-4)
+    now = dict(second.model.named_parameters())
+    for name, x in first.model.named_parameters():  # projection and scale among them
+        torch.testing.assert_close(now[name], x, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,8 @@ def open_start(
         config=config,
         state=state,
         preprocess=loaded.preprocess,
-        classes=loaded.names,
+        # Those of a run of images and texts are only what it was measured by.
+        classes=() if isinstance(loaded.model, TwoTowers) else loaded.names,
         notes=(),
         left_out=(),
         head=head_of(loaded.model, loaded.names) if isinstance(loaded.model, Segmenter) else None,
