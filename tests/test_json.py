@@ -29,7 +29,9 @@ IN_SOME_RUNS = {"top5", "map", "exact_match"}
 
 def row(first: str) -> list[str]:
     """The cells of docs/json.md's row that begins so."""
-    (line,) = re.findall(rf"^\| (?:`\w+`, )*`{first}`(?:, `\w+`)* \|(.*)\|$", PAGE, re.MULTILINE)
+    (line,) = re.findall(
+        rf"^\| (?:`[\w-]+`, )*`{first}`(?:, `[\w-]+`)* \|(.*)\|$", PAGE, re.MULTILINE
+    )
     return re.split(r"\s\|(?=\s)", line)
 
 
