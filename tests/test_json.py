@@ -29,7 +29,8 @@ IN_SOME_RUNS = {"top5", "map", "exact_match"}
 
 def row(first: str) -> list[str]:
     """The cells of docs/json.md's row that begins so."""
-    (line,) = re.findall(
+    name = r"`[\w-]+`"
+    (line,) = re.findall(rf"^\| (?:{name}, )*`{first}`(?:, {name})* \|(.*)\|$", PAGE, re.MULTILINE)
         rf"^\| (?:`[\w-]+`, )*`{first}`(?:, `[\w-]+`)* \|(.*)\|$", PAGE, re.MULTILINE
     )
     return re.split(r"\s\|(?=\s)", line)
