@@ -31,8 +31,6 @@ def row(first: str) -> list[str]:
     """The cells of docs/json.md's row that begins so."""
     name = r"`[\w-]+`"
     (line,) = re.findall(rf"^\| (?:{name}, )*`{first}`(?:, {name})* \|(.*)\|$", PAGE, re.MULTILINE)
-        rf"^\| (?:`[\w-]+`, )*`{first}`(?:, `[\w-]+`)* \|(.*)\|$", PAGE, re.MULTILINE
-    )
     return re.split(r"\s\|(?=\s)", line)
 
 
