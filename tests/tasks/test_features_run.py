@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from close import close, largest
 from command import interrupted, last_json, vitrail
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.models import ViTConfig, build
@@ -143,8 +144,9 @@ def test_mae_goes_on_with_its_decoder_from_a_run_and_from_a_file(photos, tmp_pat
         before, after = (
             load_file(Run(each).checkpoint("last") / "beside.safetensors") for each in (run, place)
         )
+        size = largest(before.values())  # each weight has moved by a few steps of 1e-9
         for name, tensor in before.items():
-            torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=0, msg=name)
+            close(after[name], tensor, 1e-6, size=size, msg=name)
 
 
 @pytest.mark.parametrize("teacher_of", ["mae", "mocov3"])

@@ -54,8 +54,6 @@ TaskName = Literal[
     "siglip",
     "lit",
 ]
-PAIRS = ("clip", "siglip", "lit")
-"""The tasks of images with texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -484,37 +482,6 @@ class TrainConfig:
     def locked(self) -> bool:
         """Whether the image tower stays as it is, and looks at each image once."""
         return self.task == "lit"
-
-    def asked_of_pairs(self) -> dict[str, bool]:
-        """What images and texts cannot follow; what they need is refused with its own words."""
-        name = setting("task", self.task)
-        if self.text is None:
-            raise UsageError(
-                f"{name} needs a text tower: name one with {setting('text', 'minilm_l6')} or "
-                f"{setting('text_weights', 'minilm_l6')}"
-            )
-        needed = {"clip": "softmax", "siglip": "sigmoid"}.get(self.task, self.pair.loss)
-        if self.pair.loss != needed:
-            raise UsageError(
-                f"{name} learns by {needed}: leave out {setting('pair.loss', self.pair.loss)}, or "
-                f"use {setting('task', 'siglip' if self.task == 'clip' else 'clip')}"
-            )
-        if self.data.batch_size < 2:
-            raise UsageError(
-                f"{name} tells the texts of a batch apart, and "
-                f"{setting('data.batch_size', self.data.batch_size)} has one: give a larger one"
-            )
-        if self.locked and self.augment != AugmentConfig.off():
-            raise UsageError(
-                f"{name} locks the image tower, which looks at each image once, as it is: leave "
-                f"out augment"
-            )
-        return {
-            "tune, but for freeze": self.tune != TuneConfig(freeze=self.tune.freeze),
-            setting("augment.scale"): self.augment.scale is not None,
-            f"{setting('data.resize')} {self.data.resize}": self.data.resize
-            not in ("crop", "squash"),
-        }
 
     def _check_channels(self) -> None:
         channels = self.model.channels

@@ -231,14 +231,18 @@ def _labels(state: Mapping[str, Any]) -> Targets:
     return _classes(state) if state["classes"] else Nothing(0)
 
 
-def _no_features(config: "TrainConfig") -> dict[str, bool]:
-    """What features without labels cannot follow, whatever learns them."""
+def _one_size(config: "TrainConfig") -> dict[str, bool]:
+    """What makes images of several sizes of a batch."""
     return {
-        setting("tune.lora_rank"): config.tune.lora_rank > 0,
         setting("augment.scale"): config.augment.scale is not None,
         f"{setting('data.resize')} {config.data.resize}": config.data.resize
         not in ("crop", "squash"),
     }
+
+
+def _no_features(config: "TrainConfig") -> dict[str, bool]:
+    """What features without labels cannot follow, whatever learns them."""
+    return {setting("tune.lora_rank"): config.tune.lora_rank > 0, **_one_size(config)}
 
 
 def _across(config: "TrainConfig") -> dict[str, bool]:
@@ -331,6 +335,34 @@ def _texts(state: Mapping[str, Any]) -> Texts:
     return Texts((), none, _classes(state) if state["classes"] else None)
 
 
+def _no_pairs(config: "TrainConfig") -> dict[str, bool]:
+    """What images and texts cannot follow; what they need is refused with its own words."""
+    name = setting("task", config.task)
+    if config.text is None:
+        raise UsageError(
+            f"{name} needs a text tower: name one with {setting('text', 'minilm_l6')} or "
+            f"{setting('text_weights', 'minilm_l6')}"
+        )
+    needed = {"clip": "softmax", "siglip": "sigmoid"}.get(config.task, config.pair.loss)
+    if config.pair.loss != needed:
+        raise UsageError(
+            f"{name} learns by {needed}: leave out {setting('pair.loss', config.pair.loss)}, or "
+            f"use {setting('task', 'siglip' if config.task == 'clip' else 'clip')}"
+        )
+    if config.data.batch_size < 2:
+        raise UsageError(
+            f"{name} tells the texts of a batch apart, and "
+            f"{setting('data.batch_size', config.data.batch_size)} has one: give a larger one"
+        )
+    if config.locked and config.augment != AugmentConfig.off():
+        raise UsageError(
+            f"{name} locks the image tower, which looks at each image once, as it is: leave "
+            f"out augment"
+        )
+    usual = replace(type(config.tune)(), freeze=config.tune.freeze)
+    return {"tune, but for freeze": config.tune != usual, **_one_size(config)}
+
+
 def _pair_facts(config: "TrainConfig") -> Iterable[tuple[str, str]]:
     locked = ", the image tower locked" if config.locked else ""
     yield "loss", f"{config.pair.loss} over {config.data.batch_size} images and texts{locked}"
@@ -339,7 +371,7 @@ def _pair_facts(config: "TrainConfig") -> Iterable[tuple[str, str]]:
 _PAIRS = Kind(
     *(Texts, False, _towers, _pair, _paired, _texts),
     why="it is learned which text goes with which image",
-    refused=lambda config: config.asked_of_pairs(),
+    refused=_no_pairs,
     facts=_pair_facts,
 )
 
